@@ -1,0 +1,51 @@
+"""From a function and a table of inputs to one tidy DataFrame, massively parallel on Dask."""
+
+from atomizer_dask.atom import Atom, atom
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.conductors.base import Conductor
+from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.conductors.memory import MemoryConductor
+from atomizer_dask.context import Context
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import (
+    AtomizerError,
+    ConductorError,
+    ElectronError,
+    InvalidPayloadError,
+    InvalidSweepError,
+    RegistrationError,
+    UnpicklableError,
+)
+from atomizer_dask.events import Event, Stream
+from atomizer_dask.properties import Properties
+from atomizer_dask.registry import register
+from atomizer_dask.run import Progress, Run
+from atomizer_dask.sweep import grid, zipped
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Atom",
+    "Atomizer",
+    "AtomizerError",
+    "Conductor",
+    "ConductorError",
+    "Context",
+    "DaskConductor",
+    "Electron",
+    "ElectronError",
+    "Event",
+    "InvalidPayloadError",
+    "InvalidSweepError",
+    "MemoryConductor",
+    "Progress",
+    "Properties",
+    "RegistrationError",
+    "Run",
+    "Stream",
+    "UnpicklableError",
+    "atom",
+    "grid",
+    "register",
+    "zipped",
+]

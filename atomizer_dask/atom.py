@@ -1,0 +1,331 @@
+"""Atoms: business logic with an id, and whether a payload fits it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from html import escape
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
+
+if TYPE_CHECKING:
+    from atomizer_dask.context import Context
+
+CONTEXT = "context"
+_ByKeyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Atom(ABC):
+    """Business logic in class form: subclass it and give `process`.
+
+    Every electron gets a fresh instance, made by calling the class without arguments, unless it
+    asks for a copy of the registered one (`Electron.copy_state`).
+
+    Attributes
+    ----------
+    id
+        ``module.QualName`` unless the class says otherwise.
+
+    Examples
+    --------
+    >>> class Double(Atom):
+    ...     id = "doc.Double"
+    ...
+    ...     def process(self, context, conductor, electron):
+    ...         return 2 * electron.payload
+    """
+
+    id: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "id" not in cls.__dict__:
+            cls.id = f"{cls.__module__}.{cls.__qualname__}"
+
+    @abstractmethod
+    def process(self, context: Context, conductor: Any, electron: Electron) -> Any:
+        """Return the result for one electron; whatever it raises becomes the electron's error.
+
+        Parameters
+        ----------
+        context
+            The electron's random stream, events and more.
+        conductor
+            Sends further electrons: ``conductor.send(Electron(...))`` gives a future.
+        electron
+            The request, with its payload.
+        """
+
+
+class Definition(ABC):
+    """An atom as it is registered: what a conductor needs to know to execute it."""
+
+    id: str
+    vectorized: bool = False
+
+    @abstractmethod
+    def check_fields(self, names: Iterable[str]) -> None:
+        """Raise `InvalidPayloadError` where inputs of these names do not fit."""
+
+    @abstractmethod
+    def check_payload(self, payload: Any) -> None:
+        """Raise `InvalidPayloadError` where this payload does not fit."""
+
+    def check_copy_state(self, copy_state: bool) -> None:  # noqa: B027 - most have no say
+        """Raise `RegistrationError` where an electron cannot get its instance this way."""
+
+    def check_outputs(self, names: Iterable[str]) -> None:  # noqa: B027 - most declare none
+        """Raise `InvalidSweepError` where a declared output has the name of an input."""
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+class FunctionAtom(Definition):
+    """A function as an atom; calling it calls the function.
+
+    Parameters
+    ----------
+    function
+        Its parameters are the fields of the payload. One named ``context`` is given the `Context`.
+    id
+        ``module.qualname`` unless given.
+    vectorized
+        The function is given each field as an array, one element per electron.
+
+    Raises
+    ------
+    RegistrationError
+        Where a parameter cannot be given by name, or the function is a coroutine function.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], *, id: str | None = None, vectorized: bool = False
+    ) -> None:
+        self.function = function
+        self.id = id or _id_of(function)
+        self.vectorized = vectorized
+        if inspect.iscoroutinefunction(function):
+            raise RegistrationError(f"{self.id} is a coroutine function; an atom is a plain function")
+        self.parameters = _parameters_of(function, self.id)
+        self.takes_context = CONTEXT in self.parameters
+        self.takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in self.parameters.values())
+        self.fields = {
+            name: parameter.default is Parameter.empty
+            for name, parameter in self.parameters.items()
+            if parameter.kind in _ByKeyword and name != CONTEXT
+        }
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102
+        given = list(names)
+        missing = [name for name, required in self.fields.items() if required and name not in given]
+        unknown = [name for name in given if name not in self.fields and not self.takes_any]
+        if self.takes_context and CONTEXT in given:
+            raise InvalidPayloadError(
+                f"the parameter 'context' of {self.id} is filled in by atomizer_dask; "
+                "rename the input"
+            )
+        if not missing and not unknown:
+            return
+        problems = [f"missing {name!r}" for name in missing]
+        for name in unknown:
+            nearest = get_close_matches(name, self.fields, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            problems.append(f"unknown {name!r}{hint}")
+        raise InvalidPayloadError(
+            f"the inputs {given} do not fit {self.id}{self._signature()}: {', '.join(problems)}"
+        )
+
+    def check_payload(self, payload: Any) -> None:  # noqa: D102
+        if payload is None:
+            payload = {}
+        if not isinstance(payload, Mapping):
+            example = next(iter(self.fields), "name")
+            raise InvalidPayloadError(
+                f"the payload of {self.id} must be a mapping of its parameters' names to values, "
+                f"as in {{{example!r}: ...}}; got {type(payload).__name__} {payload!r}"
+            )
+        self.check_fields(payload)
+
+    def check_outputs(self, names: Iterable[str]) -> None:  # noqa: D102
+        try:
+            returned = typing.get_type_hints(self.function).get("return")
+        except (NameError, TypeError, AttributeError):
+            return  # annotations that cannot be evaluated declare nothing
+        declared = getattr(returned, "__annotations__", {}) if typing.is_typeddict(returned) else {}
+        clash = sorted(set(names) & set(declared))
+        if clash:
+            raise InvalidSweepError(
+                f"{self.id} declares the outputs {clash}, which are also names of inputs; "
+                "rename one of the two"
+            )
+
+    def arrange(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return which inputs go by position and which by keyword, the context among them."""
+        given = [*names, CONTEXT] if self.takes_context else list(names)
+        by_position = []
+        for name, parameter in self.parameters.items():
+            if parameter.kind is not Parameter.POSITIONAL_OR_KEYWORD or name not in given:
+                break
+            by_position.append(name)
+        return by_position, [name for name in given if name not in by_position]
+
+    def _signature(self) -> str:
+        shown = (str(p) for name, p in self.parameters.items() if name != CONTEXT)
+        return f"({', '.join(shown)})"
+
+    def __repr__(self) -> str:
+        kind = ", vectorised" if self.vectorized else ""
+        return f"<Atom {self.id}{self._signature()}{kind}>"
+
+
+class ClassAtom(Definition):
+    """An `Atom` subclass, or an instance of one, as it is registered."""
+
+    def __init__(self, cls: type[Atom], instance: Atom | None = None) -> None:
+        if inspect.isabstract(cls):
+            raise RegistrationError(f"{cls.__qualname__} has no method process(context, conductor, electron)")
+        self.cls = cls
+        self.instance = instance
+        self.id = (cls if instance is None else instance).id
+        try:
+            inspect.signature(cls).bind()
+            self.needs: str | None = None
+        except TypeError as error:
+            self.needs = str(error)
+        if self.needs and instance is None:
+            raise RegistrationError(
+                f"{cls.__qualname__} cannot be made without arguments ({self.needs}); give them "
+                "defaults, or register an instance and send with copy_state=True"
+            )
+
+    def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102
+        pass  # what a payload means is known to its process method alone
+
+    def check_payload(self, payload: Any) -> None:  # noqa: D102
+        pass
+
+    def check_copy_state(self, copy_state: bool) -> None:  # noqa: D102
+        if not copy_state and self.needs:
+            raise RegistrationError(
+                f"a fresh {self.cls.__qualname__} cannot be made for each electron "
+                f"({self.needs}); send with copy_state=True to use copies of the registered one"
+            )
+
+    def instantiate(self, copy_state: bool) -> Atom:
+        """Return the instance that shall process one electron."""
+        if not copy_state:
+            return self.cls()
+        return self.cls() if self.instance is None else copy.deepcopy(self.instance)
+
+    def __repr__(self) -> str:
+        return f"<Atom {self.id}>"
+
+
+@overload
+def atom(function: Callable[..., Any], /) -> FunctionAtom: ...
+@overload
+def atom(
+    *, id: str | None = None, vectorized: bool = False
+) -> Callable[[Callable[..., Any]], FunctionAtom]: ...
+
+
+def atom(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    id: str | None = None,
+    vectorized: bool = False,
+) -> Any:
+    """Make a function an atom, as a decorator with or without options.
+
+    Parameters
+    ----------
+    function
+        Its parameters are the fields of the payload. It returns a scalar, an array, or a dict
+        whose entries become columns. One parameter may be named ``context``: see `Context`.
+    id
+        ``module.qualname`` unless given.
+    vectorized
+        Hand each field over as a NumPy array with one element per electron; the function returns
+        an array, a dict of arrays or a DataFrame of that length. How many electrons are handed
+        over at once varies: the result for one must not depend on the others.
+
+    Raises
+    ------
+    RegistrationError
+        Where a parameter cannot be given by name.
+
+    Examples
+    --------
+    >>> @atom
+    ... def add(x, y=1):
+    ...     return x + y
+    >>> add
+    <Atom atomizer_dask.atom.add(x, y=1)>
+    >>> add(2)
+    3
+    """
+    if function is None:
+        return functools.partial(_atom, id=id, vectorized=vectorized)
+    return _atom(function, id=id, vectorized=vectorized)
+
+
+def _atom(function: Callable[..., Any], *, id: str | None, vectorized: bool) -> FunctionAtom:
+    if isinstance(function, type) or not callable(function):
+        raise RegistrationError(
+            f"@atom makes an atom of a function, got {function!r}; in class form subclass Atom "
+            "and set its id as a class attribute"
+        )
+    return FunctionAtom(function, id=id, vectorized=vectorized)
+
+
+def as_definition(value: Any) -> Definition | None:
+    """Return the atom that `value` is or stands for; None where it is no atom."""
+    if isinstance(value, Definition):
+        return value
+    if isinstance(value, Atom):
+        return ClassAtom(type(value), value)
+    if isinstance(value, type):
+        return ClassAtom(value) if issubclass(value, Atom) else None
+    return FunctionAtom(value) if callable(value) else None
+
+
+def _id_of(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", None)
+    if name is None:
+        raise RegistrationError(f"{function!r} has no name of its own; give one: atom(id=...)")
+    return f"{function.__module__}.{name}"
+
+
+def _parameters_of(function: Callable[..., Any], id: str) -> dict[str, Parameter]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        raise RegistrationError(
+            f"the parameters of {id} cannot be read; wrap it in a function that names them"
+        ) from None
+    unnamed = [
+        str(parameter)
+        for parameter in parameters.values()
+        if parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL)
+    ]
+    if unnamed:
+        raise RegistrationError(
+            f"{id} takes {', '.join(unnamed)} by position only; electrons name their fields, so "
+            "wrap it in a function whose parameters have names"
+        )
+    return dict(parameters)

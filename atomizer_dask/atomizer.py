@@ -1,0 +1,479 @@
+"""The runtime: atoms, conductors, and the streams of what happens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from concurrent.futures import Future, wait
+from html import escape
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.conductors.base import BatchConductor, Conductor, check_supported
+from atomizer_dask.conductors.memory import MemoryConductor
+from atomizer_dask.electron import Electron, new_id
+from atomizer_dask.errors import (
+    AtomizerError,
+    ConductorError,
+    RegistrationError,
+)
+from atomizer_dask.events import Event, Stream
+from atomizer_dask.execute import Failure, Origin
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.properties import Properties
+from atomizer_dask.registry import Registry, registered
+from atomizer_dask.run import Run
+from atomizer_dask.streams import seed_of
+from atomizer_dask.sweep import Streamed, as_sweep
+
+logger = logging.getLogger(__name__)
+
+
+class Atomizer:
+    """The runtime: a registry of atoms and conductors, and the streams of what happens.
+
+    Parameters
+    ----------
+    *values
+        Atoms (functions, `Atom` subclasses, instances of them) and conductors.
+
+    Raises
+    ------
+    RegistrationError
+        Where a value is neither.
+
+    Examples
+    --------
+    >>> from atomizer_dask import MemoryConductor, atom, grid
+    >>> @atom
+    ... def add(x, y):
+    ...     return x + y
+    >>> with Atomizer(MemoryConductor(), add) as atomizer:
+    ...     atomizer.map(add, grid(x=[1, 2], y=[10, 20])).wait().to_frame()
+       x   y  result
+    0  1  10      11
+    1  1  20      21
+    2  2  10      12
+    3  2  20      22
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self._registry = Registry()
+        self._executing = False
+        self._closed = False
+        self._lock = threading.RLock()
+        self._event_streams: list[Stream[Event]] = []
+        self._error_streams: list[Stream[AtomizerError]] = []
+        self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
+        self._under_way: set[Future[Properties]] = set()
+        self._receivers: list[threading.Thread] = []
+        self._inner: MemoryConductor | None = None
+        self._lost: dict[str, ConductorError] = {}
+        self.register(*values)
+
+    # -- registering ----------------------------------------------------------------------------
+
+    def register(self, *values: Any) -> None:
+        """Add atoms and conductors, before or after `exec`; one of the same id overrides.
+
+        Electrons already sent keep the version of their atom that they were sent to.
+
+        Raises
+        ------
+        RegistrationError
+            Where a value is neither an atom nor a conductor.
+        UnpicklableError
+            Where an atom cannot travel to the workers of a conductor.
+        """
+        with self._lock:
+            for value in values:
+                kept = self._registry.register(value)
+                if not self._executing:
+                    continue
+                if isinstance(kept, Definition):
+                    self._publish(kept)
+                else:
+                    self._start(kept)
+
+    def exec(self) -> Self:
+        """Begin to work, and to receive from conductors that receive; once is enough.
+
+        Implied by ``with``, `send` and `map`.
+
+        Raises
+        ------
+        UnpicklableError
+            Where an atom cannot travel to the workers of a conductor.
+        """
+        with self._lock:
+            if self._closed:
+                raise ConductorError("this atomizer is closed; make a new one")
+            if self._executing:
+                return self
+            merged = Registry()
+            merged.update(registered)
+            merged.update(self._registry)
+            self._registry.conductors = merged.conductors
+            for conductor in list(merged.conductors.values()):
+                self._start(conductor)
+            for definition in merged.atoms.values():
+                self._publish(definition)
+            self._executing = True
+        return self
+
+    def _start(self, conductor: Any) -> None:
+        if isinstance(conductor, BatchConductor):
+            conductor.attach(self)
+            if self._executing:
+                for definition in self._registry.atoms.values():
+                    conductor.publish(definition)
+        receiver = threading.Thread(
+            target=self._receive, args=(conductor,), name=f"receive-{conductor.id}", daemon=True
+        )
+        self._receivers.append(receiver)
+        receiver.start()
+
+    def _publish(self, definition: Definition) -> None:
+        for conductor in self._registry.conductors.values():
+            if isinstance(conductor, BatchConductor):
+                conductor.publish(definition)
+
+    # -- sending --------------------------------------------------------------------------------
+
+    def send(self, atom: Any, payload: Any = None, **options: Any) -> ElectronFuture:
+        """Have one electron executed.
+
+        Parameters
+        ----------
+        atom
+            An atom, its id, or an `Electron`.
+        payload
+            A mapping of the atom's parameters to values; for an atom in class form anything.
+        **options
+            Further parameters of `Electron`.
+
+        Returns
+        -------
+        ElectronFuture
+            Of its `Properties`; it can be awaited. A failed electron has Properties like any
+            other, also one for an atom that nobody knows.
+
+        Raises
+        ------
+        InvalidPayloadError
+            Where the payload does not fit the atom.
+        ConductorError
+            Where no conductor is left to carry it.
+        """
+        self.exec()
+        if isinstance(atom, Electron):
+            if payload is not None or options:
+                raise TypeError("an Electron carries its payload and options itself")
+            electron, definition = atom, self.find(atom.atom_id)
+        else:
+            atom_id, definition = self._resolve(atom)
+            electron = Electron(atom_id, payload, **options)
+        check_supported(electron)
+        if definition is not None:
+            definition.check_payload(electron.payload)
+            definition.check_copy_state(electron.copy_state)
+        conductor = self._carrier()
+        if isinstance(conductor, BatchConductor) and definition is not None:
+            future = conductor.send_as(electron, definition)
+        else:
+            future = conductor.send(electron)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def map(
+        self,
+        atom: Any,
+        sweep: Any,
+        *,
+        seed: int | None = None,
+        name: str | None = None,
+        copy_state: bool = False,
+    ) -> Run:
+        """Have one electron executed for each row of a sweep.
+
+        Parameters
+        ----------
+        atom
+            An atom or its id.
+        sweep
+            `grid`, `zipped`, a DataFrame, a mapping of equal-length columns, a list of mappings,
+            or any iterator of mappings.
+        seed
+            An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
+            and then found in `Run.seed`.
+        name
+            Begins the id of the run; the atom's name unless given.
+        copy_state
+            For an atom in class form: process with copies of the registered instance.
+
+        Returns
+        -------
+        Run
+            At once; the electrons are under way.
+
+        Raises
+        ------
+        InvalidSweepError, InvalidPayloadError
+            Where the sweep is none, is empty, or does not fit the atom.
+        UnpicklableError
+            Where the atom cannot travel.
+        RegistrationError
+            Where there is no atom of that id.
+        ConductorError
+            Where no conductor is left that could carry it.
+        """
+        self.exec()
+        conductor = self._carrier(for_sweep=True)
+        assert isinstance(conductor, BatchConductor)
+        atom_id, definition = self._resolve(atom)
+        if definition is None:
+            definition = conductor.fetch(atom_id)
+        if definition is None:
+            raise RegistrationError(f"no atom {atom_id!r} is registered; {self._hint(atom_id)}")
+        inputs = as_sweep(sweep)
+        if not isinstance(inputs, Streamed):
+            definition.check_fields(inputs.names)
+            definition.check_outputs(inputs.names)
+        definition.check_copy_state(copy_state)
+        run = Run(
+            id=f"{name or atom_id.rpartition('.')[2]}-{new_id()}",
+            atom_id=atom_id,
+            version=conductor.version_of(definition),
+            sweep=inputs,
+            seed=seed_of(seed),
+            conductor=conductor,
+            origin=Origin(channel=conductor.channel, catalog=conductor.catalog()),
+            copy_state=copy_state,
+            on_event=self._put_event,
+            on_error=self._report_failure,
+        )
+        self._runs[run.id] = run
+        run.start()
+        return run
+
+    def _resolve(self, atom: Any) -> tuple[str, Definition | None]:
+        if isinstance(atom, str):
+            return atom, self.find(atom)
+        definition = as_definition(atom)
+        if definition is None:
+            raise RegistrationError(
+                f"expected an atom, the id of one, or an Electron; got {type(atom).__name__} {atom!r}"
+            )
+        # An atom that is registered under this very object keeps its version; see `version_of`.
+        known = self.find(definition.id)
+        same = known is not None and _stands_for_the_same(known, definition)
+        return definition.id, known if same else definition
+
+    def _carrier(self, *, for_sweep: bool = False) -> Conductor:
+        """Return the first conductor that is still there."""
+        conductors = [
+            c for c in self._registry.conductors.values()
+            if not for_sweep or isinstance(c, BatchConductor)
+        ]
+        if not conductors:
+            what = "that can run a sweep " if for_sweep and self._registry.conductors else ""
+            raise ConductorError(
+                f"no conductor {what}is registered; give the atomizer one: "
+                "Atomizer(DaskConductor(), ...) or Atomizer(MemoryConductor(), ...)"
+            )
+        for conductor in conductors:
+            if conductor.id in self._lost:
+                continue
+            try:
+                if isinstance(conductor, BatchConductor):
+                    conductor.check_open()
+            except ConductorError as error:
+                self._lost[conductor.id] = error
+                continue
+            return conductor
+        raise ConductorError(
+            f"no conductor is left: {', '.join(str(self._lost[c.id].event) for c in conductors)}"
+        )
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    def _receive(self, conductor: Any) -> None:
+        """Execute what a conductor receives, until it ends or fails."""
+        try:
+            for electron in conductor.receive() or ():
+                future = self._execute(electron)
+                self._under_way.add(future)
+                future.add_done_callback(lambda f: self._complete(conductor, f))
+        except Exception as error:  # noqa: BLE001 - it fails alone, the other conductors go on
+            lost = ConductorError(
+                Event("the conductor failed", conductor_id=conductor.id, level="error"), error
+            )
+            self._lost[conductor.id] = lost
+            self.report(lost)
+
+    def _execute(self, electron: Electron) -> ElectronFuture:
+        """Have a received electron executed here, or by a conductor that carries batches."""
+        for conductor in self._registry.conductors.values():
+            if isinstance(conductor, BatchConductor) and conductor.id not in self._lost:
+                return conductor.send(electron)
+        with self._lock:
+            if self._inner is None:
+                self._inner = MemoryConductor(id="inner")
+                self._inner.attach(self)
+        return self._inner.send(electron)
+
+    def _complete(self, conductor: Any, future: Future[Properties]) -> None:
+        self._under_way.discard(future)
+        try:
+            conductor.complete(future.result())
+        except Exception as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
+            self.report(
+                ConductorError(
+                    Event("an answer was lost", conductor_id=conductor.id, level="error"), error
+                )
+            )
+
+    # -- what conductors tell -------------------------------------------------------------------
+
+    def find(self, atom_id: str) -> Definition | None:
+        """Return the atom that this id means here now; None where it means none."""
+        return self._registry.atoms.get(atom_id) or registered.atoms.get(atom_id)
+
+    def emit(self, event: Event) -> None:
+        """Note an event: on the atomizer's streams, and on those of its run."""
+        run = self._runs.get(event.run_id)
+        if run is not None:
+            run.note(event)
+        self._put_event(event)
+
+    def report(self, error: AtomizerError) -> None:
+        """Note an error: on the error streams, and in the log where nobody listens."""
+        for stream in self._error_streams:
+            stream.put(error)
+        if not self._error_streams:
+            logger.info("%s", error)
+
+    def _put_event(self, event: Event) -> None:
+        for stream in self._event_streams:
+            stream.put(event)
+
+    def _report_failure(self, run: Run, failure: Failure, position: int) -> None:
+        if self._error_streams:
+            self.report(failure.error(f"{run.id}-{position}", run.atom_id))
+
+    def _hint(self, atom_id: str) -> str:
+        known = Registry()
+        known.update(registered)
+        known.update(self._registry)
+        return known.hint(atom_id)
+
+    def events(self, buffer: int = 1000) -> Stream[Event]:
+        """Return a stream of the events from now on; iterate over it.
+
+        Parameters
+        ----------
+        buffer
+            How many unread ones are kept; further ones displace the oldest, which are counted.
+        """
+        stream: Stream[Event] = Stream(buffer)
+        self._event_streams.append(stream)
+        return stream
+
+    def errors(self, buffer: int = 1000) -> Stream[AtomizerError]:
+        """Return a stream of the errors from now on; iterate over it.
+
+        Parameters
+        ----------
+        buffer
+            How many unread ones are kept; further ones displace the oldest, which are counted.
+        """
+        stream: Stream[AtomizerError] = Stream(buffer)
+        self._error_streams.append(stream)
+        return stream
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Wait until everything sent so far has ended.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            When time is up.
+        ConductorError
+            Where the conductor of something under way is gone, or no conductor is left.
+        """
+        until = None if timeout is None else monotonic() + timeout
+        for run in list(self._runs.values()):
+            run.wait(_left(until), progress=False)
+        pending = wait(list(self._under_way), _left(until)).not_done
+        if pending:
+            raise TimeoutError(f"{len(pending):,} electrons have not ended within {timeout} s")
+        if self._executing and self._registry.conductors and not self._closed:
+            self._carrier()
+        return self
+
+    def close(self) -> None:
+        """Cancel what is under way and close the conductors that were given to it."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for run in list(self._runs.values()):
+            if run.state == "running":
+                run.cancel()
+        conductors = [*self._registry.conductors.values()]
+        for conductor in [*conductors, *([self._inner] if self._inner else [])]:
+            conductor.close()
+            if isinstance(conductor, BatchConductor):
+                conductor.detach(self)
+        for stream in [*self._event_streams, *self._error_streams]:
+            stream.close()
+
+    def __enter__(self) -> Self:
+        return self.exec()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for everything, as executors do, unless an exception is on its way; then close."""
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self.close()
+
+    def __repr__(self) -> str:
+        conductors = ", ".join(self._registry.conductors) or "none"
+        return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+def _left(until: float | None) -> float | None:
+    return None if until is None else max(0.0, until - monotonic())
+
+
+def _stands_for_the_same(known: Definition, definition: Definition) -> bool:
+    """Whether both were made of the same function or class."""
+    if known is definition:
+        return True
+    if type(known) is not type(definition):
+        return False
+    parts = ("function", "cls", "instance", "vectorized")
+    return all(getattr(known, p, None) is getattr(definition, p, None) for p in parts)
+
+

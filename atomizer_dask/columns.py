@@ -1,0 +1,141 @@
+"""Values to columns: one dtype for a list of values, whichever batches it came in.
+
+Every rule here is associative, so that a column has the same dtype and the same bits however
+its values were cut into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pandas.api.extensions import ExtensionArray
+
+    Values: TypeAlias = range | np.ndarray | ExtensionArray
+else:
+    Values: TypeAlias = Any
+
+_DTYPES: dict[type, np.dtype[Any]] = {
+    bool: np.dtype(bool),
+    int: np.dtype(np.int64),
+    float: np.dtype(np.float64),
+    complex: np.dtype(np.complex128),
+}
+_OBJECT = np.dtype(object)
+
+
+def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """Return the dtype that holds values of all `dtypes` without changing what they are.
+
+    Numbers promote as in NumPy, except that integers never become floats among themselves;
+    anything else that is mixed (booleans with numbers, say) stays Python objects.
+
+    >>> common_dtype([np.dtype("i8"), np.dtype("f8")])
+    dtype('float64')
+    >>> common_dtype([np.dtype("?"), np.dtype("i8")])
+    dtype('O')
+    """
+    distinct = set(dtypes)
+    if len(distinct) == 1:
+        return distinct.pop()
+    kinds = {dtype.kind for dtype in distinct}
+    if kinds <= set("iufc"):
+        promoted = np.result_type(*distinct)
+        return _OBJECT if kinds <= set("iu") and promoted.kind == "f" else promoted
+    if kinds in ({"M"}, {"m"}):
+        return np.result_type(*distinct)
+    return _OBJECT
+
+
+def as_objects(values: Sequence[Any]) -> np.ndarray:
+    """Return a 1-D array of the very objects in `values`, lists and arrays included."""
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+def column(values: Sequence[Any]) -> np.ndarray:
+    """Return `values` as an array: typed where they are all of one kind, else of objects.
+
+    Equally shaped arrays of one dtype are stacked, one row per value.
+
+    >>> column([1, 2, 3]).dtype, column([1, 2.5]).dtype, column([True, 1]).dtype
+    (dtype('int64'), dtype('float64'), dtype('O'))
+    """
+    types = set(map(type, values))
+    if types == {np.ndarray}:
+        if len({(value.shape, value.dtype) for value in values}) == 1 and values[0].ndim:
+            return np.stack(values)
+        return as_objects(values)
+    if not all(kind in _DTYPES or issubclass(kind, np.generic) for kind in types):
+        return as_objects(values)
+    dtypes = [_DTYPES[kind] for kind in types & _DTYPES.keys()]
+    if not types <= _DTYPES.keys():
+        dtypes += {value.dtype for value in values if isinstance(value, np.generic)}
+    dtype = common_dtype(dtypes) if dtypes else _OBJECT
+    if dtype.kind not in "biufcmM":
+        return as_objects(values)
+    try:
+        return np.fromiter(values, dtype=dtype, count=len(values))
+    except OverflowError:  # a Python integer beyond 64 bits
+        return as_objects(values)
+
+
+def concatenate(parts: Sequence[Values]) -> Values:
+    """Return columns end to end, with the dtype that `column` would give all of their values.
+
+    >>> concatenate([np.array([1, 2]), np.array([0.5])])
+    array([1. , 2. , 0.5])
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, np.ndarray) for part in parts):
+        if len({part.shape[1:] for part in parts}) > 1:
+            return as_objects([row for part in parts for row in part])
+        dtype = common_dtype(part.dtype for part in parts)
+        if dtype == _OBJECT and any(part.ndim > 1 for part in parts):
+            return as_objects([row for part in parts for row in part])
+        if dtype == _OBJECT:
+            return as_objects([value for part in parts for value in python_values(part)])
+        joined = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=dtype)
+        return np.concatenate(parts, out=joined, casting="unsafe")
+    import pandas as pd
+
+    return pd.concat([pd.Series(part) for part in parts], ignore_index=True).array
+
+
+def python_values(values: Values) -> list[Any]:
+    """Return what pandas' ``itertuples`` would give: Python numbers, Timestamps, objects.
+
+    >>> python_values(np.array([1.5, 2.0], dtype="f4"))
+    [1.5, 2.0]
+    """
+    if not isinstance(values, np.ndarray):
+        return list(values)
+    if values.ndim > 1:
+        return list(values)
+    if values.dtype.kind in "mM":
+        import pandas as pd
+
+        return list(pd.Series(values))
+    return values.tolist()
+
+
+def numpy_values(values: Values) -> np.ndarray:
+    """Return a column as the NumPy array a vectorised atom is given."""
+    if isinstance(values, np.ndarray):
+        return values
+    if isinstance(values, range):
+        return np.arange(values.start, values.stop, values.step)
+    return values.to_numpy()  # type: ignore[no-any-return]
+
+
+def size_of(values: Values) -> int:
+    """Return about how many bytes a column takes when it travels."""
+    if isinstance(values, range):
+        return 0
+    if isinstance(values, np.ndarray) and values.dtype == _OBJECT:
+        sample = values[:: max(1, len(values) // 10)]
+        return sum(getattr(value, "nbytes", 64) for value in sample) * len(values) // len(sample)
+    return int(values.nbytes)

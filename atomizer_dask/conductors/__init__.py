@@ -1,0 +1,1 @@
+"""What carries electrons: one module per transport."""

@@ -1,0 +1,364 @@
+"""What every conductor is, and what those have in common that carry batches."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+from time import time_ns
+from typing import Any, Protocol
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.driver import Dispatcher, Driver, Report, Source
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.events import Event
+from atomizer_dask.execute import Batch, Failure, Lease, Origin, utc
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.properties import Properties
+from atomizer_dask.registry import registered
+from atomizer_dask.conductors.sending import ElectronSource, Sent
+from atomizer_dask.streams import Stream
+
+logger = logging.getLogger(__name__)
+
+
+class Conductor(ABC):
+    """Carries electrons to where they are executed, and their properties back.
+
+    A conductor sends, or receives, or both. `Atomizer` reads `receive` in a thread of its own,
+    executes what comes, and gives the outcome to `complete`.
+
+    Attributes
+    ----------
+    id
+        Names it in events, and among the conductors of an atomizer.
+    """
+
+    id: str = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.id:
+            cls.id = cls.__name__
+
+    def receive(self) -> Iterator[Electron]:
+        """Yield electrons that others sent, until it is closed; the default receives none."""
+        return iter(())
+
+    def complete(self, properties: Properties) -> None:
+        """Answer an electron that `receive` gave."""
+        raise ConductorError(Event("this conductor receives nothing", conductor_id=self.id))
+
+    @abstractmethod
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have an electron executed.
+
+        Returns
+        -------
+        ElectronFuture
+            Of its Properties; a failed electron has Properties like any other.
+
+        Raises
+        ------
+        ConductorError
+            Where it is closed, or its other side is gone.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what it holds; closing twice does no harm."""
+
+
+class Listener(Protocol):
+    """Whom a conductor asks for atoms, and tells what happens: the atomizer."""
+
+    def find(self, atom_id: str) -> Definition | None:
+        """Return the atom of that id."""
+
+    def emit(self, event: Event) -> None:
+        """Note an event."""
+
+    def report(self, error: AtomizerError) -> None:
+        """Note an error."""
+
+
+class BatchConductor(Conductor):
+    """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.channel = ""
+        self._listeners: list[Listener] = []
+        self._outbox: deque[Sent] = deque()
+        self._flushing = False
+        self._sources: dict[Any, tuple[ElectronSource, Driver]] = {}
+        self._drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+        self._dispatcher: Dispatcher | None = None
+        self._opening = threading.Lock()
+        self._closed = False
+        self._gone: ConductorError | None = None
+
+    # -- what each of them gives ------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """How many electrons can be executed at a time."""
+
+    @abstractmethod
+    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have a batch executed; `post` what becomes of it, from any thread."""
+
+    @abstractmethod
+    def stop(self, run_id: str) -> None:
+        """Have what has not been begun of a run given back, and its electrons told."""
+
+    @abstractmethod
+    def version_of(self, definition: Definition) -> Any:
+        """Return what a site needs to find just this atom.
+
+        Raises
+        ------
+        UnpicklableError
+            Where it cannot travel.
+        """
+
+    def find_version(self, atom_id: str) -> Any:
+        """Return the version of an atom that others made known; None where there is none."""
+        return None
+
+    def fetch(self, atom_id: str) -> Definition | None:
+        """Return an atom that others made known; None where there is none."""
+        return None
+
+    def catalog(self) -> Mapping[str, Any]:
+        """Return the versions that descendants of an electron shall find, by atom id."""
+        return {}
+
+    def publish(self, definition: Definition) -> None:  # noqa: B027 - not all have where to
+        """Make an atom known to whoever else uses the same transport."""
+
+    # -- what the atomizer uses -------------------------------------------------------------
+
+    def attach(self, listener: Listener) -> None:
+        """Look up atoms at `listener` first, and tell it what happens."""
+        if listener not in self._listeners:
+            self._listeners.append(listener)
+
+    def detach(self, listener: Listener) -> None:
+        """Undo `attach`."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def find(self, atom_id: str) -> Definition | None:
+        """Return the atom of that id, from the listeners or from what `register` was given."""
+        for listener in self._listeners:
+            if (definition := listener.find(atom_id)) is not None:
+                return definition
+        return registered.atoms.get(atom_id)
+
+    def version_for(self, atom_id: str) -> Any:
+        """Return the version of the atom that this id means now; None where it means none."""
+        definition = self.find(atom_id)
+        return self.find_version(atom_id) if definition is None else self.version_of(definition)
+
+    def drive(self, source: Source, row_bytes: float = 0.0) -> Driver:
+        """Return a driver that carries the electrons of `source`."""
+        driver = Driver(self, self._dispatch(), source, row_bytes)
+        self._drivers.add(driver)
+        return driver
+
+    def post(self, action: Callable[[], Any]) -> None:
+        """Have `action` called on the dispatcher's thread."""
+        self._dispatch().post(action)
+
+    def check_open(self) -> None:
+        """Raise `ConductorError` where nothing can be sent any more."""
+        if self._gone is not None:
+            raise self._gone
+        if self._closed:
+            raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
+
+    def emit(self, channel: str, event: Event) -> None:
+        """Tell the listeners; `channel` says whose, where a conductor has several."""
+        for listener in self._listeners:
+            listener.emit(event)
+
+    def report(self, channel: str, error: AtomizerError) -> None:
+        """Tell the listeners of an error."""
+        for listener in self._listeners:
+            listener.report(error)
+        if not self._listeners:
+            logger.error("%s", error)
+
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have an electron executed; see `Conductor.send`."""
+        check_supported(electron)
+        definition = self.find(electron.atom_id)
+        if definition is not None:
+            return self.send_as(electron, definition)
+        origin = Origin(self.channel, self.catalog())
+        version = self.find_version(electron.atom_id)
+        address = Stream.of_id(electron.id), 0
+        return self.enqueue(electron, ElectronFuture(), address, origin, version)
+
+    def send_as(self, electron: Electron, definition: Definition) -> ElectronFuture:
+        """Have an electron executed by just this atom."""
+        version = self.version_of(definition)
+        origin = Origin(self.channel, self.catalog())
+        address = Stream.of_id(electron.id), 0
+        return self.enqueue(electron, ElectronFuture(), address, origin, version)
+
+    def send_child(
+        self,
+        electron: Electron,
+        future: ElectronFuture,
+        address: tuple[Stream, int],
+        origin: Origin,
+    ) -> ElectronFuture:
+        """Have an electron executed that another one sent: by the atom its sender's sender meant."""
+        check_supported(electron)
+        version = origin.catalog.get(electron.atom_id)
+        if version is None:
+            version = self.version_for(electron.atom_id)
+        return self.enqueue(electron, future, address, origin, version)
+
+    def enqueue(
+        self,
+        electron: Electron,
+        future: ElectronFuture,
+        address: tuple[Stream, int],
+        origin: Origin,
+        version: Any,
+    ) -> ElectronFuture:
+        """Have an electron executed, bundled with others that are sent about now."""
+        self.check_open()
+        self._outbox.append(Sent(electron, future, address, version, origin))
+        # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
+        if not self._flushing:
+            self._flushing = True
+            self.post(self._flush)
+        return future
+
+    def close(self) -> None:
+        """End what is under way, and release what is held."""
+        with self._opening:
+            already, self._closed = self._closed, True
+        if already:
+            return
+        error = ConductorError(Event("the conductor was closed", conductor_id=self.id))
+        if self._dispatcher is not None:
+            self._dispatcher.post(lambda: self._fail_all(error))
+            self._dispatcher.close()
+
+    # -- on the dispatcher's thread ---------------------------------------------------------
+
+    def lose(self, error: ConductorError) -> None:
+        """Note that the other side is gone: everything under way fails, and nothing is taken."""
+        if self._gone is None and not self._closed:
+            self._gone = error
+            self.report("", error)
+            self.post(lambda: self._fail_all(error))
+
+    def _dispatch(self) -> Dispatcher:
+        with self._opening:
+            if self._dispatcher is None:
+                self._dispatcher = Dispatcher(f"atomizer-{self.id}", self._report_broken)
+            return self._dispatcher
+
+    def _report_broken(self, error: BaseException) -> None:
+        self.report("", AtomizerError(Event("internal error", conductor_id=self.id), error))
+
+    def _flush(self) -> None:
+        self._flushing = False
+        touched = {}
+        while self._outbox:
+            sent = self._outbox.popleft()
+            if sent.version is None:
+                self._answer_unknown(sent)
+                continue
+            source, driver = self._source_for(sent)
+            source.add(sent)
+            touched[id(driver)] = driver
+        for driver in touched.values():
+            driver.pump()
+
+    def _source_for(self, sent: Sent) -> tuple[ElectronSource, Driver]:
+        key = sent.group()
+        known = self._sources.get(key)
+        if known is None:
+            if len(self._sources) > 100:
+                self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
+            source = ElectronSource(sent, lambda error: self.report(sent.origin.channel, error))
+            known = self._sources[key] = source, self.drive(source)
+        return known
+
+    def _answer_unknown(self, sent: Sent) -> None:
+        electron = sent.electron
+        if not sent.future.set_running_or_notify_cancel():
+            return
+        failure = Failure("unknown_atom", "RegistrationError", self.unknown(electron.atom_id))
+        now = utc(time_ns())
+        error = failure.error(electron.id, electron.atom_id)
+        sent.future.set_result(Properties(electron.id, electron.atom_id, now, now, error))
+        self.report(sent.origin.channel, error)
+
+    def unknown(self, atom_id: str) -> str:
+        """Return the message about an atom id that means nothing here."""
+        return f"no atom {atom_id!r} is registered; {registered.hint(atom_id)}"
+
+    def _fail_all(self, error: ConductorError) -> None:
+        for driver in list(self._drivers):
+            driver.fail(error)
+        self._sources.clear()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "gone" if self._gone else "open"
+        return f"<{type(self).__name__} {self.id}: {self.threads} threads, {state}>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+class ChildConductor(Conductor):
+    """The conductor that an executing electron is given: what it sends descends from it.
+
+    Children have random streams derived from their parent's and from the order in which it sends
+    them, so that a spawner gives the same bits wherever its children run.
+    """
+
+    def __init__(
+        self, conductor: BatchConductor, origin: Origin, stream: Stream, lease: Lease
+    ) -> None:
+        self.id = conductor.id
+        self._conductor = conductor
+        self._origin = origin
+        self._stream = stream
+        self._lease = lease
+        self._order = itertools.count()
+
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have a child executed; waiting for its future gives the parent's slot to others."""
+        future = ElectronFuture(self._lease.about_to_wait)
+        address = self._stream, next(self._order)
+        return self._conductor.send_child(electron, future, address, self._origin)
+
+    def close(self) -> None:
+        """Do nothing: it belongs to the site."""
+
+
+def check_supported(electron: Any) -> None:
+    """Raise where `electron` is none, or asks for what cannot be done yet."""
+    if not isinstance(electron, Electron):
+        raise TypeError(f"expected an Electron, got {type(electron).__name__} {electron!r}")
+    if electron.timeout is not None or electron.on_failure != "fail" or electron.max_attempts != 1:
+        raise NotImplementedError(
+            f"{electron!r} asks for a timeout or for further attempts, which this version does not "
+            "carry out; leave timeout, on_failure and max_attempts at their defaults"
+        )

@@ -1,0 +1,530 @@
+"""The conductor that carries batches through Dask.
+
+::
+
+    client process                      scheduler                worker process
+    DaskConductor.submit  ── task ────▶            ── task ────▶ run_batch ▸ DaskSite.execute
+    _on_message          ◀── topic ───            ◀── topic ──── given back, small outcome, events
+    _collect             ◀─────────── gather, from the worker ── large outcome
+
+A small outcome rides on the topic, which saves the round trip of a gather; the task's future
+stays the authority on whether the batch has ended. An electron that sends others does so through
+a `DaskConductor` of its worker's own client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import platform
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from hashlib import blake2b
+from importlib.metadata import version
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from distributed import Client, Future, LocalCluster, Worker, get_client, get_worker, secede, wait
+from distributed.deploy import Cluster
+
+from distributed.utils import sync
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.driver import Arrived, GivenBack, Lost, Report
+from atomizer_dask.electron import new_id
+from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
+from atomizer_dask.events import Event
+from atomizer_dask.execute import Batch, Failure, Lease, Origin, Outcome, Site
+from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.streams import Stream
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 8
+SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
+EVENT_SECONDS = 0.1
+METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
+
+
+class DaskConductor(BatchConductor):
+    """Carries electrons to the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    target
+        A scheduler's address, a `distributed.Client`, any Dask ``Cluster``, or None: then the
+        current client where there is one, else a local cluster of processes that lives as long
+        as the conductor.
+    id
+        Names it.
+    workers, threads_per_worker
+        Of the local cluster. As many processes as there are cores and one thread in each unless
+        given: atoms are Python and NumPy, which often hold the interpreter lock. Atoms that
+        release it, or that share large memory, are better off in one process of many threads.
+
+    Raises
+    ------
+    ConductorError
+        Where nobody answers at the address within 10 seconds, or the workers' Python or version
+        of this package is another one.
+    """
+
+    def __init__(
+        self,
+        target: str | Client | Cluster | None = None,
+        *,
+        id: str = "dask",
+        workers: int | None = None,
+        threads_per_worker: int = 1,
+    ) -> None:
+        super().__init__(id)
+        self.channel = f"atomizer-{new_id()}"
+        self._cluster: Cluster | None = None
+        self._client, self._owns_client = self._connect(target, workers, threads_per_worker)
+        self._prepare()
+        try:
+            self._check_versions()
+        except ConductorError:
+            self.close()
+            raise
+
+    @classmethod
+    def on_worker(cls, client: Client) -> DaskConductor:
+        """Return the conductor of a worker, over its own client."""
+        conductor = cls.__new__(cls)
+        BatchConductor.__init__(conductor, "dask")
+        conductor.channel = f"atomizer-{new_id()}"
+        conductor._cluster = None
+        conductor._client, conductor._owns_client = client, False
+        conductor._prepare()
+        return conductor
+
+    def _prepare(self) -> None:
+        self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
+        self._blobs: dict[str, bytes] = {}
+        self._catalog: dict[str, str] = {}
+        self._publishing = threading.Lock()
+        self._posts: dict[str, Callable[[Report], None]] = {}
+        self._arrived: set[str] = set()
+        self._finished: list[Future] = []
+        self._direct = self._client.direct_to_workers is not False
+        self._threads = sum(self._client.nthreads().values())
+        self._client.subscribe_topic(self.channel, self._on_message)
+        self._watch = None
+        self._client.loop.add_callback(self._start_watching)
+
+    def _connect(
+        self, target: Any, workers: int | None, threads_per_worker: int
+    ) -> tuple[Client, bool]:
+        if target is None:
+            try:
+                return Client.current(), False
+            except ValueError:  # there is none
+                target = self._cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=threads_per_worker,
+                    dashboard_address="127.0.0.1:0",
+                )
+        if isinstance(target, Client):
+            if target.asynchronous:
+                raise TypeError(
+                    f"{target!r} is asynchronous; give DaskConductor its address, or a Client "
+                    "made without asynchronous=True"
+                )
+            return target, False
+        if not isinstance(target, str | Cluster):
+            raise TypeError(
+                f"expected a scheduler's address, a distributed.Client or a Dask cluster, got "
+                f"{type(target).__name__} {target!r}"
+            )
+        try:
+            client = Client(target, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConductorError(
+                Event(
+                    f"nobody answers at {target!r}: check that dask-scheduler runs there, that "
+                    "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
+                    "is in between",
+                    conductor_id=self.id,
+                    level="error",
+                ),
+                error,
+            ) from error
+        return client, True
+
+    def _check_versions(self) -> None:
+        """Raise where code pickled here would not run there."""
+        here = {"Python": _minor(platform.python_version()), "atomizer_dask": version("atomizer_dask")}
+        # Functions of the standard library alone, so that they run where this package is missing.
+        pythons = self._client.run(platform.python_version, on_error="return")
+        packages = self._client.run(version, "atomizer_dask", on_error="return")
+        rows = []
+        for worker, python in pythons.items():
+            package = packages.get(worker)
+            there = {
+                "Python": _minor(python) if isinstance(python, str) else repr(python),
+                "atomizer_dask": package if isinstance(package, str) else "not installed",
+            }
+            rows += [
+                f"  {worker}: {name} {there[name]}, here {here[name]}"
+                for name in here
+                if there[name] != here[name]
+            ]
+        if rows:
+            listed = "\n".join(rows)
+            raise ConductorError(
+                Event(
+                    f"workers have other versions than this process:\n{listed}\n"
+                    "install the same ones on both sides",
+                    conductor_id=self.id,
+                    level="error",
+                )
+            )
+
+    # -- what the driver needs --------------------------------------------------------------
+
+    @property
+    def client(self) -> Client:
+        """The `distributed.Client` it works through."""
+        return self._client
+
+    @property
+    def threads(self) -> int:
+        """How many threads the workers have together, as last seen."""
+        return self._threads
+
+    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have a batch executed by some worker."""
+        self._posts[batch.key] = post
+        # A group of its own for each task: Dask would queue a large group on the scheduler, and
+        # let workers idle for a round trip between any two of it.
+        key = (f"{batch.atom_id}-{batch.key}", 0)
+        try:
+            future = self._client.submit(
+                run_batch, batch, self.channel, key=key, pure=False, priority=batch.origin.depth
+            )
+        except Exception as error:  # noqa: BLE001 - pickling runs anybody's __reduce__
+            del self._posts[batch.key]
+            raise UnpicklableError(
+                f"the inputs of {batch.atom_id} cannot travel to a worker", error
+            ) from error
+        # Released only now: a message of its own would make this submission wait for the
+        # client's next send, 10 ms later.
+        self._finished.clear()
+        self._client.loop.add_callback(self._collect, batch, future)
+
+    def stop(self, run_id: str) -> None:
+        """Have what has not been begun of a run given back, and its electrons told."""
+        self._client.run(_stop, run_id, wait=False, on_error="ignore")
+
+    async def _collect(self, batch: Batch, future: Future) -> None:
+        report: Report
+        try:
+            with self._client.as_current():
+                ended = wait(future)
+            await ended
+            if batch.key in self._arrived:
+                self._arrived.discard(batch.key)
+                self._keep_for_a_moment(future)
+                return
+            outcome = await self._client.gather(future, direct=self._direct, asynchronous=True)
+            report = Arrived(batch.key, _unpack(outcome))
+        except (asyncio.CancelledError, CancelledError) as error:
+            gone = self._gone_error("the scheduler is gone, or the batch was cancelled from outside")
+            gone.internal = error
+            report = Lost(batch.key, gone)
+        except Exception as error:  # noqa: BLE001 - whatever the task ended with
+            report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
+        self._post(batch.key, report)
+        future.release()
+
+    def _post(self, key: str, report: Report) -> None:
+        post = self._posts.get(key)
+        if post is not None:
+            if not isinstance(report, GivenBack):
+                del self._posts[key]
+            post(report)
+
+    def _keep_for_a_moment(self, future: Future) -> None:
+        self._finished.append(future)
+        self._client.loop.call_later(EVENT_SECONDS, self._finished.clear)
+
+    def _on_message(self, message: tuple[float, Any]) -> None:
+        what, *rest = message[1]
+        if what == "given back":
+            key, kept = rest
+            self._post(key, GivenBack(key, kept))
+        elif what == "arrived":
+            key, data = rest
+            report = Arrived(key, _unpack(data))
+            self._arrived.add(key)
+            self._post(key, report)
+        elif what == "events":
+            for event in pickle.loads(rest[0]):  # noqa: S301 - from our own worker
+                self.emit(self.channel, event)
+        elif what == "error":
+            self.report(self.channel, pickle.loads(rest[0]))  # noqa: S301 - from our own worker
+
+    # -- atoms ------------------------------------------------------------------------------
+
+    def version_of(self, definition: Definition) -> str:
+        """Return the digest of an atom's code, which the scheduler keeps from here on."""
+        known = self._versions.get(definition)
+        if known is not None:
+            return known
+        with self._publishing:
+            data = dump_atom(definition)
+            digest = blake2b(data, digest_size=16).hexdigest()
+            if digest not in self._blobs:
+                self._client.set_metadata([METADATA, digest], data)
+                self._blobs[digest] = data
+            self._versions[definition] = digest
+        return digest
+
+    def publish(self, definition: Definition) -> None:
+        """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        digest = self.version_of(definition)
+        if self._catalog.get(definition.id) != digest:
+            self._catalog = {**self._catalog, definition.id: digest}
+            self._client.set_metadata([METADATA, f"id:{definition.id}"], digest)
+
+    def find_version(self, atom_id: str) -> str | None:
+        """Return the version of an atom that another client of the scheduler made known."""
+        digest: str | None = self._client.get_metadata([METADATA, f"id:{atom_id}"], default=None)
+        return digest
+
+    def fetch(self, atom_id: str) -> Definition | None:
+        """Return an atom that another client of the scheduler made known."""
+        digest = self.find_version(atom_id)
+        data = digest and self._client.get_metadata([METADATA, digest], default=None)
+        return load_atom(data) if data else None
+
+    def catalog(self) -> Mapping[str, str]:
+        """Return the versions that descendants of an electron shall find, by atom id."""
+        return self._catalog
+
+    # -- being there, and not ---------------------------------------------------------------
+
+    async def _start_watching(self) -> None:
+        self._watch = asyncio.create_task(self._watch_threads())
+
+    async def _watch_threads(self) -> None:
+        while self._client.status in ("running", "connecting"):
+            await asyncio.sleep(1)
+            if self._client.status == "running":
+                try:
+                    self._threads = sum((await self._client.nthreads()).values())
+                except OSError:
+                    continue  # the client notices by itself, and so does the loop's condition
+        if not self._closed:
+            self.lose(self._gone_error("the connection to the scheduler was closed"))
+
+    def _gone_error(self, message: str) -> ConductorError:
+        return ConductorError(
+            Event(f"{message} ({self._address})", conductor_id=self.id, level="error")
+        )
+
+    @property
+    def _address(self) -> str:
+        scheduler = self._client.scheduler
+        return scheduler.address if scheduler is not None else "no address"
+
+    def close(self) -> None:
+        """End what is under way, and close what it opened itself."""
+        if self._closed:
+            return
+        super().close()
+        self._finished.clear()
+        if self._client.status == "running":
+            self._client.unsubscribe_topic(self.channel)
+        if self._watch is not None:
+            self._client.loop.add_callback(self._watch.cancel)
+        if self._owns_client:
+            self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def __repr__(self) -> str:
+        where = self._address if not self._closed else "closed"
+        return f"<DaskConductor {self.id}: {where}, {self._threads} threads>"
+
+
+def _minor(python: str) -> str:
+    return ".".join(python.split(".")[:2])
+
+
+def _failure_of_task(error: Exception) -> Failure:
+    name = type(error).__name__
+    if name == "KilledWorker":
+        return Failure("killed", name, "the workers that ran this electron died")
+    return Failure("rejected", name, f"the worker could not take it: {error}")
+
+
+# -- on the worker ------------------------------------------------------------------------------
+
+
+def run_batch(batch: Batch, channel: str) -> Any:
+    """Execute a batch on the worker this runs on; the one task this package submits.
+
+    Parameters
+    ----------
+    batch
+        What to execute.
+    channel
+        The topic on which whoever sent it listens.
+    """
+    site = DaskSite.of(get_worker())
+    return site.carry_out(batch, channel)
+
+
+def _stop(run_id: str, dask_worker: Worker) -> None:
+    DaskSite.of(dask_worker).stop(run_id)
+
+
+class DaskSite(Site):
+    """The worker's side."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self.name = worker.address
+        self._worker = worker
+        self._atoms: dict[str, Definition] = {}
+        self._channels: dict[str, str] = {}
+        self._conductor: DaskConductor | None = None
+        self._events: dict[str, list[Event]] = {}
+        self._guard = threading.Lock()
+
+    @classmethod
+    def of(cls, worker: Worker) -> DaskSite:
+        """Return the one of this worker, made when first asked for."""
+        # setdefault is atomic; a site made in vain by a second thread is dropped unused.
+        site: DaskSite = worker.extensions.setdefault("atomizer", cls(worker))
+        return site
+
+    def carry_out(self, batch: Batch, channel: str) -> Any:
+        """Execute a batch and return its outcome, packed; a small one is sent ahead."""
+        self._channels[batch.key] = channel
+        try:
+            outcome = self.execute(batch)
+        finally:
+            del self._channels[batch.key]
+            self._flush()
+        packed = _pack(outcome)
+        if isinstance(packed, bytes):
+            self._worker.log_event(channel, ("arrived", batch.key, packed))
+        return packed
+
+    def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
+        known = self._atoms.get(batch.version)
+        if known is None:
+            data = sync(
+                self._worker.loop,
+                self._worker.scheduler.get_metadata,
+                keys=[METADATA, batch.version],
+                default=None,
+            )
+            if data is None:
+                raise LookupError(f"the scheduler does not know the code of {batch.atom_id}")
+            known = self._atoms[batch.version] = load_atom(data)
+        return known
+
+    def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
+        self._worker.log_event(self._channels[batch.key], ("given back", batch.key, kept))
+
+    def release_slot(self) -> None:  # noqa: D102
+        # Not followed by rejoin(): that would wait for a thread to fall free, at each level of a
+        # tree of spawners, to run the few lines that an atom has after its wait.
+        secede()
+
+    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:  # noqa: D102
+        with self._guard:
+            if self._conductor is None:
+                self._conductor = WorkerConductor.on_worker(get_client())
+        return ChildConductor(self._conductor, origin, stream, lease)
+
+    def emit(self, channel: str, event: Event) -> None:  # noqa: D102
+        with self._guard:
+            first = not self._events
+            self._events.setdefault(channel, []).append(event)
+        if first:
+            self._worker.loop.add_callback(
+                self._worker.loop.call_later, EVENT_SECONDS, self._flush
+            )
+
+    def _flush(self) -> None:
+        with self._guard:
+            events, self._events = self._events, {}
+        for channel, those in events.items():
+            self._worker.log_event(channel, ("events", _dump_events(those)))
+
+
+class WorkerConductor(DaskConductor):
+    """A worker's conductor for what its electrons send; it reports to whom they descend from."""
+
+    def emit(self, channel: str, event: Event) -> None:  # noqa: D102
+        self._client.log_event(channel, ("events", _dump_events([event])))
+
+    def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
+        if channel:
+            self._client.log_event(channel, ("error", _dump_error(error)))
+        else:
+            logger.error("%s", error)
+
+
+def _dump_events(events: list[Event]) -> bytes:
+    def with_texts(event: Event) -> Event:
+        return replace(event, fields={name: repr(value) for name, value in event.fields.items()})
+
+    data = _dumps(events)
+    return _dumps(list(map(with_texts, events))) or b"" if data is None else data
+
+
+def _dump_error(error: AtomizerError) -> bytes:
+    return _dumps(error) or _dumps(AtomizerError(error.event)) or b""
+
+
+def _dumps(value: Any) -> bytes | None:
+    """Return `value` as bytes, None where it cannot be pickled."""
+    try:
+        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+    except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
+        return None
+
+
+def _pack(outcome: Outcome) -> Any:
+    """Return an outcome as something that surely travels: bytes where it is small.
+
+    An exception travels as bytes of its own, since one that cannot be made again on the other
+    side must not cost the outcome; a result that cannot travel is a failure of its electron.
+    """
+    outcome.failures = [
+        failure._replace(exception=_dumps(failure.exception)) for failure in outcome.failures
+    ]
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = cloudpickle.dumps(outcome, protocol=5, buffer_callback=buffers.append)
+    except Exception as error:  # noqa: BLE001 - pickling runs anybody's __reduce__
+        bad = [n for n, row in enumerate(outcome.rows()) if _dumps(row) is None]
+        if not bad:
+            raise
+        message = f"the result cannot travel: {error}"
+        return _pack(outcome.with_failed(bad, Failure("exception", "PicklingError", message)))
+    if len(data) + sum(buffer.raw().nbytes for buffer in buffers) <= SMALL_OUTCOME:
+        return cloudpickle.dumps(outcome)
+    # As arrays, which Dask sends as they are, without a copy.
+    return data, [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
+
+
+def _unpack(packed: Any) -> Outcome:
+    """Return the outcome that `_pack` packed."""
+    if isinstance(packed, bytes):
+        outcome: Outcome = pickle.loads(packed)  # noqa: S301 - from our own worker
+    else:
+        outcome = pickle.loads(packed[0], buffers=packed[1])  # noqa: S301 - from our own worker
+    return outcome

@@ -1,0 +1,151 @@
+"""The conductor of this process: threads, no transport."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.driver import Arrived, GivenBack, Report
+from atomizer_dask.events import Event
+from atomizer_dask.execute import Batch, Lease, Origin, Site
+from atomizer_dask.streams import Stream
+
+
+class MemoryConductor(BatchConductor):
+    """Executes electrons in threads of this process: for debugging, tests, and small work.
+
+    Parameters
+    ----------
+    threads
+        How many electrons at a time; as many as there are cores unless given.
+    id
+        Names it.
+    """
+
+    def __init__(self, threads: int | None = None, *, id: str = "memory") -> None:
+        super().__init__(id)
+        if threads is not None and threads < 1:
+            raise ValueError(f"a MemoryConductor needs at least one thread, got {threads}")
+        self._threads = threads or os.cpu_count() or 1
+        self._pool = _Pool(self._threads)
+        self._site = _MemorySite(self)
+
+    @property
+    def threads(self) -> int:
+        """How many electrons are executed at a time."""
+        return self._threads
+
+    def version_of(self, definition: Definition) -> Definition:
+        """Return the atom itself: it need not travel."""
+        return definition
+
+    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have a batch executed in one of the threads."""
+        self._site.posts[batch.key] = post
+
+        def execute() -> None:
+            outcome = self._site.execute(batch)
+            self._site.posts.pop(batch.key)(Arrived(batch.key, outcome))
+
+        self._pool.submit(execute, priority=batch.origin.depth)
+
+    def stop(self, run_id: str) -> None:
+        """Have what has not been begun of a run given back, and its electrons told."""
+        self._site.stop(run_id)
+
+    def release_slot(self) -> None:
+        """Let another thread run in this one's place."""
+        self._pool.release()
+
+    def close(self) -> None:
+        """End the threads once they have done what they are doing."""
+        super().close()
+        self._pool.close()
+
+
+class _MemorySite(Site):
+    def __init__(self, conductor: MemoryConductor) -> None:
+        super().__init__()
+        self.name = f"memory://{os.getpid()}"
+        self.posts: dict[str, Callable[[Report], None]] = {}
+        self._conductor = conductor
+
+    def find_atom(self, batch: Batch) -> Definition:
+        definition: Definition = batch.version
+        return definition
+
+    def give_back(self, batch: Batch, kept: int) -> None:
+        self.posts[batch.key](GivenBack(batch.key, kept))
+
+    def emit(self, channel: str, event: Event) -> None:
+        self._conductor.emit(channel, event)
+
+    def release_slot(self) -> None:
+        self._conductor.release_slot()
+
+    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:
+        return ChildConductor(self._conductor, origin, stream, lease)
+
+
+class _Pool:
+    """Threads that take the deepest task first, and can be left by one that will wait.
+
+    `concurrent.futures.ThreadPoolExecutor` knows neither priorities nor leaving.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: list[tuple[int, int, Callable[[], Any]]] = []
+        self._order = itertools.count()
+        self._changed = threading.Condition()
+        self._members: set[int] = set()
+        self._idle = 0
+        self._closed = False
+
+    def submit(self, task: Callable[[], Any], priority: int) -> None:
+        with self._changed:
+            heappush(self._tasks, (-priority, next(self._order), task))
+            self._changed.notify()
+            self._grow()
+
+    def release(self) -> None:
+        """Leave the pool: the calling thread ends with the task it is in."""
+        with self._changed:
+            self._members.discard(threading.get_ident())
+            self._grow()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _grow(self) -> None:
+        if len(self._tasks) > self._idle and len(self._members) < self._limit:
+            thread = threading.Thread(target=self._work, name="atomizer-memory", daemon=True)
+            thread.start()
+            assert thread.ident is not None
+            self._members.add(thread.ident)
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while True:
+            with self._changed:
+                while self._members and me in self._members and not self._tasks:
+                    if self._closed:
+                        return
+                    self._idle += 1
+                    self._changed.wait()
+                    self._idle -= 1
+                if me not in self._members or self._closed:
+                    return
+                _, _, task = heappop(self._tasks)
+            task()
+            with self._changed:
+                if me not in self._members:
+                    return

@@ -1,0 +1,107 @@
+"""Electrons that are sent one by one, bundled into batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from atomizer_dask.batching import Size
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.execute import Batch, Origin, Outcome
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.streams import Stream
+from atomizer_dask.sweep import Rows
+
+
+class Sent(NamedTuple):
+    """An electron on its way, with whoever waits for it."""
+
+    electron: Electron
+    future: ElectronFuture
+    address: tuple[Stream, int]
+    version: Any
+    origin: Origin
+
+    def group(self) -> Hashable:
+        """Return what electrons of one batch must have in common."""
+        electron, origin = self.electron, self.origin
+        return (
+            electron.atom_id,
+            self.version,
+            electron.copy_state,
+            electron.sender_id,
+            origin.channel,
+            origin.depth,
+        )
+
+
+class ElectronSource:
+    """The source of one group of electrons.
+
+    Parameters
+    ----------
+    example
+        Any of them.
+    report
+        Told of each failure.
+    """
+
+    def __init__(self, example: Sent, report: Callable[[AtomizerError], None]) -> None:
+        self._example = example
+        self._report = report
+        self._waiting: deque[Sent] = deque()
+        self._under_way: dict[str, list[Sent]] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing left to do."""
+        return not self._waiting and not self._under_way
+
+    def add(self, sent: Sent) -> None:
+        """Take one more."""
+        self._waiting.append(sent)
+
+    def waiting(self) -> int:  # noqa: D102
+        return len(self._waiting)
+
+    def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
+        count = min(size.electrons, len(self._waiting))
+        taken = [self._waiting.popleft() for _ in range(count)]
+        taken = [s for s in taken if s.future.running() or s.future.set_running_or_notify_cancel()]
+        if not taken:
+            return None
+        self._under_way[key] = taken
+        example = self._example.electron
+        return Batch(
+            key=key,
+            atom_id=example.atom_id,
+            version=self._example.version,
+            inputs=Rows([sent.electron.payload for sent in taken]),
+            first=0,
+            stream=[sent.address for sent in taken],
+            origin=taken[0].origin,
+            ids=[sent.electron.id for sent in taken],
+            sender_id=example.sender_id,
+            copy_state=example.copy_state,
+            seconds=size.seconds,
+        )
+
+    def give_back(self, batch: Batch, start: int, stop: int) -> None:  # noqa: D102
+        self._waiting.extendleft(reversed(self._under_way[batch.key][start:stop]))
+
+    def deliver(self, batch: Batch, outcome: Outcome) -> None:  # noqa: D102
+        taken = self._under_way.pop(batch.key)
+        for sent, properties in zip(taken, outcome.properties(batch), strict=False):
+            if properties.error is not None:
+                self._report(properties.error)
+            sent.future.set_result(properties)
+
+    def fail(self, error: ConductorError) -> None:  # noqa: D102
+        lost = [*self._waiting, *(sent for group in self._under_way.values() for sent in group)]
+        self._waiting.clear()
+        self._under_way.clear()
+        for sent in lost:
+            if not sent.future.done():
+                sent.future.set_exception(error)

@@ -1,0 +1,137 @@
+"""What an atom may ask for by naming a parameter ``context``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomizer_dask.events import Event, Level
+from atomizer_dask.streams import uniform
+
+if TYPE_CHECKING:
+    from atomizer_dask.electron import Electron
+    from atomizer_dask.execute import Lease
+
+
+class Context:
+    """The surroundings of one electron, or in a vectorised atom of one slice of them.
+
+    Attributes
+    ----------
+    attempt
+        Which attempt this is, from 1.
+    failures
+        What became of the earlier attempts.
+    deadline
+        When the electron's time is up; None where it has no timeout.
+    """
+
+    __slots__ = ("_children", "_count", "_drawn", "_lease", "_offset")
+
+    attempt: int = 1
+    failures: Sequence[Any] = ()
+    deadline: datetime | None = None
+
+    def __init__(self, lease: Lease, offset: int, count: int | None = None) -> None:
+        self._lease = lease
+        self._offset = offset
+        self._count = count  # of the slice; None for a single electron
+        self._drawn = 0
+        self._children: Any = None
+
+    @property
+    def electron(self) -> Electron:
+        """The request itself."""
+        self._need_single("electron", "its inputs are the arrays the atom is given")
+        return self._lease.batch.electron(self._offset)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """This electron's own generator, at the start of its stream when first asked for.
+
+        The same bits for the same seed, wherever and next to whatever the electron runs.
+        """
+        self._need_single("rng", "use context.random(shape), a row per electron")
+        if self._drawn:
+            return self._lease.rng.generator
+        self._drawn = 1
+        return self._lease.rng.at(*self._lease.batch.address(self._offset))
+
+    def random(self, shape: int | tuple[int, ...] = ()) -> Any:
+        """Return uniform numbers in [0, 1).
+
+        In a vectorised atom a row per electron, shape ``(electrons, *shape)``; row i depends only
+        on the seed and on which electron it is, and has the bits ``context.rng.random(shape)``
+        has for that electron in an atom that is not vectorised.
+
+        Parameters
+        ----------
+        shape
+            How many for each electron.
+        """
+        if self._count is None:
+            return self.rng.random(shape or None)
+        wanted = (shape,) if isinstance(shape, int) else tuple(shape)
+        draws = int(np.prod(wanted, dtype=int))
+        stream, indices = self._lease.batch.addresses_of(self._offset, self._count)
+        numbers = uniform(stream, indices, self._drawn, draws)
+        self._drawn += draws
+        return numbers.reshape(self._count, *wanted)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked for this electron to stop; look at it in long loops."""
+        return self._lease.stopped
+
+    @property
+    def conductor(self) -> Any:
+        """Sends further electrons: ``conductor.send(Electron(...))`` gives a future."""
+        self._need_single("conductor", "only an atom that is not vectorised can send electrons")
+        if self._children is None:
+            self._children = self._lease.conductor(self._offset)
+        return self._children
+
+    def emit(self, message: str, *, level: Level = "info", **fields: Any) -> None:
+        """Put an event on the run's and the atomizer's event stream.
+
+        Parameters
+        ----------
+        message
+            What happened.
+        level
+            How much it matters.
+        **fields
+            Further facts: numbers, texts and the like.
+        """
+        batch = self._lease.batch
+        electron_id = batch.electron_id(self._offset) if self._count is None else ""
+        self._lease.emit(
+            Event(
+                str(message),
+                electron_id=electron_id,
+                atom_id=batch.atom_id,
+                level=level,
+                run_id=batch.run_id,
+                fields=fields,
+            )
+        )
+
+    def _need_single(self, name: str, instead: str) -> None:
+        if self._count is not None:
+            raise AttributeError(f"context.{name} has no meaning in a vectorised atom: {instead}")
+
+    def __repr__(self) -> str:
+        batch = self._lease.batch
+        if self._count is None:
+            return f"<Context of electron {batch.electron_id(self._offset)} for {batch.atom_id}>"
+        return f"<Context of {self._count} electrons for {batch.atom_id}>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+Emit = Callable[[Event], None]

@@ -1,0 +1,220 @@
+"""The driver: keeps the threads of a conductor fed with batches, and loses none.
+
+Everything a driver does happens on the one dispatcher thread of its conductor, so that there is
+nothing to lock: others post what happened to the dispatcher's inbox.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from atomizer_dask.batching import Size, Sizing
+from atomizer_dask.electron import new_id
+from atomizer_dask.errors import ConductorError
+from atomizer_dask.execute import Batch, Outcome
+
+logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where a driver takes electrons from, and what it tells about them."""
+
+    def waiting(self) -> int:
+        """Return how many electrons are neither under way nor done."""
+
+    def take(self, size: Size, key: str) -> Batch | None:
+        """Return the next batch, at most as large as `size`; None where it fell away."""
+
+    def give_back(self, batch: Batch, start: int, stop: int) -> None:
+        """Take back the electrons of a batch from offset `start` to `stop`."""
+
+    def deliver(self, batch: Batch, outcome: Outcome) -> None:
+        """Note what became of the first ``outcome.kept`` electrons of a batch."""
+
+    def fail(self, error: ConductorError) -> None:
+        """Note that the conductor is gone: no more will be delivered."""
+
+
+class Carrier(Protocol):
+    """What a driver needs of a conductor."""
+
+    @property
+    def threads(self) -> int:
+        """How many electrons can be executed at a time."""
+
+    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have a batch executed; `post` what becomes of it, from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """A site gives back all but the first `kept` electrons of a batch."""
+
+    key: str
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A batch has ended."""
+
+    key: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A batch will never end."""
+
+    key: str
+    error: ConductorError
+
+
+Report = GivenBack | Arrived | Lost
+
+
+@dataclass(slots=True)
+class _Leased:
+    batch: Batch
+    kept: int
+
+
+class Driver:
+    """Keeps a conductor's threads fed from one source.
+
+    Parameters
+    ----------
+    carrier
+        The conductor.
+    dispatcher
+        Its thread.
+    source
+        The electrons.
+    row_bytes
+        About how many bytes the inputs of an electron take.
+    """
+
+    def __init__(
+        self, carrier: Carrier, dispatcher: Dispatcher, source: Source, row_bytes: float = 0.0
+    ) -> None:
+        self.sizing = Sizing(row_bytes)
+        self.leased = 0
+        self._carrier = carrier
+        self._dispatcher = dispatcher
+        self._source = source
+        self._leases: dict[str, _Leased] = {}
+        self._names = map(f"{new_id()}-{{}}".format, itertools.count())
+        self._failed = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no batch is under way."""
+        return not self._leases
+
+    def pump(self) -> None:
+        """Send batches until enough are under way."""
+        while not self._failed and (waiting := self._source.waiting()):
+            threads = self._carrier.threads
+            if len(self._leases) >= self.sizing.window(waiting, threads):
+                return
+            key = next(self._names)
+            batch = self._source.take(self.sizing.next(waiting, threads), key)
+            if batch is None:
+                continue
+            self._leases[key] = _Leased(batch, len(batch))
+            self.leased += len(batch)
+            try:
+                self._carrier.submit(batch, self.post)
+            except ConductorError as error:
+                self._report(Lost(key, error))
+
+    def post(self, report: Report) -> None:
+        """Say what became of a batch, from any thread."""
+        self._dispatcher.post(lambda: self._report(report))
+
+    def _report(self, report: Report) -> None:
+        lease = self._leases.get(report.key)
+        if lease is None:
+            return  # Dask ran it again after a worker died, or told twice
+        if isinstance(report, Lost):
+            self.fail(report.error)
+            return
+        if isinstance(report, GivenBack):
+            self._take_back(lease, report.kept)
+        else:
+            del self._leases[report.key]
+            self._take_back(lease, report.outcome.kept)
+            self.leased -= lease.kept
+            # Where Dask ran a batch again, what had been given back has gone to somebody else.
+            outcome = report.outcome.truncate(lease.kept)
+            self.sizing.learn(outcome.kept, outcome.seconds)
+            self._source.deliver(lease.batch, outcome)
+        self.pump()
+
+    def _take_back(self, lease: _Leased, kept: int) -> None:
+        if kept < lease.kept:
+            self._source.give_back(lease.batch, kept, lease.kept)
+            self.leased -= lease.kept - kept
+            lease.kept = kept
+
+    def fail(self, error: ConductorError) -> None:
+        """Give up: the conductor is gone. To be called on the dispatcher's thread."""
+        if self._failed:
+            return
+        self._failed = True
+        self._leases.clear()
+        self.leased = 0
+        self._source.fail(error)
+
+
+class Dispatcher:
+    """One thread that does, in order, what is posted to it.
+
+    Parameters
+    ----------
+    name
+        Of the thread.
+    on_error
+        Told of an exception that an action raised; it never ends the thread.
+    """
+
+    def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+        self._inbox: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        self._on_error = on_error
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def post(self, action: Callable[[], Any]) -> None:
+        """Have `action` called soon."""
+        self._inbox.put(action)
+
+    def close(self) -> None:
+        """End the thread once everything posted before has been done."""
+        self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        for action in self._actions():
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - reported, and the others go on
+                logger.exception("an action of the dispatcher raised")
+                self._on_error(error)
+
+    def _actions(self) -> Iterable[Callable[[], Any]]:
+        while (action := self._inbox.get()) is not None:
+            yield action
+        while True:
+            try:
+                left = self._inbox.get_nowait()
+            except Empty:
+                return
+            if left is not None:
+                yield left

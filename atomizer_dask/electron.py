@@ -1,0 +1,100 @@
+"""The request: one electron."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+_serial = itertools.count()
+_prefix = secrets.token_hex(8)
+
+
+def _renew_prefix() -> None:
+    global _prefix
+    _prefix = secrets.token_hex(8)
+
+
+# A forked child would otherwise go on counting under its parent's prefix.
+os.register_at_fork(after_in_child=_renew_prefix)
+
+
+def new_id() -> str:
+    """Return an id that no other process makes: 64 random bits of this process and a count.
+
+    A tenth of the cost of a UUID, which counts where 100,000 electrons are sent a second.
+    """
+    return f"{_prefix}-{next(_serial):x}"
+
+
+def sender_of_this_process() -> str:
+    """Return the id that electrons of this process carry as their sender."""
+    return _prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Electron:
+    """One request: which atom, with which payload.
+
+    Parameters
+    ----------
+    atom_id
+        The id of the atom that shall process it.
+    payload
+        For a function atom a mapping of its parameters' names to values; for an `Atom` subclass
+        whatever its `process` understands.
+    id, sender_id
+        Made where not given.
+    timeout
+        Seconds, or a text such as ``"30s"``; None for no limit.
+    copy_state
+        Process with a copy of the registered instance, rather than with a fresh one.
+    on_failure
+        ``"fail"``, ``"retry"``, ``"requeue"``, or a function of the failure that returns one.
+    max_attempts
+        How often it is tried at most.
+    backoff
+        Seconds before the second attempt.
+
+    Examples
+    --------
+    >>> Electron("montecarlopi.Toss", {"tosses": 10}, id="e1")
+    <Electron e1 for montecarlopi.Toss: {'tosses': 10}>
+    """
+
+    atom_id: str
+    payload: Any = None
+    id: str = field(default_factory=new_id, kw_only=True)
+    sender_id: str = field(default_factory=sender_of_this_process, kw_only=True)
+    timeout: float | str | None = field(default=None, kw_only=True)
+    copy_state: bool = field(default=False, kw_only=True)
+    on_failure: str | Callable[[Any], str] = field(default="fail", kw_only=True)
+    max_attempts: int = field(default=1, kw_only=True)
+    backoff: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if type(self.atom_id) is not str or not self.atom_id:
+            raise TypeError(f"atom_id must be a non-empty string, got {self.atom_id!r}")
+
+    def __repr__(self) -> str:
+        payload = repr(self.payload)
+        shown = payload if len(payload) <= 60 else payload[:57] + "..."
+        return f"<Electron {self.id} for {self.atom_id}: {shown}>"
+
+    def _repr_html_(self) -> str:
+        rows = {"atom": self.atom_id, "id": self.id, "payload": repr(self.payload)[:500]}
+        return html_table("Electron", rows)
+
+
+def html_table(title: str, rows: dict[str, Any]) -> str:
+    """Return a small two-column HTML table, everything in it escaped."""
+    body = "".join(
+        f"<tr><th style='text-align:left'>{escape(str(name))}</th>"
+        f"<td style='text-align:left'><pre style='margin:0'>{escape(str(value))}</pre></td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption><b>{escape(title)}</b></caption>{body}</table>"

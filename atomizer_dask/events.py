@@ -1,0 +1,160 @@
+"""What can be seen: events, and the bounded streams they travel on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from html import escape
+from typing import Any, Generic, Literal, TypeVar
+
+Level = Literal["debug", "info", "warning", "error"]
+T = TypeVar("T")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened, to which electron, atom and conductor.
+
+    Parameters
+    ----------
+    message
+        What happened, in the past tense.
+    electron_id, atom_id, conductor_id
+        Whom it concerns; empty where it concerns none in particular.
+    time
+        When, in UTC and timezone-aware.
+    level
+        How much it matters.
+    run_id
+        The run it belongs to, if any.
+    fields
+        Further facts, as given to `Context.emit`.
+
+    Examples
+    --------
+    >>> str(Event("bonded", electron_id="E", atom_id="A"))
+    '[aid:A | eid:E] bonded'
+    >>> str(Event("idle"))
+    'idle'
+    """
+
+    message: str
+    electron_id: str = ""
+    atom_id: str = ""
+    conductor_id: str = ""
+    time: datetime = field(default_factory=_now, compare=False)
+    level: Level = "info"
+    run_id: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        named = (("cid", self.conductor_id), ("aid", self.atom_id), ("eid", self.electron_id))
+        ids = " | ".join(f"{name}:{value}" for name, value in named if value)
+        return " ".join(part for part in (f"[{ids}]" if ids else "", self.message) if part)
+
+    def __repr__(self) -> str:
+        return f"<Event {self.time:%H:%M:%S.%f} {self.level}: {self}>"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<code>{self.time:%H:%M:%S.%f}</code> <b>{escape(self.level)}</b> {escape(str(self))}"
+        )
+
+
+class Stream(Generic[T]):
+    """A bounded queue of what happened, read by iterating.
+
+    Writing never blocks: when `buffer` items wait unread, the oldest is dropped and counted in
+    `dropped`. Iteration ends when the stream is closed and empty.
+
+    Parameters
+    ----------
+    buffer
+        How many unread items are kept.
+
+    Examples
+    --------
+    >>> stream = Stream(buffer=2)
+    >>> for item in "abc":
+    ...     stream.put(item)
+    >>> stream.close()
+    >>> list(stream), stream.dropped
+    (['b', 'c'], 1)
+    """
+
+    def __init__(self, buffer: int = 1000) -> None:
+        if buffer < 1:
+            raise ValueError(f"a stream keeps at least one item, got buffer={buffer}")
+        self.dropped = 0
+        self._items: deque[T] = deque()
+        self._buffer = buffer
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Add an item; one put after `close` is ignored."""
+        with self._changed:
+            if self._closed:
+                return
+            if len(self._items) == self._buffer:
+                self._items.popleft()
+                self.dropped += 1
+            self._items.append(item)
+            self._changed.notify()
+
+    def get(self, timeout: float | None = None) -> T:
+        """Return the next item.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; None waits until there is one.
+
+        Raises
+        ------
+        TimeoutError
+            When nothing came in time.
+        EOFError
+            When the stream is closed and empty.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._items or self._closed, timeout):
+                raise TimeoutError(f"nothing was put on the stream within {timeout} s")
+            if not self._items:
+                raise EOFError("the stream is closed and has been read to its end")
+            return self._items.popleft()
+
+    def close(self) -> None:
+        """End the stream: readers get what is left, then stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            try:
+                yield self.get()
+            except EOFError:
+                return
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while True:
+            try:
+                yield await asyncio.to_thread(self.get)
+            except EOFError:
+                return
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Stream {state}, {len(self)} unread, {self.dropped} dropped>"

@@ -1,0 +1,226 @@
+"""Properties to pandas: one row per electron, in sweep order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
+from atomizer_dask.execute import Outcome
+from atomizer_dask.sweep import Sweep, numpy_or_extension
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OUTPUT_PREFIX = "result_"
+METADATA_PREFIX = "electron_"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The outcome of consecutive electrons of a run.
+
+    Parameters
+    ----------
+    start
+        Position of the first in the sweep.
+    outcome
+        What became of them.
+    """
+
+    start: int
+    outcome: Outcome
+
+    @property
+    def stop(self) -> int:
+        """Position after the last in the sweep."""
+        return self.start + self.outcome.kept
+
+
+def to_frame(
+    sweep: Sweep, parts: Sequence[Part], run_id: str, *, metadata: bool = False
+) -> pd.DataFrame:
+    """Return inputs and outputs of the finished electrons, a row each, in sweep order.
+
+    Parameters
+    ----------
+    sweep
+        The inputs.
+    parts
+        The outcomes; none overlap.
+    run_id
+        From which the ids are made.
+    metadata
+        Add id, start, end, duration, worker and attempts.
+
+    Notes
+    -----
+    An output with the name of an input gets the prefix ``result_``, and a column of metadata with
+    the name of an input or output the prefix ``electron_``. Where electrons failed or an output
+    is None, integers and booleans become pandas' nullable ``Int64`` and ``boolean``, and the rest
+    has its usual missing value.
+    """
+    import pandas as pd
+
+    parts = sorted(parts, key=lambda part: part.start)
+    positions = _positions(parts)
+    count = sweep.length
+    columns = _inputs(sweep, positions)
+    for name, values in _outputs(parts).items():
+        columns[f"{OUTPUT_PREFIX}{name}" if name in columns else name] = values
+    if metadata:
+        for name, values in _metadata(parts, positions, run_id).items():
+            columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = values
+    index = sweep.index
+    if index is None:
+        index = pd.RangeIndex(count or 0) if _is_whole(positions, count) else pd.Index(positions)
+    elif not _is_whole(positions, count):
+        index = index.take(positions)
+    # copy=False: the arrays were made for this frame, and 50 million rows need no second copy.
+    return pd.DataFrame(columns, index=index, copy=False)
+
+
+def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
+    """Return inputs and failures of the failed electrons, on the index of the frame.
+
+    Parameters
+    ----------
+    sweep
+        The inputs.
+    parts
+        The outcomes; none overlap.
+    """
+    import pandas as pd
+
+    failing = [part for part in sorted(parts, key=lambda part: part.start) if len(part.outcome.failed)]
+    positions = _join([np.asarray(p.outcome.failed, dtype=np.int64) + p.start for p in failing])
+    columns = _inputs(sweep, positions)
+    facts = {
+        name: [getattr(p.outcome.failures[code], name) for p in failing for code in p.outcome.codes]
+        for name in ("kind", "type", "message", "traceback")
+    }
+    workers = [p.outcome.worker for p in failing for _ in range(len(p.outcome.failed))]
+    more = {**{n: pd.Series(v, dtype="str") for n, v in facts.items()},
+            "attempts": np.ones(len(positions), dtype=np.int64),
+            "worker": pd.Series(workers, dtype="str")}
+    for name, values in more.items():
+        columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = getattr(values, "array", values)
+    index = pd.RangeIndex(sweep.length or 0) if sweep.index is None else sweep.index
+    if sweep.index is None:
+        return pd.DataFrame(columns, index=pd.Index(positions))
+    return pd.DataFrame(columns, index=index.take(positions))
+
+
+def _positions(parts: Sequence[Part]) -> Any:
+    """Return which electrons are there, as a range where there is no gap."""
+    if all(before.stop == after.start for before, after in zip(parts, parts[1:], strict=False)):
+        return range(parts[0].start, parts[-1].stop) if parts else range(0)
+    return _join([np.arange(part.start, part.stop) for part in parts])
+
+
+def _is_whole(positions: Any, count: int | None) -> bool:
+    return isinstance(positions, range) and positions == range(count or 0)
+
+
+def _inputs(sweep: Sweep, positions: Any) -> dict[str, Any]:
+    if len(positions) == 0 or sweep.length is None and not sweep.names:
+        return {name: np.empty(0) for name in sweep.names}
+    columns = {}
+    for name, values in sweep.columns().items():
+        whole = len(values) == len(positions)
+        chosen = values if whole else numpy_or_extension(values).take(np.asarray(positions), axis=0)
+        columns[name] = _series(chosen, owned=not whole or isinstance(values, range))
+    return columns
+
+
+def _outputs(parts: Sequence[Part]) -> dict[str, Any]:
+    names = dict.fromkeys(name for part in parts for name in part.outcome.results)
+    return {name: _output(parts, name) for name in names}
+
+
+def _output(parts: Sequence[Part], name: str) -> Any:
+    values, present = [], []
+    for part in parts:
+        outcome = part.outcome
+        assert isinstance(outcome.results, dict)
+        column = outcome.results.get(name)
+        here = np.zeros(outcome.kept, dtype=bool)
+        if column is not None and len(column.values):
+            good = np.ones(outcome.kept, dtype=bool)
+            good[np.asarray(outcome.failed, dtype=np.int64)] = False
+            here[good] = True if column.present is None else column.present
+            values.append(column.values)
+        present.append(here)
+    if not values:
+        return np.full(sum(map(len, present)), None, dtype=object)
+    joined = concatenate(values)
+    if len(joined) == sum(map(len, present)):
+        return _series(joined, owned=len(values) > 1)
+    return _scatter(joined, np.concatenate(present))
+
+
+def _series(values: Values, *, owned: bool) -> Any:
+    """Return a column for the frame: it must not share memory with what a run keeps."""
+    import pandas as pd
+
+    if isinstance(values, range):
+        return numpy_values(values)
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        return as_objects(list(values if owned else values.copy()))
+    if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+        return values if owned else values.copy()
+    if isinstance(values, np.ndarray):
+        return pd.Series(list(values)).array  # infers text and times as pandas users expect
+    return values if owned else values.copy()
+
+
+def _scatter(values: Values, present: np.ndarray) -> Any:
+    """Return `values` at the rows where they are present, and the missing value elsewhere."""
+    import pandas as pd
+
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biu":
+        data = np.zeros(len(present), dtype=values.dtype)
+        data[present] = values
+        kind = pd.arrays.BooleanArray if values.dtype.kind == "b" else pd.arrays.IntegerArray
+        return kind(data, ~present)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "fcmM":
+        missing: Any = "NaT" if values.dtype.kind in "mM" else np.nan
+        data = np.full(len(present), missing, dtype=values.dtype)
+        data[present] = values
+        return data
+    if isinstance(values, np.ndarray):
+        data = np.full(len(present), None, dtype=object)
+        data[present] = as_objects(list(values))
+        return pd.Series(list(data)).array
+    where = np.where(present, np.cumsum(present) - 1, -1)
+    return pd.api.extensions.take(values, where, allow_fill=True)
+
+
+def _metadata(parts: Sequence[Part], positions: Any, run_id: str) -> dict[str, Any]:
+    import pandas as pd
+
+    times = [part.outcome.times() for part in parts]
+    starts = _join([start for start, _ in times])
+    ends = _join([end for _, end in times])
+    workers = pd.Categorical.from_codes(
+        np.repeat(
+            pd.factorize(np.array([p.outcome.worker for p in parts], dtype=object))[0],
+            [p.outcome.kept for p in parts],
+        ),
+        pd.unique(np.array([p.outcome.worker for p in parts], dtype=object)),
+    ) if parts else pd.Categorical([])
+    return {
+        "id": pd.Series([f"{run_id}-{position}" for position in positions], dtype="str").array,
+        "start": pd.to_datetime(starts, unit="ns", utc=True).array,
+        "end": pd.to_datetime(ends, unit="ns", utc=True).array,
+        "duration": pd.to_timedelta(ends - starts, unit="ns").array,
+        "worker": workers,
+        "attempts": np.ones(len(starts), dtype=np.int64),
+    }
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

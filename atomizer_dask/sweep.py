@@ -1,0 +1,439 @@
+"""The table of inputs of a run, lazily sliced.
+
+A `Sweep` stays with whoever started the run; `Inputs` are the slice of it that travels.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomizer_dask.columns import Values, as_objects, column, numpy_values, size_of
+from atomizer_dask.errors import InvalidSweepError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Inputs as columns of one length."""
+
+    data: dict[str, Values]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def columns(self) -> dict[str, Values]:
+        """Return the columns by name."""
+        return self.data
+
+
+@dataclass(frozen=True, slots=True)
+class GridSlice:
+    """Inputs as the part of a grid's axes that a slice of it touches.
+
+    Parameters
+    ----------
+    axes
+        For each axis its name, its values, its stride in electrons, and its first block: electron
+        i of the grid is in block ``i // stride``, and reads value ``(block - first) % len(values)``.
+    start, stop
+        Which electrons of the grid.
+    """
+
+    axes: tuple[tuple[str, Values, int, int], ...]
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def columns(self) -> dict[str, Values]:
+        """Return the columns by name, expanded."""
+        return {axis[0]: self._expand(*axis[1:]) for axis in self.axes}
+
+    def _expand(self, values: Values, stride: int, first: int) -> Values:
+        begin, end = self.start // stride, (self.stop - 1) // stride + 1
+        if end - begin == len(values) and begin == first:
+            blocks = values
+        else:
+            blocks = numpy_or_extension(values).take(np.arange(begin - first, end - first) % len(values), axis=0)
+        if stride == 1:
+            return blocks
+        offset = self.start - begin * stride
+        spread = np.repeat(numpy_or_extension(blocks), stride, axis=0)
+        return spread[offset : offset + len(self)]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Inputs as payloads, each as it was given."""
+
+    payloads: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+
+Inputs = Columns | GridSlice | Rows
+
+
+def numpy_or_extension(values: Values) -> Any:
+    """Return a column as something that can be indexed with arrays."""
+    return numpy_values(values) if isinstance(values, range) else values
+
+
+class Sweep(ABC):
+    """A table of inputs: named fields, one electron per row."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The fields."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int | None:
+        """How many electrons; None while that is unknown."""
+
+    @property
+    def index(self) -> pd.Index | None:
+        """The user's own index, where there is one."""
+        return None
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> float:
+        """About how many bytes an electron's inputs take when they travel."""
+
+    @abstractmethod
+    def take(self, start: int, stop: int) -> Inputs:
+        """Return the inputs of electrons `start` to `stop`."""
+
+    @abstractmethod
+    def columns(self) -> dict[str, Values]:
+        """Return all inputs as columns."""
+
+    def payload(self, position: int) -> dict[str, Any]:
+        """Return the inputs of one electron."""
+        from atomizer_dask.columns import python_values
+
+        inputs = self.take(position, position + 1)
+        if isinstance(inputs, Rows):
+            return dict(inputs.payloads[0])
+        return {name: python_values(values)[0] for name, values in inputs.columns().items()}
+
+    def __repr__(self) -> str:
+        size = "a stream of" if self.length is None else f"{self.length:,}"
+        return f"<{type(self).__name__}: {size} electrons of {', '.join(self.names) or 'unknown fields'}>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+
+class Grid(Sweep):
+    """All combinations of its axes' values, the last axis fastest; never materialised."""
+
+    def __init__(self, axes: Mapping[str, Values]) -> None:
+        self._axes = dict(axes)
+        sizes = [len(values) for values in self._axes.values()]
+        self._length = prod(sizes)
+        self._strides = [prod(sizes[position + 1 :]) for position in range(len(sizes))]
+
+    @property
+    def names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(self._axes)
+
+    @property
+    def length(self) -> int:  # noqa: D102
+        return self._length
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of values on each axis: reshape a result column with it."""
+        return tuple(len(values) for values in self._axes.values())
+
+    @property
+    def row_bytes(self) -> float:  # noqa: D102
+        return sum(
+            size_of(values) / len(values) / stride
+            for values, stride in zip(self._axes.values(), self._strides, strict=True)
+        )
+
+    def take(self, start: int, stop: int) -> GridSlice:  # noqa: D102
+        axes = []
+        for (name, values), stride in zip(self._axes.items(), self._strides, strict=True):
+            begin, end = start // stride % len(values), (stop - 1) // stride % len(values) + 1
+            touched = (stop - 1) // stride - start // stride + 1
+            if touched <= end - begin:  # no wrap-around: only what is needed travels
+                axes.append((name, values[begin:end], stride, start // stride))
+            else:
+                axes.append((name, values, stride, 0))
+        return GridSlice(tuple(axes), start, stop)
+
+    def columns(self) -> dict[str, Values]:  # noqa: D102
+        return self.take(0, self._length).columns()
+
+
+class Table(Sweep):
+    """Columns of equal length, with the index of the DataFrame they came from."""
+
+    def __init__(self, columns: Mapping[str, Values], index: pd.Index | None = None) -> None:
+        self._columns = dict(columns)
+        self._index = index
+        lengths = {name: len(values) for name, values in self._columns.items()}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+            raise InvalidSweepError(
+                f"the columns of a sweep must be of equal length, got {listed}; "
+                "for all combinations of values use grid(...)"
+            )
+        self._length = next(iter(lengths.values()))
+
+    @property
+    def names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(self._columns)
+
+    @property
+    def length(self) -> int:  # noqa: D102
+        return self._length
+
+    @property
+    def index(self) -> pd.Index | None:  # noqa: D102
+        return self._index
+
+    @property
+    def row_bytes(self) -> float:  # noqa: D102
+        return sum(size_of(values) for values in self._columns.values()) / self._length
+
+    def take(self, start: int, stop: int) -> Columns:  # noqa: D102
+        data = {name: values[start:stop] for name, values in self._columns.items()}
+        return Columns(data, stop - start)
+
+    def columns(self) -> dict[str, Values]:  # noqa: D102
+        return self._columns
+
+
+class Streamed(Sweep):
+    """Mappings drawn from an iterator as they are needed; how many is known at its end."""
+
+    def __init__(self, rows: Iterator[Mapping[str, Any]]) -> None:
+        self._source = rows
+        self._drawn: list[Mapping[str, Any]] = []
+        self._ended = False
+
+    @property
+    def names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(dict.fromkeys(name for row in self._drawn[:100] for name in row))
+
+    @property
+    def length(self) -> int | None:  # noqa: D102
+        return len(self._drawn) if self._ended else None
+
+    @property
+    def drawn(self) -> int:
+        """How many have been drawn so far."""
+        return len(self._drawn)
+
+    @property
+    def row_bytes(self) -> float:  # noqa: D102
+        return 256.0
+
+    def draw(self, count: int) -> int:
+        """Draw up to `count` more and return how many came; fewer means that it has ended.
+
+        Raises
+        ------
+        InvalidSweepError
+            Where the iterator gave something that is not a mapping.
+        """
+        came = 0
+        for row in islice(self._source, count):
+            if not isinstance(row, Mapping):
+                raise InvalidSweepError(
+                    f"row {len(self._drawn)} of the sweep is {row!r}, expected a mapping of "
+                    "parameter names to values"
+                )
+            self._drawn.append(row)
+            came += 1
+        self._ended = self._ended or came < count
+        return came
+
+    def end(self) -> None:
+        """Take no more than what has been drawn."""
+        self._ended = True
+
+    def take(self, start: int, stop: int) -> Rows:  # noqa: D102
+        return Rows(list(self._drawn[start:stop]))
+
+    def columns(self) -> dict[str, Values]:  # noqa: D102
+        names = dict.fromkeys(name for row in self._drawn for name in row)
+        return {name: column([row.get(name) for row in self._drawn]) for name in names}
+
+
+def grid(**axes: Any) -> Grid:
+    """Return all combinations of the axes' values, the last axis fastest.
+
+    Parameters
+    ----------
+    **axes
+        For each parameter a sequence of values: a range, an array, a list, a pandas Series.
+
+    Raises
+    ------
+    InvalidSweepError
+        Where an axis is empty or not a sequence.
+
+    Examples
+    --------
+    >>> grid(temperature=[1.0, 2.0], size=[32, 64], replica=range(50))
+    <Grid: 200 electrons of temperature, size, replica>
+    """
+    if not axes:
+        raise InvalidSweepError("a grid needs at least one axis, as in grid(x=range(10))")
+    return Grid({name: _values(name, values) for name, values in axes.items()})
+
+
+def zipped(**columns: Any) -> Table:
+    """Return columns side by side: electron i has the i-th value of each.
+
+    Parameters
+    ----------
+    **columns
+        For each parameter a sequence of values, all of one length.
+
+    Raises
+    ------
+    InvalidSweepError
+        Where a column is empty, not a sequence, or of another length than the rest.
+
+    Examples
+    --------
+    >>> zipped(x=[1, 2, 3], label=["a", "b", "c"])
+    <Table: 3 electrons of x, label>
+    """
+    if not columns:
+        raise InvalidSweepError("zipped needs at least one column, as in zipped(x=[1, 2, 3])")
+    return Table({name: _values(name, values) for name, values in columns.items()})
+
+
+def as_sweep(inputs: Any) -> Sweep:
+    """Return `inputs` as a sweep.
+
+    Parameters
+    ----------
+    inputs
+        A sweep, a DataFrame, a mapping of equal-length columns, a list of mappings, or any
+        iterator of mappings.
+
+    Raises
+    ------
+    InvalidSweepError
+        Where it is none of these, or has no electrons.
+    """
+    if isinstance(inputs, Sweep):
+        return inputs
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(inputs, pandas.DataFrame):
+        return _from_frame(inputs)
+    if isinstance(inputs, Mapping):
+        _check_names(inputs)
+        return zipped(**inputs)
+    if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
+        return _from_mappings(inputs)
+    if isinstance(inputs, Iterator):
+        return Streamed(inputs)
+    if isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | np.ndarray | set | frozenset):
+        return Streamed(iter(inputs))
+    raise InvalidSweepError(
+        f"cannot sweep over {type(inputs).__name__} {_short(inputs)}; expected grid(...), "
+        "zipped(...), a DataFrame, a mapping of columns, a list of mappings, or an iterator of mappings"
+    )
+
+
+def _from_frame(frame: pd.DataFrame) -> Table:
+    _check_names(frame.columns)
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()].unique().tolist()
+        raise InvalidSweepError(f"the columns {twice} appear more than once in the DataFrame")
+    if frame.empty:
+        raise InvalidSweepError(f"the DataFrame has no electrons: its shape is {frame.shape}")
+    # A shallow copy: under copy-on-write the user may go on changing theirs.
+    held = frame.copy(deep=False)
+    columns = {str(name): _array_of(held[name]) for name in held.columns}
+    return Table(columns, held.index)
+
+
+def _array_of(series: pd.Series) -> Values:
+    values = series.array
+    return series.to_numpy() if type(values).__name__ == "NumpyExtensionArray" else values
+
+
+def _from_mappings(rows: Sequence[Any]) -> Table:
+    if not rows:
+        raise InvalidSweepError("the list of mappings is empty: there is no electron to send")
+    for position, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InvalidSweepError(
+                f"row {position} of the sweep is {_short(row)}, expected a mapping of parameter "
+                "names to values; for columns of values use zipped(x=[...]) or grid(x=[...])"
+            )
+    names = rows[0].keys()
+    _check_names(names)
+    for position, row in enumerate(rows):
+        if row.keys() != names:
+            raise InvalidSweepError(
+                f"row {position} of the sweep has the fields {sorted(row)}, row 0 has "
+                f"{sorted(names)}; all rows must have the same"
+            )
+    if not names:
+        raise InvalidSweepError("the mappings of the sweep are empty: they name no parameter")
+    return Table({name: column([row[name] for row in rows]) for name in names})
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidSweepError(
+                f"column {name!r} is named by a {type(name).__name__}; columns must have the "
+                "names of the atom's parameters, as strings"
+            )
+
+
+def _values(name: str, values: Any) -> Values:
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
+        raise InvalidSweepError(
+            f"the values of {name!r} are {_short(values)}, expected a sequence of values; "
+            f"for a single one write {name}=[{_short(values)}]"
+        )
+    pandas = sys.modules.get("pandas")
+    if isinstance(values, range):
+        array: Values = values
+    elif pandas is not None and isinstance(values, pandas.Series | pandas.Index):
+        array = _array_of(values.to_series() if isinstance(values, pandas.Index) else values)
+    elif pandas is not None and isinstance(values, pandas.api.extensions.ExtensionArray):
+        array = values
+    elif isinstance(values, np.ndarray):
+        if values.ndim == 0:
+            raise InvalidSweepError(f"the values of {name!r} are a 0-dimensional array; write {name}=[...]")
+        array = as_objects(values.tolist()) if values.dtype.kind in "US" else values
+    else:
+        array = column(list(values))
+    if len(array) == 0:
+        raise InvalidSweepError(f"{name!r} has no values, so there is no electron to send")
+    return array
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

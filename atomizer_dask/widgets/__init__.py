@@ -1,0 +1,1 @@
+"""Live panels for notebooks: the only importer of ipywidgets."""
