@@ -15,7 +15,7 @@ BATCHES_PER_SECOND = 200.0
 SHORTEST_BOX = 0.25  # seconds: 100 times what a task costs
 FIRST_BOX = 0.05  # seconds: learn soon
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
-LARGEST_BATCH = 32 * 2**20  # bytes of inputs
+LARGEST_BATCH = 6 * 2**20  # bytes of inputs: Dask warns of a task of 10 MB
 PREFETCH = 2  # batches per thread, so that a worker never waits for the driver
 
 

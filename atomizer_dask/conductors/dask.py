@@ -38,7 +38,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.driver import Arrived, GivenBack, Lost, Report
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
+from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Batch, Failure, Lease, Origin, Outcome, Site
 from atomizer_dask.pickling import dump_atom, load_atom
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 8
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
+SEND_SECONDS = 0.001  # a client gathers messages for 10 ms by default
+RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 
 
@@ -86,7 +88,8 @@ class DaskConductor(BatchConductor):
         super().__init__(id)
         self.channel = f"atomizer-{new_id()}"
         self._cluster: Cluster | None = None
-        self._client, self._owns_client = self._connect(target, workers, threads_per_worker)
+        self._client = self._connect(target, workers, threads_per_worker)
+        self._owns_client = True
         self._prepare()
         try:
             self._check_versions()
@@ -113,42 +116,39 @@ class DaskConductor(BatchConductor):
         self._posts: dict[str, Callable[[Report], None]] = {}
         self._arrived: set[str] = set()
         self._finished: list[Future] = []
+        self._client.scheduler_comm.interval = SEND_SECONDS
         self._direct = self._client.direct_to_workers is not False
         self._threads = sum(self._client.nthreads().values())
         self._client.subscribe_topic(self.channel, self._on_message)
         self._watch = None
         self._client.loop.add_callback(self._start_watching)
 
-    def _connect(
-        self, target: Any, workers: int | None, threads_per_worker: int
-    ) -> tuple[Client, bool]:
+    def _connect(self, target: Any, workers: int | None, threads_per_worker: int) -> Client:
+        """Return a client of our own, whose settings nobody else sees."""
         if target is None:
             try:
-                return Client.current(), False
+                target = Client.current()
             except ValueError:  # there is none
                 target = self._cluster = LocalCluster(
                     n_workers=workers,
                     threads_per_worker=threads_per_worker,
                     dashboard_address="127.0.0.1:0",
                 )
-        if isinstance(target, Client):
-            if target.asynchronous:
-                raise TypeError(
-                    f"{target!r} is asynchronous; give DaskConductor its address, or a Client "
-                    "made without asynchronous=True"
-                )
-            return target, False
-        if not isinstance(target, str | Cluster):
+        security = getattr(target, "security", None)
+        where = target.scheduler.address if isinstance(target, Client) else target
+        if not isinstance(where, str | Cluster):
             raise TypeError(
                 f"expected a scheduler's address, a distributed.Client or a Dask cluster, got "
                 f"{type(target).__name__} {target!r}"
             )
         try:
-            client = Client(target, timeout=CONNECT_SECONDS, set_as_default=False)
+            return Client(
+                where, timeout=CONNECT_SECONDS, set_as_default=False, security=security
+            )
         except (OSError, ValueError) as error:
             raise ConductorError(
                 Event(
-                    f"nobody answers at {target!r}: check that dask-scheduler runs there, that "
+                    f"nobody answers at {where!r}: check that dask-scheduler runs there, that "
                     "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
                     "is in between",
                     conductor_id=self.id,
@@ -156,7 +156,6 @@ class DaskConductor(BatchConductor):
                 ),
                 error,
             ) from error
-        return client, True
 
     def _check_versions(self) -> None:
         """Raise where code pickled here would not run there."""
@@ -202,36 +201,23 @@ class DaskConductor(BatchConductor):
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed by some worker."""
         self._posts[batch.key] = post
-        # A group of its own for each task: Dask would queue a large group on the scheduler, and
-        # let workers idle for a round trip between any two of it.
-        key = (f"{batch.atom_id}-{batch.key}", 0)
-        try:
-            future = self._client.submit(
-                run_batch, batch, self.channel, key=key, pure=False, priority=batch.origin.depth
-            )
-        except Exception as error:  # noqa: BLE001 - pickling runs anybody's __reduce__
-            del self._posts[batch.key]
-            raise UnpicklableError(
-                f"the inputs of {batch.atom_id} cannot travel to a worker", error
-            ) from error
-        # Released only now: a message of its own would make this submission wait for the
-        # client's next send, 10 ms later.
-        self._finished.clear()
-        self._client.loop.add_callback(self._collect, batch, future)
+        self._client.loop.add_callback(self._carry, batch)
 
     def stop(self, run_id: str) -> None:
         """Have what has not been begun of a run given back, and its electrons told."""
         self._client.run(_stop, run_id, wait=False, on_error="ignore")
 
-    async def _collect(self, batch: Batch, future: Future) -> None:
+    async def _carry(self, batch: Batch) -> None:
         report: Report
+        future = None
         try:
+            future = self._submit(batch)
             with self._client.as_current():
                 ended = wait(future)
             await ended
             if batch.key in self._arrived:
                 self._arrived.discard(batch.key)
-                self._keep_for_a_moment(future)
+                self._release_soon(future)
                 return
             outcome = await self._client.gather(future, direct=self._direct, asynchronous=True)
             report = Arrived(batch.key, _unpack(outcome))
@@ -242,7 +228,16 @@ class DaskConductor(BatchConductor):
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
             report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
         self._post(batch.key, report)
-        future.release()
+        if future is not None:
+            future.release()
+
+    def _submit(self, batch: Batch) -> Future:
+        # A group of its own for each task: Dask would queue a large group on the scheduler, and
+        # let workers idle for a round trip between any two of it.
+        key = (f"{batch.atom_id}-{batch.key}", 0)
+        return self._client.submit(
+            run_batch, batch, self.channel, key=key, pure=False, priority=batch.origin.depth
+        )
 
     def _post(self, key: str, report: Report) -> None:
         post = self._posts.get(key)
@@ -251,9 +246,13 @@ class DaskConductor(BatchConductor):
                 del self._posts[key]
             post(report)
 
-    def _keep_for_a_moment(self, future: Future) -> None:
+    def _release_soon(self, future: Future) -> None:
+        """Release futures of small outcomes many at a time: each costs three messages."""
         self._finished.append(future)
-        self._client.loop.call_later(EVENT_SECONDS, self._finished.clear)
+        if len(self._finished) == 1:
+            self._client.loop.call_later(RELEASE_SECONDS, self._finished.clear)
+        elif len(self._finished) > RELEASE_AT:
+            self._finished.clear()
 
     def _on_message(self, message: tuple[float, Any]) -> None:
         what, *rest = message[1]
