@@ -55,15 +55,16 @@ def as_objects(values: Sequence[Any]) -> np.ndarray:
     return np.fromiter(values, dtype=object, count=len(values))
 
 
-def column(values: Sequence[Any]) -> np.ndarray:
+def column(values: Sequence[Any], types: set[type] | None = None) -> np.ndarray:
     """Return `values` as an array: typed where they are all of one kind, else of objects.
 
-    Equally shaped arrays of one dtype are stacked, one row per value.
+    Equally shaped arrays of one dtype are stacked, one row per value. `types` are the types of
+    the values, where the caller knows them already.
 
     >>> column([1, 2, 3]).dtype, column([1, 2.5]).dtype, column([True, 1]).dtype
     (dtype('int64'), dtype('float64'), dtype('O'))
     """
-    types = set(map(type, values))
+    types = set(map(type, values)) if types is None else types
     if types == {np.ndarray}:
         if len({(value.shape, value.dtype) for value in values}) == 1 and values[0].ndim:
             return np.stack(values)
@@ -88,6 +89,7 @@ def concatenate(parts: Sequence[Values]) -> Values:
     >>> concatenate([np.array([1, 2]), np.array([0.5])])
     array([1. , 2. , 0.5])
     """
+    parts = [part for part in parts if len(part)] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     if all(isinstance(part, np.ndarray) for part in parts):

@@ -32,6 +32,7 @@ from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows, numpy_or_exten
 
 _FIRST_SLICE = 1024
 _LARGEST_SLICE = 2**20
+_AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
 _SLICE_SECONDS = 0.02  # how finely a vectorised batch can be interrupted
 
 
@@ -161,6 +162,9 @@ def _exception_of(travelled: Any) -> BaseException | None:
     except Exception:  # noqa: BLE001 - its type, text and traceback have come as text
         return None
     return internal if isinstance(internal, BaseException) else None
+
+
+_Arguments = Callable[[int, int], list[Any]]
 
 
 class Column(NamedTuple):
@@ -403,7 +407,7 @@ class Lease:
         self.stopped = False
         self.rng = Positioned()
         self._thread = threading.get_ident()
-        self._claims: _Electrons | _Slices | None = None
+        self._claims: _Claims | None = None
         self._given = 0
         self._released = False
         self._lock = threading.Lock()
@@ -447,16 +451,16 @@ class Lease:
         """Execute the batch."""
         start_ns = time_ns()
         start = perf_counter()
-        counts: list[int] | None = None
         results: dict[str, Column] | list[Any]
-        scalar = True
+        counts, scalar = None, True
         if definition.vectorized and not isinstance(self.batch.inputs, Rows):
             assert isinstance(definition, FunctionAtom)
-            results, ends, counts, scalar = self._run_slices(definition)
+            results, ends, counts = self._run_slices(definition)
+            scalar = results.keys() <= {"result"}
         else:
-            results, ends = self._run_each(definition)
-            if self.batch.ids is None:
-                results, scalar = outputs_of(results)
+            outputs = _Results(as_they_are=self.batch.ids is not None)
+            ends = self._run_each(definition, outputs)
+            results, scalar = outputs.joined()
         return Outcome(
             kept=len(self.batch) - self._given,
             results=results,
@@ -464,63 +468,82 @@ class Lease:
             codes=np.array(self._codes, dtype=np.int32),
             failures=self._failures,
             start_ns=start_ns,
-            ends=np.array(ends) - start,
-            counts=None if counts is None else np.array(counts),
+            ends=ends - start,
+            counts=counts,
             worker=self.site.name,
             scalar=scalar,
         )
 
-    def _begin(self, claims: _Electrons | _Slices) -> None:
+    def _begin(self, claims: _Claims) -> None:
         with self._lock:
             self._claims = claims
         if self.stopped:  # since before there was anything to give back
             self.surrender()
 
-    def _run_each(self, definition: Definition) -> tuple[list[Any], list[float]]:
-        call, columns = self._bond(definition)
-        claims = _Electrons(columns[0])
+    def _run_each(self, definition: Definition, outputs: _Results) -> np.ndarray:
+        """Execute one electron after another; return when each of them ended."""
+        call, arguments = self._bond(definition)
+        claims = _Claims(len(self.batch), _AT_ONCE)
         self._begin(claims)
+        times: list[np.ndarray] = []
         results: list[Any] = []
         ends: list[float] = []
         keep, stamp, clock = results.append, ends.append, perf_counter
-        calls = map(call, claims.iterator, *columns[1:])
-        while True:
-            try:
-                for result in calls:
-                    keep(result)
+        offset = 0
+        # Piece by piece, so that arguments and results are in the cache, and become columns
+        # before they are millions of objects.
+        while count := claims.draw():
+            first, *others = arguments(offset, offset + count)
+            calls = map(call, claims.each_of(first), *others)
+            while True:
+                try:
+                    for result in calls:
+                        keep(result)
+                        stamp(clock())
+                except BaseException as error:  # noqa: BLE001 - SystemExit is an atom's failure too
+                    self._fail(offset + len(ends), error)
                     stamp(clock())
-            except BaseException as error:  # noqa: BLE001 - SystemExit in an atom is its failure too
-                self._fail(len(ends), error)
+                    continue
+                if len(ends) == claims.drawn_of_piece():
+                    break
+                # `for` took a StopIteration that the atom raised for the end of its electrons.
+                self._fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
                 stamp(clock())
-                continue
-            with self._lock:
-                drawn = len(self.batch) - self._given - claims.left()
-            if len(ends) == drawn:
-                return results, ends
-            # `for` took a StopIteration that the atom raised for the end of its electrons.
-            self._fail(len(ends), RuntimeError("the atom raised StopIteration"))
-            stamp(clock())
+            offset += len(ends)
+            outputs.add(results)
+            times.append(np.fromiter(ends, dtype=np.float64, count=len(ends)))
+            results.clear()
+            ends.clear()
+        return np.concatenate(times) if times else np.empty(0)
 
-    def _bond(self, definition: Definition) -> tuple[Callable[..., Any], list[Any]]:
-        """Return what to call, and the columns of its arguments; the first of them is a list."""
+    def _bond(self, definition: Definition) -> tuple[Callable[..., Any], _Arguments]:
+        """Return what to call, and its arguments for electrons from one offset to another.
+
+        The first of these is a list: see `_Claims.each_of`.
+        """
         inputs = self.batch.inputs
-        offsets = list(range(len(self.batch)))
         if isinstance(definition, ClassAtom):
-            return self._bond_class(definition), [offsets]
+            return self._bond_class(definition), lambda a, b: [list(range(a, b))]
         assert isinstance(definition, FunctionAtom)
         if isinstance(inputs, Rows):
-            return self._bond_rows(definition), [inputs.payloads, offsets]
+            payloads = inputs.payloads
+            return self._bond_rows(definition), lambda a, b: [payloads[a:b], range(a, b)]
         columns = inputs.columns()
         by_position, by_keyword = definition.arrange(columns)
-        contexts = map(Context, repeat(self), offsets)
-        arguments: list[Any] = [
-            python_values(columns[name]) if name in columns else contexts
-            for name in (*by_position, *by_keyword)
-        ]
         call = _with_keywords(definition.function, len(by_position), by_keyword)
-        if arguments[0] is contexts:
-            return lambda _, *values: call(*values), [offsets, *arguments]
-        return call, arguments
+        names = (*by_position, *by_keyword)
+
+        def arguments(start: int, stop: int) -> list[Any]:
+            return [
+                python_values(columns[name][start:stop])
+                if name in columns
+                else map(Context, repeat(self), range(start, stop))
+                for name in names
+            ]
+
+        if names[0] in columns:
+            return call, arguments
+        return lambda _, *values: call(*values), lambda a, b: [list(range(a, b)), *arguments(a, b)]
 
     def _bond_rows(self, definition: FunctionAtom) -> Callable[[Any, int], Any]:
         function = definition.function
@@ -562,13 +585,14 @@ class Lease:
 
     def _run_slices(
         self, definition: FunctionAtom
-    ) -> tuple[dict[str, Column], list[float], list[int], bool]:
+    ) -> tuple[dict[str, Column], np.ndarray, np.ndarray]:
+        """Execute slice after slice; return the outputs, and when how many electrons ended."""
         inputs = self.batch.inputs
         assert not isinstance(inputs, Rows)
         columns = {name: numpy_values(values) for name, values in inputs.columns().items()}
-        slices = _Slices(len(self.batch))
+        slices = _Claims(len(self.batch), _FIRST_SLICE)
         self._begin(slices)
-        parts: list[dict[str, Values]] = []
+        parts: list[tuple[int, dict[str, Column]]] = []
         ends: list[float] = []
         counts: list[int] = []
         offset = 0
@@ -579,12 +603,11 @@ class Lease:
             ends.append(perf_counter())
             counts.append(count)
             slices.learn(count, ends[-1] - before)
-        outputs = _join(parts)
-        return outputs, ends, counts, outputs.keys() <= {"result"}
+        return _join(parts), np.array(ends), np.array(counts, dtype=np.int64)
 
     def _run_slice(
         self, definition: FunctionAtom, columns: dict[str, np.ndarray], offset: int, count: int
-    ) -> list[dict[str, Values]]:
+    ) -> list[tuple[int, dict[str, Column]]]:
         arguments: dict[str, Any] = {
             name: values[offset : offset + count] for name, values in columns.items()
         }
@@ -600,12 +623,13 @@ class Lease:
             left = self._run_slice(definition, columns, offset, half)
             return left + self._run_slice(definition, columns, offset + half, count - half)
         try:
-            return [_outputs_of_slice(result, count)]
+            outputs = _outputs_of_slice(result, count)
         except (ValueError, TypeError) as error:
             # Not to be bisected: in halves a wrong shape may look like a right one.
             for position in range(offset, offset + count):
                 self._fail(position, error)
             return []
+        return [(count, {name: Column(values) for name, values in outputs.items()})]
 
     # -- failing ----------------------------------------------------------------------------
 
@@ -633,45 +657,55 @@ class Lease:
         return head + self._stacks[lines] + "".join(traceback.format_exception_only(error))
 
 
-class _Electrons:
-    """The electrons of a batch that have not been begun."""
+class _Claims:
+    """The electrons of a batch that nobody has begun, handed out piece by piece.
 
-    def __init__(self, values: list[Any]) -> None:
-        self.iterator = iter(values)
-
-    def left(self) -> int:
-        return length_hint(self.iterator)
-
-    def drain(self) -> int:
-        """Take all that are left and return how many they were."""
-        return len(list(self.iterator))
-
-
-class _Slices:
-    """The slices of a vectorised batch that have not been begun.
-
-    They start small and grow until one takes `_SLICE_SECONDS`.
+    Parameters
+    ----------
+    electrons
+        How many there are.
+    size
+        Of the first piece.
     """
 
-    def __init__(self, electrons: int) -> None:
+    def __init__(self, electrons: int, size: int) -> None:
         self._left = electrons
-        self._size = _FIRST_SLICE
+        self._size = size
         self._lock = threading.Lock()
+        self._count = 0  # of the piece that was drawn last
+        self._each: Iterator[Any] = iter(())
 
     def draw(self) -> int:
-        """Return how many electrons the next slice has; 0 when there are none left."""
+        """Return how many electrons the next piece has; 0 when there are none left."""
         with self._lock:
-            count = min(self._size, self._left)
-            self._left -= count
-            return count
+            self._count = min(self._size, self._left)
+            self._left -= self._count
+            return self._count
+
+    def each_of(self, values: list[Any]) -> Iterator[Any]:
+        """Return an iterator over the piece, which `drain` cuts short.
+
+        Drawing from the iterator of a list is atomic under the interpreter lock: an electron
+        belongs to whoever draws it.
+        """
+        self._each = iter(values)
+        return self._each
+
+    def drawn_of_piece(self) -> int:
+        """Return how many electrons of the piece its iterator has given to the loop."""
+        with self._lock:
+            return self._count - length_hint(self._each)
 
     def drain(self) -> int:
-        """Take all that are left and return how many they were."""
+        """Take all that have not been begun and return how many they were."""
         with self._lock:
+            of_piece = len(list(self._each))
+            self._count -= of_piece
             left, self._left = self._left, 0
-            return left
+            return of_piece + left
 
     def learn(self, count: int, seconds: float) -> None:
+        """Size pieces so that one takes `_SLICE_SECONDS`, now that one of `count` took `seconds`."""
         fitting = int(count * _SLICE_SECONDS / max(seconds, 1e-6))
         self._size = max(1, min(fitting, 8 * self._size, _LARGEST_SLICE))
 
@@ -690,18 +724,18 @@ def _with_keywords(
 
 def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
     """Return the results of scalar atoms as output columns, and whether they came as scalars."""
-    types = set(map(type, results))
-    if not any(issubclass(kind, Mapping) for kind in types):
-        return {"result": _output(results)} if results else {}, True
-    if types == {dict}:
+    if results and type(results[0]) is dict and results[0]:
         names = list(results[0])
-        same = set(map(len, results)) == {len(names)} and all(type(n) is str for n in names)
-        if same and names:
-            try:
+        try:
+            # dict.__len__ refuses what is no dict; as many fields and none missing are the same.
+            same = sum(map(dict.__len__, results)) == len(names) * len(results)
+            if same and all(type(name) is str for name in names):
                 return {n: _output([row[n] for row in results]) for n in names}, False
-            except KeyError:
-                pass  # as many fields, but not the same ones
-    return _outputs_of_mixed(results)
+        except (TypeError, KeyError):
+            pass
+    if any(issubclass(kind, Mapping) for kind in set(map(type, results))):
+        return _outputs_of_mixed(results)
+    return {"result": _output(results)} if results else {}, True
 
 
 def _outputs_of_mixed(results: list[Any]) -> tuple[dict[str, Column], bool]:
@@ -719,8 +753,9 @@ def _is_record(result: Any) -> bool:
 
 
 def _output(values: list[Any]) -> Column:
-    if type(None) not in set(map(type, values)):
-        return Column(column(values))
+    types = set(map(type, values))
+    if type(None) not in types:
+        return Column(column(values, types))
     present = np.fromiter((value is not None for value in values), dtype=bool, count=len(values))
     return Column(column([value for value in values if value is not None]), present)
 
@@ -754,18 +789,45 @@ def _outputs_of_slice(result: Any, electrons: int) -> dict[str, Values]:
     return outputs
 
 
-def _join(parts: list[dict[str, Values]]) -> dict[str, Column]:
-    """Return the outputs of consecutive slices as one."""
-    names = dict.fromkeys(name for part in parts for name in part)
+def _join(parts: list[tuple[int, dict[str, Column]]]) -> dict[str, Column]:
+    """Return the outputs of consecutive electrons as one; each part says of how many it is."""
     joined = {}
-    for name in names:
-        values = concatenate([part[name] for part in parts if name in part])
-        here = [(name in part, len(next(iter(part.values())))) for part in parts if part]
+    for name in dict.fromkeys(name for _, outputs in parts for name in outputs):
+        columns = [(count, outputs.get(name)) for count, outputs in parts]
+        values = concatenate([column.values for _, column in columns if column is not None])
         present = None
-        if not all(is_here for is_here, _ in here):
-            present = np.concatenate([np.full(length, is_here) for is_here, length in here])
+        if any(column is None or column.present is not None for _, column in columns):
+            present = np.concatenate([_presence(count, column) for count, column in columns])
         joined[name] = Column(values, present)
     return joined
+
+
+def _presence(count: int, column: Column | None) -> np.ndarray:
+    if column is None or column.present is None:
+        return np.full(count, column is not None)
+    return column.present
+
+
+class _Results:
+    """Collects results of atoms that are not vectorised."""
+
+    def __init__(self, *, as_they_are: bool) -> None:
+        self._list: list[Any] | None = [] if as_they_are else None
+        self._parts: list[tuple[int, dict[str, Column]]] = []
+        self._scalar = True
+
+    def add(self, results: list[Any]) -> None:
+        if self._list is not None:
+            self._list += results
+        elif results:
+            outputs, scalar = outputs_of(results)
+            self._parts.append((len(results), outputs))
+            self._scalar &= scalar
+
+    def joined(self) -> tuple[dict[str, Column] | list[Any], bool]:
+        if self._list is not None:
+            return self._list, True
+        return _join(self._parts), self._scalar
 
 
 def _text_of(error: BaseException) -> str:

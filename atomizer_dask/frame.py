@@ -142,6 +142,11 @@ def _outputs(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _output(parts: Sequence[Part], name: str) -> Any:
+    columns = [part.outcome.results.get(name) for part in parts]  # type: ignore[union-attr]
+    if not any(len(part.outcome.failed) for part in parts):
+        whole = [column.values for column in columns if column and column.present is None]
+        if len(whole) == len(parts):
+            return _series(concatenate(whole), owned=len(whole) > 1)
     values, present = [], []
     for part in parts:
         outcome = part.outcome
