@@ -16,6 +16,7 @@ SHORTEST_BOX = 0.25  # seconds: 100 times what a task costs
 FIRST_BOX = 0.05  # seconds: learn soon
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
 LARGEST_BATCH = 6 * 2**20  # bytes of inputs: Dask warns of a task of 10 MB
+LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
 PREFETCH = 2  # batches per thread, so that a worker never waits for the driver
 
 
@@ -58,13 +59,27 @@ class Sizing:
         # Half the weight on the newest: durations drift along a sweep.
         self.rate = rate if self.rate is None else (self.rate + rate) / 2
 
-    def window(self, remaining: int, threads: int) -> int:
-        """Return how many batches should be under way."""
+    def window(self, remaining: int, threads: int, under_way: int) -> int:
+        """Return how many batches should be under way.
+
+        Parameters
+        ----------
+        remaining, under_way
+            How many electrons are not yet under way, and how many are.
+        threads
+            How many there are.
+        """
         threads = max(threads, 1)
         if remaining <= threads * PREFETCH and self._is_slow():
             # A last long electron must not queue behind another while a thread idles.
             return threads
+        if self.rate is not None and under_way < self.rate * threads * WORTHWHILE:
+            return threads * LITTLE_ONES  # these will be done before others can follow
         return threads * PREFETCH
+
+    def should_linger(self, waiting: int) -> bool:
+        """Return whether so few electrons had better wait for others to travel with."""
+        return self.rate is not None and waiting < self.rate * WORTHWHILE
 
     def next(self, remaining: int, threads: int) -> Size:
         """Return the size of the next batch, given how many electrons are not yet under way."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Any, Protocol
 
-from atomizer_dask.batching import Size, Sizing
+from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.execute import Batch, Outcome
@@ -23,7 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Where a driver takes electrons from, and what it tells about them."""
+    """Where a driver takes electrons from, and what it tells about them.
+
+    Attributes
+    ----------
+    grows
+        Whether more may come at any time: then a few may wait a moment for others.
+    """
+
+    grows: bool
 
     def waiting(self) -> int:
         """Return how many electrons are neither under way nor done."""
@@ -111,6 +121,7 @@ class Driver:
         self._leases: dict[str, _Leased] = {}
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
+        self._lingering: float | None = None
 
     @property
     def idle(self) -> bool:
@@ -121,7 +132,9 @@ class Driver:
         """Send batches until enough are under way."""
         while not self._failed and (waiting := self._source.waiting()):
             threads = self._carrier.threads
-            if len(self._leases) >= self.sizing.window(waiting, threads):
+            if len(self._leases) >= self.sizing.window(waiting, threads, self.leased):
+                return
+            if self._leases and self._linger(waiting):
                 return
             key = next(self._names)
             batch = self._source.take(self.sizing.next(waiting, threads), key)
@@ -133,6 +146,18 @@ class Driver:
                 self._carrier.submit(batch, self.post)
             except ConductorError as error:
                 self._report(Lost(key, error))
+
+    def _linger(self, waiting: int) -> bool:
+        """Put sending off for a moment, once, where few wait and others may come."""
+        if self._lingering is None:
+            if not (self._source.grows and self.sizing.should_linger(waiting)):
+                return False
+            self._lingering = monotonic() + WORTHWHILE
+            self._dispatcher.post_later(WORTHWHILE, self.pump)
+        if monotonic() < self._lingering:
+            return True
+        self._lingering = None
+        return False
 
     def post(self, report: Report) -> None:
         """Say what became of a batch, from any thread."""
@@ -186,6 +211,8 @@ class Dispatcher:
 
     def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
         self._inbox: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        self._later: list[tuple[float, int, Callable[[], Any]]] = []
+        self._order = itertools.count()
         self._on_error = on_error
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -194,6 +221,10 @@ class Dispatcher:
         """Have `action` called soon."""
         self._inbox.put(action)
 
+    def post_later(self, seconds: float, action: Callable[[], Any]) -> None:
+        """Have `action` called after some seconds; to be called on the thread itself."""
+        heappush(self._later, (monotonic() + seconds, next(self._order), action))
+
     def close(self) -> None:
         """End the thread once everything posted before has been done."""
         self._inbox.put(None)
@@ -201,20 +232,19 @@ class Dispatcher:
             self._thread.join()
 
     def _run(self) -> None:
-        for action in self._actions():
+        while (action := self._next()) is not None:
             try:
                 action()
             except Exception as error:  # noqa: BLE001 - reported, and the others go on
                 logger.exception("an action of the dispatcher raised")
                 self._on_error(error)
 
-    def _actions(self) -> Iterable[Callable[[], Any]]:
-        while (action := self._inbox.get()) is not None:
-            yield action
-        while True:
+    def _next(self) -> Callable[[], Any] | None:
+        """Return what to do next, None at the end."""
+        while self._later:
+            due = self._later[0][0] - monotonic()
             try:
-                left = self._inbox.get_nowait()
+                return self._inbox.get(timeout=max(due, 0)) if due > 0 else heappop(self._later)[2]
             except Empty:
-                return
-            if left is not None:
-                yield left
+                continue
+        return self._inbox.get()

@@ -286,21 +286,27 @@ class Outcome:
 
     def properties(self, batch: Batch) -> Iterator[Properties]:
         """Yield the Properties of every electron, in the order of the batch."""
-        starts, ends = (values.tolist() for values in self.times())
+        _, ends = self.times()
         failures = dict(zip(map(int, self.failed), map(int, self.codes), strict=True))
         results = self.rows()
-        for offset in range(self.kept):
+        start = utc(self.start_ns)
+        for offset, end_ns in enumerate(ends.tolist()):
             electron_id = batch.electron_id(offset)
             code = failures.get(offset)
-            yield Properties(
-                electron_id,
-                batch.atom_id,
-                utc(starts[offset]),
-                utc(ends[offset]),
-                None if code is None else self.failures[code].error(electron_id, batch.atom_id),
-                next(results) if code is None else None,
-                self.worker,
+            failure = None if code is None else self.failures[code]
+            end = utc(end_ns)
+            yield Properties.of(
+                electron_id=electron_id,
+                atom_id=batch.atom_id,
+                start=start,
+                end=end,
+                error=failure and failure.error(electron_id, batch.atom_id),
+                result=next(results) if failure is None else None,
+                worker=self.worker,
+                attempts=1,
             )
+            if self.counts is None:
+                start = end
 
     def _rows(self) -> Iterator[Any]:
         assert isinstance(self.results, dict)
@@ -552,7 +558,8 @@ class Lease:
         def call(payload: Any, offset: int) -> Any:
             fields = {} if payload is None else payload
             # Electrons of one sender have the same few sets of fields.
-            if not isinstance(fields, Mapping) or (names := tuple(fields)) not in fitting:
+            known = type(fields) is dict or isinstance(fields, Mapping)
+            if not known or (names := tuple(fields)) not in fitting:
                 definition.check_payload(payload)
                 fitting.add(names)
             if definition.vectorized:

@@ -1,10 +1,13 @@
-"""The future of an electron: awaitable, and known to whoever waits inside an atom."""
+"""The future of an electron: awaitable, cheap, and known to whoever waits inside an atom."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
+from threading import Condition
+from time import monotonic
 from typing import Any
 
 from atomizer_dask.properties import Properties
@@ -22,6 +25,10 @@ class _Waiters(list[Any]):
         super().append(waiter)
 
 
+def _nothing() -> None:
+    """Nobody needs to know."""
+
+
 class ElectronFuture(Future[Properties]):
     """The `Properties` of one electron, when there are.
 
@@ -30,29 +37,97 @@ class ElectronFuture(Future[Properties]):
 
     Parameters
     ----------
+    condition
+        Guards the state; futures that are sent and waited for together share one, since making
+        one takes longer than everything else about a future.
     about_to_wait
         Called where somebody is about to block on this future, by `result`, `exception`,
         `concurrent.futures.wait` or `as_completed`. An atom that waits gives up its slot there,
         which is why a tree of spawners cannot deadlock.
     """
 
-    def __init__(self, about_to_wait: Callable[[], None] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, condition: Condition | None = None, about_to_wait: Callable[[], None] = _nothing
+    ) -> None:
+        # In place of Future.__init__, which would make a condition.
+        self._condition = Condition() if condition is None else condition
+        self._state = PENDING
+        self._result: Properties | None = None
+        self._exception: BaseException | None = None
         self._about_to_wait = about_to_wait
-        if about_to_wait is not None:
-            self._waiters = _Waiters(about_to_wait)
+        # Made when first used: as lists of their own, 10,000 futures keep the garbage collector
+        # busier than anything else does.
+        self._own_waiters: _Waiters | None = None
+        self._own_callbacks: list[Any] | None = None
+
+    @property
+    def _waiters(self) -> _Waiters:  # what concurrent.futures looks at
+        if self._own_waiters is None:
+            self._own_waiters = _Waiters(self._about_to_wait)
+        return self._own_waiters
+
+    @property
+    def _done_callbacks(self) -> list[Any]:
+        if self._own_callbacks is None:
+            self._own_callbacks = []
+        return self._own_callbacks
+
+    @staticmethod
+    def start_all(futures: Iterable[ElectronFuture]) -> list[bool]:
+        """Mark futures as running; return for each whether it is, or else was cancelled."""
+        started = []
+        for future in futures:
+            if future._state == PENDING:
+                with future._condition:
+                    if future._state == PENDING:
+                        future._state = RUNNING
+            started.append(future._state == RUNNING or future.set_running_or_notify_cancel())
+        return started
+
+    @staticmethod
+    def finish_all(outcomes: Iterable[tuple[ElectronFuture, Properties]]) -> None:
+        """Give futures their results, waking each waiting thread once rather than per future."""
+        conditions, called = {}, []
+        for future, properties in outcomes:
+            condition = future._condition
+            with condition:
+                future._result = properties
+                future._state = FINISHED
+                for waiter in future._own_waiters or ():
+                    waiter.add_result(future)
+            conditions[id(condition)] = condition
+            if future._own_callbacks:
+                called.append(future)
+        for condition in conditions.values():
+            with condition:
+                condition.notify_all()
+        for future in called:
+            future._invoke_callbacks()  # type: ignore[attr-defined]
 
     def result(self, timeout: float | None = None) -> Properties:
         """Return the Properties, waiting up to `timeout` seconds for them."""
-        if self._about_to_wait is not None and not self.done():
-            self._about_to_wait()
-        return super().result(timeout)
+        if self._state == FINISHED and self._exception is None:
+            return self._result  # type: ignore[return-value]
+        self._wait(timeout)
+        return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what kept the electron from being carried out at all, None if nothing did."""
-        if self._about_to_wait is not None and not self.done():
-            self._about_to_wait()
-        return super().exception(timeout)
+        self._wait(timeout)
+        return super().exception(0)
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait until it is done; what shares the condition may wake us before."""
+        if self.done():
+            return
+        self._about_to_wait()
+        until = None if timeout is None else monotonic() + timeout
+        with self._condition:
+            while not self.done():
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    return
+                self._condition.wait(left)
 
     def __await__(self) -> Generator[Any, None, Properties]:
         return asyncio.wrap_future(self).__await__()

@@ -110,6 +110,7 @@ class Run:
         self._stopping = False
         self._error: AtomizerError | None = None
         self._all_drawn = not isinstance(sweep, Streamed)
+        self.grows = not self._all_drawn
         self._changed = threading.Condition()
         self._started = monotonic()
         self._seconds: float | None = None

@@ -342,10 +342,11 @@ class ChildConductor(Conductor):
         self._stream = stream
         self._lease = lease
         self._order = itertools.count()
+        self._condition = threading.Condition()
 
     def send(self, electron: Electron) -> ElectronFuture:
         """Have a child executed; waiting for its future gives the parent's slot to others."""
-        future = ElectronFuture(self._lease.about_to_wait)
+        future = ElectronFuture(self._condition, self._lease.about_to_wait)
         address = self._stream, next(self._order)
         return self._conductor.send_child(electron, future, address, self._origin)
 

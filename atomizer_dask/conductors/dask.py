@@ -15,9 +15,11 @@ a `DaskConductor` of its worker's own client.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import pickle
 import platform
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -50,6 +52,7 @@ CONNECT_SECONDS = 8
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
 SEND_SECONDS = 0.001  # a client gathers messages for 10 ms by default
+SWITCH_SECONDS = 0.001
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 
@@ -86,7 +89,6 @@ class DaskConductor(BatchConductor):
         threads_per_worker: int = 1,
     ) -> None:
         super().__init__(id)
-        self.channel = f"atomizer-{new_id()}"
         self._cluster: Cluster | None = None
         self._client = self._connect(target, workers, threads_per_worker)
         self._owns_client = True
@@ -97,18 +99,8 @@ class DaskConductor(BatchConductor):
             self.close()
             raise
 
-    @classmethod
-    def on_worker(cls, client: Client) -> DaskConductor:
-        """Return the conductor of a worker, over its own client."""
-        conductor = cls.__new__(cls)
-        BatchConductor.__init__(conductor, "dask")
-        conductor.channel = f"atomizer-{new_id()}"
-        conductor._cluster = None
-        conductor._client, conductor._owns_client = client, False
-        conductor._prepare()
-        return conductor
-
     def _prepare(self) -> None:
+        self.channel = f"atomizer-{new_id()}"
         self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
         self._blobs: dict[str, bytes] = {}
         self._catalog: dict[str, str] = {}
@@ -398,12 +390,21 @@ class DaskSite(Site):
         self._conductor: DaskConductor | None = None
         self._events: dict[str, list[Event]] = {}
         self._guard = threading.Lock()
+        # What a worker has imported by now lives as long as it does: the collector, which the
+        # many small objects of spawners wake often, need not look at it again.
+        gc.collect()
+        gc.freeze()
+        # An atom in pure Python holds the interpreter lock; at 5 ms a turn, what the worker's event
+        # loop does in several turns (take a task, send a result) would take 40.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
 
     @classmethod
     def of(cls, worker: Worker) -> DaskSite:
         """Return the one of this worker, made when first asked for."""
-        # setdefault is atomic; a site made in vain by a second thread is dropped unused.
-        site: DaskSite = worker.extensions.setdefault("atomizer", cls(worker))
+        site: DaskSite | None = worker.extensions.get("atomizer")
+        if site is None:
+            # setdefault is atomic; a site made in vain by a second thread is dropped unused.
+            site = worker.extensions.setdefault("atomizer", cls(worker))
         return site
 
     def carry_out(self, batch: Batch, channel: str) -> Any:
@@ -444,7 +445,7 @@ class DaskSite(Site):
     def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:  # noqa: D102
         with self._guard:
             if self._conductor is None:
-                self._conductor = WorkerConductor.on_worker(get_client())
+                self._conductor = WorkerConductor(self._worker, get_client())
         return ChildConductor(self._conductor, origin, stream, lease)
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
@@ -466,12 +467,18 @@ class DaskSite(Site):
 class WorkerConductor(DaskConductor):
     """A worker's conductor for what its electrons send; it reports to whom they descend from."""
 
+    def __init__(self, worker: Worker, client: Client) -> None:
+        BatchConductor.__init__(self, "dask")
+        self._worker = worker
+        self._client, self._cluster, self._owns_client = client, None, False
+        self._prepare()
+
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
-        self._client.log_event(channel, ("events", _dump_events([event])))
+        self._worker.log_event(channel, ("events", _dump_events([event])))
 
     def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
         if channel:
-            self._client.log_event(channel, ("error", _dump_error(error)))
+            self._worker.log_event(channel, ("error", _dump_error(error)))
         else:
             logger.error("%s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
+from itertools import compress
 from typing import Any, NamedTuple
 
 from atomizer_dask.batching import Size
@@ -48,6 +49,8 @@ class ElectronSource:
         Told of each failure.
     """
 
+    grows = True
+
     def __init__(self, example: Sent, report: Callable[[AtomizerError], None]) -> None:
         self._example = example
         self._report = report
@@ -69,7 +72,8 @@ class ElectronSource:
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
         count = min(size.electrons, len(self._waiting))
         taken = [self._waiting.popleft() for _ in range(count)]
-        taken = [s for s in taken if s.future.running() or s.future.set_running_or_notify_cancel()]
+        started = ElectronFuture.start_all([sent.future for sent in taken])
+        taken = list(compress(taken, started))
         if not taken:
             return None
         self._under_way[key] = taken
@@ -93,10 +97,13 @@ class ElectronSource:
 
     def deliver(self, batch: Batch, outcome: Outcome) -> None:  # noqa: D102
         taken = self._under_way.pop(batch.key)
-        for sent, properties in zip(taken, outcome.properties(batch), strict=False):
-            if properties.error is not None:
-                self._report(properties.error)
-            sent.future.set_result(properties)
+        futures = [sent.future for sent in taken[: outcome.kept]]
+        properties = list(outcome.properties(batch))
+        for failed in outcome.failed:
+            error = properties[failed].error
+            assert error is not None
+            self._report(error)
+        ElectronFuture.finish_all(zip(futures, properties, strict=True))
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
         lost = [*self._waiting, *(sent for group in self._under_way.values() for sent in group)]
