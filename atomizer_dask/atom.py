@@ -115,7 +115,9 @@ class FunctionAtom(Definition):
         self.id = id or _id_of(function)
         self.vectorized = vectorized
         if inspect.iscoroutinefunction(function):
-            raise RegistrationError(f"{self.id} is a coroutine function; an atom is a plain function")
+            raise RegistrationError(
+                f"{self.id} is a coroutine function; an atom is a plain function"
+            )
         self.parameters = _parameters_of(function, self.id)
         self.takes_context = CONTEXT in self.parameters
         self.takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in self.parameters.values())
@@ -197,7 +199,9 @@ class ClassAtom(Definition):
 
     def __init__(self, cls: type[Atom], instance: Atom | None = None) -> None:
         if inspect.isabstract(cls):
-            raise RegistrationError(f"{cls.__qualname__} has no method process(context, conductor, electron)")
+            raise RegistrationError(
+                f"{cls.__qualname__} has no method process(context, conductor, electron)"
+            )
         self.cls = cls
         self.instance = instance
         self.id = (cls if instance is None else instance).id

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.batch import Origin
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_supported
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.electron import Electron, new_id
@@ -21,8 +22,8 @@ from atomizer_dask.errors import (
     RegistrationError,
 )
 from atomizer_dask.events import Event, Stream
-from atomizer_dask.execute import Failure, Origin
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.outcome import Failure
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
@@ -276,7 +277,8 @@ class Atomizer:
     def _carrier(self, *, for_sweep: bool = False) -> Conductor:
         """Return the first conductor that is still there."""
         conductors = [
-            c for c in self._registry.conductors.values()
+            c
+            for c in self._registry.conductors.values()
             if not for_sweep or isinstance(c, BatchConductor)
         ]
         if not conductors:
@@ -475,5 +477,3 @@ def _stands_for_the_same(known: Definition, definition: Definition) -> bool:
         return False
     parts = ("function", "cls", "instance", "vectorized")
     return all(getattr(known, p, None) is getattr(definition, p, None) for p in parts)
-
-

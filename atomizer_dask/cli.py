@@ -1,5 +1,275 @@
-"""The command line."""
+"""The command line: ``atomizer-dask``, and the same as ``dask atomizer``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import atomizer_dask
+from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.errors import AtomizerError
+from atomizer_dask.events import Event, Stream
+from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
+from atomizer_dask.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ESTIMATES = 10  # rows into which `pi` divides the tosses: enough to see their scatter
 
 
+@click.group(name="atomizer", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(atomizer_dask.__version__, prog_name="atomizer-dask")
 def main() -> None:
-    """Run."""
+    """From a function and a table of inputs to one tidy DataFrame, on Dask."""
+
+
+def _cluster_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="A running Dask scheduler; by default a local cluster is started.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Processes of the local cluster; by default one per core.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+class _Count(click.ParamType):
+    """A whole number, also written as 1e9."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number; write 1000000 or 1e6", param, ctx)
+        if number < 1 or number != int(number):
+            self.fail(f"{value} is not a whole number of at least 1", param, ctx)
+        return int(value) if str(value).isdigit() else int(number)
+
+
+@main.command()
+@click.option("--tosses", type=_Count(), default="1e9", show_default=True, help="How many.")
+@click.option("--seed", type=int, help="Fixes the result to the last bit.")
+@_cluster_options
+def pi(tosses: int, seed: int | None, scheduler: str | None, workers: int | None) -> None:
+    """Estimate pi by tossing darts: the main job as a demonstration."""
+    rows = min(_ESTIMATES, tosses)
+    shares = [tosses // rows + (row < tosses % rows) for row in range(rows)]
+    with _errors_as_text(), _conductor(scheduler, workers) as conductor:
+        click.echo(f"{tosses:,} tosses on {conductor}", err=True)
+        with Atomizer(conductor, MonteCarlo, Toss) as atomizer:
+            events = atomizer.events(buffer=100_000)
+            start = monotonic()
+            run = atomizer.map(MonteCarlo, {"tosses": shares}, seed=seed)
+            _show_tosses(run, events, tosses)
+            run.wait(progress=False)
+            seconds = monotonic() - start
+        _print_pi(run, seconds)
+
+
+def _show_tosses(run: Run, events: Stream[Event], tosses: int) -> None:
+    with click.progressbar(length=tosses, label="Tossing", file=sys.stderr) as bar:
+        while run.state == "running":
+            try:
+                event = events.get(timeout=0.1)
+            except TimeoutError:
+                continue
+            if event.message == "tossed":
+                bar.update(event.fields["tosses"])
+        bar.update(tosses - bar.pos)
+
+
+def _print_pi(run: Run, seconds: float) -> None:
+    frame = run.to_frame(metadata=True)
+    if len(run.errors):
+        raise click.ClickException(f"estimates failed:\n{run.errors[['kind', 'type', 'message']]}")
+    inside = int(frame["in"].sum())
+    thrown = int((frame["tosses"] - frame["errors"]).sum())
+    click.echo(f"pi = {4 * inside / thrown:.9f} +- {standard_error(inside, thrown):.9f}")
+    click.echo(
+        f"{thrown:,} tosses in {seconds:.2f} s: {thrown / seconds / 1e6:,.1f} million a second"
+    )
+    click.echo(f"seed {run.seed}\n")
+    shown = frame.drop(columns=["id", "attempts", "end"])
+    shown["start"] = shown["start"].dt.strftime("%H:%M:%S.%f")
+    shown["duration"] = shown["duration"].dt.total_seconds().round(3)
+    click.echo(shown.head().to_string())
+
+
+@main.command(name="map")
+@click.argument("target", metavar="MODULE:ATOM")
+@click.option(
+    "--sweep",
+    "source",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The inputs: a .csv or .parquet file whose columns are the atom's parameters.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where inputs and outputs go together: a .parquet or .csv file.",
+)
+@click.option("--seed", type=int, help="Fixes all random streams.")
+@click.option("--metadata", is_flag=True, help="Add id, start, end, duration, worker and attempts.")
+@_cluster_options
+def map_(
+    target: str,
+    source: Path,
+    out: Path,
+    seed: int | None,
+    metadata: bool,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Run an atom over a table from disk.
+
+    ATOM is a function, an atom, or the name of either in MODULE, which is a module or a .py file.
+    Failed rows have missing outputs, and are listed in OUT.errors.csv; the exit code is 3 then.
+    """
+    with _errors_as_text():
+        atom = _load(target)
+        sweep = _read(source)
+        _check_writable(out)
+        atom.check_fields(map(str, sweep.columns))
+        with _conductor(scheduler, workers) as conductor, Atomizer(conductor, atom) as atomizer:
+            run = atomizer.map(atom, sweep, seed=seed).wait()
+    frame = run.to_frame(metadata=metadata)
+    _write(frame, out)
+    p = run.progress
+    click.echo(
+        f"{out}: {len(frame):,} rows, {p.failed:,} failed, {p.rate:,.0f} electrons a second, seed {run.seed}"
+    )
+    if p.failed:
+        _report_failures(run, out)
+
+
+def _report_failures(run: Run, out: Path) -> None:
+    listed = out.with_name(out.name + ".errors.csv")
+    run.errors.to_csv(listed)
+    counts = run.errors.groupby(["kind", "type", "message"]).size().nlargest(5)
+    for (kind, name, message), count in counts.items():
+        click.echo(f"  {count:,} x {kind}: {name}: {message}", err=True)
+    click.echo(f"  all of them: {listed}", err=True)
+    raise SystemExit(3)
+
+
+def _load(target: str) -> Definition:
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise click.UsageError(
+            f"expected MODULE:ATOM, as in examples/ising.py:ising, got {target!r}"
+        )
+    module = _import(place)
+    value = getattr(module, name, None)
+    definition = None if value is None else as_definition(value)
+    if definition is None:
+        nearest = get_close_matches(name, dir(module), n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        what = "nothing" if value is None else f"no atom but {type(value).__name__}"
+        raise click.UsageError(f"{place} has {what} of the name {name!r}{hint}")
+    return definition
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        sys.path.insert(0, "")
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise click.UsageError(f"cannot import {place!r}: {error}") from error
+    path = Path(place)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise click.UsageError(f"there is no file {place}")
+    module = importlib.util.module_from_spec(spec)
+    # Registered, so that the atom's code is known to be the user's own and travels by value.
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _read(source: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if source.suffix == ".csv":
+        return pd.read_csv(source)
+    if source.suffix in (".parquet", ".pq"):
+        return pd.read_parquet(source)
+    raise click.UsageError(f"--sweep reads .csv and .parquet, got {source.name}")
+
+
+def _check_writable(out: Path) -> None:
+    """Raise now rather than when the results are there."""
+    if out.suffix not in (".csv", ".parquet", ".pq"):
+        raise click.UsageError(f"--out writes .parquet and .csv, got {out.name}")
+    try:
+        with _beside(out).open("wb"):
+            pass
+    except OSError as error:
+        raise click.UsageError(f"cannot write to {out.parent}: {error.strerror}") from error
+    _beside(out).unlink()
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
+def _write(frame: pd.DataFrame, out: Path) -> None:
+    """Write under a temporary name and rename, so that nobody sees half a file."""
+    part = _beside(out)
+    if out.suffix == ".csv":
+        frame.to_csv(part, index=False)
+        part.replace(out)
+        return
+    try:
+        frame.to_parquet(part)
+    except Exception as error:
+        part.unlink(missing_ok=True)
+        saved = out.with_suffix(".csv")
+        frame.to_csv(saved, index=False)
+        raise click.ClickException(
+            f"Parquet cannot hold these outputs ({error}); nothing is lost: they are in {saved}, as text"
+        ) from error
+    part.replace(out)
+
+
+@contextmanager
+def _conductor(scheduler: str | None, workers: int | None) -> Iterator[DaskConductor]:
+    if scheduler and workers:
+        raise click.UsageError("--workers is for a local cluster; leave it out with --scheduler")
+    conductor = DaskConductor(scheduler, workers=workers)
+    try:
+        yield conductor
+    finally:
+        conductor.close()
+
+
+@contextmanager
+def _errors_as_text() -> Iterator[None]:
+    try:
+        yield
+    except AtomizerError as error:
+        raise click.ClickException(str(error)) from error

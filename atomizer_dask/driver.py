@@ -16,10 +16,11 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Protocol
 
+from atomizer_dask.batch import Batch
 from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError
-from atomizer_dask.execute import Batch, Outcome
+from atomizer_dask.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ class Dispatcher:
         while (action := self._next()) is not None:
             try:
                 action()
-            except Exception as error:  # noqa: BLE001 - reported, and the others go on
+            except Exception as error:
                 logger.exception("an action of the dispatcher raised")
                 self._on_error(error)
 

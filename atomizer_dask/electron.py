@@ -73,7 +73,13 @@ class Electron:
     backoff: float = 0.0
 
     def __init__(
-        self, atom_id: str, payload: Any = None, *, id: str = "", sender_id: str = "", **options: Any
+        self,
+        atom_id: str,
+        payload: Any = None,
+        *,
+        id: str = "",
+        sender_id: str = "",
+        **options: Any,
     ) -> None:
         if type(atom_id) is not str or not atom_id:
             raise TypeError(f"atom_id must be a non-empty string, got {atom_id!r}")

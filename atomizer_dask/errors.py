@@ -93,7 +93,7 @@ class ElectronError(AtomizerError):
         event: Event | str,
         internal: BaseException | None = None,
         kind: Kind = "exception",
-        type: str = "",  # noqa: A002 - the column of `Run.errors` has this name
+        type: str = "",
         message: str = "",
         traceback: str = "",
     ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
-from atomizer_dask.execute import Outcome
+from atomizer_dask.outcome import Outcome
 from atomizer_dask.sweep import Sweep, numpy_or_extension
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    failing = [part for part in sorted(parts, key=lambda part: part.start) if len(part.outcome.failed)]
+    failing = [
+        part for part in sorted(parts, key=lambda part: part.start) if len(part.outcome.failed)
+    ]
     positions = _join([np.asarray(p.outcome.failed, dtype=np.int64) + p.start for p in failing])
     columns = _inputs(sweep, positions)
     facts = {
@@ -103,11 +105,15 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
         for name in ("kind", "type", "message", "traceback")
     }
     workers = [p.outcome.worker for p in failing for _ in range(len(p.outcome.failed))]
-    more = {**{n: pd.Series(v, dtype="str") for n, v in facts.items()},
-            "attempts": np.ones(len(positions), dtype=np.int64),
-            "worker": pd.Series(workers, dtype="str")}
+    more = {
+        **{n: pd.Series(v, dtype="str") for n, v in facts.items()},
+        "attempts": np.ones(len(positions), dtype=np.int64),
+        "worker": pd.Series(workers, dtype="str"),
+    }
     for name, values in more.items():
-        columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = getattr(values, "array", values)
+        columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = getattr(
+            values, "array", values
+        )
     index = pd.RangeIndex(sweep.length or 0) if sweep.index is None else sweep.index
     if sweep.index is None:
         return pd.DataFrame(columns, index=pd.Index(positions))
@@ -126,7 +132,7 @@ def _is_whole(positions: Any, count: int | None) -> bool:
 
 
 def _inputs(sweep: Sweep, positions: Any) -> dict[str, Any]:
-    if len(positions) == 0 or sweep.length is None and not sweep.names:
+    if len(positions) == 0 or (sweep.length is None and not sweep.names):
         return {name: np.empty(0) for name in sweep.names}
     columns = {}
     for name, values in sweep.columns().items():
@@ -210,13 +216,17 @@ def _metadata(parts: Sequence[Part], positions: Any, run_id: str) -> dict[str, A
     times = [part.outcome.times() for part in parts]
     starts = _join([start for start, _ in times])
     ends = _join([end for _, end in times])
-    workers = pd.Categorical.from_codes(
-        np.repeat(
-            pd.factorize(np.array([p.outcome.worker for p in parts], dtype=object))[0],
-            [p.outcome.kept for p in parts],
-        ),
-        pd.unique(np.array([p.outcome.worker for p in parts], dtype=object)),
-    ) if parts else pd.Categorical([])
+    workers = (
+        pd.Categorical.from_codes(
+            np.repeat(
+                pd.factorize(np.array([p.outcome.worker for p in parts], dtype=object))[0],
+                [p.outcome.kept for p in parts],
+            ),
+            pd.unique(np.array([p.outcome.worker for p in parts], dtype=object)),
+        )
+        if parts
+        else pd.Categorical([])
+    )
     return {
         "id": pd.Series([f"{run_id}-{position}" for position in positions], dtype="str").array,
         "start": pd.to_datetime(starts, unit="ns", utc=True).array,

@@ -30,7 +30,7 @@ def dump_atom(definition: Definition) -> bytes:
     try:
         with _own_code_by_value():
             return cloudpickle.dumps(definition)  # type: ignore[no-any-return]
-    except Exception as error:  # noqa: BLE001 - pickling runs anybody's __reduce__
+    except Exception as error:
         culprit = _culprit(definition) or "something it refers to"
         raise UnpicklableError(
             f"{definition.id} cannot travel to a worker: {culprit} cannot be pickled; create it "

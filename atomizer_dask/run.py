@@ -12,13 +12,15 @@ from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.driver import Driver
 from atomizer_dask.errors import AtomizerError, ConductorError
-from atomizer_dask.events import Event, Stream as EventStream
-from atomizer_dask.execute import Batch, Failure, Origin, Outcome
+from atomizer_dask.events import Event
+from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.frame import Part, errors_frame, to_frame
+from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.properties import Properties
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Streamed, Sweep
@@ -227,9 +229,7 @@ class Run:
         position = 0
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: len(self._parts) > position or self._ended
-                )
+                self._changed.wait_for(lambda: len(self._parts) > position or self._ended)
                 parts = self._parts[position:]
             if not parts:
                 if self._error is not None:
@@ -251,7 +251,9 @@ class Run:
         p = self.progress
         total = "?" if p.total is None else f"{p.total:,}"
         failed = f", {p.failed:,} failed" if p.failed else ""
-        return f"<Run {self.id} of {self.atom_id}: {self._state}, {p.done:,} of {total} done{failed}>"
+        return (
+            f"<Run {self.id} of {self.atom_id}: {self._state}, {p.done:,} of {total} done{failed}>"
+        )
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
@@ -433,5 +435,3 @@ class Run:
     def _snapshot(self) -> list[Part]:
         with self._changed:
             return list(self._parts)
-
-

@@ -92,7 +92,7 @@ class Positioned:
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
-        self._generator = np.random.Generator(self._bits)
+        self.generator = np.random.Generator(self._bits)
         self._counter = [0, 0, 0, 0]
         self._key = [0, 0]
         # Plain lists: Cython reads them three times as fast as arrays of NumPy scalars.
@@ -112,7 +112,7 @@ class Positioned:
         self._counter[2] = index
         self._counter[3] = stream.generation
         self._bits.state = self._state
-        return self._generator
+        return self.generator
 
 
 def philox(counter: list[np.ndarray], key: int) -> list[np.ndarray]:

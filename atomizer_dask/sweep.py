@@ -67,7 +67,9 @@ class GridSlice:
         if end - begin == len(values) and begin == first:
             blocks = values
         else:
-            blocks = numpy_or_extension(values).take(np.arange(begin - first, end - first) % len(values), axis=0)
+            blocks = numpy_or_extension(values).take(
+                np.arange(begin - first, end - first) % len(values), axis=0
+            )
         if stride == 1:
             return blocks
         offset = self.start - begin * stride
@@ -353,7 +355,9 @@ def as_sweep(inputs: Any) -> Sweep:
         return _from_mappings(inputs)
     if isinstance(inputs, Iterator):
         return Streamed(inputs)
-    if isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | np.ndarray | set | frozenset):
+    if isinstance(inputs, Iterable) and not isinstance(
+        inputs, str | bytes | np.ndarray | set | frozenset
+    ):
         return Streamed(iter(inputs))
     raise InvalidSweepError(
         f"cannot sweep over {type(inputs).__name__} {_short(inputs)}; expected grid(...), "
@@ -411,7 +415,9 @@ def _check_names(names: Iterable[Any]) -> None:
 
 
 def _values(name: str, values: Any) -> Values:
-    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(
+        values, Iterable
+    ):
         raise InvalidSweepError(
             f"the values of {name!r} are {_short(values)}, expected a sequence of values; "
             f"for a single one write {name}=[{_short(values)}]"
@@ -425,7 +431,9 @@ def _values(name: str, values: Any) -> Values:
         array = values
     elif isinstance(values, np.ndarray):
         if values.ndim == 0:
-            raise InvalidSweepError(f"the values of {name!r} are a 0-dimensional array; write {name}=[...]")
+            raise InvalidSweepError(
+                f"the values of {name!r} are a 0-dimensional array; write {name}=[...]"
+            )
         array = as_objects(values.tolist()) if values.dtype.kind in "US" else values
     else:
         array = column(list(values))

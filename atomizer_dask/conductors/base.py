@@ -14,15 +14,17 @@ from time import time_ns
 from typing import Any, Protocol
 
 from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.conductors.sending import ElectronSource, Sent
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Batch, Failure, Lease, Origin, utc
+from atomizer_dask.execute import Lease
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.outcome import Failure, utc
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
-from atomizer_dask.conductors.sending import ElectronSource, Sent
 from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -141,7 +143,7 @@ class BatchConductor(Conductor):
         """Return the versions that descendants of an electron shall find, by atom id."""
         return {}
 
-    def publish(self, definition: Definition) -> None:  # noqa: B027 - not all have where to
+    def publish(self, definition: Definition) -> None:
         """Make an atom known to whoever else uses the same transport."""
 
     # -- what the atomizer uses -------------------------------------------------------------

@@ -33,16 +33,17 @@ import cloudpickle
 import numpy as np
 from distributed import Client, Future, LocalCluster, Worker, get_client, get_worker, secede, wait
 from distributed.deploy import Cluster
-
 from distributed.utils import sync
 
 from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.driver import Arrived, GivenBack, Lost, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Batch, Failure, Lease, Origin, Outcome, Site
+from atomizer_dask.execute import Lease, Site
+from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.streams import Stream
 
@@ -134,9 +135,7 @@ class DaskConductor(BatchConductor):
                 f"{type(target).__name__} {target!r}"
             )
         try:
-            return Client(
-                where, timeout=CONNECT_SECONDS, set_as_default=False, security=security
-            )
+            return Client(where, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
         except (OSError, ValueError) as error:
             raise ConductorError(
                 Event(
@@ -151,7 +150,10 @@ class DaskConductor(BatchConductor):
 
     def _check_versions(self) -> None:
         """Raise where code pickled here would not run there."""
-        here = {"Python": _minor(platform.python_version()), "atomizer_dask": version("atomizer_dask")}
+        here = {
+            "Python": _minor(platform.python_version()),
+            "atomizer_dask": version("atomizer_dask"),
+        }
         # Functions of the standard library alone, so that they run where this package is missing.
         pythons = self._client.run(platform.python_version, on_error="return")
         packages = self._client.run(version, "atomizer_dask", on_error="return")
@@ -214,7 +216,9 @@ class DaskConductor(BatchConductor):
             outcome = await self._client.gather(future, direct=self._direct, asynchronous=True)
             report = Arrived(batch.key, _unpack(outcome))
         except (asyncio.CancelledError, CancelledError) as error:
-            gone = self._gone_error("the scheduler is gone, or the batch was cancelled from outside")
+            gone = self._gone_error(
+                "the scheduler is gone, or the batch was cancelled from outside"
+            )
             gone.internal = error
             report = Lost(batch.key, gone)
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
@@ -453,9 +457,7 @@ class DaskSite(Site):
             first = not self._events
             self._events.setdefault(channel, []).append(event)
         if first:
-            self._worker.loop.add_callback(
-                self._worker.loop.call_later, EVENT_SECONDS, self._flush
-            )
+            self._worker.loop.add_callback(self._worker.loop.call_later, EVENT_SECONDS, self._flush)
 
     def _flush(self) -> None:
         with self._guard:
@@ -515,7 +517,7 @@ def _pack(outcome: Outcome) -> Any:
     buffers: list[pickle.PickleBuffer] = []
     try:
         data = cloudpickle.dumps(outcome, protocol=5, buffer_callback=buffers.append)
-    except Exception as error:  # noqa: BLE001 - pickling runs anybody's __reduce__
+    except Exception as error:
         bad = [n for n, row in enumerate(outcome.rows()) if _dumps(row) is None]
         if not bad:
             raise

@@ -10,10 +10,11 @@ from heapq import heappop, heappush
 from typing import Any
 
 from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.driver import Arrived, GivenBack, Report
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Batch, Lease, Origin, Site
+from atomizer_dask.execute import Lease, Site
 from atomizer_dask.streams import Stream
 
 

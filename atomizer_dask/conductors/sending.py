@@ -7,11 +7,12 @@ from collections.abc import Callable, Hashable
 from itertools import compress
 from typing import Any, NamedTuple
 
+from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.batching import Size
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
-from atomizer_dask.execute import Batch, Origin, Outcome
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.outcome import Outcome
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Rows
 

@@ -1,0 +1,115 @@
+"""Some electrons of one atom, as they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from atomizer_dask.columns import python_values
+from atomizer_dask.electron import Electron
+from atomizer_dask.streams import Stream
+from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows
+
+
+class Origin(NamedTuple):
+    """Whom the electrons of a batch descend from; what they send inherits it.
+
+    Parameters
+    ----------
+    channel
+        Where their events go.
+    catalog
+        Which version of each atom their sender meant, by id.
+    depth
+        How many spawners are above them: deeper ones go first, which bounds how many wait.
+    """
+
+    channel: str = ""
+    catalog: Mapping[str, Any] = {}
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some electrons of one atom, as they travel.
+
+    Parameters
+    ----------
+    key
+        Names this lease.
+    atom_id, version
+        Which atom, and what a site needs to find it.
+    inputs
+        The payloads.
+    first
+        Position of the first electron in its run.
+    stream
+        The family of random streams: electron i of the run has index i. For electrons that were
+        sent one by one, a list of their own addresses.
+    run_id
+        Empty for electrons that were sent one by one.
+    ids
+        Their ids, where they were sent one by one.
+    seconds
+        The time box.
+    """
+
+    key: str
+    atom_id: str
+    version: Any
+    inputs: Inputs
+    first: int
+    stream: Stream | list[tuple[Stream, int]]
+    origin: Origin
+    run_id: str = ""
+    ids: list[str] | None = None
+    sender_id: str = ""
+    copy_state: bool = False
+    seconds: float = 0.2
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def electron_id(self, offset: int) -> str:
+        """Return the id of the electron at `offset`."""
+        return f"{self.run_id}-{self.first + offset}" if self.ids is None else self.ids[offset]
+
+    def address(self, offset: int) -> tuple[Stream, int]:
+        """Return the family and index of the random stream of the electron at `offset`."""
+        if isinstance(self.stream, Stream):
+            return self.stream, self.first + offset
+        return self.stream[offset]
+
+    def addresses_of(self, offset: int, count: int) -> tuple[Stream, np.ndarray]:
+        """Return family and indices of `count` electrons, which share one family."""
+        if isinstance(self.stream, Stream):
+            start = self.first + offset
+            return self.stream, np.arange(start, start + count, dtype=np.uint64)
+        stream, index = self.stream[offset]
+        return stream, np.array([index], dtype=np.uint64)
+
+    def electron(self, offset: int) -> Electron:
+        """Return the electron at `offset` as a record."""
+        return Electron(
+            self.atom_id,
+            self.payload(offset),
+            id=self.electron_id(offset),
+            sender_id=self.sender_id,
+            copy_state=self.copy_state,
+        )
+
+    def payload(self, offset: int) -> Any:
+        """Return the payload of the electron at `offset`."""
+        if isinstance(self.inputs, Rows):
+            return self.inputs.payloads[offset]
+        one = _cut(self.inputs, offset, offset + 1)
+        return {name: python_values(values)[0] for name, values in one.columns().items()}
+
+
+def _cut(inputs: Columns | GridSlice, start: int, stop: int) -> Columns | GridSlice:
+    if isinstance(inputs, GridSlice):
+        return replace(inputs, start=inputs.start + start, stop=inputs.start + stop)
+    return Columns({name: values[start:stop] for name, values in inputs.data.items()}, stop - start)

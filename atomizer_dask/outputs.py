@@ -1,0 +1,119 @@
+"""What atoms return, made into output columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.columns import Values, column, concatenate
+from atomizer_dask.outcome import Column
+
+
+def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
+    """Return the results of scalar atoms as output columns, and whether they came as scalars."""
+    if results and type(results[0]) is dict and results[0]:
+        names = list(results[0])
+        try:
+            # dict.__len__ refuses what is no dict; as many fields and none missing are the same.
+            same = sum(map(dict.__len__, results)) == len(names) * len(results)
+            if same and all(type(name) is str for name in names):
+                return {n: _output([row[n] for row in results]) for n in names}, False
+        except (TypeError, KeyError):
+            pass
+    if any(issubclass(kind, Mapping) for kind in set(map(type, results))):
+        return _outputs_of_mixed(results)
+    return {"result": _output(results)} if results else {}, True
+
+
+def _outputs_of_mixed(results: list[Any]) -> tuple[dict[str, Column], bool]:
+    rows = [row if _is_record(row) else {"result": row} for row in results]
+    absent = object()
+    outputs = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name, absent) for row in rows]
+        outputs[name] = _output([None if value is absent else value for value in values])
+    return outputs, not all(map(_is_record, results))
+
+
+def _is_record(result: Any) -> bool:
+    return isinstance(result, Mapping) and all(type(name) is str for name in result)
+
+
+def _output(values: list[Any]) -> Column:
+    types = set(map(type, values))
+    if type(None) not in types:
+        return Column(column(values, types))
+    present = np.fromiter((value is not None for value in values), dtype=bool, count=len(values))
+    return Column(column([value for value in values if value is not None]), present)
+
+
+def outputs_of_slice(result: Any, electrons: int) -> dict[str, Values]:
+    """Return what a vectorised atom returned as output columns.
+
+    Raises
+    ------
+    ValueError
+        Where it does not have one row per electron.
+    """
+    if hasattr(result, "iloc") and hasattr(result, "columns"):
+        outputs: dict[str, Any] = {str(name): result[name].array for name in result.columns}
+        outputs = {
+            name: values.to_numpy() if hasattr(values, "_ndarray") else values
+            for name, values in outputs.items()
+        }
+    elif isinstance(result, Mapping):
+        outputs = {str(name): np.asarray(values) for name, values in result.items()}
+    else:
+        outputs = {"result": np.asarray(result)}
+    for name, values in outputs.items():
+        got = f"{len(values)} values" if np.ndim(values) else "a single value"
+        if not np.ndim(values) or len(values) != electrons:
+            what = "" if name == "result" else f" for the output {name!r}"
+            raise ValueError(
+                f"a vectorised atom must return one value per electron: it was given {electrons} "
+                f"electrons and returned {got}{what}"
+            )
+    return outputs
+
+
+def join(parts: list[tuple[int, dict[str, Column]]]) -> dict[str, Column]:
+    """Return the outputs of consecutive electrons as one; each part says of how many it is."""
+    joined = {}
+    for name in dict.fromkeys(name for _, outputs in parts for name in outputs):
+        columns = [(count, outputs.get(name)) for count, outputs in parts]
+        values = concatenate([column.values for _, column in columns if column is not None])
+        present = None
+        if any(column is None or column.present is not None for _, column in columns):
+            present = np.concatenate([_presence(count, column) for count, column in columns])
+        joined[name] = Column(values, present)
+    return joined
+
+
+def _presence(count: int, column: Column | None) -> np.ndarray:
+    if column is None or column.present is None:
+        return np.full(count, column is not None)
+    return column.present
+
+
+class Results:
+    """Collects results of atoms that are not vectorised."""
+
+    def __init__(self, *, as_they_are: bool) -> None:
+        self._list: list[Any] | None = [] if as_they_are else None
+        self._parts: list[tuple[int, dict[str, Column]]] = []
+        self._scalar = True
+
+    def add(self, results: list[Any]) -> None:
+        if self._list is not None:
+            self._list += results
+        elif results:
+            outputs, scalar = outputs_of(results)
+            self._parts.append((len(results), outputs))
+            self._scalar &= scalar
+
+    def joined(self) -> tuple[dict[str, Column] | list[Any], bool]:
+        if self._list is not None:
+            return self._list, True
+        return join(self._parts), self._scalar
