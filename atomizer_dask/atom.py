@@ -129,6 +129,7 @@ class FunctionAtom(Definition):
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, here and now."""
         return self.function(*args, **kwargs)
 
     def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102

@@ -32,6 +32,8 @@ from atomizer_dask.sweep import Streamed, as_sweep
 
 logger = logging.getLogger(__name__)
 
+_CLOSE_SECONDS = 2.0  # for running electrons to heed that they are cancelled
+
 
 class Atomizer:
     """The runtime: a registry of atoms and conductors, and the streams of what happens.
@@ -71,6 +73,7 @@ class Atomizer:
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
         self._under_way: set[Future[Properties]] = set()
         self._receivers: list[threading.Thread] = []
+        self._given: dict[str, Any] = {}
         self._inner: MemoryConductor | None = None
         self._lost: dict[str, ConductorError] = {}
         self.register(*values)
@@ -92,12 +95,13 @@ class Atomizer:
         with self._lock:
             for value in values:
                 kept = self._registry.register(value)
-                if not self._executing:
-                    continue
-                if isinstance(kept, Definition):
-                    self._publish(kept)
-                else:
-                    self._start(kept)
+                if not isinstance(kept, Definition):
+                    self._given[kept.id] = kept
+                    if self._executing:
+                        self._start(kept)
+                elif self._executing:
+                    for conductor in self._batch_conductors():
+                        conductor.publish(kept)
 
     def exec(self) -> Self:
         """Begin to work, and to receive from conductors that receive; once is enough.
@@ -114,33 +118,27 @@ class Atomizer:
                 raise ConductorError("this atomizer is closed; make a new one")
             if self._executing:
                 return self
-            merged = Registry()
-            merged.update(registered)
-            merged.update(self._registry)
-            self._registry.conductors = merged.conductors
-            for conductor in list(merged.conductors.values()):
+            for conductor in registered.conductors.values():
+                self._registry.conductors.setdefault(conductor.id, conductor)
+            for conductor in list(self._registry.conductors.values()):
                 self._start(conductor)
-            for definition in merged.atoms.values():
-                self._publish(definition)
             self._executing = True
         return self
 
     def _start(self, conductor: Any) -> None:
         if isinstance(conductor, BatchConductor):
             conductor.attach(self)
-            if self._executing:
-                for definition in self._registry.atoms.values():
-                    conductor.publish(definition)
+            for definition in {**registered.atoms, **self._registry.atoms}.values():
+                conductor.publish(definition)
         receiver = threading.Thread(
             target=self._receive, args=(conductor,), name=f"receive-{conductor.id}", daemon=True
         )
         self._receivers.append(receiver)
         receiver.start()
 
-    def _publish(self, definition: Definition) -> None:
-        for conductor in self._registry.conductors.values():
-            if isinstance(conductor, BatchConductor):
-                conductor.publish(definition)
+    def _batch_conductors(self) -> list[BatchConductor]:
+        conductors = self._registry.conductors.values()
+        return [conductor for conductor in conductors if isinstance(conductor, BatchConductor)]
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -267,7 +265,8 @@ class Atomizer:
         definition = as_definition(atom)
         if definition is None:
             raise RegistrationError(
-                f"expected an atom, the id of one, or an Electron; got {type(atom).__name__} {atom!r}"
+                "expected an atom, the id of one, or an Electron; got "
+                f"{type(atom).__name__} {atom!r}"
             )
         # An atom that is registered under this very object keeps its version; see `version_of`.
         known = self.find(definition.id)
@@ -276,11 +275,9 @@ class Atomizer:
 
     def _carrier(self, *, for_sweep: bool = False) -> Conductor:
         """Return the first conductor that is still there."""
-        conductors = [
-            c
-            for c in self._registry.conductors.values()
-            if not for_sweep or isinstance(c, BatchConductor)
-        ]
+        conductors: list[Any] = (
+            [*self._batch_conductors()] if for_sweep else [*self._registry.conductors.values()]
+        )
         if not conductors:
             what = "that can run a sweep " if for_sweep and self._registry.conductors else ""
             raise ConductorError(
@@ -295,8 +292,9 @@ class Atomizer:
                     conductor.check_open()
             except ConductorError as error:
                 self._lost[conductor.id] = error
-                continue
-            return conductor
+            else:
+                carrier: Conductor = conductor
+                return carrier
         raise ConductorError(
             f"no conductor is left: {', '.join(str(self._lost[c.id].event) for c in conductors)}"
         )
@@ -319,8 +317,8 @@ class Atomizer:
 
     def _execute(self, electron: Electron) -> ElectronFuture:
         """Have a received electron executed here, or by a conductor that carries batches."""
-        for conductor in self._registry.conductors.values():
-            if isinstance(conductor, BatchConductor) and conductor.id not in self._lost:
+        for conductor in self._batch_conductors():
+            if conductor.id not in self._lost:
                 return conductor.send(electron)
         with self._lock:
             if self._inner is None:
@@ -430,14 +428,18 @@ class Atomizer:
             if self._closed:
                 return
             self._closed = True
-        for run in list(self._runs.values()):
-            if run.state == "running":
-                run.cancel()
-        conductors = [*self._registry.conductors.values()]
-        for conductor in [*conductors, *([self._inner] if self._inner else [])]:
+        running = [run for run in list(self._runs.values()) if run.state == "running"]
+        for run in running:
+            run.cancel()
+        until = monotonic() + _CLOSE_SECONDS
+        for run in running:
+            run.join(_left(until))
+        for attached in self._batch_conductors():
+            attached.detach(self)
+        for conductor in self._given.values():
             conductor.close()
-            if isinstance(conductor, BatchConductor):
-                conductor.detach(self)
+        if self._inner is not None:
+            self._inner.close()
         for stream in [*self._event_streams, *self._error_streams]:
             stream.close()
 

@@ -52,7 +52,7 @@ def _cluster_options(command: Any) -> Any:
     return command
 
 
-class _Count(click.ParamType):
+class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A whole number, also written as 1e9."""
 
     name = "number"
@@ -159,7 +159,8 @@ def map_(
     _write(frame, out)
     p = run.progress
     click.echo(
-        f"{out}: {len(frame):,} rows, {p.failed:,} failed, {p.rate:,.0f} electrons a second, seed {run.seed}"
+        f"{out}: {len(frame):,} rows, {p.failed:,} failed, {p.rate:,.0f} electrons a second, "
+        f"seed {run.seed}"
     )
     if p.failed:
         _report_failures(run, out)
@@ -169,8 +170,8 @@ def _report_failures(run: Run, out: Path) -> None:
     listed = out.with_name(out.name + ".errors.csv")
     run.errors.to_csv(listed)
     counts = run.errors.groupby(["kind", "type", "message"]).size().nlargest(5)
-    for (kind, name, message), count in counts.items():
-        click.echo(f"  {count:,} x {kind}: {name}: {message}", err=True)
+    for count, row in zip(counts, counts.index.to_frame().itertuples(index=False), strict=True):
+        click.echo(f"  {count:,} x {row.kind}: {row.type}: {row.message}", err=True)
     click.echo(f"  all of them: {listed}", err=True)
     raise SystemExit(3)
 
@@ -251,7 +252,8 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
         saved = out.with_suffix(".csv")
         frame.to_csv(saved, index=False)
         raise click.ClickException(
-            f"Parquet cannot hold these outputs ({error}); nothing is lost: they are in {saved}, as text"
+            f"Parquet cannot hold these outputs ({error}); nothing is lost: they are in {saved}, "
+            "as text"
         ) from error
     part.replace(out)
 

@@ -83,7 +83,7 @@ def column(values: Sequence[Any], types: set[type] | None = None) -> np.ndarray:
         return as_objects(values)
 
 
-def concatenate(parts: Sequence[Values]) -> Values:
+def concatenate(parts: Sequence[Any]) -> Any:
     """Return columns end to end, with the dtype that `column` would give all of their values.
 
     >>> concatenate([np.array([1, 2]), np.array([0.5])])
@@ -121,7 +121,8 @@ def python_values(values: Values) -> list[Any]:
         import pandas as pd
 
         return list(pd.Series(values))
-    return values.tolist()
+    listed: list[Any] = values.tolist()
+    return listed
 
 
 def numpy_values(values: Values) -> np.ndarray:
@@ -130,7 +131,7 @@ def numpy_values(values: Values) -> np.ndarray:
         return values
     if isinstance(values, range):
         return np.arange(values.start, values.stop, values.step)
-    return values.to_numpy()  # type: ignore[no-any-return]
+    return values.to_numpy()
 
 
 def size_of(values: Values) -> int:

@@ -51,7 +51,7 @@ class Context:
 
     @property
     def rng(self) -> np.random.Generator:
-        """This electron's own generator, at the start of its stream when first asked for.
+        """The electron's own generator, at the start of its stream when first asked for.
 
         The same bits for the same seed, wherever and next to whatever the electron runs.
         """

@@ -26,7 +26,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, join, outputs_of_slice
 from atomizer_dask.streams import Positioned, Stream
-from atomizer_dask.sweep import Rows
+from atomizer_dask.sweep import Columns, GridSlice, Rows
 
 _FIRST_SLICE = 1024
 _LARGEST_SLICE = 2**20
@@ -151,11 +151,12 @@ class Lease:
         """Execute the batch."""
         start_ns = time_ns()
         start = perf_counter()
+        inputs = _for_slices(definition, self.batch)
         results: dict[str, Column] | list[Any]
         counts, scalar = None, True
-        if definition.vectorized and not isinstance(self.batch.inputs, Rows):
+        if inputs is not None:
             assert isinstance(definition, FunctionAtom)
-            results, ends, counts = self._run_slices(definition)
+            results, ends, counts = self._run_slices(definition, inputs)
             scalar = results.keys() <= {"result"}
         else:
             outputs = Results(as_they_are=self.batch.ids is not None)
@@ -285,11 +286,9 @@ class Lease:
     # -- vectorised -------------------------------------------------------------------------
 
     def _run_slices(
-        self, definition: FunctionAtom
+        self, definition: FunctionAtom, inputs: Columns | GridSlice
     ) -> tuple[dict[str, Column], np.ndarray, np.ndarray]:
         """Execute slice after slice; return the outputs, and when how many electrons ended."""
-        inputs = self.batch.inputs
-        assert not isinstance(inputs, Rows)
         columns = {name: numpy_values(values) for name, values in inputs.columns().items()}
         slices = _Claims(len(self.batch), _FIRST_SLICE)
         self._begin(slices)
@@ -406,7 +405,7 @@ class _Claims:
             return of_piece + left
 
     def learn(self, count: int, seconds: float) -> None:
-        """Size pieces so that one takes `_SLICE_SECONDS`, now that one of `count` took `seconds`."""
+        """Size pieces to take `_SLICE_SECONDS`, now that one of `count` took `seconds`."""
         fitting = int(count * _SLICE_SECONDS / max(seconds, 1e-6))
         self._size = max(1, min(fitting, 8 * self._size, _LARGEST_SLICE))
 
@@ -421,6 +420,26 @@ def _with_keywords(
     return lambda *values: function(
         *values[:positional], **dict(zip(keywords, values[positional:], strict=True))
     )
+
+
+def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | None:
+    """Return the inputs of a vectorised atom as columns; None where electrons go one by one."""
+    inputs = batch.inputs
+    if not definition.vectorized:
+        return None
+    if not isinstance(inputs, Rows):
+        return inputs
+    payloads = inputs.payloads
+    if batch.ids is not None or not all(isinstance(payload, Mapping) for payload in payloads):
+        return None
+    names = list(payloads[0])
+    try:
+        definition.check_fields(names)
+    except InvalidPayloadError:
+        return None
+    if any(payload.keys() != payloads[0].keys() for payload in payloads):
+        return None
+    return Columns({n: column([row[n] for row in payloads]) for n in names}, len(payloads))
 
 
 def _text_of(error: BaseException) -> str:

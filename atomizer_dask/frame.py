@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,25 +105,19 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
         name: [getattr(p.outcome.failures[code], name) for p in failing for code in p.outcome.codes]
         for name in ("kind", "type", "message", "traceback")
     }
+    more: dict[str, Any] = {name: pd.Series(values, dtype="str").array for name, values in facts.items()}
+    more["attempts"] = np.ones(len(positions), dtype=np.int64)
     workers = [p.outcome.worker for p in failing for _ in range(len(p.outcome.failed))]
-    more = {
-        **{n: pd.Series(v, dtype="str") for n, v in facts.items()},
-        "attempts": np.ones(len(positions), dtype=np.int64),
-        "worker": pd.Series(workers, dtype="str"),
-    }
+    more["worker"] = pd.Series(workers, dtype="str").array
     for name, values in more.items():
-        columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = getattr(
-            values, "array", values
-        )
-    index = pd.RangeIndex(sweep.length or 0) if sweep.index is None else sweep.index
-    if sweep.index is None:
-        return pd.DataFrame(columns, index=pd.Index(positions))
-    return pd.DataFrame(columns, index=index.take(positions))
+        columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = values
+    index = pd.Index(positions) if sweep.index is None else sweep.index.take(positions)
+    return pd.DataFrame(columns, index=index)
 
 
 def _positions(parts: Sequence[Part]) -> Any:
     """Return which electrons are there, as a range where there is no gap."""
-    if all(before.stop == after.start for before, after in zip(parts, parts[1:], strict=False)):
+    if all(before.stop == after.start for before, after in pairwise(parts)):
         return range(parts[0].start, parts[-1].stop) if parts else range(0)
     return _join([np.arange(part.start, part.stop) for part in parts])
 
@@ -207,7 +202,7 @@ def _scatter(values: Values, present: np.ndarray) -> Any:
         data[present] = as_objects(list(values))
         return pd.Series(list(data)).array
     where = np.where(present, np.cumsum(present) - 1, -1)
-    return pd.api.extensions.take(values, where, allow_fill=True)
+    return pd.api.extensions.take(numpy_or_extension(values), where, allow_fill=True)
 
 
 def _metadata(parts: Sequence[Part], positions: Any, run_id: str) -> dict[str, Any]:
@@ -216,16 +211,11 @@ def _metadata(parts: Sequence[Part], positions: Any, run_id: str) -> dict[str, A
     times = [part.outcome.times() for part in parts]
     starts = _join([start for start, _ in times])
     ends = _join([end for _, end in times])
-    workers = (
-        pd.Categorical.from_codes(
-            np.repeat(
-                pd.factorize(np.array([p.outcome.worker for p in parts], dtype=object))[0],
-                [p.outcome.kept for p in parts],
-            ),
-            pd.unique(np.array([p.outcome.worker for p in parts], dtype=object)),
-        )
-        if parts
-        else pd.Categorical([])
+    names = list(dict.fromkeys(part.outcome.worker for part in parts))
+    codes = [names.index(part.outcome.worker) for part in parts]
+    workers = pd.Categorical.from_codes(
+        np.repeat(np.array(codes, dtype=np.int64), [part.outcome.kept for part in parts]),
+        categories=pd.Index(names, dtype="str"),
     )
     return {
         "id": pd.Series([f"{run_id}-{position}" for position in positions], dtype="str").array,

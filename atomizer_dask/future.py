@@ -61,7 +61,7 @@ class ElectronFuture(Future[Properties]):
         self._own_callbacks: list[Any] | None = None
 
     @property
-    def _waiters(self) -> _Waiters:  # what concurrent.futures looks at
+    def _waiters(self) -> _Waiters:  # type: ignore[override]  # what concurrent.futures looks at
         if self._own_waiters is None:
             self._own_waiters = _Waiters(self._about_to_wait)
         return self._own_waiters

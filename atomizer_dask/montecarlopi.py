@@ -1,8 +1,8 @@
 """The pi application: toss darts at a square, count those inside the circle.
 
 Two atoms, as in the Go application of the same name: `MonteCarlo` is asked for an estimate, and
-sends the tossing to `Toss`. There an electron is one toss; here it is as many as are worth carrying,
-which changes neither the payloads nor the results.
+sends the tossing to `Toss`. There an electron is one toss; here it is as many as are worth
+carrying, which changes neither the payloads nor the results.
 """
 
 from __future__ import annotations

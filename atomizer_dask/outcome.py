@@ -116,7 +116,7 @@ class Outcome:
             results: dict[str, Column] | list[Any] = self.results[:good]
         else:
             results = {name: _head(output, good) for name, output in self.results.items()}
-        starts, ends = self.times()
+        _, ends = self.times()
         return replace(
             self,
             kept=kept,

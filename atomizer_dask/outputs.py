@@ -106,6 +106,7 @@ class Results:
         self._scalar = True
 
     def add(self, results: list[Any]) -> None:
+        """Take the results of the next electrons."""
         if self._list is not None:
             self._list += results
         elif results:
@@ -114,6 +115,7 @@ class Results:
             self._scalar &= scalar
 
     def joined(self) -> tuple[dict[str, Column] | list[Any], bool]:
+        """Return all of them, and whether they came as scalars."""
         if self._list is not None:
             return self._list, True
         return join(self._parts), self._scalar

@@ -164,7 +164,7 @@ class Run:
             Where the conductor is gone. What had finished can still be looked at.
         """
         show = sys.stderr.isatty() if progress is None else progress
-        ended = self._wait_with_bar(timeout) if show else self._wait(timeout)
+        ended = self._wait_with_bar(timeout) if show else self.join(timeout)
         if not ended:
             p = self.progress
             raise TimeoutError(
@@ -175,7 +175,8 @@ class Run:
             raise self._error
         return self
 
-    def _wait(self, timeout: float | None) -> bool:
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended, however that is, and return whether it has."""
         with self._changed:
             return self._changed.wait_for(lambda: self._ended, timeout)
 
@@ -187,7 +188,7 @@ class Run:
         with click.progressbar(length=length or 1, label=self.atom_id, file=sys.stderr) as bar:
             while True:
                 left = 0.1 if until is None else min(0.1, max(0.0, until - monotonic()))
-                ended = self._wait(left)
+                ended = self.join(left)
                 bar.update(self._done + self._failed - bar.pos if length else 0)
                 if ended or (until is not None and monotonic() >= until):
                     return ended
@@ -301,8 +302,8 @@ class Run:
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
         if not self._ended:
-            self._error = error
-            self._end("failed")
+            self._error = None if self._stopping else error
+            self._end("cancelled" if self._stopping else "failed")
 
     def _batch(self, key: str, start: int, stop: int, seconds: float) -> Batch:
         return Batch(

@@ -96,7 +96,7 @@ class Positioned:
         self._counter = [0, 0, 0, 0]
         self._key = [0, 0]
         # Plain lists: Cython reads them three times as fast as arrays of NumPy scalars.
-        self._state: dict[str, Any] = {
+        self._state: Any = {
             "bit_generator": "Philox",
             "state": {"counter": self._counter, "key": self._key},
             "buffer": [0, 0, 0, 0],

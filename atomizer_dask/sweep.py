@@ -46,7 +46,8 @@ class GridSlice:
     ----------
     axes
         For each axis its name, its values, its stride in electrons, and its first block: electron
-        i of the grid is in block ``i // stride``, and reads value ``(block - first) % len(values)``.
+        i of the grid is in block ``i // stride``, and reads the value at
+        ``(block - first) % len(values)``.
     start, stop
         Which electrons of the grid.
     """
@@ -137,7 +138,8 @@ class Sweep(ABC):
 
     def __repr__(self) -> str:
         size = "a stream of" if self.length is None else f"{self.length:,}"
-        return f"<{type(self).__name__}: {size} electrons of {', '.join(self.names) or 'unknown fields'}>"
+        fields = ", ".join(self.names) or "unknown fields"
+        return f"<{type(self).__name__}: {size} electrons of {fields}>"
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
@@ -361,7 +363,8 @@ def as_sweep(inputs: Any) -> Sweep:
         return Streamed(iter(inputs))
     raise InvalidSweepError(
         f"cannot sweep over {type(inputs).__name__} {_short(inputs)}; expected grid(...), "
-        "zipped(...), a DataFrame, a mapping of columns, a list of mappings, or an iterator of mappings"
+        "zipped(...), a DataFrame, a mapping of columns, a list of mappings, or an iterator of "
+        "mappings"
     )
 
 

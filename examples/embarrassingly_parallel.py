@@ -42,12 +42,14 @@ def main(rows, seconds, workers, seed, scheduler):
         wall = time.perf_counter() - start
         df = run.to_frame(metadata=True)
 
-    serial = df["duration"].sum().total_seconds()
+    df["seconds"] = df["duration"].dt.total_seconds()
+    serial = df["seconds"].sum()
     click.echo(f"{len(df)} rows, {len(run.errors)} of them failed. The first:\n")
-    click.echo(df[["a", "b", "c", "d", "total", "duration"]].head().to_string())
-    click.echo(f"\none after the other  {serial:6.2f} s")
-    click.echo(f"on {df['worker'].nunique():2} workers        {wall:6.2f} s")
-    click.echo(f"speed-up             {serial / wall:6.2f}")
+    click.echo(df[["a", "b", "c", "d", "total", "seconds"]].head().round(4).to_string())
+    click.echo(f"\nmean of the totals   {df['total'].mean():7.4f}")
+    click.echo(f"one after the other  {serial:5.2f} s")
+    click.echo(f"on {df['worker'].nunique():2} workers        {wall:5.2f} s")
+    click.echo(f"speed-up             {serial / wall:5.2f}")
 
 
 if __name__ == "__main__":

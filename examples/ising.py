@@ -46,7 +46,7 @@ def ising(temperature, size, replica, sweeps=500, *, context):
 
 def onsager(temperature):
     """Return the spontaneous magnetisation of the infinite lattice."""
-    order = np.clip(1 - np.sinh(2 / np.asarray(temperature)) ** -4, 0, None)
+    order = np.clip(1 - np.sinh(2 / temperature) ** -4, 0, None)
     return order ** (1 / 8)
 
 
@@ -73,10 +73,11 @@ def main(temperatures, sizes, replicas, sweeps, seed, scheduler):
         df = run.to_frame()
 
     table = df.groupby(["temperature", "size"])[["magnetisation", "energy"]].agg(["mean", "sem"])
-    table.columns = ["|m|", "+-", "energy", "+- "]
-    table["Onsager m"] = onsager(table.index.get_level_values("temperature"))
-    click.echo(f"{len(df)} lattices, {sweeps} sweeps each; per site, mean and standard error:\n")
-    click.echo(table.to_string(float_format="{:.4f}".format))
+    table.columns = ["|m|", "error", "energy", "error"]
+    table = table.reset_index()
+    table["Onsager"] = onsager(table["temperature"])
+    click.echo(f"{len(df)} lattices, {sweeps} sweeps each; per site, mean and standard error\n")
+    click.echo(table.to_string(index=False, float_format="{:.4f}".format))
     click.echo(f"\nThe infinite lattice orders below Tc = 2 / ln(1 + sqrt 2) = {CRITICAL:.4f} J/k_B.")
 
 

@@ -224,7 +224,7 @@ class BatchConductor(Conductor):
         address: tuple[Stream, int],
         origin: Origin,
     ) -> ElectronFuture:
-        """Have an electron executed that another one sent: by the atom its sender's sender meant."""
+        """Have an electron executed that another one sent, by the atom which *its* sender meant."""
         check_supported(electron)
         version = origin.catalog.get(electron.atom_id)
         if version is None:

@@ -113,7 +113,7 @@ class DaskConductor(BatchConductor):
         self._direct = self._client.direct_to_workers is not False
         self._threads = sum(self._client.nthreads().values())
         self._client.subscribe_topic(self.channel, self._on_message)
-        self._watch = None
+        self._watch: asyncio.Task[None] | None = None
         self._client.loop.add_callback(self._start_watching)
 
     def _connect(self, target: Any, workers: int | None, threads_per_worker: int) -> Client:
@@ -190,7 +190,7 @@ class DaskConductor(BatchConductor):
     @property
     def threads(self) -> int:
         """How many threads the workers have together, as last seen."""
-        return self._threads
+        return int(self._threads)
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed by some worker."""
