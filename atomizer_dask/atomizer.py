@@ -440,8 +440,10 @@ class Atomizer:
             conductor.close()
         if self._inner is not None:
             self._inner.close()
-        for stream in [*self._event_streams, *self._error_streams]:
-            stream.close()
+        for events in self._event_streams:
+            events.close()
+        for errors in self._error_streams:
+            errors.close()
 
     def __enter__(self) -> Self:
         return self.exec()
