@@ -152,7 +152,8 @@ class Atomizer:
         payload
             A mapping of the atom's parameters to values; for an atom in class form anything.
         **options
-            Further parameters of `Electron`.
+            Further parameters of `Electron`. The random stream of the electron follows from its
+            `id`: give one where the same bits shall come again.
 
         Returns
         -------
@@ -414,7 +415,8 @@ class Atomizer:
         """
         until = None if timeout is None else monotonic() + timeout
         for run in list(self._runs.values()):
-            run.wait(_left(until), progress=False)
+            if not run.join(_left(until)):
+                raise TimeoutError(f"{run.id} has not ended within {timeout} s; it goes on")
         pending = wait(list(self._under_way), _left(until)).not_done
         if pending:
             raise TimeoutError(f"{len(pending):,} electrons have not ended within {timeout} s")

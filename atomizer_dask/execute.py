@@ -21,7 +21,7 @@ from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.columns import column, numpy_values, python_values
 from atomizer_dask.context import Context
-from atomizer_dask.errors import InvalidPayloadError, Kind
+from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, join, outputs_of_slice
@@ -444,6 +444,6 @@ def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | N
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)
+        return error.event.message if isinstance(error, AtomizerError) else str(error)
     except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not cost the batch
         return f"<its __str__ raised {type(broken).__name__}>"

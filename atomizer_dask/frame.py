@@ -105,7 +105,9 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
         name: [getattr(p.outcome.failures[code], name) for p in failing for code in p.outcome.codes]
         for name in ("kind", "type", "message", "traceback")
     }
-    more: dict[str, Any] = {name: pd.Series(values, dtype="str").array for name, values in facts.items()}
+    more: dict[str, Any] = {
+        name: pd.Series(values, dtype="str").array for name, values in facts.items()
+    }
     more["attempts"] = np.ones(len(positions), dtype=np.int64)
     workers = [p.outcome.worker for p in failing for _ in range(len(p.outcome.failed))]
     more["worker"] = pd.Series(workers, dtype="str").array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 from collections import deque
@@ -28,9 +29,12 @@ from atomizer_dask.sweep import Streamed, Sweep
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
+
 State = Literal["running", "finished", "cancelled", "failed"]
 _RATE_SECONDS = 5.0
-_DRAW_AHEAD = 2  # for a streamed sweep: batches' worth of rows drawn but not yet under way
+_DRAW_MOST = 2**16  # rows of a streamed sweep to draw at a time
+_DRAW_SECONDS = 0.01  # after which those that came are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,7 @@ class Run:
 
         until = None if timeout is None else monotonic() + timeout
         length = self.sweep.length
-        with click.progressbar(length=length or 1, label=self.atom_id, file=sys.stderr) as bar:
+        with click.progressbar(length=length or 1, label=self.atom_id.rpartition(".")[2], file=sys.stderr) as bar:
             while True:
                 left = 0.1 if until is None else min(0.1, max(0.0, until - monotonic()))
                 ended = self.join(left)
@@ -323,9 +327,10 @@ class Run:
         def add() -> None:
             if self._stopping or self._ended:
                 return
-            self._pending.append((start, stop))
             with self._changed:
                 self._waiting += stop - start
+            joins = self._pending and self._pending[-1][1] == start
+            self._pending.append((self._pending.pop()[0] if joins else start, stop))
             self._driver.pump()
 
         self._conductor.post(add)
@@ -334,25 +339,30 @@ class Run:
         """Draw rows of a streamed sweep, not many more than are needed soon."""
         sweep = self.sweep
         assert isinstance(sweep, Streamed)
-        chunk, ended = 1, False
+        chunk, ended = 64, False
         while not ended:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._waiting < _DRAW_AHEAD * chunk or self._stopping or self._ended
+                    lambda: self._drawn_ahead() < chunk or self._stopping or self._ended
                 )
+                starving = self._drawn_ahead() <= 0
             if self._stopping or self._ended:
                 return
-            start, before = sweep.drawn, monotonic()
+            start = sweep.drawn
             try:
-                ended = sweep.draw(chunk) < chunk
+                ended = not sweep.draw(chunk, _DRAW_SECONDS)
             except Exception as error:  # noqa: BLE001 - the user's iterator, reported by wait
                 self._conductor.post(lambda error=error: self._broken(error))  # type: ignore[misc]
                 ended = True
             if sweep.drawn > start:
                 self._add(start, sweep.drawn)
-            # Rows that come fast are drawn many at a time, slow ones as they come.
-            chunk = min(2 * chunk, 4096) if monotonic() - before < 0.01 else max(1, chunk // 2)
+            if starving:  # the workers are faster than what is drawn at a time
+                chunk = min(2 * chunk, _DRAW_MOST)
         self._conductor.post(self._drawn_all)
+
+    def _drawn_ahead(self) -> int:
+        assert isinstance(self.sweep, Streamed)
+        return self.sweep.drawn - self._done - self._failed - self._driver.leased
 
     def _broken(self, error: Exception) -> None:
         self._error = AtomizerError(
@@ -422,6 +432,20 @@ class Run:
             self._changed.notify_all()
         self._note(state)
         self.events.close()
+        if self._failed and state == "finished":
+            self._warn_of_failures()
+
+    def _warn_of_failures(self) -> None:
+        part = min((p for p in self._parts if len(p.outcome.failed)), key=lambda part: part.start)
+        first = part.outcome.failures[part.outcome.codes[0]]
+        logger.warning(
+            "%s: %s of %s electrons failed, the first with %s: %s; see run.errors",
+            self.id,
+            f"{self._failed:,}",
+            f"{self._done + self._failed:,}",
+            first.type,
+            first.message,
+        )
 
     def _note(self, message: str) -> None:
         level = "error" if message == "failed" else "info"

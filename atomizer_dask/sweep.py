@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import islice
-from math import prod
+from math import inf, prod
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,15 +254,22 @@ class Streamed(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return 256.0
 
-    def draw(self, count: int) -> int:
-        """Draw up to `count` more and return how many came; fewer means that it has ended.
+    def draw(self, count: int, seconds: float = inf) -> int:
+        """Draw up to `count` more and return how many came; none means that it has ended.
+
+        Parameters
+        ----------
+        count
+            How many at most.
+        seconds
+            After which no further one is drawn.
 
         Raises
         ------
         InvalidSweepError
             Where the iterator gave something that is not a mapping.
         """
-        came = 0
+        came, until = 0, monotonic() + seconds
         for row in islice(self._source, count):
             if not isinstance(row, Mapping):
                 raise InvalidSweepError(
@@ -270,7 +278,8 @@ class Streamed(Sweep):
                 )
             self._drawn.append(row)
             came += 1
-        self._ended = self._ended or came < count
+            if monotonic() > until:
+                break
         return came
 
     def end(self) -> None:

@@ -90,6 +90,11 @@ class DaskConductor(BatchConductor):
         threads_per_worker: int = 1,
     ) -> None:
         super().__init__(id)
+        if target is not None and (workers is not None or threads_per_worker != 1):
+            raise TypeError(
+                "workers and threads_per_worker are for a local cluster that the conductor starts; "
+                f"{target!r} has its own"
+            )
         self._cluster: Cluster | None = None
         self._client = self._connect(target, workers, threads_per_worker)
         self._owns_client = True
@@ -110,6 +115,7 @@ class DaskConductor(BatchConductor):
         self._arrived: set[str] = set()
         self._finished: list[Future] = []
         self._client.scheduler_comm.interval = SEND_SECONDS
+        self._address = self._client.scheduler.address
         self._direct = self._client.direct_to_workers is not False
         self._threads = sum(self._client.nthreads().values())
         self._client.subscribe_topic(self.channel, self._on_message)
@@ -215,17 +221,23 @@ class DaskConductor(BatchConductor):
                 return
             outcome = await self._client.gather(future, direct=self._direct, asynchronous=True)
             report = Arrived(batch.key, _unpack(outcome))
-        except (asyncio.CancelledError, CancelledError) as error:
-            gone = self._gone_error(
-                "the scheduler is gone, or the batch was cancelled from outside"
-            )
-            gone.internal = error
-            report = Lost(batch.key, gone)
+        except (asyncio.CancelledError, CancelledError):
+            report = self._lost(batch, "its task was cancelled from outside")
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
-            report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
+            if self._client.status == "running":
+                report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
+            else:
+                report = self._lost(batch, str(error))
         self._post(batch.key, report)
         if future is not None:
             future.release()
+
+    def _lost(self, batch: Batch, reason: str) -> Lost:
+        if self._client.status == "running":
+            return Lost(batch.key, self._error(f"a batch of {batch.atom_id} is lost: {reason}"))
+        gone = self._error("the scheduler is gone")
+        self.lose(gone)
+        return Lost(batch.key, gone)
 
     def _submit(self, batch: Batch) -> Future:
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
@@ -318,17 +330,12 @@ class DaskConductor(BatchConductor):
                 except OSError:
                     continue  # the client notices by itself, and so does the loop's condition
         if not self._closed:
-            self.lose(self._gone_error("the connection to the scheduler was closed"))
+            self.lose(self._error("the scheduler is gone"))
 
-    def _gone_error(self, message: str) -> ConductorError:
+    def _error(self, message: str) -> ConductorError:
         return ConductorError(
             Event(f"{message} ({self._address})", conductor_id=self.id, level="error")
         )
-
-    @property
-    def _address(self) -> str:
-        scheduler = self._client.scheduler
-        return scheduler.address if scheduler is not None else "no address"
 
     def close(self) -> None:
         """End what is under way, and close what it opened itself."""
@@ -378,7 +385,7 @@ def run_batch(batch: Batch, channel: str) -> Any:
     return site.carry_out(batch, channel)
 
 
-def _stop(run_id: str, dask_worker: Worker) -> None:
+async def _stop(run_id: str, dask_worker: Worker) -> None:
     DaskSite.of(dask_worker).stop(run_id)
 
 
