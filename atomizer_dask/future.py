@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
+from itertools import groupby
+from operator import attrgetter
 from threading import Condition
 from time import monotonic
 from typing import Any
@@ -73,36 +75,35 @@ class ElectronFuture(Future[Properties]):
         return self._own_callbacks
 
     @staticmethod
-    def start_all(futures: Iterable[ElectronFuture]) -> list[bool]:
+    def start_all(futures: list[ElectronFuture]) -> list[bool]:
         """Mark futures as running; return for each whether it is, or else was cancelled."""
         started = []
-        for future in futures:
-            if future._state == PENDING:
-                with future._condition:
+        for condition, group in groupby(futures, attrgetter("_condition")):
+            with condition:
+                for future in group:
                     if future._state == PENDING:
                         future._state = RUNNING
-            started.append(future._state == RUNNING or future.set_running_or_notify_cancel())
+                    started.append(future._state == RUNNING)
+        for future, running in zip(futures, started, strict=True):
+            if not running:
+                future.set_running_or_notify_cancel()
         return started
 
     @staticmethod
-    def finish_all(outcomes: Iterable[tuple[ElectronFuture, Properties]]) -> None:
+    def finish_all(futures: list[ElectronFuture], results: list[Properties]) -> None:
         """Give futures their results, waking each waiting thread once rather than per future."""
-        conditions, called = {}, []
-        for future, properties in outcomes:
-            condition = future._condition
+        left = iter(results)
+        for condition, group in groupby(futures, attrgetter("_condition")):
             with condition:
-                future._result = properties
-                future._state = FINISHED
-                for waiter in future._own_waiters or ():
-                    waiter.add_result(future)
-            conditions[id(condition)] = condition
-            if future._own_callbacks:
-                called.append(future)
-        for condition in conditions.values():
-            with condition:
+                for future in group:
+                    future._result = next(left)
+                    future._state = FINISHED
+                    for waiter in future._own_waiters or ():
+                        waiter.add_result(future)
                 condition.notify_all()
-        for future in called:
-            future._invoke_callbacks()  # type: ignore[attr-defined]
+        for future in futures:
+            if future._own_callbacks:
+                future._invoke_callbacks()  # type: ignore[attr-defined]
 
     def result(self, timeout: float | None = None) -> Properties:
         """Return the Properties, waiting up to `timeout` seconds for them."""

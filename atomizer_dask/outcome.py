@@ -176,14 +176,13 @@ class Outcome:
             failure = None if code is None else self.failures[code]
             end = utc(end_ns)
             yield Properties.of(
-                electron_id=electron_id,
-                atom_id=batch.atom_id,
-                start=start,
-                end=end,
-                error=failure and failure.error(electron_id, batch.atom_id),
-                result=next(results) if failure is None else None,
-                worker=self.worker,
-                attempts=1,
+                electron_id,
+                batch.atom_id,
+                start,
+                end,
+                failure and failure.error(electron_id, batch.atom_id),
+                next(results) if failure is None else None,
+                self.worker,
             )
             if self.counts is None:
                 start = end

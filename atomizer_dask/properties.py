@@ -40,10 +40,29 @@ class Properties:
     attempts: int = 1
 
     @classmethod
-    def of(cls, **fields: Any) -> Properties:
-        """Return Properties of all `fields`, in a quarter of the time that the class takes."""
+    def of(
+        cls,
+        electron_id: str,
+        atom_id: str,
+        start: datetime,
+        end: datetime,
+        error: AtomizerError | None,
+        result: Any,
+        worker: str,
+    ) -> Properties:
+        """Return Properties in a quarter of the time that the class itself takes.
+
+        Straight into __dict__, for they are made 100,000 a second.
+        """
         properties = object.__new__(cls)
-        properties.__dict__.update(fields)
+        own = properties.__dict__
+        own["electron_id"] = electron_id
+        own["atom_id"] = atom_id
+        own["start"] = start
+        own["end"] = end
+        own["error"] = error
+        own["result"] = result
+        own["worker"] = worker
         return properties
 
     @property

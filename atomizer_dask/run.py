@@ -189,7 +189,9 @@ class Run:
 
         until = None if timeout is None else monotonic() + timeout
         length = self.sweep.length
-        with click.progressbar(length=length or 1, label=self.atom_id.rpartition(".")[2], file=sys.stderr) as bar:
+        with click.progressbar(
+            length=length or 1, label=self.atom_id.rpartition(".")[2], file=sys.stderr
+        ) as bar:
             while True:
                 left = 0.1 if until is None else min(0.1, max(0.0, until - monotonic()))
                 ended = self.join(left)

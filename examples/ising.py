@@ -64,9 +64,9 @@ def numbers(kind):
 @click.option("--scheduler", metavar="ADDRESS", help="Of a Dask scheduler; else a local cluster.")
 def main(temperatures, sizes, replicas, sweeps, seed, scheduler):
     """Sweep, and compare with the exact solution."""
-    lattices = grid(
-        temperature=temperatures, size=sizes, replica=range(replicas), sweeps=[sweeps]
-    )
+    if any(size % 2 for size in sizes):
+        raise click.UsageError("a periodic checkerboard has an even number of sites on each side")
+    lattices = grid(temperature=temperatures, size=sizes, replica=range(replicas), sweeps=[sweeps])
     with Atomizer(DaskConductor(scheduler), ising) as atomizer:
         run = atomizer.map(ising, lattices, seed=seed)
         run.wait()
@@ -77,8 +77,11 @@ def main(temperatures, sizes, replicas, sweeps, seed, scheduler):
     table = table.reset_index()
     table["Onsager"] = onsager(table["temperature"])
     click.echo(f"{len(df)} lattices, {sweeps} sweeps each; per site, mean and standard error\n")
-    click.echo(table.to_string(index=False, float_format="{:.4f}".format))
-    click.echo(f"\nThe infinite lattice orders below Tc = 2 / ln(1 + sqrt 2) = {CRITICAL:.4f} J/k_B.")
+    plain = {"temperature": "{:g}".format}
+    click.echo(table.to_string(index=False, float_format="{:.4f}".format, formatters=plain))
+    click.echo(
+        f"\nThe infinite lattice orders below Tc = 2 / ln(1 + sqrt 2) = {CRITICAL:.4f} J/k_B."
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from html import escape
+from itertools import groupby
 from time import time_ns
 from typing import Any, Protocol
 
@@ -279,20 +280,21 @@ class BatchConductor(Conductor):
 
     def _flush(self) -> None:
         self._flushing = False
+        taken = [self._outbox.popleft() for _ in range(len(self._outbox))]
         touched = {}
-        while self._outbox:
-            sent = self._outbox.popleft()
-            if sent.version is None:
-                self._answer_unknown(sent)
+        for group, several in groupby(taken, Sent.group):
+            those = list(several)
+            if those[0].version is None:
+                for sent in those:
+                    self._answer_unknown(sent)
                 continue
-            source, driver = self._source_for(sent)
-            source.add(sent)
+            source, driver = self._source_for(group, those[0])
+            source.add(those)
             touched[id(driver)] = driver
         for driver in touched.values():
             driver.pump()
 
-    def _source_for(self, sent: Sent) -> tuple[ElectronSource, Driver]:
-        key = sent.group()
+    def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
         known = self._sources.get(key)
         if known is None:
             if len(self._sources) > 100:

@@ -63,9 +63,9 @@ class ElectronSource:
         """Whether it has nothing left to do."""
         return not self._waiting and not self._under_way
 
-    def add(self, sent: Sent) -> None:
-        """Take one more."""
-        self._waiting.append(sent)
+    def add(self, sent: list[Sent]) -> None:
+        """Take some more."""
+        self._waiting += sent
 
     def waiting(self) -> int:  # noqa: D102
         return len(self._waiting)
@@ -104,7 +104,7 @@ class ElectronSource:
             error = properties[failed].error
             assert error is not None
             self._report(error)
-        ElectronFuture.finish_all(zip(futures, properties, strict=True))
+        ElectronFuture.finish_all(futures, properties)
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
         lost = [*self._waiting, *(sent for group in self._under_way.values() for sent in group)]
