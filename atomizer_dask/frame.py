@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OUTPUT_PREFIX = "result_"
 METADATA_PREFIX = "electron_"
+_COPY_ON_WRITE = int(version("pandas").partition(".")[0]) >= 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +71,21 @@ def to_frame(
     parts = sorted(parts, key=lambda part: part.start)
     positions = _positions(parts)
     count = sweep.length
-    columns = _inputs(sweep, positions)
-    for name, values in _outputs(parts).items():
-        columns[f"{OUTPUT_PREFIX}{name}" if name in columns else name] = values
+    whole = _is_whole(positions, count)
+    outputs = _renamed(_outputs(parts), OUTPUT_PREFIX, sweep.names)
     if metadata:
-        for name, values in _metadata(parts, positions, run_id).items():
-            columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = values
+        taken = (*sweep.names, *outputs)
+        outputs |= _renamed(_metadata(parts, positions, run_id), METADATA_PREFIX, taken)
+    if sweep.frame is not None and whole:
+        given = sweep.frame.copy(deep=not _COPY_ON_WRITE)
+        return pd.concat([given, pd.DataFrame(outputs, index=given.index, copy=False)], axis=1)
     index = sweep.index
     if index is None:
-        index = pd.RangeIndex(count or 0) if _is_whole(positions, count) else pd.Index(positions)
-    elif not _is_whole(positions, count):
+        index = pd.RangeIndex(count or 0) if whole else pd.Index(positions)
+    elif not whole:
         index = index.take(positions)
     # copy=False: the arrays were made for this frame, and 50 million rows need no second copy.
-    return pd.DataFrame(columns, index=index, copy=False)
+    return pd.DataFrame({**_inputs(sweep, positions), **outputs}, index=index, copy=False)
 
 
 def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
@@ -111,10 +115,15 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
     more["attempts"] = np.ones(len(positions), dtype=np.int64)
     workers = [p.outcome.worker for p in failing for _ in range(len(p.outcome.failed))]
     more["worker"] = pd.Series(workers, dtype="str").array
-    for name, values in more.items():
-        columns[f"{METADATA_PREFIX}{name}" if name in columns else name] = values
+    columns |= _renamed(more, METADATA_PREFIX, sweep.names)
     index = pd.Index(positions) if sweep.index is None else sweep.index.take(positions)
     return pd.DataFrame(columns, index=index)
+
+
+def _renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
+    """Return `columns` with a prefix where their name is `taken`."""
+    names = set(taken)
+    return {f"{prefix}{n}" if n in names else n: values for n, values in columns.items()}
 
 
 def _positions(parts: Sequence[Part]) -> Any:

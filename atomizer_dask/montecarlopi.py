@@ -1,8 +1,8 @@
 """The pi application: toss darts at a square, count those inside the circle.
 
-Two atoms, as in the Go application of the same name: `MonteCarlo` is asked for an estimate, and
-sends the tossing to `Toss`. There an electron is one toss; here it is as many as are worth
-carrying, which changes neither the payloads nor the results.
+Two atoms, as in the Go application of the same name and registered by importing this module:
+`MonteCarlo` is asked for an estimate, and sends the tossing to `Toss`. There an electron is one
+toss; here it is as many as are worth carrying, which changes neither the payloads nor the results.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from atomizer_dask.atom import Atom
 from atomizer_dask.context import Context
 from atomizer_dask.electron import Electron
+from atomizer_dask.registry import register
 
 TOSSES_PER_ELECTRON = 2**22  # about 50 ms; fixed, for the bits must not depend on the cluster
 _AT_ONCE = 2**14  # tosses whose coordinates stay in the CPU's cache
@@ -116,3 +117,6 @@ def _tosses_of(payload: Any, default: int | None = None) -> int:
     if tosses < 1:
         raise ValueError(f"{tosses} is not a valid toss")
     return int(tosses)
+
+
+register(MonteCarlo, Toss)

@@ -116,6 +116,11 @@ class Sweep(ABC):
         return None
 
     @property
+    def frame(self) -> pd.DataFrame | None:
+        """The user's own DataFrame, where there is one; shared, and not to be changed."""
+        return None
+
+    @property
     @abstractmethod
     def row_bytes(self) -> float:
         """About how many bytes an electron's inputs take when they travel."""
@@ -191,11 +196,11 @@ class Grid(Sweep):
 
 
 class Table(Sweep):
-    """Columns of equal length, with the index of the DataFrame they came from."""
+    """Columns of equal length, or those of a DataFrame with its index."""
 
-    def __init__(self, columns: Mapping[str, Values], index: pd.Index | None = None) -> None:
+    def __init__(self, columns: Mapping[str, Values], frame: pd.DataFrame | None = None) -> None:
         self._columns = dict(columns)
-        self._index = index
+        self._frame = frame
         lengths = {name: len(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
@@ -215,7 +220,11 @@ class Table(Sweep):
 
     @property
     def index(self) -> pd.Index | None:  # noqa: D102
-        return self._index
+        return None if self._frame is None else self._frame.index
+
+    @property
+    def frame(self) -> pd.DataFrame | None:  # noqa: D102
+        return self._frame
 
     @property
     def row_bytes(self) -> float:  # noqa: D102
@@ -387,7 +396,7 @@ def _from_frame(frame: pd.DataFrame) -> Table:
     # A shallow copy: under copy-on-write the user may go on changing theirs.
     held = frame.copy(deep=False)
     columns = {str(name): _array_of(held[name]) for name in held.columns}
-    return Table(columns, held.index)
+    return Table(columns, held)
 
 
 def _array_of(series: pd.Series) -> Values:
