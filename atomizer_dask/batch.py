@@ -105,11 +105,16 @@ class Batch:
         """Return the payload of the electron at `offset`."""
         if isinstance(self.inputs, Rows):
             return self.inputs.payloads[offset]
-        one = _cut(self.inputs, offset, offset + 1)
+        one = self.cut(offset, offset + 1)
+        assert not isinstance(one, Rows)
         return {name: python_values(values)[0] for name, values in one.columns().items()}
 
-
-def _cut(inputs: Columns | GridSlice, start: int, stop: int) -> Columns | GridSlice:
-    if isinstance(inputs, GridSlice):
-        return replace(inputs, start=inputs.start + start, stop=inputs.start + stop)
-    return Columns({name: values[start:stop] for name, values in inputs.data.items()}, stop - start)
+    def cut(self, start: int, stop: int) -> Inputs:
+        """Return the inputs from one offset to another."""
+        inputs = self.inputs
+        if isinstance(inputs, Rows):
+            return Rows(inputs.payloads[start:stop])
+        if isinstance(inputs, GridSlice):
+            return replace(inputs, start=inputs.start + start, stop=inputs.start + stop)
+        data = {name: values[start:stop] for name, values in inputs.data.items()}
+        return Columns(data, stop - start)

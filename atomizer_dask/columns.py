@@ -46,7 +46,10 @@ def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
         promoted = np.result_type(*distinct)
         return _OBJECT if kinds <= set("iu") and promoted.kind == "f" else promoted
     if kinds in ({"M"}, {"m"}):
-        return np.result_type(*distinct)
+        try:
+            return np.result_type(*distinct)
+        except TypeError:  # days and years, say, have no unit in common
+            return _OBJECT
     return _OBJECT
 
 

@@ -58,6 +58,8 @@ def outputs_of_slice(result: Any, electrons: int) -> dict[str, Values]:
         Where it does not have one row per electron.
     """
     if hasattr(result, "iloc") and hasattr(result, "columns"):
+        if not result.columns.is_unique:
+            raise ValueError(f"the DataFrame returned has a column twice: {list(result.columns)}")
         outputs: dict[str, Any] = {str(name): result[name].array for name in result.columns}
         outputs = {
             name: values.to_numpy() if hasattr(values, "_ndarray") else values

@@ -17,9 +17,7 @@ from atomizer_dask import (
 )
 
 CLASSES = [
-    cls
-    for _, cls in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(cls, Exception)
+    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, Exception)
 ]
 IMG = "<img src=x onerror=alert(1)>"
 
@@ -27,9 +25,7 @@ IMG = "<img src=x onerror=alert(1)>"
 def test_text_of_error_with_an_exception_behind_it():
     event = Event("lost", electron_id="E", atom_id="A", conductor_id="C")
     error = AtomizerError(event, ValueError("no route"))
-    assert (
-        str(error) == "atomizer error [cid:C | aid:A | eid:E] lost | internal: (no route)"
-    )
+    assert str(error) == "atomizer error [cid:C | aid:A | eid:E] lost | internal: (no route)"
 
 
 def test_text_of_error_with_nothing_behind_it():

@@ -29,8 +29,6 @@ from hashlib import blake2b
 from importlib.metadata import version
 from typing import Any
 
-import cloudpickle
-import numpy as np
 from distributed import Client, Future, LocalCluster, Worker, get_client, get_worker, secede, wait
 from distributed.deploy import Cluster
 from distributed.utils import sync
@@ -38,9 +36,10 @@ from distributed.utils import sync
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.conductors.packing import Packed, dumps, head, pack, pack_outcome, unpack_outcome
 from atomizer_dask.driver import Arrived, GivenBack, Lost, Report
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, Site
 from atomizer_dask.outcome import Failure, Outcome
@@ -219,10 +218,16 @@ class DaskConductor(BatchConductor):
                 self._arrived.discard(batch.key)
                 self._release_soon(future)
                 return
-            outcome = await self._client.gather(future, direct=self._direct, asynchronous=True)
-            report = Arrived(batch.key, _unpack(outcome))
+            packed = await self._client.gather(future, direct=self._direct, asynchronous=True)
+            report = Arrived(batch.key, unpack_outcome(packed))
         except (asyncio.CancelledError, CancelledError):
             report = self._lost(batch, "its task was cancelled from outside")
+        except UnpicklableError as error:
+            if len(batch) > 1:
+                await self._carry_half(batch)
+                return
+            failure = Failure("invalid_payload", "UnpicklableError", error.event.message)
+            report = Arrived(batch.key, Outcome.all_failed(1, failure))
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
             if self._client.status == "running":
                 report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
@@ -243,9 +248,19 @@ class DaskConductor(BatchConductor):
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
         # let workers idle for a round trip between any two of it.
         key = (f"{batch.atom_id}-{batch.key}", 0)
+        try:
+            packed = pack(batch)
+        except Exception as error:
+            raise UnpicklableError(f"the input cannot be pickled: {error}") from error
         return self._client.submit(
-            run_batch, batch, self.channel, key=key, pure=False, priority=batch.origin.depth
+            run_batch, packed, self.channel, key=key, pure=False, priority=batch.origin.depth
         )
+
+    async def _carry_half(self, batch: Batch) -> None:
+        """Narrow down which input cannot travel: give half of them back, carry the other half."""
+        kept = len(batch) // 2
+        self._post(batch.key, GivenBack(batch.key, kept))
+        await self._carry(head(batch, kept))
 
     def _post(self, key: str, report: Report) -> None:
         post = self._posts.get(key)
@@ -269,7 +284,7 @@ class DaskConductor(BatchConductor):
             self._post(key, GivenBack(key, kept))
         elif what == "arrived":
             key, data = rest
-            report = Arrived(key, _unpack(data))
+            report = Arrived(key, unpack_outcome(Packed(data, [])))
             self._arrived.add(key)
             self._post(key, report)
         elif what == "events":
@@ -371,18 +386,26 @@ def _failure_of_task(error: Exception) -> Failure:
 # -- on the worker ------------------------------------------------------------------------------
 
 
-def run_batch(batch: Batch, channel: str) -> Any:
+def run_batch(packed: Packed, channel: str) -> Packed:
     """Execute a batch on the worker this runs on; the one task this package submits.
 
     Parameters
     ----------
-    batch
-        What to execute.
+    packed
+        The batch to execute.
     channel
         The topic on which whoever sent it listens.
+
+    Raises
+    ------
+    UnpicklableError
+        Where an input of the batch cannot be read here.
     """
-    site = DaskSite.of(get_worker())
-    return site.carry_out(batch, channel)
+    try:
+        batch = packed.load()
+    except Exception as error:
+        raise UnpicklableError(f"the input cannot be unpickled on the worker: {error}") from error
+    return DaskSite.of(get_worker()).carry_out(batch, channel)
 
 
 async def _stop(run_id: str, dask_worker: Worker) -> None:
@@ -418,7 +441,7 @@ class DaskSite(Site):
             site = worker.extensions.setdefault("atomizer", cls(worker))
         return site
 
-    def carry_out(self, batch: Batch, channel: str) -> Any:
+    def carry_out(self, batch: Batch, channel: str) -> Packed:
         """Execute a batch and return its outcome, packed; a small one is sent ahead."""
         self._channels[batch.key] = channel
         try:
@@ -426,9 +449,10 @@ class DaskSite(Site):
         finally:
             del self._channels[batch.key]
             self._flush()
-        packed = _pack(outcome)
-        if isinstance(packed, bytes):
-            self._worker.log_event(channel, ("arrived", batch.key, packed))
+        packed = pack_outcome(outcome)
+        if packed.nbytes <= SMALL_OUTCOME:
+            whole = pickle.dumps(packed.load()) if packed.buffers else packed.data
+            self._worker.log_event(channel, ("arrived", batch.key, whole))
         return packed
 
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
@@ -496,50 +520,9 @@ def _dump_events(events: list[Event]) -> bytes:
     def with_texts(event: Event) -> Event:
         return replace(event, fields={name: repr(value) for name, value in event.fields.items()})
 
-    data = _dumps(events)
-    return _dumps(list(map(with_texts, events))) or b"" if data is None else data
+    data = dumps(events)
+    return dumps(list(map(with_texts, events))) or b"" if data is None else data
 
 
 def _dump_error(error: AtomizerError) -> bytes:
-    return _dumps(error) or _dumps(AtomizerError(error.event)) or b""
-
-
-def _dumps(value: Any) -> bytes | None:
-    """Return `value` as bytes, None where it cannot be pickled."""
-    try:
-        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
-    except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
-        return None
-
-
-def _pack(outcome: Outcome) -> Any:
-    """Return an outcome as something that surely travels: bytes where it is small.
-
-    An exception travels as bytes of its own, since one that cannot be made again on the other
-    side must not cost the outcome; a result that cannot travel is a failure of its electron.
-    """
-    outcome.failures = [
-        failure._replace(exception=_dumps(failure.exception)) for failure in outcome.failures
-    ]
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        data = cloudpickle.dumps(outcome, protocol=5, buffer_callback=buffers.append)
-    except Exception as error:
-        bad = [n for n, row in enumerate(outcome.rows()) if _dumps(row) is None]
-        if not bad:
-            raise
-        message = f"the result cannot travel: {error}"
-        return _pack(outcome.with_failed(bad, Failure("exception", "PicklingError", message)))
-    if len(data) + sum(buffer.raw().nbytes for buffer in buffers) <= SMALL_OUTCOME:
-        return cloudpickle.dumps(outcome)
-    # As arrays, which Dask sends as they are, without a copy.
-    return data, [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
-
-
-def _unpack(packed: Any) -> Outcome:
-    """Return the outcome that `_pack` packed."""
-    if isinstance(packed, bytes):
-        outcome: Outcome = pickle.loads(packed)  # noqa: S301 - from our own worker
-    else:
-        outcome = pickle.loads(packed[0], buffers=packed[1])  # noqa: S301 - from our own worker
-    return outcome
+    return dumps(error) or dumps(AtomizerError(error.event)) or b""

@@ -1,0 +1,168 @@
+"""Batches and outcomes as bytes and plain arrays, so that Dask carries nothing it could choke on.
+
+What users put in and what atoms return may not be picklable, or not be unpicklable on the other
+side. Either must cost that one electron, and never its neighbours.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+
+from atomizer_dask.batch import Batch
+from atomizer_dask.outcome import Column, Failure, Outcome
+
+_PLAIN = {type(None), bool, int, float, complex, str, bytes}
+
+
+class Packed(NamedTuple):
+    """A pickle, with its large buffers beside it as arrays, which Dask sends without a copy."""
+
+    data: bytes
+    buffers: list[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """How much there is to send."""
+        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
+
+    def load(self) -> Any:
+        """Return what was packed."""
+        return pickle.loads(self.data, buffers=self.buffers)  # noqa: S301 - our own or our workers'
+
+
+def pack(value: Any) -> Packed:
+    """Return `value` packed; raises whatever its parts raise when they are pickled."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return Packed(data, [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers])
+
+
+def dumps(value: Any) -> bytes | None:
+    """Return `value` as bytes, None where it cannot be pickled."""
+    try:
+        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+    except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
+        return None
+
+
+def pack_outcome(outcome: Outcome) -> Packed:
+    """Return an outcome packed; a result that cannot be pickled is a failure of its electron.
+
+    Exceptions, and results that are more than numbers and texts, are pickled each by itself, since
+    on the other side any of them may turn out not to be readable.
+    """
+    failures = [
+        failure._replace(exception=dumps(failure.exception)) for failure in outcome.failures
+    ]
+    outcome = replace(outcome, failures=failures)
+    bad: set[int] = set()
+    if isinstance(outcome.results, list):
+        results: Any = _apart(outcome.results, range(len(outcome.results)), bad)
+    else:
+        good = outcome.kept - len(outcome.failed)
+        results = {name: _column_apart(c, good, bad) for name, c in outcome.results.items()}
+    outcome = replace(outcome, results=results)
+    if bad:
+        why = "the result cannot travel to the client, for it cannot be pickled"
+        outcome = outcome.with_failed(sorted(bad), Failure("exception", "PicklingError", why))
+    return pack(outcome)
+
+
+def unpack_outcome(packed: Packed) -> Outcome:
+    """Return the outcome; a result that cannot be read here is a failure of its electron."""
+    outcome: Outcome = packed.load()
+    bad: set[int] = set()
+    if isinstance(outcome.results, list):
+        results: Any = _together(outcome.results, range(len(outcome.results)), bad)
+    else:
+        good = outcome.kept - len(outcome.failed)
+        results = {
+            name: Column(_objects(_together(list(values), _rows(present, good), bad)), present)
+            if _is_apart(values)
+            else Column(values, present)
+            for name, (values, present) in outcome.results.items()
+        }
+    outcome = replace(outcome, results=results)
+    if bad:
+        why = "the result cannot be unpickled here: is what it is made of installed?"
+        outcome = outcome.with_failed(sorted(bad), Failure("exception", "UnpicklingError", why))
+    return outcome
+
+
+def head(batch: Batch, count: int) -> Batch:
+    """Return the first `count` electrons of a batch."""
+    return replace(
+        batch,
+        inputs=batch.cut(0, count),
+        stream=batch.stream[:count] if isinstance(batch.stream, list) else batch.stream,
+        ids=None if batch.ids is None else batch.ids[:count],
+    )
+
+
+class _Apart(NamedTuple):
+    """An object that was pickled by itself; None where it could not be."""
+
+    data: bytes | None
+
+
+def _apart(values: list[Any], rows: Iterable[int], bad: set[int]) -> list[Any]:
+    if _are_plain(values):
+        return values
+    packed = [_Apart(dumps(value)) for value in values]
+    bad.update(row for row, value in zip(rows, packed, strict=True) if value.data is None)
+    return packed
+
+
+def _column_apart(column: Column, good: int, bad: set[int]) -> Column:
+    values, present = column
+    if not isinstance(values, np.ndarray) or values.dtype != object or _are_plain(list(values)):
+        return column
+    return Column(_objects(_apart(list(values), _rows(present, good), bad)), present)
+
+
+def _together(values: list[Any], rows: Iterable[int], bad: set[int]) -> list[Any]:
+    loaded = []
+    for row, value in zip(rows, values, strict=True):
+        if isinstance(value, _Apart):
+            try:
+                assert value.data is not None
+                value = pickle.loads(value.data)  # noqa: S301 - from our own worker
+            except Exception:  # noqa: BLE001 - unpickling runs anybody's code
+                bad.add(row)
+        loaded.append(value)
+    return loaded
+
+
+def _is_apart(values: Any) -> bool:
+    is_object = isinstance(values, np.ndarray) and values.dtype == object and len(values)
+    return bool(is_object) and isinstance(values[0], _Apart)
+
+
+def _rows(present: np.ndarray | None, good: int) -> Iterable[int]:
+    """Return which of the good electrons the values of a column belong to."""
+    return range(good) if present is None else map(int, np.flatnonzero(present))
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+def _are_plain(values: list[Any]) -> bool:
+    """Whether these, or what is in them one level down, are numbers and texts."""
+    types = set(map(type, values))
+    if types <= _PLAIN:
+        return True
+    if types == {dict}:
+        return set(map(type, chain.from_iterable(map(dict.values, values)))) <= _PLAIN
+    if types <= {tuple, list}:
+        return set(map(type, chain.from_iterable(values))) <= _PLAIN
+    if types == {np.ndarray}:
+        return not any(value.dtype.hasobject for value in values)
+    return False

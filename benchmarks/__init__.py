@@ -1,0 +1,1 @@
+"""What atomizer_dask promises in figures, measured: ``python -m benchmarks``."""

@@ -1,0 +1,152 @@
+"""The figures, and what each must reach."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks import (
+    imports,
+    latency,
+    memory,
+    policy,
+    scheduling,
+    spawning,
+    throughput,
+)
+from benchmarks.fresh import Sample, measure
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the median must be at least or at most; with neither, it need only come to an end."""
+
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
+    key: str = "value"  # of the samples
+
+    def holds(self, samples: list[Sample]) -> bool:
+        middle = median(sample[self.key] for sample in samples)
+        enough = self.least is None or middle >= self.least
+        return enough and (self.most is None or middle <= self.most)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the table.
+
+    Parameters
+    ----------
+    number, title
+        How it is called there.
+    function
+        Yields a sample for each repetition.
+    limits
+        Of the figure itself, then of what must hold beside it.
+    fresh
+        Each repetition wants a process of its own.
+    """
+
+    number: str
+    title: str
+    function: Callable[..., Iterator[Sample]]
+    limits: tuple[Limit, ...]
+    fresh: bool = False
+
+    def measure(self, scale: float, repeats: int) -> list[Sample]:
+        """Return a sample for each repetition."""
+        if not self.fresh:
+            return measure(self.function, scale=scale, repeats=repeats)
+        each = (measure(self.function, scale=scale, repeats=1) for _ in range(repeats))
+        return [sample for samples in each for sample in samples]
+
+
+FIGURES = {
+    "scalar": Figure(
+        "1",
+        "x + 1, scalar, 5 million electrons",
+        throughput.scalar,
+        (Limit("x ProcessPoolExecutor(2) at its best chunk size", least=1.2),),
+    ),
+    "keywords": Figure(
+        "2",
+        "three inputs of a DataFrame, a dict of two, 5 million",
+        throughput.keywords,
+        (Limit("x figure 1", least=0.5),),
+    ),
+    "vectorised": Figure(
+        "3",
+        "x + 1, vectorised, 50 million electrons",
+        throughput.vectorised,
+        (Limit("electrons/s", least=15e6),),
+    ),
+    "pi": Figure(
+        "4",
+        "pi, 4e9 tosses",
+        throughput.pi,
+        (Limit("x bare NumPy in two processes", least=0.95),),
+    ),
+    "latency": Figure(
+        "5",
+        "one electron, from send to Properties, p50 of 300",
+        latency.one_electron,
+        (Limit("x client.submit(...).result()", most=0.7),),
+        fresh=True,
+    ),
+    "children": Figure(
+        "6",
+        "10,000 children that an atom sends and awaits",
+        spawning.children,
+        (Limit("children/s", least=100e3),),
+    ),
+    "recursion": Figure(
+        "7",
+        "a binary tree of spawners of depth 10 on 2 threads",
+        spawning.recursion,
+        (Limit("s"),),
+    ),
+    "utilisation": Figure(
+        "8",
+        "utilisation, 2,000 electrons of 10 ms",
+        scheduling.utilisation,
+        (Limit("of the threads' time", least=0.97),),
+    ),
+    "skew": Figure(
+        "9",
+        "1,000 electrons of 10 ms, the last 1 % of 1 s",
+        scheduling.skew,
+        (Limit("x the optimal schedule", most=1.1),),
+    ),
+    "memory": Figure(
+        "10",
+        "peak extra memory of the client, 50 million results",
+        memory.client_alone,
+        (Limit("x the frame's bytes", most=2.5),),
+        fresh=True,
+    ),
+    "memory-laptop": Figure(
+        "10b",
+        "the same with the scheduler in the client's process",
+        memory.with_scheduler,
+        (Limit("x the frame's bytes"),),
+        fresh=True,
+    ),
+    "imports": Figure(
+        "11",
+        "import atomizer_dask",
+        imports.imports,
+        (
+            Limit("s beyond import distributed", most=0.6),
+            Limit("loads of ipywidgets", most=0, key="ipywidgets"),
+        ),
+    ),
+    "policy": Figure(
+        "12",
+        "sizing policy, 10,000 threads, 1e9 electrons, simulated",
+        policy.sizing,
+        (
+            Limit("batches/s", most=300),
+            Limit("of the threads' time", least=0.95, key="utilisation"),
+        ),
+    ),
+}
