@@ -180,14 +180,21 @@ class Atomizer:
         if definition is not None:
             definition.check_payload(electron.payload)
             definition.check_copy_state(electron.copy_state)
-        conductor = self._carrier()
-        if isinstance(conductor, BatchConductor) and definition is not None:
-            future = conductor.send_as(electron, definition)
-        else:
-            future = conductor.send(electron)
+        future = self._send(electron, definition)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future
+
+    def _send(self, electron: Electron, definition: Definition | None) -> ElectronFuture:
+        """Have the first conductor that takes it carry an electron."""
+        while True:
+            conductor = self._carrier()
+            try:
+                if isinstance(conductor, BatchConductor) and definition is not None:
+                    return conductor.send_as(electron, definition)
+                return conductor.send(electron)
+            except ConductorError as error:
+                self._lost[conductor.id] = error
 
     def map(
         self,
@@ -306,15 +313,30 @@ class Atomizer:
         """Execute what a conductor receives, until it ends or fails."""
         try:
             for electron in conductor.receive() or ():
-                future = self._execute(electron)
-                self._under_way.add(future)
-                future.add_done_callback(lambda f: self._complete(conductor, f))
+                self._execute_received(conductor, electron)
         except Exception as error:  # noqa: BLE001 - it fails alone, the other conductors go on
             lost = ConductorError(
                 Event("the conductor failed", conductor_id=conductor.id, level="error"), error
             )
             self._lost[conductor.id] = lost
             self.report(lost)
+
+    def _execute_received(self, conductor: Any, electron: Any) -> None:
+        try:
+            future = self._execute(electron)
+        except Exception as error:  # noqa: BLE001 - it costs no other electron
+            self.report(
+                ConductorError(
+                    Event("received what cannot be executed", conductor_id=conductor.id), error
+                )
+            )
+            if not isinstance(electron, Electron):
+                return
+            failure = Failure("rejected", type(error).__name__, str(error))
+            future = ElectronFuture()
+            future.set_result(failure.properties(electron))
+        self._under_way.add(future)
+        future.add_done_callback(lambda f: self._complete(conductor, f))
 
     def _execute(self, electron: Electron) -> ElectronFuture:
         """Have a received electron executed here, or by a conductor that carries batches."""

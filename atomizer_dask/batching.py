@@ -48,6 +48,7 @@ class Sizing:
 
     def __init__(self, row_bytes: float = 0.0) -> None:
         self.rate: float | None = None  # electrons per second and thread
+        self._slowest: float | None = None  # of the average and the newest rate
         self._row_bytes = row_bytes
         self._started = 0
 
@@ -56,6 +57,7 @@ class Sizing:
         if electrons < 1:
             return
         rate = electrons / max(seconds, 1e-6)
+        self._slowest = min(rate, self.rate or rate)
         # Half the weight on the newest: durations drift along a sweep.
         self.rate = rate if self.rate is None else (self.rate + rate) / 2
 
@@ -91,7 +93,8 @@ class Sizing:
             return Size(self._bounded(share), self._first_box(box, threads))
         # Twice what fits, so that it is the box that ends a batch and not the electrons.
         fitting = 2 * self.rate * box
-        least = self.rate * max(WORTHWHILE, box / 32)
+        # Where a box is long because threads are many, small last batches would come by thousands.
+        least = self.rate * (WORTHWHILE if box == SHORTEST_BOX else box / 4)
         return Size(self._bounded(max(min(fitting, share), least)), box)
 
     def _first_box(self, box: float, threads: int) -> float:
@@ -104,4 +107,4 @@ class Sizing:
         return max(1, int(min(electrons, fitting)))
 
     def _is_slow(self) -> bool:
-        return self.rate is not None and 1 / self.rate > WORTHWHILE * 2
+        return self._slowest is not None and 1 / self._slowest > WORTHWHILE * 2

@@ -58,6 +58,29 @@ def as_objects(values: Sequence[Any]) -> np.ndarray:
     return np.fromiter(values, dtype=object, count=len(values))
 
 
+def _mixed(values: Sequence[Any]) -> np.ndarray:
+    """Return values of several kinds as objects.
+
+    The numbers among them become Python's, and of one type: what they would be had they come in
+    a batch of their own, and been made a typed column there.
+    """
+    dtypes = [_number_dtype(value) for value in values]
+    found = {dtype for dtype in dtypes if dtype is not None}
+    common = common_dtype(found) if found else _OBJECT
+    return as_objects(
+        [
+            value if dtype is None else (dtype if common == _OBJECT else common).type(value).item()
+            for value, dtype in zip(values, dtypes, strict=True)
+        ]
+    )
+
+
+def _number_dtype(value: Any) -> np.dtype[Any] | None:
+    """Return the dtype of a number, None for anything else, booleans included."""
+    dtype = value.dtype if isinstance(value, np.generic) else _DTYPES.get(type(value))
+    return dtype if dtype is not None and dtype.kind in "iufc" else None
+
+
 def column(values: Sequence[Any], types: set[type] | None = None) -> np.ndarray:
     """Return `values` as an array: typed where they are all of one kind, else of objects.
 
@@ -73,13 +96,13 @@ def column(values: Sequence[Any], types: set[type] | None = None) -> np.ndarray:
             return np.stack(values)
         return as_objects(values)
     if not all(kind in _DTYPES or issubclass(kind, np.generic) for kind in types):
-        return as_objects(values)
+        return _mixed(values)
     dtypes = [_DTYPES[kind] for kind in types & _DTYPES.keys()]
     if not types <= _DTYPES.keys():
         dtypes += {value.dtype for value in values if isinstance(value, np.generic)}
     dtype = common_dtype(dtypes) if dtypes else _OBJECT
     if dtype.kind not in "biufcmM":
-        return as_objects(values)
+        return _mixed(values)
     try:
         return np.fromiter(values, dtype=dtype, count=len(values))
     except OverflowError:  # a Python integer beyond 64 bits
@@ -99,15 +122,17 @@ def concatenate(parts: Sequence[Any]) -> Any:
         if len({part.shape[1:] for part in parts}) > 1:
             return as_objects([row for part in parts for row in part])
         dtype = common_dtype(part.dtype for part in parts)
-        if dtype == _OBJECT and any(part.ndim > 1 for part in parts):
-            return as_objects([row for part in parts for row in part])
         if dtype == _OBJECT:
-            return as_objects([value for part in parts for value in python_values(part)])
+            return column([value for part in parts for value in _objects(part)])
         joined = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=dtype)
         return np.concatenate(parts, out=joined, casting="unsafe")
     import pandas as pd
 
     return pd.concat([pd.Series(part) for part in parts], ignore_index=True).array
+
+
+def _objects(part: np.ndarray) -> list[Any]:
+    return part.tolist() if part.ndim == 1 and part.dtype.kind in "biufc" else list(part)
 
 
 def python_values(values: Values) -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
 from atomizer_dask.outcome import Outcome
-from atomizer_dask.sweep import Sweep, numpy_or_extension
+from atomizer_dask.sweep import Sweep, numpy_or_extension, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,9 +121,18 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
 
 
 def _renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
-    """Return `columns` with a prefix where their name is `taken`."""
-    names = set(taken)
-    return {f"{prefix}{n}" if n in names else n: values for n, values in columns.items()}
+    """Return `columns` with a prefix where their name is `taken`, or would be by that."""
+    used = {*taken}
+    own = columns.keys() - used
+    renamed = {}
+    for name, values in columns.items():
+        while name in used:
+            name = prefix + name
+            if name in own:
+                name = prefix + name
+        used.add(name)
+        renamed[name] = values
+    return renamed
 
 
 def _positions(parts: Sequence[Part]) -> Any:
@@ -138,12 +147,10 @@ def _is_whole(positions: Any, count: int | None) -> bool:
 
 
 def _inputs(sweep: Sweep, positions: Any) -> dict[str, Any]:
-    if len(positions) == 0 or (sweep.length is None and not sweep.names):
-        return {name: np.empty(0) for name in sweep.names}
     columns = {}
     for name, values in sweep.columns().items():
         whole = len(values) == len(positions)
-        chosen = values if whole else numpy_or_extension(values).take(np.asarray(positions), axis=0)
+        chosen = values if whole else take(values, np.asarray(positions, dtype=np.int64))
         columns[name] = _series(chosen, owned=not whole or isinstance(values, range))
     return columns
 

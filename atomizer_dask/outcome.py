@@ -14,6 +14,7 @@ import numpy as np
 
 from atomizer_dask.batch import Batch
 from atomizer_dask.columns import Values, python_values
+from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError, Kind
 from atomizer_dask.events import Event
 from atomizer_dask.properties import Properties
@@ -35,6 +36,12 @@ class Failure(NamedTuple):
         event = Event(text, electron_id=electron_id, atom_id=atom_id, level="error")
         internal = _exception_of(self.exception)
         return ElectronError(event, internal, self.kind, self.type, self.message, self.traceback)
+
+    def properties(self, electron: Electron) -> Properties:
+        """Return it as the outcome of an electron that never ran."""
+        now = utc(time_ns())
+        error = self.error(electron.id, electron.atom_id)
+        return Properties.of(electron.id, electron.atom_id, now, now, error, None, "")
 
 
 def _exception_of(travelled: Any) -> BaseException | None:

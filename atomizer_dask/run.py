@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 
 State = Literal["running", "finished", "cancelled", "failed"]
 _RATE_SECONDS = 5.0
-_DRAW_MOST = 2**16  # rows of a streamed sweep to draw at a time
-_DRAW_SECONDS = 0.01  # after which those that came are sent
+_DRAW_FIRST, _DRAW_MOST = 64, 2**16  # rows of a streamed sweep to draw ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +116,8 @@ class Run:
         self._error: AtomizerError | None = None
         self._all_drawn = not isinstance(sweep, Streamed)
         self.grows = not self._all_drawn
+        self._told = False  # a look at what has been drawn is on its way
+        self._seen = 0  # how many drawn rows have been taken
         self._changed = threading.Condition()
         self._started = monotonic()
         self._seconds: float | None = None
@@ -273,8 +274,9 @@ class Run:
         if isinstance(self.sweep, Streamed):
             threading.Thread(target=self._feed, name=f"feed-{self.id}", daemon=True).start()
         else:
-            assert self.sweep.length is not None
-            self._add(0, self.sweep.length)
+            length = self.sweep.length
+            assert length is not None
+            self._conductor.post(lambda: self._add(0, length))
 
     def note(self, event: Event) -> None:
         """Keep an event that concerns this run."""
@@ -326,47 +328,54 @@ class Run:
         )
 
     def _add(self, start: int, stop: int) -> None:
-        def add() -> None:
-            if self._stopping or self._ended:
-                return
-            with self._changed:
-                self._waiting += stop - start
-            joins = self._pending and self._pending[-1][1] == start
-            self._pending.append((self._pending.pop()[0] if joins else start, stop))
-            self._driver.pump()
-
-        self._conductor.post(add)
+        if self._stopping or self._ended or start == stop:
+            return
+        with self._changed:
+            self._waiting += stop - start
+        joins = self._pending and self._pending[-1][1] == start
+        self._pending.append((self._pending.pop()[0] if joins else start, stop))
+        self._driver.pump()
 
     def _feed(self) -> None:
         """Draw rows of a streamed sweep, not many more than are needed soon."""
-        sweep = self.sweep
-        assert isinstance(sweep, Streamed)
-        chunk, ended = 64, False
-        while not ended:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._drawn_ahead() < chunk or self._stopping or self._ended
-                )
-                starving = self._drawn_ahead() <= 0
-            if self._stopping or self._ended:
-                return
-            start = sweep.drawn
-            try:
-                ended = not sweep.draw(chunk, _DRAW_SECONDS)
-            except Exception as error:  # noqa: BLE001 - the user's iterator, reported by wait
-                self._conductor.post(lambda error=error: self._broken(error))  # type: ignore[misc]
-                ended = True
-            if sweep.drawn > start:
-                self._add(start, sweep.drawn)
-            if starving:  # the workers are faster than what is drawn at a time
-                chunk = min(2 * chunk, _DRAW_MOST)
+        assert isinstance(self.sweep, Streamed)
+        chunk = limit = _DRAW_FIRST
+        try:
+            for drawn in self.sweep.draw():
+                # Told at once, for the next row may depend on what becomes of this one.
+                if not self._told:
+                    self._told = True
+                    self._conductor.post(self._look)
+                if drawn == limit:
+                    chunk = self._wait_for_need(chunk)
+                    limit += chunk
+                if self._stopping or self._ended:
+                    return
+        except BaseException as error:  # noqa: BLE001 - the user's iterator, reported by wait
+            self._conductor.post(lambda error=error: self._broken(error))  # type: ignore[misc]
         self._conductor.post(self._drawn_all)
+
+    def _look(self) -> None:
+        """Take what has been drawn since the last look."""
+        self._told = False  # first: a row drawn from here on is told of anew
+        assert isinstance(self.sweep, Streamed)
+        before, self._seen = self._seen, self.sweep.drawn
+        self._add(before, self._seen)
+
+    def _wait_for_need(self, chunk: int) -> int:
+        """Wait until more rows are needed, and return how many to draw then."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._drawn_ahead() < chunk or self._stopping or self._ended
+            )
+            starving = self._drawn_ahead() <= 0
+        return min(2 * chunk, _DRAW_MOST) if starving else chunk
 
     def _drawn_ahead(self) -> int:
         assert isinstance(self.sweep, Streamed)
         return self.sweep.drawn - self._done - self._failed - self._driver.leased
 
-    def _broken(self, error: Exception) -> None:
+    def _broken(self, error: BaseException) -> None:
         self._error = AtomizerError(
             Event(
                 f"the sweep's iterator raised {type(error).__name__} after "
@@ -379,6 +388,7 @@ class Run:
 
     def _drawn_all(self) -> None:
         if isinstance(self.sweep, Streamed):
+            self._look()
             self.sweep.end()
         self._all_drawn = True
         self._check_end()

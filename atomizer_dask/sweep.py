@@ -10,9 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import islice
-from math import inf, prod
-from time import monotonic
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,14 +67,13 @@ class GridSlice:
         if end - begin == len(values) and begin == first:
             blocks = values
         else:
-            blocks = numpy_or_extension(values).take(
-                np.arange(begin - first, end - first) % len(values), axis=0
-            )
+            blocks = take(values, np.arange(begin - first, end - first) % len(values))
         if stride == 1:
             return blocks
-        offset = self.start - begin * stride
-        spread = np.repeat(numpy_or_extension(blocks), stride, axis=0)
-        return spread[offset : offset + len(self)]
+        counts = np.full(end - begin, stride)
+        counts[0] -= self.start - begin * stride
+        counts[-1] -= end * stride - self.stop
+        return np.repeat(numpy_or_extension(blocks), counts, axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +87,15 @@ class Rows:
 
 
 Inputs = Columns | GridSlice | Rows
+
+
+def take(values: Values, positions: np.ndarray) -> Any:
+    """Return the values at `positions`; a range is not materialised for that."""
+    if isinstance(values, range):
+        return values.start + values.step * positions
+    if isinstance(values, np.ndarray):
+        return values.take(positions, axis=0)
+    return values.take(positions)
 
 
 def numpy_or_extension(values: Values) -> Any:
@@ -263,33 +269,22 @@ class Streamed(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return 256.0
 
-    def draw(self, count: int, seconds: float = inf) -> int:
-        """Draw up to `count` more and return how many came; none means that it has ended.
-
-        Parameters
-        ----------
-        count
-            How many at most.
-        seconds
-            After which no further one is drawn.
+    def draw(self) -> Iterator[int]:
+        """Draw row after row, and yield after each how many there are.
 
         Raises
         ------
         InvalidSweepError
             Where the iterator gave something that is not a mapping.
         """
-        came, until = 0, monotonic() + seconds
-        for row in islice(self._source, count):
+        for row in self._source:
             if not isinstance(row, Mapping):
                 raise InvalidSweepError(
                     f"row {len(self._drawn)} of the sweep is {row!r}, expected a mapping of "
                     "parameter names to values"
                 )
             self._drawn.append(row)
-            came += 1
-            if monotonic() > until:
-                break
-        return came
+            yield len(self._drawn)
 
     def end(self) -> None:
         """Take no more than what has been drawn."""

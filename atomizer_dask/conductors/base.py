@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from html import escape
 from itertools import groupby
-from time import time_ns
 from typing import Any, Protocol
 
 from atomizer_dask.atom import Definition
@@ -23,7 +22,7 @@ from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Failure, utc
+from atomizer_dask.outcome import Failure
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
 from atomizer_dask.streams import Stream
@@ -308,10 +307,10 @@ class BatchConductor(Conductor):
         if not sent.future.set_running_or_notify_cancel():
             return
         failure = Failure("unknown_atom", "RegistrationError", self.unknown(electron.atom_id))
-        now = utc(time_ns())
-        error = failure.error(electron.id, electron.atom_id)
-        sent.future.set_result(Properties(electron.id, electron.atom_id, now, now, error))
-        self.report(sent.origin.channel, error)
+        properties = failure.properties(electron)
+        sent.future.set_result(properties)
+        assert properties.error is not None
+        self.report(sent.origin.channel, properties.error)
 
     def unknown(self, atom_id: str) -> str:
         """Return the message about an atom id that means nothing here."""
