@@ -203,6 +203,10 @@ class ClassAtom(Definition):
             raise RegistrationError(
                 f"{cls.__qualname__} has no method process(context, conductor, electron)"
             )
+        if inspect.iscoroutinefunction(cls.process):
+            raise RegistrationError(
+                f"{cls.__qualname__}.process is a coroutine function; it must be a plain one"
+            )
         self.cls = cls
         self.instance = instance
         self.id = (cls if instance is None else instance).id

@@ -49,6 +49,7 @@ class Sizing:
     def __init__(self, row_bytes: float = 0.0) -> None:
         self.rate: float | None = None  # electrons per second and thread
         self._slowest: float | None = None  # of the average and the newest rate
+        self._electrons = self._seconds = 0.0
         self._row_bytes = row_bytes
         self._started = 0
 
@@ -56,10 +57,13 @@ class Sizing:
         """Take into account that a batch of `electrons` took `seconds`."""
         if electrons < 1:
             return
-        rate = electrons / max(seconds, 1e-6)
-        self._slowest = min(rate, self.rate or rate)
-        # Half the weight on the newest: durations drift along a sweep.
-        self.rate = rate if self.rate is None else (self.rate + rate) / 2
+        seconds = max(seconds, 1e-6)
+        # What ran a time box ago counts half: durations drift along a sweep.
+        forget = 0.5 ** (seconds / SHORTEST_BOX)
+        self._electrons = self._electrons * forget + electrons
+        self._seconds = self._seconds * forget + seconds
+        self.rate = self._electrons / self._seconds
+        self._slowest = min(electrons / seconds, self.rate)
 
     def window(self, remaining: int, threads: int, under_way: int) -> int:
         """Return how many batches should be under way.

@@ -64,15 +64,17 @@ def _mixed(values: Sequence[Any]) -> np.ndarray:
     The numbers among them become Python's, and of one type: what they would be had they come in
     a batch of their own, and been made a typed column there.
     """
-    dtypes = [_number_dtype(value) for value in values]
-    found = {dtype for dtype in dtypes if dtype is not None}
+    found = {dtype for dtype in map(_number_dtype, values) if dtype is not None}
     common = common_dtype(found) if found else _OBJECT
-    return as_objects(
-        [
-            value if dtype is None else (dtype if common == _OBJECT else common).type(value).item()
-            for value, dtype in zip(values, dtypes, strict=True)
-        ]
-    )
+    return as_objects([_python_value(value, common) for value in values])
+
+
+def _python_value(value: Any, common: np.dtype[Any]) -> Any:
+    dtype = _number_dtype(value)
+    if dtype is not None and common.kind in "fc":
+        return common.type(value).item()
+    is_numpy = isinstance(value, np.generic) and value.dtype.kind in "biufc"
+    return value.item() if is_numpy else value
 
 
 def _number_dtype(value: Any) -> np.dtype[Any] | None:

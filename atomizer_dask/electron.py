@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from atomizer_dask.events import shorten
+
 _OPTIONS = {"timeout", "copy_state", "on_failure", "max_attempts", "backoff"}
 _serial = itertools.count()
 _prefix = secrets.token_hex(8)
@@ -99,9 +101,7 @@ class Electron:
             own.update(options)
 
     def __repr__(self) -> str:
-        payload = repr(self.payload)
-        shown = payload if len(payload) <= 60 else payload[:57] + "..."
-        return f"<Electron {self.id} for {self.atom_id}: {shown}>"
+        return f"<Electron {self.id} for {self.atom_id}: {shorten(repr(self.payload))}>"
 
     def _repr_html_(self) -> str:
         rows = {"atom": self.atom_id, "id": self.id, "payload": repr(self.payload)[:500]}

@@ -13,9 +13,10 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Literal
 
-from atomizer_dask.events import Event
+from atomizer_dask.events import Event, shorten
 
 Kind = Literal[
     "exception", "timeout", "killed", "cancelled", "unknown_atom", "invalid_payload", "rejected"
@@ -47,6 +48,12 @@ class AtomizerError(Exception):
     def __str__(self) -> str:
         behind = "" if self.internal is None else f" | internal: ({self.internal})"
         return f"atomizer error {self.event}{behind}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {shorten(str(self), 200)}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(getattr(self, 'traceback', '') or str(self))}</pre>"
 
 
 class RegistrationError(AtomizerError, TypeError):

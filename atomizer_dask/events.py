@@ -15,6 +15,15 @@ Level = Literal["debug", "info", "warning", "error"]
 T = TypeVar("T")
 
 
+def shorten(text: str, length: int = 60) -> str:
+    """Return a text cut to a length, its end marked where something was cut off.
+
+    >>> shorten("abcdefgh", 6)
+    'abc...'
+    """
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -61,7 +70,7 @@ class Event:
         return " ".join(part for part in (f"[{ids}]" if ids else "", self.message) if part)
 
     def __repr__(self) -> str:
-        return f"<Event {self.time:%H:%M:%S.%f} {self.level}: {self}>"
+        return f"<Event {self.time:%H:%M:%S.%f} {self.level}: {shorten(str(self), 200)}>"
 
     def _repr_html_(self) -> str:
         return (

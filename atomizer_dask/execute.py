@@ -162,8 +162,10 @@ class Lease:
             outputs = Results(as_they_are=self.batch.ids is not None)
             ends = self._run_each(definition, outputs)
             results, scalar = outputs.joined()
+        with self._lock:  # somebody may be giving back at this very moment
+            kept = len(self.batch) - self._given
         return Outcome(
-            kept=len(self.batch) - self._given,
+            kept=kept,
             results=results,
             failed=np.array(self._failed, dtype=np.int64),
             codes=np.array(self._codes, dtype=np.int32),
@@ -417,9 +419,11 @@ def _with_keywords(
         return function
     if keywords == ["context"]:  # by far the most frequent, and worth half a microsecond
         return lambda *values: function(*values[:-1], context=values[-1])
-    return lambda *values: function(
-        *values[:positional], **dict(zip(keywords, values[positional:], strict=True))
-    )
+    if positional:
+        return lambda *values: function(
+            *values[:positional], **dict(zip(keywords, values[positional:], strict=True))
+        )
+    return lambda *values: function(**dict(zip(keywords, values, strict=True)))
 
 
 def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | None:

@@ -78,14 +78,13 @@ def to_frame(
         outputs |= _renamed(_metadata(parts, positions, run_id), METADATA_PREFIX, taken)
     if sweep.frame is not None and whole:
         given = sweep.frame.copy(deep=not _COPY_ON_WRITE)
-        return pd.concat([given, pd.DataFrame(outputs, index=given.index, copy=False)], axis=1)
+        return pd.concat([given, _framed(outputs, given.index)], axis=1)
     index = sweep.index
     if index is None:
         index = pd.RangeIndex(count or 0) if whole else pd.Index(positions)
     elif not whole:
         index = index.take(positions)
-    # copy=False: the arrays were made for this frame, and 50 million rows need no second copy.
-    return pd.DataFrame({**_inputs(sweep, positions), **outputs}, index=index, copy=False)
+    return _framed({**_inputs(sweep, positions), **outputs}, index)
 
 
 def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
@@ -117,7 +116,16 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
     more["worker"] = pd.Series(workers, dtype="str").array
     columns |= _renamed(more, METADATA_PREFIX, sweep.names)
     index = pd.Index(positions) if sweep.index is None else sweep.index.take(positions)
-    return pd.DataFrame(columns, index=index)
+    return _framed(columns, index)
+
+
+def _framed(columns: dict[str, Any], index: pd.Index) -> pd.DataFrame:
+    import pandas as pd
+
+    # copy=False: the arrays were made for this frame, and 50 million rows need no second copy.
+    frame = pd.DataFrame(columns, index=None if columns else index, copy=False)
+    frame.index = index
+    return frame
 
 
 def _renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
@@ -188,8 +196,6 @@ def _output(parts: Sequence[Part], name: str) -> Any:
 
 def _series(values: Values, *, owned: bool) -> Any:
     """Return a column for the frame: it must not share memory with what a run keeps."""
-    import pandas as pd
-
     if isinstance(values, range):
         return numpy_values(values)
     if isinstance(values, np.ndarray) and values.ndim > 1:
@@ -197,8 +203,18 @@ def _series(values: Values, *, owned: bool) -> Any:
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":
         return values if owned else values.copy()
     if isinstance(values, np.ndarray):
-        return pd.Series(list(values)).array  # infers text and times as pandas users expect
+        return _inferred(list(values))
     return values if owned else values.copy()
+
+
+def _inferred(values: list[Any]) -> Any:
+    """Return objects as a column, texts and times typed as pandas users expect."""
+    import pandas as pd
+
+    try:
+        return pd.Series(values).array
+    except (ValueError, TypeError):  # times whose units have nothing in common, say
+        return pd.Series(values, dtype=object)  # of an array, pandas would try again
 
 
 def _scatter(values: Values, present: np.ndarray) -> Any:
@@ -218,7 +234,7 @@ def _scatter(values: Values, present: np.ndarray) -> Any:
     if isinstance(values, np.ndarray):
         data = np.full(len(present), None, dtype=object)
         data[present] = as_objects(list(values))
-        return pd.Series(list(data)).array
+        return _inferred(list(data))
     where = np.where(present, np.cumsum(present) - 1, -1)
     return pd.api.extensions.take(numpy_or_extension(values), where, allow_fill=True)
 

@@ -92,9 +92,12 @@ def _culprit(definition: Definition) -> str | None:
         for name, value in values.items():
             if not _can_travel(value):
                 return f"{where} {name!r} ({type(value).__name__}) it closes over"
-    for name, default in zip(
-        reversed(definition.parameters), reversed(function.__defaults__ or ()), strict=False
-    ):
+    defaults = {
+        name: parameter.default
+        for name, parameter in definition.parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    for name, default in defaults.items():
         if not _can_travel(default):
             return f"the default of its parameter {name!r} ({type(default).__name__})"
     return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from atomizer_dask.electron import html_table
 from atomizer_dask.errors import AtomizerError
+from atomizer_dask.events import shorten
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +85,7 @@ class Properties:
 
     def __repr__(self) -> str:
         outcome = repr(self.result) if self.error is None else self.error.event.message
-        shown = outcome if len(outcome) <= 60 else outcome[:57] + "..."
+        shown = shorten(outcome)
         state = "" if self.error is None else "failed, "
         seconds = self.duration.total_seconds()
         whose = f"{self.electron_id} ({self.atom_id})"

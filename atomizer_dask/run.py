@@ -387,6 +387,8 @@ class Run:
         )
 
     def _drawn_all(self) -> None:
+        if self._stopping:
+            return
         if isinstance(self.sweep, Streamed):
             self._look()
             self.sweep.end()
@@ -421,7 +423,9 @@ class Run:
         for start, stop in pending:
             self._keep(start, self._cancelled(stop - start))
         if isinstance(self.sweep, Streamed):
-            self._drawn_all()
+            length = self.sweep.end()
+            self._keep(self._seen, self._cancelled(length - self._seen))
+            self._all_drawn = True
         if self._driver.idle:
             self._check_end()
         else:

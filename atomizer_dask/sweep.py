@@ -17,6 +17,7 @@ import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, column, numpy_values, size_of
 from atomizer_dask.errors import InvalidSweepError
+from atomizer_dask.events import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,7 +251,7 @@ class Streamed(Sweep):
     def __init__(self, rows: Iterator[Mapping[str, Any]]) -> None:
         self._source = rows
         self._drawn: list[Mapping[str, Any]] = []
-        self._ended = False
+        self._length: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:  # noqa: D102
@@ -258,7 +259,7 @@ class Streamed(Sweep):
 
     @property
     def length(self) -> int | None:  # noqa: D102
-        return len(self._drawn) if self._ended else None
+        return self._length
 
     @property
     def drawn(self) -> int:
@@ -286,16 +287,19 @@ class Streamed(Sweep):
             self._drawn.append(row)
             yield len(self._drawn)
 
-    def end(self) -> None:
-        """Take no more than what has been drawn."""
-        self._ended = True
+    def end(self) -> int:
+        """Take no more than what has been drawn by now, and return how many that is."""
+        if self._length is None:
+            self._length = len(self._drawn)
+        return self._length
 
     def take(self, start: int, stop: int) -> Rows:  # noqa: D102
         return Rows(list(self._drawn[start:stop]))
 
     def columns(self) -> dict[str, Values]:  # noqa: D102
-        names = dict.fromkeys(name for row in self._drawn for name in row)
-        return {name: column([row.get(name) for row in self._drawn]) for name in names}
+        rows = self._drawn[: self._length]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: column([row.get(name) for row in rows]) for name in names}
 
 
 def grid(**axes: Any) -> Grid:
@@ -375,7 +379,7 @@ def as_sweep(inputs: Any) -> Sweep:
     ):
         return Streamed(iter(inputs))
     raise InvalidSweepError(
-        f"cannot sweep over {type(inputs).__name__} {_short(inputs)}; expected grid(...), "
+        f"cannot sweep over {type(inputs).__name__} {_shown(inputs)}; expected grid(...), "
         "zipped(...), a DataFrame, a mapping of columns, a list of mappings, or an iterator of "
         "mappings"
     )
@@ -405,7 +409,7 @@ def _from_mappings(rows: Sequence[Any]) -> Table:
     for position, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise InvalidSweepError(
-                f"row {position} of the sweep is {_short(row)}, expected a mapping of parameter "
+                f"row {position} of the sweep is {_shown(row)}, expected a mapping of parameter "
                 "names to values; for columns of values use zipped(x=[...]) or grid(x=[...])"
             )
     names = rows[0].keys()
@@ -435,8 +439,8 @@ def _values(name: str, values: Any) -> Values:
         values, Iterable
     ):
         raise InvalidSweepError(
-            f"the values of {name!r} are {_short(values)}, expected a sequence of values; "
-            f"for a single one write {name}=[{_short(values)}]"
+            f"the values of {name!r} are {_shown(values)}, expected a sequence of values; "
+            f"for a single one write {name}=[{_shown(values)}]"
         )
     pandas = sys.modules.get("pandas")
     if isinstance(values, range):
@@ -458,6 +462,5 @@ def _values(name: str, values: Any) -> Values:
     return array
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _shown(value: Any) -> str:
+    return shorten(repr(value))

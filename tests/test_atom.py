@@ -197,7 +197,7 @@ def test_misnamed_field_is_told_the_nearest():
 
 
 def test_misnamed_column_is_refused_before_it_is_sent(local):
-    with pytest.raises(InvalidPayloadError, match="unknown 'xx'.*did you mean 'x'"):
+    with pytest.raises(InvalidPayloadError, match=r"unknown 'xx'.*did you mean 'x'"):
         local.map(add, grid(xx=range(3)))
 
 

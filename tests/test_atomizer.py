@@ -291,8 +291,8 @@ def test_answer_that_is_lost_is_reported_and_the_others_go_on(local):
     errors = local.errors()
     local.register(receiving, double)
     local.exec()
-    for id in ("lost", "kept"):
-        receiving.received.put(Electron("tests.double", {"x": 4}, id=id))
+    for name in ("lost", "kept"):
+        receiving.received.put(Electron("tests.double", {"x": 4}, id=name))
     assert receiving.answers.get(timeout=60).electron_id == "kept"
     assert "an answer was lost | internal: (channel closed)" in str(errors.get(60))
 
@@ -353,7 +353,7 @@ def test_atomizer_whose_only_conductor_is_gone_fails_loudly():
     errors = atomizer.errors()
     atomizer.exec()
     errors.get(60)
-    with pytest.raises(ConductorError, match="no conductor is left: .*the conductor failed"):
+    with pytest.raises(ConductorError, match=r"no conductor is left: .*the conductor failed"):
         atomizer.send(double, {"x": 1})
     with pytest.raises(ConductorError):
         atomizer.map(double, {"x": [1]})

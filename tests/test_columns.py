@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,7 +39,7 @@ def cuts(elements):
 
 def check_independent_of_cuts(values, where):
     bounds = [0, *sorted(min(cut, len(values)) for cut in where), len(values)]
-    parts = [column(values[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [column(values[a:b]) for a, b in pairwise(bounds)]
     assert facts(concatenate(parts)) == facts(column(values))
 
 

@@ -174,7 +174,7 @@ def test_unknown_atom_is_answered(atomizer):
 
 def test_unknown_atom_cannot_be_mapped(atomizer):
     atomizer.register(double)
-    with pytest.raises(RegistrationError, match="did you mean 'tests.double'"):
+    with pytest.raises(RegistrationError, match=r"did you mean 'tests\.double'"):
         atomizer.map("tests.duoble", {"x": [1]})
 
 
@@ -202,19 +202,19 @@ def test_what_cannot_be_carried_out_yet_is_refused(atomizer):
 # -- whatever an atom does -----------------------------------------------------------------------
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     def __str__(self):
         raise RuntimeError("no text")
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """Made with two arguments, of which pickle knows one: it cannot be made again."""
 
     def __init__(self, one, two):
         super().__init__(one)
 
 
-class Unwritable(Exception):
+class UnwritableError(Exception):
     def __init__(self):
         super().__init__("has a lock")
         self.lock = threading.Lock()
@@ -245,9 +245,9 @@ PANICS = {
     "cancelled": (lambda: _raise(asyncio.CancelledError()), "CancelledError"),
     "recursion": (lambda: _forever(0), "RecursionError"),
     "group": (lambda: _raise(ExceptionGroup("g", [ValueError()])), "ExceptionGroup"),
-    "unprintable": (lambda: _raise(Unprintable()), "Unprintable"),
-    "unreadable": (lambda: _raise(Unreadable(1, 2)), "Unreadable"),
-    "unwritable": (lambda: _raise(Unwritable()), "Unwritable"),
+    "unprintable": (lambda: _raise(UnprintableError()), "UnprintableError"),
+    "unreadable": (lambda: _raise(UnreadableError(1, 2)), "UnreadableError"),
+    "unwritable": (lambda: _raise(UnwritableError()), "UnwritableError"),
 }
 
 
@@ -317,6 +317,7 @@ def test_error_raised_by_value_has_the_atoms_own_exception_as_cause(atomizer):
     assert pickle.loads(pickle.dumps(error)).kind == "exception"
 
 
+@pytest.mark.dask
 def test_result_that_cannot_be_pickled_costs_no_other(dask):
     @atom(id="tests.lock")
     def lock(x):
@@ -727,8 +728,7 @@ def test_scheduler_that_dies_is_told_to_whoever_waits(tmp_path, gate):
         [*dask, "scheduler", "--scheduler-file", file, "--port", "0", "--no-dashboard"], **quiet
     )
     worker = subprocess.Popen(
-        [*dask, "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard"]
-        + ["--no-nanny", "--death-timeout", "30"],
+        [*dask, "worker", "--scheduler-file", file, "--nthreads=1", "--no-nanny", "--no-dashboard"],
         **quiet,
     )
     try:

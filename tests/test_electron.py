@@ -65,7 +65,7 @@ def test_atom_id_must_be_a_text(atom_id):
 
 
 def test_unknown_option_is_named_with_those_there_are():
-    with pytest.raises(TypeError, match="no option retries; it has .*max_attempts"):
+    with pytest.raises(TypeError, match=r"no option retries; it has .*max_attempts"):
         Electron("A", retries=3)
 
 

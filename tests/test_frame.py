@@ -241,7 +241,7 @@ def test_prefixed_output_displaces_no_other_output(frame_of):
 
 
 def test_metadata_with_the_name_of_a_column_gets_a_prefix(local):
-    run = local.map(atom(lambda id: {"worker": id}), {"id": [1, 2]}).wait(60)
+    run = local.map(atom(lambda **inputs: {"worker": inputs["id"]}), {"id": [1, 2]}).wait(60)
     frame = run.to_frame(metadata=True)
     assert frame["id"].tolist() == frame["worker"].tolist() == [1, 2]
     assert frame["electron_id"].tolist() == [f"{run.id}-0", f"{run.id}-1"]

@@ -17,7 +17,7 @@ def properties(result=None):
 
 def finish(*futures):
     ElectronFuture.start_all(futures)
-    ElectronFuture.finish_all([(f, properties(n)) for n, f in enumerate(futures)])
+    ElectronFuture.finish_all([*futures], [properties(n) for n in range(len(futures))])
 
 
 def test_result_is_the_properties():

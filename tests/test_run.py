@@ -332,7 +332,7 @@ def test_iterator_that_waits_for_results_gets_them(atomizer):
 
     runs.append(run := atomizer.map(gated_half, rows()))
     started.set()
-    assert run.wait(60).to_frame()["x"].tolist() == [64, 32, 16, 8, 4, 2, 1]
+    assert run.wait(10).to_frame()["x"].tolist() == [64, 32, 16, 8, 4, 2, 1]
 
 
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -496,8 +496,8 @@ def test_bad_seed_is_refused(local, seed, error):
 def test_electron_that_is_sent_draws_by_its_id(atomizer):
     atomizer.register(draw)
     results = [
-        atomizer.send(Electron("tests.draw", {"x": 1}, id=id)).result(60).value()
-        for id in ("a", "a", "b")
+        atomizer.send(Electron("tests.draw", {"x": 1}, id=name)).result(60).value()
+        for name in ("a", "a", "b")
     ]
     assert results[0] == results[1] != results[2]
 

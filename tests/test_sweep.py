@@ -183,7 +183,7 @@ def test_frame_with_a_column_twice_is_refused():
 
 @pytest.mark.parametrize("inputs", [pd.DataFrame([[1]]), {0: [1]}, [{0: 1}]])
 def test_names_that_are_no_texts_are_refused(inputs):
-    with pytest.raises(InvalidSweepError, match="named by a int|named by a int64"):
+    with pytest.raises(InvalidSweepError, match="is named by a int"):
         as_sweep(inputs)
 
 
@@ -231,7 +231,7 @@ def test_iterator_is_drawn_as_needed():
     sweep = as_sweep(rows())
     assert isinstance(sweep, Streamed)
     assert (sweep.length, drawn) == (None, [])
-    assert sweep.draw(3) == 3
+    assert list(itertools.islice(sweep.draw(), 3)) == [1, 2, 3]
     assert drawn == [0, 1, 2]
     assert rows_of(sweep) == [(0,), (1,), (2,)]
     assert sweep.payload(2) == {"x": 2}
@@ -239,8 +239,7 @@ def test_iterator_is_drawn_as_needed():
 
 def test_end_of_an_iterator_tells_its_length():
     sweep = as_sweep({"x": n} for n in range(2))
-    assert sweep.draw(5) == 2
-    assert sweep.draw(5) == 0
+    assert list(sweep.draw()) == [1, 2]
     sweep.end()
     assert sweep.length == 2
     assert "2 electrons of x" in repr(sweep)
@@ -248,14 +247,14 @@ def test_end_of_an_iterator_tells_its_length():
 
 def test_iterator_may_leave_fields_out():
     sweep = as_sweep(iter([{"x": 1}, {"x": 2, "y": 3}]))
-    sweep.draw(5)
+    list(sweep.draw())
     assert rows_of(sweep) == [(1, None), (2, 3)]
 
 
 def test_iterator_of_something_else_is_refused_with_its_place():
     sweep = as_sweep(iter([{"x": 1}, 5]))
     with pytest.raises(InvalidSweepError, match="row 1 of the sweep is 5"):
-        sweep.draw(5)
+        list(sweep.draw())
 
 
 @pytest.mark.parametrize("sweep", [grid(x=range(100), y=np.zeros(10)), zipped(x=np.zeros(1000))])

@@ -15,6 +15,7 @@ from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.driver import Arrived, GivenBack, Report
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, Site
+from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.streams import Stream
 
 
@@ -51,7 +52,11 @@ class MemoryConductor(BatchConductor):
         self._site.posts[batch.key] = post
 
         def execute() -> None:
-            outcome = self._site.execute(batch)
+            try:
+                outcome = self._site.execute(batch)
+            except Exception as error:  # noqa: BLE001 - what is wrong with the batch as a whole
+                failure = Failure("rejected", type(error).__name__, str(error))
+                outcome = Outcome.all_failed(len(batch), failure, self._site.name)
             self._site.posts.pop(batch.key)(Arrived(batch.key, outcome))
 
         self._pool.submit(execute, priority=batch.origin.depth)
