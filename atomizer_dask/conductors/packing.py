@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from atomizer_dask.outcome import Column, Failure, Outcome
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Packed:
     """A pickle, with its large buffers beside it as arrays, which Dask sends without a copy."""
 
     data: bytes
