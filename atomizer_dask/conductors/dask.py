@@ -269,11 +269,15 @@ class DaskConductor(BatchConductor):
                 del self._posts[key]
             post(report)
 
+    def release_finished(self) -> None:
+        """Release the futures of outcomes that have been delivered."""
+        self._finished.clear()
+
     def _release_soon(self, future: Future) -> None:
         """Release futures of small outcomes many at a time: each costs three messages."""
         self._finished.append(future)
         if len(self._finished) == 1:
-            self._client.loop.call_later(RELEASE_SECONDS, self._finished.clear)
+            self._client.loop.call_later(RELEASE_SECONDS, self.release_finished)
         elif len(self._finished) > RELEASE_AT:
             self._finished.clear()
 
@@ -360,6 +364,9 @@ class DaskConductor(BatchConductor):
         self._finished.clear()
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.channel)
+            if self._cluster is not None:
+                # Or the scheduler would warn of lost results, which nobody wants any more.
+                self._client.run(_let_go, on_error="ignore")
         if self._watch is not None:
             self._client.loop.add_callback(self._watch.cancel)
         if self._owns_client:
@@ -410,6 +417,10 @@ def run_batch(packed: Packed, channel: str) -> Packed:
 
 async def _stop(run_id: str, dask_worker: Worker) -> None:
     DaskSite.of(dask_worker).stop(run_id)
+
+
+async def _let_go(dask_worker: Worker) -> None:
+    DaskSite.of(dask_worker).let_go()
 
 
 class DaskSite(Site):
@@ -489,6 +500,11 @@ class DaskSite(Site):
             self._events.setdefault(channel, []).append(event)
         if first:
             self._worker.loop.add_callback(self._worker.loop.call_later, EVENT_SECONDS, self._flush)
+
+    def let_go(self) -> None:
+        """Release the outcomes of children that have been delivered."""
+        if self._conductor is not None:
+            self._conductor.release_finished()
 
     def _flush(self) -> None:
         with self._guard:
