@@ -688,6 +688,16 @@ def test_address_where_nobody_answers_is_told():
         DaskConductor(address)
 
 
+@pytest.mark.timeout(15)  # it is told within 10 seconds
+def test_listener_that_keeps_silent_is_told():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConductorError, match=f"nobody answers at '{address}'"):
+            DaskConductor(address)
+
+
 def test_address_that_is_none_is_told():
     with pytest.raises(ConductorError, match="nobody answers at"):
         DaskConductor("nonsense://here:1")

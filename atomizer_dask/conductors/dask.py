@@ -24,6 +24,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
+from concurrent.futures import Future as ThreadFuture
 from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
@@ -140,7 +141,7 @@ class DaskConductor(BatchConductor):
                 f"{type(target).__name__} {target!r}"
             )
         try:
-            return Client(where, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
+            return _client_within(CONNECT_SECONDS, where, security)
         except (OSError, ValueError) as error:
             raise ConductorError(
                 Event(
@@ -377,6 +378,31 @@ class DaskConductor(BatchConductor):
     def __repr__(self) -> str:
         where = self._address if not self._closed else "closed"
         return f"<DaskConductor {self.id}: {where}, {self._threads} threads>"
+
+
+def _client_within(seconds: float, where: Any, security: Any) -> Client:
+    """Return a client, or raise; Dask itself would wait for ever for one who keeps silent."""
+    made: ThreadFuture[Client] = ThreadFuture()
+
+    def make() -> None:
+        try:
+            client = Client(where, timeout=seconds, set_as_default=False, security=security)
+        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+            if made.set_running_or_notify_cancel():
+                made.set_exception(error)
+            return
+        if made.set_running_or_notify_cancel():
+            made.set_result(client)
+        else:
+            client.close()  # it came too late
+
+    threading.Thread(target=make, name="atomizer-connect", daemon=True).start()
+    try:
+        return made.result(seconds + 1)
+    except TimeoutError:
+        if not made.cancel():
+            return made.result()
+        raise TimeoutError(f"no answer within {seconds + 1} s") from None
 
 
 def _minor(python: str) -> str:
