@@ -118,6 +118,10 @@ class FunctionAtom(Definition):
             raise RegistrationError(
                 f"{self.id} is a coroutine function; an atom is a plain function"
             )
+        if inspect.isgeneratorfunction(function):
+            raise RegistrationError(
+                f"{self.id} is a generator function; an atom returns its result"
+            )
         self.parameters = _parameters_of(function, self.id)
         self.takes_context = CONTEXT in self.parameters
         self.takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in self.parameters.values())

@@ -98,7 +98,8 @@ class Atomizer:
                 if not isinstance(kept, Definition):
                     self._given[kept.id] = kept
                     if self._executing:
-                        self._start(kept)
+                        self._attach(kept)
+                        self._start_receiving(kept)
                 elif self._executing:
                     for conductor in self._batch_conductors():
                         conductor.publish(kept)
@@ -120,16 +121,22 @@ class Atomizer:
                 return self
             for conductor in registered.conductors.values():
                 self._registry.conductors.setdefault(conductor.id, conductor)
-            for conductor in list(self._registry.conductors.values()):
-                self._start(conductor)
+            conductors = list(self._registry.conductors.values())
+            # All know their atoms before any may receive an electron.
+            for conductor in conductors:
+                self._attach(conductor)
+            for conductor in conductors:
+                self._start_receiving(conductor)
             self._executing = True
         return self
 
-    def _start(self, conductor: Any) -> None:
+    def _attach(self, conductor: Any) -> None:
         if isinstance(conductor, BatchConductor):
             conductor.attach(self)
             for definition in {**registered.atoms, **self._registry.atoms}.values():
                 conductor.publish(definition)
+
+    def _start_receiving(self, conductor: Any) -> None:
         receiver = threading.Thread(
             target=self._receive, args=(conductor,), name=f"receive-{conductor.id}", daemon=True
         )
@@ -192,7 +199,7 @@ class Atomizer:
             try:
                 if isinstance(conductor, BatchConductor) and definition is not None:
                     return conductor.send_as(electron, definition)
-                return conductor.send(electron)
+                return _awaitable(conductor.send(electron))
             except ConductorError as error:
                 self._lost[conductor.id] = error
 
@@ -213,7 +220,7 @@ class Atomizer:
             An atom or its id.
         sweep
             `grid`, `zipped`, a DataFrame, a mapping of equal-length columns, a list of mappings,
-            or any iterator of mappings.
+            or any iterator of mappings. An atom must not change lists and other objects in it.
         seed
             An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
             and then found in `Run.seed`.
@@ -251,6 +258,8 @@ class Atomizer:
             definition.check_fields(inputs.names)
             definition.check_outputs(inputs.names)
         definition.check_copy_state(copy_state)
+        if definition.vectorized:
+            inputs = inputs.as_arrays()
         run = Run(
             id=f"{name or atom_id.rpartition('.')[2]}-{new_id()}",
             atom_id=atom_id,
@@ -260,6 +269,7 @@ class Atomizer:
             conductor=conductor,
             origin=Origin(channel=conductor.channel, catalog=conductor.catalog()),
             copy_state=copy_state,
+            at_least=2 if definition.vectorized else 1,
             on_event=self._put_event,
             on_error=self._report_failure,
         )
@@ -421,7 +431,7 @@ class Atomizer:
     # -- ending ---------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> Self:
-        """Wait until everything sent so far has ended.
+        """Wait until everything sent so far has ended, children of free spawners included.
 
         Parameters
         ----------
@@ -442,12 +452,18 @@ class Atomizer:
         pending = wait(list(self._under_way), _left(until)).not_done
         if pending:
             raise TimeoutError(f"{len(pending):,} electrons have not ended within {timeout} s")
+        for conductor in self._batch_conductors():
+            if conductor.id not in self._lost and not conductor.join(_left(until)):
+                raise TimeoutError(f"children of free spawners have not ended within {timeout} s")
         if self._executing and self._registry.conductors and not self._closed:
             self._carrier()
         return self
 
     def close(self) -> None:
-        """Cancel what is under way and close the conductors that were given to it."""
+        """Cancel what is under way and close the conductors that were given to it.
+
+        Also for another atomizer that was given the same ones.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -491,6 +507,23 @@ class Atomizer:
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
+
+
+def _awaitable(future: Future[Properties]) -> ElectronFuture:
+    """Return what a conductor gave as a future that can be awaited."""
+    if isinstance(future, ElectronFuture):
+        return future
+    awaitable = ElectronFuture()
+
+    def copy(done: Future[Properties]) -> None:
+        error = done.exception()
+        if error is None:
+            awaitable.set_result(done.result())
+        else:
+            awaitable.set_exception(error)
+
+    future.add_done_callback(copy)
+    return awaitable
 
 
 def _left(until: float | None) -> float | None:

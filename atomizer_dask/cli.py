@@ -215,10 +215,13 @@ def _import(place: str) -> Any:
 def _read(source: Path) -> pd.DataFrame:
     import pandas as pd
 
-    if source.suffix == ".csv":
-        return pd.read_csv(source)
-    if source.suffix in (".parquet", ".pq"):
-        return pd.read_parquet(source)
+    try:
+        if source.suffix == ".csv":
+            return pd.read_csv(source)
+        if source.suffix in (".parquet", ".pq"):
+            return pd.read_parquet(source)
+    except (OSError, ValueError) as error:  # those of pandas and pyarrow are of these kinds
+        raise click.UsageError(f"cannot read {source}: {error}") from error
     raise click.UsageError(f"--sweep reads .csv and .parquet, got {source.name}")
 
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -65,7 +65,7 @@ class Electron:
     """
 
     atom_id: str
-    payload: Any = None
+    payload: Any = field(default=None, hash=False)
     id: str = ""
     sender_id: str = ""
     timeout: float | str | None = None
@@ -96,7 +96,7 @@ class Electron:
             if unknown := options.keys() - _OPTIONS:
                 raise TypeError(
                     f"Electron has no option {', '.join(sorted(unknown))}; it has "
-                    f"{', '.join(sorted(_OPTIONS))}"
+                    f"id, sender_id, {', '.join(sorted(_OPTIONS))}"
                 )
             own.update(options)
 

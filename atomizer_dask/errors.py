@@ -23,6 +23,14 @@ Kind = Literal[
 ]
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, also where it fails to give one itself."""
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must cost nobody anything
+        return f"<its __str__ raised {type(broken).__name__}>"
+
+
 class AtomizerError(Exception):
     """Anything this package raises or reports.
 
@@ -46,7 +54,7 @@ class AtomizerError(Exception):
         self.internal = internal
 
     def __str__(self) -> str:
-        behind = "" if self.internal is None else f" | internal: ({self.internal})"
+        behind = "" if self.internal is None else f" | internal: ({text_of(self.internal)})"
         return f"atomizer error {self.event}{behind}"
 
     def __repr__(self) -> str:

@@ -62,7 +62,7 @@ class Event:
     time: datetime = field(default_factory=_now, compare=False)
     level: Level = "info"
     run_id: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         named = (("cid", self.conductor_id), ("aid", self.atom_id), ("eid", self.electron_id))
@@ -76,6 +76,36 @@ class Event:
         return (
             f"<code>{self.time:%H:%M:%S.%f}</code> <b>{escape(self.level)}</b> {escape(str(self))}"
         )
+
+
+class Wakeups:
+    """Who awaits something that happens in another thread, without a thread of their own.
+
+    Its user guards it by a lock: of registering and looking, and of changing and waking.
+    """
+
+    def __init__(self) -> None:
+        self._futures: list[asyncio.Future[None]] = []
+
+    def future(self) -> asyncio.Future[None]:
+        """Return a future of the running loop that is done at the next `wake`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures = [f for f in self._futures if not f.done()]
+        self._futures.append(future)
+        return future
+
+    def wake(self) -> None:
+        """Wake them all; to be called from any thread."""
+        futures, self._futures = self._futures, []
+        for future in futures:
+            loop = future.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_finish, future)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Stream(Generic[T]):
@@ -107,6 +137,7 @@ class Stream(Generic[T]):
         self._buffer = buffer
         self._changed = threading.Condition()
         self._closed = False
+        self._wakeups = Wakeups()
 
     def put(self, item: T) -> None:
         """Add an item; one put after `close` is ignored."""
@@ -118,6 +149,7 @@ class Stream(Generic[T]):
                 self.dropped += 1
             self._items.append(item)
             self._changed.notify()
+            self._wakeups.wake()
 
     def get(self, timeout: float | None = None) -> T:
         """Return the next item.
@@ -146,6 +178,7 @@ class Stream(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._wakeups.wake()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -159,10 +192,16 @@ class Stream(Generic[T]):
 
     async def __aiter__(self) -> AsyncIterator[T]:
         while True:
-            try:
-                yield await asyncio.to_thread(self.get)
-            except EOFError:
+            with self._changed:
+                items = [self._items.popleft()] if self._items else []
+                ended = self._closed
+                woken = self._wakeups.future()
+            for item in items:
+                yield item
+            if not items and ended:
                 return
+            if not items:
+                await woken
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

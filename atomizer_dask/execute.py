@@ -21,7 +21,7 @@ from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.columns import column, numpy_values, python_values
 from atomizer_dask.context import Context
-from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind
+from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, join, outputs_of_slice
@@ -311,7 +311,9 @@ class Lease:
         self, definition: FunctionAtom, columns: dict[str, np.ndarray], offset: int, count: int
     ) -> list[tuple[int, dict[str, Column]]]:
         arguments: dict[str, Any] = {
-            name: values[offset : offset + count] for name, values in columns.items()
+            # Copies, for an atom that works in place must see the same again when bisected.
+            name: values[offset : offset + count].copy()
+            for name, values in columns.items()
         }
         if definition.takes_context:
             arguments["context"] = Context(self, offset, count)
@@ -337,7 +339,12 @@ class Lease:
 
     def _fail(self, offset: int, error: BaseException) -> None:
         kind: Kind = "invalid_payload" if isinstance(error, InvalidPayloadError) else "exception"
-        alike = (kind, type(error).__qualname__, _text_of(error), self._traceback_of(error))
+        alike = (
+            kind,
+            type(error).__qualname__,
+            error.event.message if isinstance(error, AtomizerError) else text_of(error),
+            self._traceback_of(error),
+        )
         # The first exception stands for all of the same text: a million alike stay small.
         if alike not in self._known:
             self._known[alike] = len(self._failures)
@@ -444,10 +451,3 @@ def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | N
     if any(payload.keys() != payloads[0].keys() for payload in payloads):
         return None
     return Columns({n: column([row[n] for row in payloads]) for n in names}, len(payloads))
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return error.event.message if isinstance(error, AtomizerError) else str(error)
-    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must not cost the batch
-        return f"<its __str__ raised {type(broken).__name__}>"

@@ -212,9 +212,11 @@ def _inferred(values: list[Any]) -> Any:
     import pandas as pd
 
     try:
-        return pd.Series(values).array
+        inferred = pd.Series(values)
     except (ValueError, TypeError):  # times whose units have nothing in common, say
         return pd.Series(values, dtype=object)  # of an array, pandas would try again
+    # Objects are objects for a reason: 1 and None must not become 1.0 and NaN.
+    return pd.Series(values, dtype=object) if inferred.dtype.kind in "biufc" else inferred.array
 
 
 def _scatter(values: Values, present: np.ndarray) -> Any:

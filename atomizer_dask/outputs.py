@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,12 @@ def _is_record(result: Any) -> bool:
 
 def _output(values: list[Any]) -> Column:
     types = set(map(type, values))
-    if type(None) not in types:
+    missing = {kind for kind in types if kind is type(None) or kind.__name__ == "NAType"}
+    if not missing:
         return Column(column(values, types))
-    present = np.fromiter((value is not None for value in values), dtype=bool, count=len(values))
-    return Column(column([value for value in values if value is not None]), present)
+    here = (type(value) not in missing for value in values)
+    present = np.fromiter(here, dtype=bool, count=len(values))
+    return Column(column(list(compress(values, present))), present)
 
 
 def outputs_of_slice(result: Any, electrons: int) -> dict[str, Values]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import threading
@@ -18,7 +17,7 @@ from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.driver import Driver
 from atomizer_dask.errors import AtomizerError, ConductorError
-from atomizer_dask.events import Event
+from atomizer_dask.events import Event, Wakeups
 from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.frame import Part, errors_frame, to_frame
 from atomizer_dask.outcome import Failure, Outcome
@@ -91,6 +90,7 @@ class Run:
         conductor: BatchConductor,
         origin: Origin,
         copy_state: bool,
+        at_least: int,
         on_event: Any,
         on_error: Any,
     ) -> None:
@@ -104,6 +104,8 @@ class Run:
         self._conductor = conductor
         self._origin = origin
         self._copy_state = copy_state
+        # A vectorised atom that reduces its arrays looks right where it is given one electron.
+        self._at_least = at_least
         self._on_event = on_event
         self._on_error = on_error
         self._pending: deque[tuple[int, int]] = deque()
@@ -119,6 +121,7 @@ class Run:
         self._told = False  # a look at what has been drawn is on its way
         self._seen = 0  # how many drawn rows have been taken
         self._changed = threading.Condition()
+        self._wakeups = Wakeups()
         self._started = monotonic()
         self._seconds: float | None = None
         self._history: deque[tuple[float, int]] = deque([(self._started, 0)])
@@ -245,15 +248,39 @@ class Run:
                 return
             position += len(parts)
             for part in parts:
-                yield from part.outcome.properties(self._batch("", part.start, part.stop, 0.0))
+                yield from self._properties_of(part)
 
     async def __aiter__(self) -> AsyncIterator[Properties]:
-        properties = iter(self)
-        while (one := await asyncio.to_thread(next, properties, None)) is not None:
-            yield one
+        position = 0
+        while True:
+            with self._changed:
+                parts, ended = self._parts[position:], self._ended
+                woken = self._wakeups.future()
+            position += len(parts)
+            for part in parts:
+                for properties in self._properties_of(part):
+                    yield properties
+            if not parts and ended:
+                break
+            if not parts:
+                await woken
+        if self._error is not None:
+            raise self._error
 
     def __await__(self) -> Generator[Any, None, Run]:
-        return asyncio.to_thread(self.wait, progress=False).__await__()
+        return self._until_ended().__await__()
+
+    async def _until_ended(self) -> Run:
+        while True:
+            with self._changed:
+                woken = self._wakeups.future()
+                if self._ended:
+                    break
+            await woken
+        return self.wait(progress=False)
+
+    def _properties_of(self, part: Part) -> Iterator[Properties]:
+        return part.outcome.properties(self._batch("", part.start, part.stop, 0.0))
 
     def __repr__(self) -> str:
         p = self.progress
@@ -287,9 +314,10 @@ class Run:
 
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
         start, stop = self._pending.popleft()
-        if stop - start > size.electrons:
-            self._pending.appendleft((start + size.electrons, stop))
-            stop = start + size.electrons
+        electrons = max(size.electrons, self._at_least)
+        if stop - start > electrons:
+            self._pending.appendleft((start + electrons, stop))
+            stop = start + electrons
         with self._changed:
             self._waiting -= stop - start
             self._changed.notify_all()  # a feeder may draw more
@@ -310,8 +338,22 @@ class Run:
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
         if not self._ended:
-            self._error = None if self._stopping else error
-            self._end("cancelled" if self._stopping else "failed")
+            if self._stopping:
+                for start, stop in self._gaps():
+                    self._keep(start, self._cancelled(stop - start))
+                self._end("cancelled")
+                return
+            self._error = error
+            self._end("failed")
+
+    def _gaps(self) -> list[tuple[int, int]]:
+        """Return which electrons have no outcome, as ranges."""
+        gaps, before = [], 0
+        for part in sorted(self._parts, key=lambda part: part.start):
+            gaps.append((before, part.start))
+            before = part.stop
+        gaps.append((before, self.sweep.length or before))
+        return [(start, stop) for start, stop in gaps if start < stop]
 
     def _batch(self, key: str, start: int, stop: int, seconds: float) -> Batch:
         return Batch(
@@ -409,6 +451,7 @@ class Run:
             while len(self._history) > 2 and self._history[1][0] < now - _RATE_SECONDS:
                 self._history.popleft()
             self._changed.notify_all()
+            self._wakeups.wake()
         if not self._stopping:
             for offset, code in zip(outcome.failed, outcome.codes, strict=True):
                 self._on_error(self, outcome.failures[code], start + int(offset))
@@ -446,6 +489,7 @@ class Run:
             self._seconds = monotonic() - self._started
             self._state = state
             self._changed.notify_all()
+            self._wakeups.wake()
         self._note(state)
         self.events.close()
         if self._failed and state == "finished":

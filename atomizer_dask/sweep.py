@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from html import escape
 from math import prod
@@ -132,6 +133,13 @@ class Sweep(ABC):
     def row_bytes(self) -> float:
         """About how many bytes an electron's inputs take when they travel."""
 
+    def as_arrays(self) -> Sweep:
+        """Return it with columns of the dtypes that a vectorised atom is given.
+
+        Decided once from all values: of a nullable column, only some slices have missing ones.
+        """
+        return self
+
     @abstractmethod
     def take(self, start: int, stop: int) -> Inputs:
         """Return the inputs of electrons `start` to `stop`."""
@@ -162,7 +170,7 @@ class Grid(Sweep):
     """All combinations of its axes' values, the last axis fastest; never materialised."""
 
     def __init__(self, axes: Mapping[str, Values]) -> None:
-        self._axes = dict(axes)
+        self._axes = self._sent = dict(axes)
         sizes = [len(values) for values in self._axes.values()]
         self._length = prod(sizes)
         self._strides = [prod(sizes[position + 1 :]) for position in range(len(sizes))]
@@ -187,9 +195,17 @@ class Grid(Sweep):
             for values, stride in zip(self._axes.values(), self._strides, strict=True)
         )
 
+    def as_arrays(self) -> Grid:  # noqa: D102
+        converted = copy(self)
+        converted._sent = {name: _as_array(values) for name, values in self._axes.items()}
+        return converted
+
     def take(self, start: int, stop: int) -> GridSlice:  # noqa: D102
+        return self._slice(self._sent, start, stop)
+
+    def _slice(self, columns: dict[str, Values], start: int, stop: int) -> GridSlice:
         axes = []
-        for (name, values), stride in zip(self._axes.items(), self._strides, strict=True):
+        for (name, values), stride in zip(columns.items(), self._strides, strict=True):
             begin, end = start // stride % len(values), (stop - 1) // stride % len(values) + 1
             touched = (stop - 1) // stride - start // stride + 1
             if touched <= end - begin:  # no wrap-around: only what is needed travels
@@ -199,14 +215,14 @@ class Grid(Sweep):
         return GridSlice(tuple(axes), start, stop)
 
     def columns(self) -> dict[str, Values]:  # noqa: D102
-        return self.take(0, self._length).columns()
+        return self._slice(self._axes, 0, self._length).columns()
 
 
 class Table(Sweep):
     """Columns of equal length, or those of a DataFrame with its index."""
 
     def __init__(self, columns: Mapping[str, Values], frame: pd.DataFrame | None = None) -> None:
-        self._columns = dict(columns)
+        self._columns = self._sent = dict(columns)
         self._frame = frame
         lengths = {name: len(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) > 1:
@@ -237,8 +253,13 @@ class Table(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return sum(size_of(values) for values in self._columns.values()) / self._length
 
+    def as_arrays(self) -> Table:  # noqa: D102
+        converted = copy(self)
+        converted._sent = {name: _as_array(values) for name, values in self._columns.items()}
+        return converted
+
     def take(self, start: int, stop: int) -> Columns:  # noqa: D102
-        data = {name: values[start:stop] for name, values in self._columns.items()}
+        data = {name: values[start:stop] for name, values in self._sent.items()}
         return Columns(data, stop - start)
 
     def columns(self) -> dict[str, Values]:  # noqa: D102
@@ -299,7 +320,11 @@ class Streamed(Sweep):
     def columns(self) -> dict[str, Values]:  # noqa: D102
         rows = self._drawn[: self._length]
         names = dict.fromkeys(name for row in rows for name in row)
-        return {name: column([row.get(name) for row in rows]) for name in names}
+        return {name: _column([row.get(name) for row in rows]) for name in names}
+
+
+def _as_array(values: Values) -> Values:
+    return values if isinstance(values, range) else numpy_values(values)
 
 
 def grid(**axes: Any) -> Grid:
@@ -370,6 +395,11 @@ def as_sweep(inputs: Any) -> Sweep:
     if isinstance(inputs, Mapping):
         _check_names(inputs)
         return zipped(**inputs)
+    if pandas is not None and isinstance(inputs, pandas.Series):
+        raise InvalidSweepError(
+            f"cannot sweep over the Series {inputs.name!r}; write series.to_frame(), named as the "
+            "parameter is"
+        )
     if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes):
         return _from_mappings(inputs)
     if isinstance(inputs, Iterator):
@@ -422,7 +452,7 @@ def _from_mappings(rows: Sequence[Any]) -> Table:
             )
     if not names:
         raise InvalidSweepError("the mappings of the sweep are empty: they name no parameter")
-    return Table({name: column([row[name] for row in rows]) for name in names})
+    return Table({name: _column([row[name] for row in rows]) for name in names})
 
 
 def _check_names(names: Iterable[Any]) -> None:
@@ -432,6 +462,12 @@ def _check_names(names: Iterable[Any]) -> None:
                 f"column {name!r} is named by a {type(name).__name__}; columns must have the "
                 "names of the atom's parameters, as strings"
             )
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Return values as given: typed where they are of one kind, else the objects themselves."""
+    array = column(values)
+    return as_objects(values) if array.dtype == object else array
 
 
 def _values(name: str, values: Any) -> Values:
@@ -446,17 +482,18 @@ def _values(name: str, values: Any) -> Values:
     if isinstance(values, range):
         array: Values = values
     elif pandas is not None and isinstance(values, pandas.Series | pandas.Index):
-        array = _array_of(values.to_series() if isinstance(values, pandas.Index) else values)
+        shared: Any = _array_of(values.to_series() if isinstance(values, pandas.Index) else values)
+        array = shared.copy()
     elif pandas is not None and isinstance(values, pandas.api.extensions.ExtensionArray):
-        array = values
+        array = values.copy()
     elif isinstance(values, np.ndarray):
         if values.ndim == 0:
             raise InvalidSweepError(
                 f"the values of {name!r} are a 0-dimensional array; write {name}=[...]"
             )
-        array = as_objects(values.tolist()) if values.dtype.kind in "US" else values
+        array = as_objects(values.tolist()) if values.dtype.kind in "US" else values.copy()
     else:
-        array = column(list(values))
+        array = _column(list(values))
     if len(array) == 0:
         raise InvalidSweepError(f"{name!r} has no values, so there is no electron to send")
     return array

@@ -9,8 +9,10 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Future
 from html import escape
 from itertools import groupby
+from time import monotonic
 from typing import Any, Protocol
 
 from atomizer_dask.atom import Definition
@@ -28,6 +30,8 @@ from atomizer_dask.registry import registered
 from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
+
+JOIN_SECONDS = 0.05  # between two counts of what is left
 
 
 class Conductor(ABC):
@@ -57,20 +61,20 @@ class Conductor(ABC):
         """Answer an electron that `receive` gave."""
         raise ConductorError(Event("this conductor receives nothing", conductor_id=self.id))
 
-    @abstractmethod
-    def send(self, electron: Electron) -> ElectronFuture:
-        """Have an electron executed.
+    def send(self, electron: Electron) -> Future[Properties]:
+        """Have an electron executed; the default sends none.
 
         Returns
         -------
-        ElectronFuture
+        concurrent.futures.Future
             Of its Properties; a failed electron has Properties like any other.
 
         Raises
         ------
         ConductorError
-            Where it is closed, or its other side is gone.
+            Where it does not send, is closed, or its other side is gone.
         """
+        raise ConductorError(Event("this conductor sends nothing", conductor_id=self.id))
 
     @abstractmethod
     def close(self) -> None:
@@ -103,6 +107,8 @@ class BatchConductor(Conductor):
         self._drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
         self._dispatcher: Dispatcher | None = None
         self._opening = threading.Lock()
+        self._sent = 0
+        self._pause = threading.Event()  # set when closed
         self._closed = False
         self._gone: ConductorError | None = None
 
@@ -164,6 +170,41 @@ class BatchConductor(Conductor):
             if (definition := listener.find(atom_id)) is not None:
                 return definition
         return registered.atoms.get(atom_id)
+
+    def census(self, channel: str) -> tuple[int, int]:
+        """Return how many electrons of a channel are not done, and how many there ever were.
+
+        To be called on the dispatcher's thread.
+        """
+        alive = sum(sent.origin.channel == channel for sent in self._outbox)
+        for source, _ in self._sources.values():
+            alive += source.unfinished if source.channel == channel else 0
+        return alive, self._sent
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is left of what was sent one by one, or descends from it.
+
+        Two counts in a row must agree, for they are not taken everywhere at the same moment.
+        """
+        until = None if timeout is None else monotonic() + timeout
+        before = None
+        while self._dispatcher is not None and not self._closed and self._gone is None:
+            now = self.count_all()
+            alive = now[0] > 0
+            if not alive and now == before:
+                break
+            before = now
+            if until is not None and monotonic() > until:
+                return False
+            if alive:
+                self._pause.wait(JOIN_SECONDS)
+        return True
+
+    def count_all(self) -> tuple[int, int]:
+        """Return the census of its own channel, wherever electrons of it are."""
+        counted: Future[tuple[int, int]] = Future()
+        self.post(lambda: counted.set_result(self.census(self.channel)))
+        return counted.result()
 
     def version_for(self, atom_id: str) -> Any:
         """Return the version of the atom that this id means now; None where it means none."""
@@ -254,6 +295,7 @@ class BatchConductor(Conductor):
             already, self._closed = self._closed, True
         if already:
             return
+        self._pause.set()
         error = ConductorError(Event("the conductor was closed", conductor_id=self.id))
         if self._dispatcher is not None:
             self._dispatcher.post(lambda: self._fail_all(error))
@@ -280,6 +322,7 @@ class BatchConductor(Conductor):
     def _flush(self) -> None:
         self._flushing = False
         taken = [self._outbox.popleft() for _ in range(len(self._outbox))]
+        self._sent += len(taken)
         touched = {}
         for group, several in groupby(taken, Sent.group):
             those = list(several)

@@ -316,6 +316,8 @@ class DaskConductor(BatchConductor):
 
     def publish(self, definition: Definition) -> None:
         """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        # Anew, for what the atom refers to may have changed since it was registered before.
+        self._versions.pop(definition, None)
         digest = self.version_of(definition)
         if self._catalog.get(definition.id) != digest:
             self._catalog = {**self._catalog, definition.id: digest}
@@ -335,6 +337,17 @@ class DaskConductor(BatchConductor):
     def catalog(self) -> Mapping[str, str]:
         """Return the versions that descendants of an electron shall find, by atom id."""
         return self._catalog
+
+    def count_all(self) -> tuple[int, int]:
+        """Return the census of its channel, here and on all workers."""
+        alive, sent = super().count_all()
+        if self._client.status != "running":
+            return alive, sent
+        counts = self._client.run(_census, self.channel, on_error="ignore")
+        return (
+            alive + sum(alive_there for alive_there, _ in counts.values()),
+            sent + sum(sent_there for _, sent_there in counts.values()),
+        )
 
     # -- being there, and not ---------------------------------------------------------------
 
@@ -445,6 +458,10 @@ async def _stop(run_id: str, dask_worker: Worker) -> None:
     DaskSite.of(dask_worker).stop(run_id)
 
 
+async def _census(channel: str, dask_worker: Worker) -> tuple[int, int]:
+    return await DaskSite.of(dask_worker).census(channel)
+
+
 async def _let_go(dask_worker: Worker) -> None:
     DaskSite.of(dask_worker).let_go()
 
@@ -526,6 +543,15 @@ class DaskSite(Site):
             self._events.setdefault(channel, []).append(event)
         if first:
             self._worker.loop.add_callback(self._worker.loop.call_later, EVENT_SECONDS, self._flush)
+
+    async def census(self, channel: str) -> tuple[int, int]:
+        """Return how many children of a channel are not done, and how many there ever were."""
+        if self._conductor is None:
+            return 0, 0
+        conductor = self._conductor
+        counted: ThreadFuture[tuple[int, int]] = ThreadFuture()
+        conductor.post(lambda: counted.set_result(conductor.census(channel)))
+        return await asyncio.wrap_future(counted)
 
     def let_go(self) -> None:
         """Release the outcomes of children that have been delivered."""

@@ -63,6 +63,16 @@ class ElectronSource:
         """Whether it has nothing left to do."""
         return not self._waiting and not self._under_way
 
+    @property
+    def channel(self) -> str:
+        """Whose electrons they are."""
+        return self._example.origin.channel
+
+    @property
+    def unfinished(self) -> int:
+        """How many are not done."""
+        return len(self._waiting) + sum(map(len, self._under_way.values()))
+
     def add(self, sent: list[Sent]) -> None:
         """Take some more."""
         self._waiting += sent
