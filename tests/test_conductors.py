@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
@@ -777,3 +779,103 @@ def test_nothing_of_a_conductor_outlives_it():
     for thread in set(threading.enumerate()) - before:
         thread.join(10)
     assert set(threading.enumerate()) <= before
+
+
+# -- what a vectorised atom may do to its arrays, and what it is given -----------------------------
+
+
+def test_vectorised_atom_may_work_in_place(atomizer):
+    @atom(id="tests.in_place", vectorized=True)
+    def in_place(x):
+        x += 1
+        if (x == 51).any():
+            raise ValueError("fifty")
+        return x
+
+    given = np.arange(100.0)
+    frame = atomizer.map(in_place, grid(x=given)).wait(60).to_frame()
+    assert given.tolist() == list(range(100))
+    assert frame["x"].tolist() == list(range(100))
+    assert frame["result"].isna().tolist() == [x == 50 for x in range(100)]
+    assert (frame["result"] - frame["x"]).dropna().unique().tolist() == [1.0]
+
+
+def test_vectorised_atom_is_given_one_dtype_whatever_the_slice(atomizer):
+    @atom(id="tests.dtype", vectorized=True)
+    def dtype(x):
+        return np.array([str(x.dtype)] * len(x))
+
+    column = pd.array([1] * 5000 + [None], dtype="Int64")
+    frame = atomizer.map(dtype, {"x": column}).wait(60).to_frame()
+    assert frame["result"].nunique() == 1
+    assert frame["x"].dtype == "Int64"
+
+
+def test_vectorised_atom_that_reduces_is_found_out_on_a_few_rows(atomizer):
+    @atom(id="tests.mean", vectorized=True)
+    def mean(x):
+        return np.array([x.mean()])
+
+    run = atomizer.map(mean, {"x": [1.0, 2.0, 3.0, 4.0]}).wait(60)
+    assert run.progress.failed == 4
+    assert "returned 1 values" in run.errors["message"].iloc[0]
+
+
+def test_inputs_are_those_of_the_moment_of_map(atomizer):
+    values = np.arange(100_000)
+    run = atomizer.map(double, {"x": values})
+    values[:] = -1
+    frame = run.wait(60).to_frame()
+    assert frame["x"].tolist() == list(range(100_000))
+    assert (frame["result"] == 2 * frame["x"]).all()
+
+
+# -- free spawners --------------------------------------------------------------------------------
+
+
+class Free(Atom):
+    id = "tests.Free"
+
+    def process(self, context, conductor, electron):
+        for name in range(electron.payload["children"]):
+            conductor.send(
+                Electron("tests.Leaf", {"folder": electron.payload["folder"], "name": name})
+            )
+
+
+class Leaf(Atom):
+    id = "tests.Leaf"
+
+    def process(self, context, conductor, electron):
+        Path(electron.payload["folder"], str(electron.payload["name"])).touch()
+
+
+def test_children_of_a_free_spawner_are_waited_for(conductor, tmp_path):
+    with Atomizer(conductor, Free, Leaf) as atomizer:
+        payload = {"children": 20, "folder": str(tmp_path)}
+        assert atomizer.send(Free, payload).result(60).error is None
+        atomizer.wait(60)
+        assert len(list(tmp_path.iterdir())) == 20
+
+
+def test_leaving_with_waits_for_the_children_of_free_spawners(conductor, tmp_path):
+    with Atomizer(conductor, Free, Leaf) as atomizer:
+        atomizer.send(Free, {"children": 20, "folder": str(tmp_path)})
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+# -- registering again ----------------------------------------------------------------------------
+
+
+def test_registering_again_takes_what_the_atom_refers_to_now(atomizer):
+    setting = {"factor": 2}
+
+    @atom(id="tests.scaled")
+    def scaled(x):
+        return x * setting["factor"]
+
+    atomizer.register(scaled)
+    assert atomizer.send(scaled, {"x": 1}).result(60).value() == 2
+    setting["factor"] = 3
+    atomizer.register(scaled)
+    assert atomizer.send(scaled, {"x": 1}).result(60).value() == 3

@@ -139,3 +139,30 @@ def test_stream_can_be_read_with_async_for():
 def test_stream_must_keep_at_least_one(buffer):
     with pytest.raises(ValueError, match=f"buffer={buffer}"):
         Stream(buffer=buffer)
+
+
+def test_a_reader_that_gives_up_takes_no_item_with_it():
+    async def give_up_then_read():
+        stream = Stream()
+        reader = aiter(stream)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(reader), 0.01)
+        stream.put("kept")
+        stream.close()
+        return [item async for item in stream]
+
+    assert asyncio.run(give_up_then_read()) == ["kept"]
+
+
+def test_many_waiting_readers_hold_no_thread():
+    async def read():
+        streams = [Stream() for _ in range(100)]
+        readers = [asyncio.create_task(anext(aiter(stream))) for stream in streams]
+        before = threading.active_count()
+        await asyncio.sleep(0)
+        assert threading.active_count() == before
+        for number, stream in enumerate(streams):
+            stream.put(number)
+        return await asyncio.gather(*readers)
+
+    assert asyncio.run(read()) == list(range(100))

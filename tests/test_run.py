@@ -509,3 +509,40 @@ def test_what_a_vectorised_atom_cannot_ask_for_is_told(local):
 
     run = local.map(asks, grid(x=[1])).wait(60)
     assert "use context.random(shape)" in run.errors["message"][0]
+
+
+def test_awaiting_can_be_given_up(local):
+    async def give_up():
+        run = local.map(gated, {"x": [1]})
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(run, 0.05)
+        return run
+
+    @atom(id="tests.gated_once")
+    def gated(x):
+        released.wait(30)
+        return x
+
+    released = threading.Event()
+    run = asyncio.run(give_up())
+    assert run.state == "running"
+    released.set()
+    assert run.wait(30).to_frame()["result"].tolist() == [1]
+
+
+def test_closing_accounts_for_every_electron(memory):
+    released = threading.Event()
+
+    @atom(id="tests.sleeper")
+    def sleeper(x):
+        released.wait(30)
+        return x
+
+    atomizer = Atomizer(memory, sleeper)
+    run = atomizer.map(sleeper, {"x": range(5)})
+    atomizer.close()
+    released.set()
+    assert run.state == "cancelled"
+    progress = run.progress
+    assert progress.done + progress.failed == progress.total == 5
+    assert len(run.to_frame()) == 5
