@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from html import escape
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 CONTEXT = "context"
 _ByKeyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Atom(ABC):

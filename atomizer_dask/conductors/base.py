@@ -243,17 +243,13 @@ class BatchConductor(Conductor):
     def send(self, electron: Electron) -> ElectronFuture:
         """Have an electron executed; see `Conductor.send`."""
         check_supported(electron)
-        definition = self.find(electron.atom_id)
-        if definition is not None:
-            return self.send_as(electron, definition)
-        origin = Origin(self.channel, self.catalog())
-        version = self.find_version(electron.atom_id)
-        address = Stream.of_id(electron.id), 0
-        return self.enqueue(electron, ElectronFuture(), address, origin, version)
+        return self._send_version(electron, self.version_for(electron.atom_id))
 
     def send_as(self, electron: Electron, definition: Definition) -> ElectronFuture:
         """Have an electron executed by just this atom."""
-        version = self.version_of(definition)
+        return self._send_version(electron, self.version_of(definition))
+
+    def _send_version(self, electron: Electron, version: Any) -> ElectronFuture:
         origin = Origin(self.channel, self.catalog())
         address = Stream.of_id(electron.id), 0
         return self.enqueue(electron, ElectronFuture(), address, origin, version)

@@ -108,7 +108,7 @@ class DaskConductor(BatchConductor):
     def _prepare(self) -> None:
         self.channel = f"atomizer-{new_id()}"
         self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
-        self._blobs: dict[str, bytes] = {}
+        self._uploaded: set[str] = set()
         self._catalog: dict[str, str] = {}
         self._publishing = threading.Lock()
         self._posts: dict[str, Callable[[Report], None]] = {}
@@ -280,7 +280,7 @@ class DaskConductor(BatchConductor):
         if len(self._finished) == 1:
             self._client.loop.call_later(RELEASE_SECONDS, self.release_finished)
         elif len(self._finished) > RELEASE_AT:
-            self._finished.clear()
+            self.release_finished()
 
     def _on_message(self, message: tuple[float, Any]) -> None:
         what, *rest = message[1]
@@ -308,9 +308,9 @@ class DaskConductor(BatchConductor):
         with self._publishing:
             data = dump_atom(definition)
             digest = blake2b(data, digest_size=16).hexdigest()
-            if digest not in self._blobs:
+            if digest not in self._uploaded:
                 self._client.set_metadata([METADATA, digest], data)
-                self._blobs[digest] = data
+                self._uploaded.add(digest)
             self._versions[definition] = digest
         return digest
 
@@ -375,7 +375,7 @@ class DaskConductor(BatchConductor):
         if self._closed:
             return
         super().close()
-        self._finished.clear()
+        self.release_finished()
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.channel)
             if self._cluster is not None:
