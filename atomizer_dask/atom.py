@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from html import escape
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
@@ -33,6 +33,8 @@ class Atom(ABC):
     ----------
     id
         ``module.QualName`` unless the class says otherwise.
+    isolation, singleton
+        As in `atom`. A singleton's one instance is kept between electrons.
 
     Examples
     --------
@@ -44,6 +46,8 @@ class Atom(ABC):
     """
 
     id: ClassVar[str]
+    isolation: ClassVar[str] = ""
+    singleton: ClassVar[str] = ""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -70,6 +74,8 @@ class Definition(ABC):
 
     id: str
     vectorized: bool = False
+    isolation: str = ""
+    singleton: str = ""
 
     @abstractmethod
     def check_fields(self, names: Iterable[str]) -> None:
@@ -108,11 +114,18 @@ class FunctionAtom(Definition):
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, id: str | None = None, vectorized: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        id: str | None = None,
+        vectorized: bool = False,
+        isolation: str = "",
+        singleton: str = "",
     ) -> None:
         self.function = function
         self.id = id or _id_of(function)
         self.vectorized = vectorized
+        self.isolation, self.singleton = _checked(self.id, isolation, singleton)
         if inspect.iscoroutinefunction(function):
             raise RegistrationError(
                 f"{self.id} is a coroutine function; an atom is a plain function"
@@ -213,6 +226,7 @@ class ClassAtom(Definition):
         self.cls = cls
         self.instance = instance
         self.id = (cls if instance is None else instance).id
+        self.isolation, self.singleton = _checked(self.id, cls.isolation, cls.singleton)
         try:
             inspect.signature(cls).bind()
             self.needs: str | None = None
@@ -247,20 +261,31 @@ class ClassAtom(Definition):
         return f"<Atom {self.id}>"
 
 
+C = TypeVar("C", bound=type[Atom])
+
+
+@overload
+def atom(function: C, /) -> C: ...
 @overload
 def atom(function: Callable[..., Any], /) -> FunctionAtom: ...
 @overload
 def atom(
-    *, id: str | None = None, vectorized: bool = False
-) -> Callable[[Callable[..., Any]], FunctionAtom]: ...
+    *,
+    id: str | None = None,
+    vectorized: bool = False,
+    isolation: str | None = None,
+    singleton: str | None = None,
+) -> Any: ...
 
 
 def atom(
-    function: Callable[..., Any] | None = None,
+    function: Any = None,
     /,
     *,
     id: str | None = None,
     vectorized: bool = False,
+    isolation: str | None = None,
+    singleton: str | None = None,
 ) -> Any:
     """Make a function an atom, as a decorator with or without options.
 
@@ -269,17 +294,26 @@ def atom(
     function
         Its parameters are the fields of the payload. It returns a scalar, an array, or a dict
         whose entries become columns. One parameter may be named ``context``: see `Context`.
+        A subclass of `Atom` gets the options as class attributes.
     id
         ``module.qualname`` unless given.
     vectorized
         Hand each field over as a NumPy array with one element per electron; the function returns
-        an array, a dict of arrays or a DataFrame of that length. How many electrons are handed
-        over at once varies: the result for one must not depend on the others.
+        an array, a dict of arrays or a DataFrame of that length, or a pair of these and of an
+        array that says which rows have failed: booleans, texts that are empty where all is well,
+        or None and exceptions. How many electrons are handed over at once varies: the result for
+        one must not depend on the others.
+    isolation
+        ``"process"``: in a child process of the worker from the start, where it may crash and
+        harms nothing else. Electrons with a timeout are there anyway.
+    singleton
+        ``"node"``: never two at once in one worker process. ``"cluster"``: never two at once
+        anywhere. Of a class, the instance is kept between electrons.
 
     Raises
     ------
     RegistrationError
-        Where a parameter cannot be given by name.
+        Where a parameter cannot be given by name, or an option makes no sense.
 
     Examples
     --------
@@ -291,18 +325,33 @@ def atom(
     >>> add(2)
     3
     """
+    given = {"isolation": isolation, "singleton": singleton}
+    options = {name: value for name, value in given.items() if value is not None}
     if function is None:
-        return functools.partial(_atom, id=id, vectorized=vectorized)
-    return _atom(function, id=id, vectorized=vectorized)
+        return functools.partial(_atom, id=id, vectorized=vectorized, options=options)
+    return _atom(function, id=id, vectorized=vectorized, options=options)
 
 
-def _atom(function: Callable[..., Any], *, id: str | None, vectorized: bool) -> FunctionAtom:
+def _atom(function: Any, *, id: str | None, vectorized: bool, options: dict[str, str]) -> Any:
+    if isinstance(function, type) and issubclass(function, Atom) and not vectorized:
+        _checked(id or function.id, options.get("isolation", ""), options.get("singleton", ""))
+        for name, value in {**({"id": id} if id else {}), **options}.items():
+            setattr(function, name, value)
+        return function
     if isinstance(function, type) or not callable(function):
         raise RegistrationError(
             f"@atom makes an atom of a function, got {function!r}; in class form subclass Atom "
             "and set its id as a class attribute"
         )
-    return FunctionAtom(function, id=id, vectorized=vectorized)
+    return FunctionAtom(function, id=id, vectorized=vectorized, **options)
+
+
+def _checked(id: str, isolation: str, singleton: str) -> tuple[str, str]:
+    if isolation not in ("", "process"):
+        raise RegistrationError(f"isolation of {id} must be 'process', got {isolation!r}")
+    if singleton not in ("", "node", "cluster"):
+        raise RegistrationError(f"singleton of {id} must be 'node' or 'cluster', got {singleton!r}")
+    return isolation, singleton
 
 
 def as_definition(value: Any) -> Definition | None:

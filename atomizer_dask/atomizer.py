@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.batch import Origin
-from atomizer_dask.conductors.base import BatchConductor, Conductor, check_supported
+from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.electron import Electron, new_id
 from atomizer_dask.errors import (
@@ -24,6 +24,7 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure
+from atomizer_dask.policy import OnFailure, Policy, seconds_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
@@ -183,7 +184,7 @@ class Atomizer:
         else:
             atom_id, definition = self._resolve(atom)
             electron = Electron(atom_id, payload, **options)
-        check_supported(electron)
+        check_electron(electron)
         if definition is not None:
             definition.check_payload(electron.payload)
             definition.check_copy_state(electron.copy_state)
@@ -209,6 +210,10 @@ class Atomizer:
         sweep: Any,
         *,
         seed: int | None = None,
+        timeout: float | str | None = None,
+        on_failure: OnFailure = "fail",
+        max_attempts: int | None = None,
+        backoff: float | str = 0.0,
         name: str | None = None,
         copy_state: bool = False,
     ) -> Run:
@@ -224,6 +229,21 @@ class Atomizer:
         seed
             An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
             and then found in `Run.seed`.
+        timeout
+            Of each attempt of each electron: seconds, or a text such as ``"30s"``. When it is up,
+            ``context.cancelled`` is true; half a second later an exception is raised in the
+            atom; another half later the process it runs in is killed. For that, electrons with
+            a timeout run in a child process of the worker.
+        on_failure
+            ``"fail"``: record the failure. ``"retry"``: again on the same worker, told of its
+            earlier failures through ``context.attempt`` and ``context.failures``. ``"requeue"``:
+            again, on another worker where there is one. Or a function of the failure, an
+            `ElectronError`, that returns one of these; it is called here.
+        max_attempts
+            How often an electron is tried at most; 3 where `on_failure` may try again.
+        backoff
+            Seconds, or a text, before the second attempt; doubled before each further one, and up
+            to half as much again by chance. Waiting electrons hold no worker.
         name
             Begins the id of the run; the atom's name unless given.
         copy_state
@@ -236,6 +256,8 @@ class Atomizer:
 
         Raises
         ------
+        TypeError, ValueError
+            Where an option makes no sense.
         InvalidSweepError, InvalidPayloadError
             Where the sweep is none, is empty, or does not fit the atom.
         UnpicklableError
@@ -245,6 +267,8 @@ class Atomizer:
         ConductorError
             Where no conductor is left that could carry it.
         """
+        policy = Policy.of(on_failure, max_attempts, backoff)
+        limit = seconds_of(timeout, "timeout")
         self.exec()
         conductor = self._carrier(for_sweep=True)
         assert isinstance(conductor, BatchConductor)
@@ -262,16 +286,18 @@ class Atomizer:
             inputs = inputs.as_arrays()
         run = Run(
             id=f"{name or atom_id.rpartition('.')[2]}-{new_id()}",
-            atom_id=atom_id,
+            definition=definition,
             version=conductor.version_of(definition),
             sweep=inputs,
             seed=seed_of(seed),
             conductor=conductor,
-            origin=Origin(channel=conductor.channel, catalog=conductor.catalog()),
+            origin=Origin(conductor.channel, conductor.catalog()),
             copy_state=copy_state,
-            at_least=2 if definition.vectorized else 1,
+            policy=policy,
+            timeout=limit,
             on_event=self._put_event,
             on_error=self._report_failure,
+            on_problem=self._report_problem,
         )
         self._runs[run.id] = run
         run.start()
@@ -398,6 +424,11 @@ class Atomizer:
         if self._error_streams:
             self.report(failure.error(f"{run.id}-{position}", run.atom_id))
 
+    def _report_problem(self, message: str, error: BaseException) -> None:
+        """Note what went wrong in a function of the user that is not an atom."""
+        logger.warning("%s", message, exc_info=error)
+        self.report(AtomizerError(Event(message, level="error"), error))
+
     def _hint(self, atom_id: str) -> str:
         known = Registry()
         known.update(registered)
@@ -468,7 +499,7 @@ class Atomizer:
             if self._closed:
                 return
             self._closed = True
-        running = [run for run in list(self._runs.values()) if run.state == "running"]
+        running = [run for run in list(self._runs.values()) if run.state in ("running", "paused")]
         for run in running:
             run.cancel()
         until = monotonic() + _CLOSE_SECONDS
@@ -536,5 +567,5 @@ def _stands_for_the_same(known: Definition, definition: Definition) -> bool:
         return True
     if type(known) is not type(definition):
         return False
-    parts = ("function", "cls", "instance", "vectorized")
+    parts = ("function", "cls", "instance", "vectorized", "isolation", "singleton")
     return all(getattr(known, p, None) is getattr(definition, p, None) for p in parts)

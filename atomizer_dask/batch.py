@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from atomizer_dask.columns import python_values
 from atomizer_dask.electron import Electron
+from atomizer_dask.errors import ElectronError
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows
 
@@ -25,11 +26,43 @@ class Origin(NamedTuple):
         Which version of each atom their sender meant, by id.
     depth
         How many spawners are above them: deeper ones go first, which bounds how many wait.
+    root
+        The run, or the electron sent by hand, that all this began with: what cancels it cancels
+        them too.
     """
 
     channel: str = ""
     catalog: Mapping[str, Any] = {}
     depth: int = 0
+    root: str = ""
+
+
+class Terms(NamedTuple):
+    """On what terms electrons are executed, after what happened to them before.
+
+    Parameters
+    ----------
+    attempt
+        Which attempt it is, from 1.
+    deaths
+        How many workers have died with them. From then on they are executed where only a child
+        process can die.
+    timeout
+        Seconds for each of them.
+    stay
+        The worker that shall take them.
+    avoid
+        Workers that shall not, where there are others.
+    """
+
+    attempt: int = 1
+    deaths: int = 0
+    timeout: float | None = None
+    stay: str = ""
+    avoid: tuple[str, ...] = ()
+
+
+FIRST = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +77,19 @@ class Batch:
         Which atom, and what a site needs to find it.
     inputs
         The payloads.
-    first
-        Position of the first electron in its run.
+    positions
+        Of the electrons in their run.
     stream
         The family of random streams: electron i of the run has index i. For electrons that were
         sent one by one, a list of their own addresses.
+    origin
+        Whom they descend from.
+    terms
+        On what terms they are executed.
+    earlier
+        What their earlier attempts failed with, where there were any.
+    epoch
+        Whoever stops a run stops the batches that were made before.
     run_id
         Empty for electrons that were sent one by one.
     ids
@@ -61,9 +102,12 @@ class Batch:
     atom_id: str
     version: Any
     inputs: Inputs
-    first: int
+    positions: range | np.ndarray
     stream: Stream | list[tuple[Stream, int]]
     origin: Origin
+    terms: Terms = FIRST
+    earlier: list[tuple[ElectronError, ...]] | None = None
+    epoch: int = 0
     run_id: str = ""
     ids: list[str] | None = None
     sender_id: str = ""
@@ -75,19 +119,23 @@ class Batch:
 
     def electron_id(self, offset: int) -> str:
         """Return the id of the electron at `offset`."""
-        return f"{self.run_id}-{self.first + offset}" if self.ids is None else self.ids[offset]
+        if self.ids is not None:
+            return self.ids[offset]
+        return f"{self.run_id}-{self.positions[offset]}"
 
     def address(self, offset: int) -> tuple[Stream, int]:
         """Return the family and index of the random stream of the electron at `offset`."""
         if isinstance(self.stream, Stream):
-            return self.stream, self.first + offset
+            return self.stream, int(self.positions[offset])
         return self.stream[offset]
 
     def addresses_of(self, offset: int, count: int) -> tuple[Stream, np.ndarray]:
         """Return family and indices of `count` electrons, which share one family."""
         if isinstance(self.stream, Stream):
-            start = self.first + offset
-            return self.stream, np.arange(start, start + count, dtype=np.uint64)
+            indices = self.positions[offset : offset + count]
+            if isinstance(indices, range):
+                return self.stream, np.arange(indices.start, indices.stop, dtype=np.uint64)
+            return self.stream, indices.astype(np.uint64)
         stream, index = self.stream[offset]
         return stream, np.array([index], dtype=np.uint64)
 
@@ -99,7 +147,12 @@ class Batch:
             id=self.electron_id(offset),
             sender_id=self.sender_id,
             copy_state=self.copy_state,
+            **({} if self.terms.timeout is None else {"timeout": self.terms.timeout}),
         )
+
+    def failures(self, offset: int) -> tuple[ElectronError, ...]:
+        """Return what the earlier attempts of the electron at `offset` failed with."""
+        return () if self.earlier is None else self.earlier[offset]
 
     def payload(self, offset: int) -> Any:
         """Return the payload of the electron at `offset`."""
@@ -118,3 +171,15 @@ class Batch:
             return replace(inputs, start=inputs.start + start, stop=inputs.start + stop)
         data = {name: values[start:stop] for name, values in inputs.data.items()}
         return Columns(data, stop - start)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return the electrons from one offset to another as a batch."""
+        cut: dict[str, Sequence[Any]] = {
+            name: values[start:stop]
+            for name, values in (("ids", self.ids), ("earlier", self.earlier))
+            if values is not None
+        }
+        if isinstance(self.stream, list):
+            cut["stream"] = self.stream[start:stop]
+        inputs, positions = self.cut(start, stop), self.positions[start:stop]
+        return replace(self, inputs=inputs, positions=positions, **cut)  # type: ignore[arg-type]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from atomizer_dask.streams import uniform
 
 if TYPE_CHECKING:
     from atomizer_dask.electron import Electron
+    from atomizer_dask.errors import ElectronError
     from atomizer_dask.execute import Lease
 
 
@@ -24,17 +24,9 @@ class Context:
     ----------
     attempt
         Which attempt this is, from 1.
-    failures
-        What became of the earlier attempts.
-    deadline
-        When the electron's time is up; None where it has no timeout.
     """
 
     __slots__ = ("_children", "_count", "_drawn", "_lease", "_offset")
-
-    attempt: int = 1
-    failures: Sequence[Any] = ()
-    deadline: datetime | None = None
 
     def __init__(self, lease: Lease, offset: int, count: int | None = None) -> None:
         self._lease = lease
@@ -42,6 +34,30 @@ class Context:
         self._count = count  # of the slice; None for a single electron
         self._drawn = 0
         self._children: Any = None
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._lease.batch.terms.attempt
+
+    @property
+    def failures(self) -> tuple[ElectronError, ...]:
+        """What the earlier attempts failed with, the first one first; each has its ``kind``.
+
+        In a vectorised atom one tuple for each electron of the slice.
+        """
+        batch = self._lease.batch
+        if self._count is None:
+            return batch.failures(self._offset)
+        offsets = range(self._offset, self._offset + self._count)
+        return tuple(map(batch.failures, offsets))  # type: ignore[arg-type]
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the electron's time is up (UTC, timezone-aware); None where it has no timeout."""
+        watch = self._lease.watch
+        left = None if watch is None else watch.left()
+        return None if left is None else datetime.now(UTC) + timedelta(seconds=left)
 
     @property
     def electron(self) -> Electron:
@@ -84,8 +100,11 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked for this electron to stop; look at it in long loops."""
-        return self._lease.stopped
+        """Whether this electron shall stop: its time is up, or somebody cancelled it.
+
+        Look at it in long loops.
+        """
+        return self._lease.is_cancelled(self._offset)
 
     @property
     def conductor(self) -> Any:

@@ -10,17 +10,20 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Protocol
 
-from atomizer_dask.batch import Batch
+from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError
-from atomizer_dask.outcome import Outcome
+from atomizer_dask.outcome import Failure, Outcome
+
+MOST_DEATHS = 10  # workers, with one electron: quarantine has named no culprit by then
+CULPRITS = 2  # killed electrons of a source, after which it is executed in quarantine at once
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +45,17 @@ class Source(Protocol):
     def take(self, size: Size, key: str) -> Batch | None:
         """Return the next batch, at most as large as `size`; None where it fell away."""
 
-    def give_back(self, batch: Batch, start: int, stop: int) -> None:
-        """Take back the electrons of a batch from offset `start` to `stop`."""
+    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:
+        """Take back the electrons of a batch from offset `start` to `stop`.
 
-    def deliver(self, batch: Batch, outcome: Outcome) -> None:
-        """Note what became of the first ``outcome.kept`` electrons of a batch."""
+        To be executed on `terms`, which are the batch's own unless a worker died with them.
+        """
+
+    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:
+        """Note what became of some electrons of a batch.
+
+        With the `last` of them it has ended; what had been told of before is not told again.
+        """
 
     def fail(self, error: ConductorError) -> None:
         """Note that the conductor is gone: no more will be delivered."""
@@ -62,6 +71,9 @@ class Carrier(Protocol):
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed; `post` what becomes of it, from any thread."""
 
+    def retract(self, key: str) -> None:
+        """Forget a batch: nobody waits for it any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
@@ -69,6 +81,14 @@ class GivenBack:
 
     key: str
     kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Partly:
+    """A batch has not ended, but its first electrons have."""
+
+    key: str
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,21 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Died:
+    """The worker that had a batch died; it may have begun with it, or not."""
+
+    key: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A batch was taken back before it began."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """A batch will never end."""
 
@@ -87,13 +122,14 @@ class Lost:
     error: ConductorError
 
 
-Report = GivenBack | Arrived | Lost
+Report = GivenBack | Partly | Arrived | Died | Dropped | Lost
 
 
 @dataclass(slots=True)
 class _Leased:
     batch: Batch
     kept: int
+    told: int = 0  # of how many electrons the outcome is known
 
 
 class Driver:
@@ -122,6 +158,7 @@ class Driver:
         self._leases: dict[str, _Leased] = {}
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
+        self._culprits = 0
         self._lingering: float | None = None
 
     @property
@@ -141,6 +178,8 @@ class Driver:
             batch = self._source.take(self.sizing.next(waiting, threads), key)
             if batch is None:
                 continue
+            if self._culprits >= CULPRITS and not batch.terms.deaths:
+                batch = replace(batch, terms=batch.terms._replace(deaths=1))
             self._leases[key] = _Leased(batch, len(batch))
             self.leased += len(batch)
             try:
@@ -173,21 +212,63 @@ class Driver:
             return
         if isinstance(report, GivenBack):
             self._take_back(lease, report.kept)
+        elif isinstance(report, Partly):
+            self._deliver(lease, report.outcome, last=False)
+        elif isinstance(report, Died):
+            self._rescue(report.key, lease, report.worker)
+        elif isinstance(report, Dropped):
+            self._take_back(lease, lease.told)
+            self._end(report.key, lease, Outcome.none())
         else:
-            del self._leases[report.key]
             self._take_back(lease, report.outcome.kept)
-            self.leased -= lease.kept
-            # Where Dask ran a batch again, what had been given back has gone to somebody else.
-            outcome = report.outcome.truncate(lease.kept)
-            self.sizing.learn(outcome.kept, outcome.seconds)
-            self._source.deliver(lease.batch, outcome)
+            self._end(report.key, lease, report.outcome)
+            self.sizing.learn(len(report.outcome), report.outcome.seconds)
         self.pump()
 
-    def _take_back(self, lease: _Leased, kept: int) -> None:
+    def _deliver(self, lease: _Leased, outcome: Outcome, *, last: bool) -> None:
+        # Where Dask ran a batch again, what had been given back has gone to somebody else.
+        outcome = outcome.part(lease.told, lease.kept)
+        if len(outcome):
+            lease.told = outcome.kept
+            self.leased -= len(outcome)
+        self._culprits += sum(failure.kind == "killed" for failure in outcome.failures)
+        self._source.deliver(lease.batch, outcome, last=last)
+
+    def _end(self, key: str, lease: _Leased, outcome: Outcome) -> None:
+        del self._leases[key]
+        self._deliver(lease, outcome, last=True)
+
+    def _take_back(self, lease: _Leased, kept: int, terms: Terms | None = None) -> None:
+        kept = max(kept, lease.told)
         if kept < lease.kept:
-            self._source.give_back(lease.batch, kept, lease.kept)
+            self._source.give_back(lease.batch, kept, lease.kept, terms or lease.batch.terms)
             self.leased -= lease.kept - kept
             lease.kept = kept
+
+    def _rescue(self, key: str, lease: _Leased, worker: str) -> None:
+        """Have what a dead worker had executed where only a child process can die.
+
+        Any of its electrons may be the culprit, or none.
+        """
+        terms = lease.batch.terms
+        terms = terms._replace(
+            deaths=terms.deaths + 1, stay="" if terms.stay == worker else terms.stay
+        )
+        if terms.deaths <= MOST_DEATHS:
+            self._take_back(lease, lease.told, terms)
+            self._end(key, lease, Outcome.none())
+            return
+        why = f"{terms.deaths} workers died while they had it, the last was {worker}"
+        failure = Failure("killed", "WorkerDied", why)
+        lost = Outcome.all_failed(lease.kept - lease.told, failure, worker)
+        self._end(key, lease, replace(lost, first=lease.told, kept=lease.kept))
+
+    def abandon(self, failure: Failure) -> None:
+        """End every batch under way, its electrons with `failure`; on the dispatcher's thread."""
+        for key, lease in list(self._leases.items()):
+            rest = Outcome.all_failed(lease.kept - lease.told, failure)
+            self._carrier.retract(key)
+            self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
 
     def fail(self, error: ConductorError) -> None:
         """Give up: the conductor is gone. To be called on the dispatcher's thread."""

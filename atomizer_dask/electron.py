@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from atomizer_dask.events import shorten
+from atomizer_dask.policy import OnFailure, Policy, seconds_of
 
 _OPTIONS = {"timeout", "copy_state", "on_failure", "max_attempts", "backoff"}
 _serial = itertools.count()
@@ -48,15 +48,22 @@ class Electron:
     id, sender_id
         Made where not given.
     timeout
-        Seconds, or a text such as ``"30s"``; None for no limit.
+        Of each attempt: seconds, or a text such as ``"30s"``; None for no limit.
     copy_state
         Process with a copy of the registered instance, rather than with a fresh one.
     on_failure
-        ``"fail"``, ``"retry"``, ``"requeue"``, or a function of the failure that returns one.
+        ``"fail"``: record the failure. ``"retry"``: again on the same worker. ``"requeue"``:
+        again, on another worker where there is one. Or a function of the failure, an
+        `ElectronError`, that returns one of these.
     max_attempts
-        How often it is tried at most.
+        How often it is tried at most; 3 where `on_failure` may try again, unless given.
     backoff
-        Seconds before the second attempt.
+        Seconds, or a text, before the second attempt; doubled before each further one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an option is unknown or makes no sense.
 
     Examples
     --------
@@ -70,9 +77,9 @@ class Electron:
     sender_id: str = ""
     timeout: float | str | None = None
     copy_state: bool = False
-    on_failure: str | Callable[[Any], str] = "fail"
+    on_failure: OnFailure = "fail"
     max_attempts: int = 1
-    backoff: float = 0.0
+    backoff: float | str = 0.0
 
     def __init__(
         self,
@@ -99,6 +106,14 @@ class Electron:
                     f"id, sender_id, {', '.join(sorted(_OPTIONS))}"
                 )
             own.update(options)
+            seconds_of(self.timeout, "timeout")
+            wanted = Policy.of(self.on_failure, options.get("max_attempts"), self.backoff)
+            own["max_attempts"] = wanted.max_attempts
+
+    @property
+    def policy(self) -> Policy:
+        """What shall become of it where it fails."""
+        return Policy.of(self.on_failure, self.max_attempts, self.backoff)
 
     def __repr__(self) -> str:
         return f"<Electron {self.id} for {self.atom_id}: {shorten(repr(self.payload))}>"

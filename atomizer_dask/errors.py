@@ -13,8 +13,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 from atomizer_dask.events import Event, shorten
 
@@ -101,6 +102,14 @@ class ElectronError(AtomizerError):
         Its text.
     traceback
         The remote traceback as text, empty where there was none.
+    tier
+        For what ran out of time, what it took to end it: ``"context"`` where the atom heeded
+        ``context.cancelled``, ``"exception"`` where one was raised in it, ``"kill"`` where its
+        process was killed; else empty.
+    attempt
+        Which attempt it was, from 1.
+    worker, start, end
+        Where and when that attempt ran; UTC and timezone-aware.
     """
 
     def __init__(
@@ -111,10 +120,36 @@ class ElectronError(AtomizerError):
         type: str = "",
         message: str = "",
         traceback: str = "",
+        tier: str = "",
+        attempt: int = 1,
+        worker: str = "",
+        start: datetime | None = None,
+        end: datetime | None = None,
     ) -> None:
         super().__init__(event, internal)
-        self.args = (event, internal, kind, type, message, traceback)
+        self.args = (
+            event, internal, kind, type, message, traceback, tier, attempt, worker, start, end,
+        )  # fmt: skip
         self.kind = kind
         self.type = type
         self.message = message
         self.traceback = traceback
+        self.tier = tier
+        self.attempt = attempt
+        self.worker = worker
+        self.start = start
+        self.end = end
+
+    @property
+    def duration(self) -> timedelta | None:
+        """Time from start to end of the attempt; None where it never ran."""
+        return None if self.start is None or self.end is None else self.end - self.start
+
+    def bare(self) -> ElectronError:
+        """Return it without the exception itself, which not everybody can unpickle."""
+        return ElectronError(self.event, None, *self.args[2:])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what happened in this attempt as plain values, for tables."""
+        names = ("attempt", "kind", "type", "message", "worker", "start", "end")
+        return {name: getattr(self, name) for name in names}

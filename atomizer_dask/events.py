@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import escape
 from typing import Any, Generic, Literal, TypeVar
@@ -63,6 +63,11 @@ class Event:
     level: Level = "info"
     run_id: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def as_text(self) -> Event:
+        """Return it with texts for its fields, where these cannot travel."""
+        fields = {name: repr(value) for name, value in self.fields.items()}
+        return replace(self, fields=fields)
 
     def __str__(self) -> str:
         named = (("cid", self.conductor_id), ("aid", self.atom_id), ("eid", self.electron_id))

@@ -6,34 +6,83 @@ or somebody asks it to stop, gives back what has not been begun, and returns the
 
 from __future__ import annotations
 
+import itertools
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import repeat
-from operator import length_hint
+from math import inf
 from time import perf_counter, time_ns
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
+from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
 from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.claims import Claims
 from atomizer_dask.columns import column, numpy_values, python_values
 from atomizer_dask.context import Context
 from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
-from atomizer_dask.outputs import Results, join, outputs_of_slice
+from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
 from atomizer_dask.streams import Positioned, Stream
-from atomizer_dask.sweep import Columns, GridSlice, Rows
+from atomizer_dask.sweep import Columns, GridSlice, Rows, numpy_or_extension
 
 _FIRST_SLICE = 1024
-_LARGEST_SLICE = 2**20
 _AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
-_SLICE_SECONDS = 0.02  # how finely a vectorised batch can be interrupted
+_HAND_OVER_SECONDS = 0.1  # an electron that runs on for so long holds back no others
+
+_REMEMBERED = 10_000  # runs that were stopped
 
 _Arguments = Callable[[int, int], list[Any]]
+Pieces = Iterator[Outcome]
+
+
+class OvertimeError(Exception):
+    """An electron ran out of time; `tier` says what it took to end it."""
+
+    def __init__(self, message: str, tier: str) -> None:
+        super().__init__(message, tier)
+        self.message = message
+        self.tier = tier
+
+
+class TimeIsUp(BaseException):
+    """Raised in the middle of an electron that has no time left."""
+
+
+class Watch(Protocol):
+    """Whoever watches over the time that electrons take, where one does."""
+
+    def left(self) -> float | None:
+        """Return the seconds that the running electron has left; None for no limit."""
+
+    def begin(self, offset: int, count: int) -> None:
+        """Note that `count` electrons begin."""
+
+    def end(self) -> None:
+        """Note that they have ended.
+
+        Raises
+        ------
+        OvertimeError
+            Where they had no time left.
+        """
+
+    def overtime(self) -> OvertimeError:
+        """Return the error of electrons in which `TimeIsUp` was raised."""
+
+
+class Keeper:
+    """Keeps a singleton: one electron at a time, and the instance between them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.instance: Atom | None = None
+        self.inmate: Any = None  # the child process where it is, if it is in one
 
 
 class Site(ABC):
@@ -43,7 +92,8 @@ class Site(ABC):
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
-        self._stopped: set[str] = set()
+        self._stopped: dict[str, tuple[int, bool]] = {}
+        self._keepers: dict[Any, Keeper] = {}
 
     @abstractmethod
     def find_atom(self, batch: Batch) -> Definition:
@@ -52,6 +102,10 @@ class Site(ABC):
     @abstractmethod
     def give_back(self, batch: Batch, kept: int) -> None:
         """Tell the driver that all but the first `kept` electrons are free for others."""
+
+    def tell(self, batch: Batch, outcome: Outcome) -> bool:
+        """Tell the driver what has ended of a batch that has not, and return whether it is told."""
+        return False
 
     @abstractmethod
     def emit(self, channel: str, event: Event) -> None:
@@ -65,32 +119,65 @@ class Site(ABC):
     def children(self, origin: Origin, stream: Stream, lease: Lease) -> Any:
         """Return the conductor through which an electron sends its children."""
 
-    def stop(self, run_id: str) -> None:
-        """Give back what running batches of a run have not begun, and tell their electrons."""
-        self._stopped.add(run_id)  # for batches that are still to begin
+    def isolates(self, batch: Batch, definition: Definition) -> bool:
+        """Return whether a batch is to be executed where it can do no harm."""
+        return False
+
+    def execute_pieces(self, lease: Lease, definition: Definition, claims: Claims) -> Pieces:
+        """Execute a batch where it can do no harm, and yield the outcomes of its pieces."""
+        raise NotImplementedError
+
+    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
+        """Give back what has not been begun of a run, or of what an electron sent.
+
+        Parameters
+        ----------
+        root
+            The run or the electron.
+        epoch
+            Only batches made up to then.
+        cancel
+            Tell the running electrons too.
+        """
+        # For batches that are still to begin. Of very many runs the first are long over.
+        self._stopped[root] = epoch, cancel
+        if len(self._stopped) > _REMEMBERED:
+            del self._stopped[next(iter(self._stopped))]
         for lease in list(self._leases.values()):
-            if lease.batch.run_id == run_id:
-                lease.stopped = True
-                lease.surrender()
+            lease.heed(root, epoch, cancel)
 
     def execute(self, batch: Batch) -> Outcome:
         """Execute a batch until it is done, its time box ends, or it is stopped."""
-        lease = Lease(batch, self)
+        lease = self.lease(batch)
         definition = self.find_atom(batch)
-        timer = None
         self._leases[batch.key] = lease
-        if batch.run_id in self._stopped:
-            lease.stopped = True
-        if len(batch) > 1:
-            timer = threading.Timer(batch.seconds, lease.surrender)
-            timer.daemon = True
-            timer.start()
+        for root in (batch.run_id, batch.origin.root):
+            if root in self._stopped:
+                lease.heed(root, *self._stopped[root])
+        try:
+            if not definition.singleton:
+                return lease.run(definition)
+            return self._execute_singleton(lease, definition)
+        finally:
+            del self._leases[batch.key]
+
+    def lease(self, batch: Batch) -> Lease:
+        """Return the lease on a batch that is about to be executed."""
+        return Lease(batch, self)
+
+    def keeper(self, batch: Batch) -> Keeper:
+        """Return the keeper of the singleton that a batch is for."""
+        return self._keepers.setdefault(batch.version, Keeper())
+
+    def _execute_singleton(self, lease: Lease, definition: Definition) -> Outcome:
+        lock = self.keeper(lease.batch).lock
+        while not lock.acquire(timeout=_HAND_OVER_SECONDS):
+            if lease.stopped:
+                return Outcome.none()
         try:
             return lease.run(definition)
         finally:
-            del self._leases[batch.key]
-            if timer is not None:
-                timer.cancel()
+            lock.release()
 
 
 class Lease:
@@ -101,16 +188,22 @@ class Lease:
     so that the loop needs no lock and no look at the clock.
     """
 
-    def __init__(self, batch: Batch, site: Site) -> None:
+    def __init__(self, batch: Batch, site: Site, watch: Watch | None = None) -> None:
         self.batch = batch
         self.site = site
-        self.stopped = False
+        self.watch = watch
+        self.stopped = False  # gives back what it has not begun
+        self.cancelled = False  # and its running electron shall end too
+        self.cancelled_ones: set[int] = set()
         self.rng = Positioned()
         self._thread = threading.get_ident()
-        self._claims: _Claims | None = None
+        self._claims: Claims | None = None
         self._given = 0
         self._released = False
         self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._told = 0
+        self._so_far: Callable[[], Outcome] | None = None
         self._failed: list[int] = []
         self._codes: list[int] = []
         self._failures: list[Failure] = []
@@ -128,6 +221,41 @@ class Lease:
         if rest:
             self.site.give_back(self.batch, kept)
 
+    def hand_over(self) -> None:
+        """Tell what has ended, where the running electron goes on for long."""
+        if self._over.wait(_HAND_OVER_SECONDS):
+            return
+        with self._lock:
+            if self._over.is_set() or self._so_far is None:
+                return
+            outcome = self._so_far()
+            told, self._told = self._told, max(self._told, outcome.kept)
+            outcome = outcome.part(told, outcome.kept)
+            if len(outcome) and not self.site.tell(self.batch, outcome):
+                self._told = told
+
+    def heed(self, root: str, epoch: int, cancel: bool) -> None:
+        """Stop where this concerns the batch."""
+        batch = self.batch
+        if batch.ids is not None and root in batch.ids:
+            if cancel:
+                self.cancelled_ones.add(batch.ids.index(root))
+            return
+        if root not in (batch.run_id, batch.origin.root):
+            return
+        if batch.epoch <= epoch or batch.run_id != root:
+            self.cancelled |= cancel
+            self.stopped = True
+            self.surrender()
+            threading.Thread(target=self.hand_over, name="atomizer-hand-over", daemon=True).start()
+
+    def is_cancelled(self, offset: int) -> bool:
+        """Return whether the electron at `offset` shall end."""
+        if self.cancelled or offset in self.cancelled_ones:
+            return True
+        left = None if self.watch is None else self.watch.left()
+        return left is not None and left <= 0
+
     def about_to_wait(self) -> None:
         """Give up the slot, once: the running electron is about to wait for its children."""
         if not self._released and threading.get_ident() == self._thread:
@@ -141,61 +269,119 @@ class Lease:
 
     def conductor(self, offset: int) -> Any:
         """Return the conductor for what the electron at `offset` sends."""
-        origin = self.batch.origin._replace(depth=self.batch.origin.depth + 1)
-        stream, index = self.batch.address(offset)
+        batch = self.batch
+        origin = batch.origin._replace(
+            depth=batch.origin.depth + 1,
+            root=batch.origin.root or batch.run_id or batch.electron_id(offset),
+        )
+        stream, index = batch.address(offset)
         return self.site.children(origin, stream.child(index), self)
 
     # -- executing --------------------------------------------------------------------------
 
     def run(self, definition: Definition) -> Outcome:
         """Execute the batch."""
-        start_ns = time_ns()
-        start = perf_counter()
+        timer = None
+        if len(self.batch) > 1 and self.batch.seconds < inf:
+            timer = threading.Timer(self.batch.seconds, self._time_is_up)
+            timer.daemon = True
+            timer.start()
+        try:
+            outcome = self._run(definition)
+        finally:
+            self._over.set()
+            if timer is not None:
+                timer.cancel()
+        with self._lock:  # somebody may be giving back, or telling, at this very moment
+            kept = len(self.batch) - self._given
+            return replace(outcome.part(self._told, kept), kept=kept)
+
+    def _time_is_up(self) -> None:
+        self.surrender()
+        self.hand_over()
+
+    def _run(self, definition: Definition) -> Outcome:
+        if self.site.isolates(self.batch, definition):
+            return self._run_pieces(definition)
         inputs = _for_slices(definition, self.batch)
-        results: dict[str, Column] | list[Any]
-        counts, scalar = None, True
         if inputs is not None:
             assert isinstance(definition, FunctionAtom)
-            results, ends, counts = self._run_slices(definition, inputs)
-            scalar = results.keys() <= {"result"}
-        else:
-            outputs = Results(as_they_are=self.batch.ids is not None)
-            ends = self._run_each(definition, outputs)
-            results, scalar = outputs.joined()
-        with self._lock:  # somebody may be giving back at this very moment
-            kept = len(self.batch) - self._given
+            return self._run_slices(definition, inputs)
+        return self._run_each(definition)
+
+    def _begin(self, claims: Claims, so_far: Callable[[], Outcome] | None) -> None:
+        with self._lock:
+            self._claims = claims
+            self._so_far = so_far
+        if self.stopped:  # since before there was anything to give back
+            self.surrender()
+
+    def _outcome(
+        self,
+        results: dict[str, Column] | list[Any],
+        start: tuple[int, float],
+        ends: np.ndarray,
+        counts: np.ndarray | None = None,
+        *,
+        scalar: bool = True,
+    ) -> Outcome:
+        kept = len(ends) if counts is None else int(counts.sum())
+        known = sum(offset < kept for offset in self._failed) if self._failed else 0
         return Outcome(
             kept=kept,
             results=results,
-            failed=np.array(self._failed, dtype=np.int64),
-            codes=np.array(self._codes, dtype=np.int32),
-            failures=self._failures,
-            start_ns=start_ns,
-            ends=ends - start,
+            failed=np.array(self._failed[:known], dtype=np.int64),
+            codes=np.array(self._codes[:known], dtype=np.int32),
+            failures=list(self._failures),
+            start_ns=start[0],
+            ends=ends - start[1],
             counts=counts,
             worker=self.site.name,
             scalar=scalar,
         )
 
-    def _begin(self, claims: _Claims) -> None:
-        with self._lock:
-            self._claims = claims
-        if self.stopped:  # since before there was anything to give back
-            self.surrender()
+    def _run_pieces(self, definition: Definition) -> Outcome:
+        """Execute piece after piece where they can do no harm."""
+        first = 2 if definition.vectorized else 1
+        claims = Claims(len(self.batch), first)
+        pieces: list[Outcome] = []
 
-    def _run_each(self, definition: Definition, outputs: Results) -> np.ndarray:
-        """Execute one electron after another; return when each of them ended."""
+        def so_far() -> Outcome:
+            return join_outcomes(pieces, self.site.name)
+
+        self._begin(claims, so_far)
+        for piece in self.site.execute_pieces(self, definition, claims):
+            with self._lock:
+                pieces.append(piece)
+        return so_far()
+
+    def _run_each(self, definition: Definition) -> Outcome:
+        """Execute one electron after another."""
+        start = time_ns(), perf_counter()
         call, arguments = self._bond(definition)
-        claims = _Claims(len(self.batch), _AT_ONCE)
-        self._begin(claims)
+        if self.watch is not None:
+            call = _watched(call, self.watch)
+        claims = Claims(len(self.batch), _AT_ONCE)
+        outputs = Results(as_they_are=self.batch.ids is not None)
         times: list[np.ndarray] = []
         results: list[Any] = []
         ends: list[float] = []
-        keep, stamp, clock = results.append, ends.append, perf_counter
+        clock = perf_counter
+
+        def so_far() -> Outcome:
+            # What was stamped is complete, for that is the last thing done about an electron.
+            stamped = np.array(ends)
+            done = sum(map(len, times))
+            failed = sum(done <= offset < done + len(stamped) for offset in self._failed)
+            joined, scalar = outputs.joined(results[: len(stamped) - failed])
+            return self._outcome(joined, start, _concatenated([*times, stamped]), scalar=scalar)
+
+        self._begin(claims, so_far)
         offset = 0
         # Piece by piece, so that arguments and results are in the cache, and become columns
         # before they are millions of objects.
         while count := claims.draw():
+            keep, stamp = results.append, ends.append
             first, *others = arguments(offset, offset + count)
             calls = map(call, claims.each_of(first), *others)
             while True:
@@ -213,16 +399,18 @@ class Lease:
                 self._fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
                 stamp(clock())
             offset += len(ends)
-            outputs.add(results)
-            times.append(np.fromiter(ends, dtype=np.float64, count=len(ends)))
-            results.clear()
-            ends.clear()
-        return np.concatenate(times) if times else np.empty(0)
+            with self._lock:  # `so_far` must not see one changed and not the other
+                outputs.add(results)
+                times.append(np.fromiter(ends, dtype=np.float64, count=len(ends)))
+                results.clear()
+                ends.clear()
+        joined, scalar = outputs.joined()
+        return self._outcome(joined, start, _concatenated(times), scalar=scalar)
 
     def _bond(self, definition: Definition) -> tuple[Callable[..., Any], _Arguments]:
         """Return what to call, and its arguments for electrons from one offset to another.
 
-        The first of these is a list: see `_Claims.each_of`.
+        The first of these is a list: see `Claims.each_of`.
         """
         inputs = self.batch.inputs
         if isinstance(definition, ClassAtom):
@@ -280,32 +468,60 @@ class Lease:
     def _bond_class(self, definition: ClassAtom) -> Callable[[int], Any]:
         def call(offset: int) -> Any:
             context = Context(self, offset)
-            instance = definition.instantiate(self.batch.copy_state)
+            instance = self._instance(definition)
             return instance.process(context, context.conductor, context.electron)
 
         return call
 
+    def call_first(self, definition: Definition) -> Any:
+        """Execute the first electron of the batch and return its result, or raise."""
+        if definition.vectorized:
+            assert isinstance(definition, FunctionAtom)
+            return self._call_with_arrays_of_one(definition, self.batch.payload(0), 0)
+        call, arguments = self._bond(definition)
+        return call(*(next(iter(values)) for values in arguments(0, 1)))
+
+    def _instance(self, definition: ClassAtom) -> Atom:
+        """Return the instance that shall process an electron."""
+        if not definition.singleton:
+            return definition.instantiate(self.batch.copy_state)
+        keeper = self.site.keeper(self.batch)
+        if keeper.instance is None:
+            keeper.instance = definition.instantiate(copy_state=definition.instance is not None)
+            message = f"singleton initialised on {self.site.name}"
+            batch = self.batch
+            self.emit(Event(message, atom_id=batch.atom_id, run_id=batch.run_id))
+        return keeper.instance
+
     # -- vectorised -------------------------------------------------------------------------
 
-    def _run_slices(
-        self, definition: FunctionAtom, inputs: Columns | GridSlice
-    ) -> tuple[dict[str, Column], np.ndarray, np.ndarray]:
-        """Execute slice after slice; return the outputs, and when how many electrons ended."""
+    def _run_slices(self, definition: FunctionAtom, inputs: Columns | GridSlice) -> Outcome:
+        """Execute slice after slice."""
+        start = time_ns(), perf_counter()
         columns = {name: numpy_values(values) for name, values in inputs.columns().items()}
-        slices = _Claims(len(self.batch), _FIRST_SLICE)
-        self._begin(slices)
+        slices = Claims(len(self.batch), _FIRST_SLICE)
         parts: list[tuple[int, dict[str, Column]]] = []
         ends: list[float] = []
         counts: list[int] = []
+
+        def so_far() -> Outcome:
+            results = join(parts)
+            scalar = results.keys() <= {"result"}
+            how_many = np.array(counts, dtype=np.int64)
+            return self._outcome(results, start, np.array(ends), how_many, scalar=scalar)
+
+        self._begin(slices, so_far)
         offset = 0
         while count := slices.draw():
             before = perf_counter()
-            parts += self._run_slice(definition, columns, offset, count)
-            offset += count
-            ends.append(perf_counter())
-            counts.append(count)
+            done = self._run_slice(definition, columns, offset, count)
+            with self._lock:
+                parts += done
+                offset += count
+                ends.append(perf_counter())
+                counts.append(count)
             slices.learn(count, ends[-1] - before)
-        return join(parts), np.array(ends), np.array(counts, dtype=np.int64)
+        return so_far()
 
     def _run_slice(
         self, definition: FunctionAtom, columns: dict[str, np.ndarray], offset: int, count: int
@@ -317,8 +533,11 @@ class Lease:
         }
         if definition.takes_context:
             arguments["context"] = Context(self, offset, count)
+        function = definition.function
+        if self.watch is not None:
+            function = _watched(function, self.watch, offset, count)
         try:
-            result = definition.function(**arguments)
+            result = function(**arguments)
         except BaseException as error:  # noqa: BLE001 - SystemExit in an atom is its failure too
             if count == 1:
                 self._fail(offset, error)
@@ -327,28 +546,39 @@ class Lease:
             left = self._run_slice(definition, columns, offset, half)
             return left + self._run_slice(definition, columns, offset + half, count - half)
         try:
+            result, errors = errors_of_slice(result, count)
             outputs = outputs_of_slice(result, count)
         except (ValueError, TypeError) as error:
             # Not to be bisected: in halves a wrong shape may look like a right one.
             for position in range(offset, offset + count):
                 self._fail(position, error)
             return []
-        return [(count, {name: Column(values) for name, values in outputs.items()})]
+        if errors:
+            good = np.ones(count, dtype=bool)
+            good[list(errors)] = False
+            outputs = {name: numpy_or_extension(v)[good] for name, v in outputs.items()}
+            for position, mark in errors.items():
+                self._fail(offset + position, mark)
+        columns_out = {name: Column(values) for name, values in outputs.items()}
+        return [(count - len(errors), columns_out)]
 
     # -- failing ----------------------------------------------------------------------------
 
     def _fail(self, offset: int, error: BaseException) -> None:
         kind: Kind = "invalid_payload" if isinstance(error, InvalidPayloadError) else "exception"
-        alike = (
-            kind,
-            type(error).__qualname__,
-            error.event.message if isinstance(error, AtomizerError) else text_of(error),
-            self._traceback_of(error),
+        name, message, tier = type(error).__qualname__, "", ""
+        if isinstance(error, OvertimeError):
+            kind, name, message, tier = "timeout", "TimeoutError", error.message, error.tier
+        elif self.cancelled or offset in self.cancelled_ones:
+            kind = "cancelled"  # it heeded
+        message = message or (
+            error.event.message if isinstance(error, AtomizerError) else text_of(error)
         )
+        alike = (kind, name, message, self._traceback_of(error))
         # The first exception stands for all of the same text: a million alike stay small.
         if alike not in self._known:
             self._known[alike] = len(self._failures)
-            self._failures.append(Failure(*alike, exception=error.with_traceback(None)))
+            self._failures.append(Failure(*alike, error.with_traceback(None), tier))
         self._failed.append(offset)
         self._codes.append(self._known[alike])
 
@@ -366,57 +596,34 @@ class Lease:
         return head + self._stacks[lines] + "".join(traceback.format_exception_only(error))
 
 
-class _Claims:
-    """The electrons of a batch that nobody has begun, handed out piece by piece.
+def _watched(
+    call: Callable[..., Any], watch: Watch, offset: int | None = None, count: int = 1
+) -> Callable[..., Any]:
+    """Return a call that is watched; without an `offset` it counts the electrons itself."""
+    offsets: Iterable[int] = repeat(offset) if offset is not None else itertools.count()
+    following = iter(offsets).__next__
 
-    Parameters
-    ----------
-    electrons
-        How many there are.
-    size
-        Of the first piece.
-    """
+    def watched(*values: Any, **named: Any) -> Any:
+        watch.begin(following(), count)
+        try:
+            try:
+                result = call(*values, **named)
+            except BaseException as error:
+                try:
+                    watch.end()
+                except OvertimeError as overtime:
+                    raise overtime from error
+                raise
+            watch.end()
+        except TimeIsUp as error:  # raised just after the call
+            raise watch.overtime() from error
+        return result
 
-    def __init__(self, electrons: int, size: int) -> None:
-        self._left = electrons
-        self._size = size
-        self._lock = threading.Lock()
-        self._count = 0  # of the piece that was drawn last
-        self._each: Iterator[Any] = iter(())
+    return watched
 
-    def draw(self) -> int:
-        """Return how many electrons the next piece has; 0 when there are none left."""
-        with self._lock:
-            self._count = min(self._size, self._left)
-            self._left -= self._count
-            return self._count
 
-    def each_of(self, values: list[Any]) -> Iterator[Any]:
-        """Return an iterator over the piece, which `drain` cuts short.
-
-        Drawing from the iterator of a list is atomic under the interpreter lock: an electron
-        belongs to whoever draws it.
-        """
-        self._each = iter(values)
-        return self._each
-
-    def drawn_of_piece(self) -> int:
-        """Return how many electrons of the piece its iterator has given to the loop."""
-        with self._lock:
-            return self._count - length_hint(self._each)
-
-    def drain(self) -> int:
-        """Take all that have not been begun and return how many they were."""
-        with self._lock:
-            of_piece = len(list(self._each))
-            self._count -= of_piece
-            left, self._left = self._left, 0
-            return of_piece + left
-
-    def learn(self, count: int, seconds: float) -> None:
-        """Size pieces to take `_SLICE_SECONDS`, now that one of `count` took `seconds`."""
-        fitting = int(count * _SLICE_SECONDS / max(seconds, 1e-6))
-        self._size = max(1, min(fitting, 8 * self._size, _LARGEST_SLICE))
+def _concatenated(times: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(times) if times else np.empty(0)
 
 
 def _with_keywords(
@@ -451,3 +658,14 @@ def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | N
     if any(payload.keys() != payloads[0].keys() for payload in payloads):
         return None
     return Columns({n: column([row[n] for row in payloads]) for n in names}, len(payloads))
+
+
+def replay(batch: Batch, definition: Definition, site: Site) -> Any:
+    """Execute a batch of one electron in this thread, with nothing between it and a debugger.
+
+    Raises
+    ------
+    Exception
+        Whatever the atom raises.
+    """
+    return Lease(batch, site).call_first(definition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
-from atomizer_dask.outcome import Outcome
+from atomizer_dask.errors import ElectronError
+from atomizer_dask.outcome import Outcome, utc
 from atomizer_dask.sweep import Sweep, numpy_or_extension, take
 
 if TYPE_CHECKING:
@@ -22,25 +23,42 @@ METADATA_PREFIX = "electron_"
 _COPY_ON_WRITE = int(version("pandas").partition(".")[0]) >= 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
-    """The outcome of consecutive electrons of a run.
+    """What became of some electrons of a run.
 
     Parameters
     ----------
-    start
-        Position of the first in the sweep.
+    positions
+        Of the electrons in the sweep.
     outcome
         What became of them.
+    attempt
+        Which attempt it was.
+    replaced
+        Which of the failed ones have been, or will be, tried again: a later part tells of these.
     """
 
-    start: int
+    positions: range | np.ndarray
     outcome: Outcome
+    attempt: int = 1
+    replaced: np.ndarray | None = None
 
-    @property
-    def stop(self) -> int:
-        """Position after the last in the sweep."""
-        return self.start + self.outcome.kept
+    def current(self) -> Part:
+        """Return it without what another part tells of."""
+        if self.replaced is None or not self.replaced.any():
+            return self
+        stays = np.ones(len(self.outcome), dtype=bool)
+        stays[np.asarray(self.outcome.failed, dtype=np.int64)[self.replaced]] = False
+        outcome = self.outcome.without_failed(self.replaced)
+        return Part(np.asarray(self.positions)[stays], outcome, self.attempt)
+
+    def failed_positions(self) -> np.ndarray:
+        """Return where in the sweep the failed ones are."""
+        failed = np.asarray(self.outcome.failed, dtype=np.int64)
+        if isinstance(self.positions, range):
+            return failed + self.positions.start
+        return self.positions[failed]
 
 
 def to_frame(
@@ -53,7 +71,7 @@ def to_frame(
     sweep
         The inputs.
     parts
-        The outcomes; none overlap.
+        The outcomes.
     run_id
         From which the ids are made.
     metadata
@@ -68,14 +86,15 @@ def to_frame(
     """
     import pandas as pd
 
-    parts = sorted(parts, key=lambda part: part.start)
-    positions = _positions(parts)
+    parts = _current(parts)
+    positions, order = _positions(parts)
     count = sweep.length
     whole = _is_whole(positions, count)
-    outputs = _renamed(_outputs(parts), OUTPUT_PREFIX, sweep.names)
+    outputs = _renamed(_ordered(_outputs(parts), order), OUTPUT_PREFIX, sweep.names)
     if metadata:
         taken = (*sweep.names, *outputs)
-        outputs |= _renamed(_metadata(parts, positions, run_id), METADATA_PREFIX, taken)
+        facts = {"id": _ids(run_id, positions), **_ordered(_metadata(parts), order)}
+        outputs |= _renamed(facts, METADATA_PREFIX, taken)
     if sweep.frame is not None and whole:
         given = sweep.frame.copy(deep=not _COPY_ON_WRITE)
         return pd.concat([given, _framed(outputs, given.index)], axis=1)
@@ -87,7 +106,11 @@ def to_frame(
     return _framed({**_inputs(sweep, positions), **outputs}, index)
 
 
-def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
+def errors_frame(
+    sweep: Sweep,
+    parts: Sequence[Part],
+    history: Mapping[int, tuple[ElectronError, ...]],
+) -> pd.DataFrame:
     """Return inputs and failures of the failed electrons, on the index of the frame.
 
     Parameters
@@ -95,28 +118,109 @@ def errors_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
     sweep
         The inputs.
     parts
-        The outcomes; none overlap.
+        The outcomes.
+    history
+        What earlier attempts failed with, by position.
     """
     import pandas as pd
 
-    failing = [
-        part for part in sorted(parts, key=lambda part: part.start) if len(part.outcome.failed)
-    ]
-    positions = _join([np.asarray(p.outcome.failed, dtype=np.int64) + p.start for p in failing])
+    rows = [row for part in _current(parts) for row in _failures(part, history)]
+    rows.sort(key=lambda row: row[0])
+    positions = np.array([position for position, _ in rows], dtype=np.int64)
     columns = _inputs(sweep, positions)
-    facts = {
-        name: [getattr(p.outcome.failures[code], name) for p in failing for code in p.outcome.codes]
-        for name in ("kind", "type", "message", "traceback")
-    }
-    more: dict[str, Any] = {
-        name: pd.Series(values, dtype="str").array for name, values in facts.items()
-    }
-    more["attempts"] = np.ones(len(positions), dtype=np.int64)
-    workers = [p.outcome.worker for p in failing for _ in range(len(p.outcome.failed))]
-    more["worker"] = pd.Series(workers, dtype="str").array
+    more: dict[str, Any] = {}
+    for name in ("kind", "type", "message", "traceback"):
+        more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array
+    more["attempts"] = np.array([row["attempt"] for _, row in rows], dtype=np.int64)
+    for name in ("worker", "tier"):
+        more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array
+    more["seconds"] = np.array([row["seconds"] for _, row in rows], dtype=np.float64)
+    more["history"] = as_objects([row["history"] for _, row in rows])
     columns |= _renamed(more, METADATA_PREFIX, sweep.names)
     index = pd.Index(positions) if sweep.index is None else sweep.index.take(positions)
     return _framed(columns, index)
+
+
+def failures_frame(errors: pd.DataFrame) -> pd.DataFrame:
+    """Return a summary of what `errors_frame` returned: a row per kind and type of exception."""
+    import pandas as pd
+
+    named = {
+        name: METADATA_PREFIX + name if METADATA_PREFIX + name in errors else name
+        for name in ("kind", "type", "message")
+    }
+    rows = []
+    for (kind, type_), group in errors.groupby([named["kind"], named["type"]], sort=False):
+        first = group.iloc[0]
+        rows.append(
+            {
+                "kind": kind,
+                "type": type_,
+                "count": len(group),
+                "first": group.index[0],
+                "message": first[named["message"]],
+                "hint": HINTS.get(str(kind), ""),
+            }
+        )
+    columns = ["kind", "type", "count", "first", "message", "hint"]
+    summary = pd.DataFrame(rows, columns=columns).sort_values(
+        "count", ascending=False, kind="stable"
+    )
+    return summary.set_index(["kind", "type"])
+
+
+HINTS = {
+    "exception": "run.replay(first) runs it here, for a debugger; run.errors has the traceback",
+    "timeout": "run.retry(where=lambda e: e.kind == 'timeout', timeout=...) gives it longer",
+    "killed": "its process died: look for a crash in compiled code, or for too little memory",
+    "cancelled": "run.retry() goes on with these",
+    "invalid_payload": "the inputs do not fit the atom's parameters",
+    "rejected": "the worker could not take it: is what the atom imports installed there?",
+}
+
+
+def _failures(
+    part: Part, history: Mapping[int, tuple[ElectronError, ...]]
+) -> Iterable[tuple[int, dict[str, Any]]]:
+    outcome = part.outcome
+    starts, ends = outcome.times()
+    for position, offset, code in zip(
+        part.failed_positions().tolist(), outcome.failed, outcome.codes, strict=True
+    ):
+        failure = outcome.failures[code]
+        start, end = int(starts[offset]), int(ends[offset])
+        last = {
+            "attempt": part.attempt,
+            "kind": failure.kind,
+            "type": failure.type,
+            "message": failure.message,
+            "worker": outcome.worker,
+            "start": utc(start),
+            "end": utc(end),
+        }
+        earlier = [error.facts() for error in history.get(position, ())]
+        yield (
+            position,
+            {
+                **last,
+                "traceback": failure.traceback,
+                "tier": failure.tier,
+                "seconds": (end - start) / 1e9,
+                "history": [*earlier, last],
+            },
+        )
+
+
+def _current(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts that tell of an electron last, by where they begin."""
+    current = [part for part in map(Part.current, parts) if len(part.outcome)]
+    return sorted(current, key=lambda part: part.positions[0])
+
+
+def _ordered(columns: dict[str, Any], order: np.ndarray | None) -> dict[str, Any]:
+    if order is None:
+        return columns
+    return {name: values.take(order) for name, values in columns.items()}
 
 
 def _framed(columns: dict[str, Any], index: pd.Index) -> pd.DataFrame:
@@ -143,11 +247,22 @@ def _renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict
     return renamed
 
 
-def _positions(parts: Sequence[Part]) -> Any:
-    """Return which electrons are there, as a range where there is no gap."""
-    if all(before.stop == after.start for before, after in pairwise(parts)):
-        return range(parts[0].start, parts[-1].stop) if parts else range(0)
-    return _join([np.arange(part.start, part.stop) for part in parts])
+def _positions(parts: Sequence[Part]) -> tuple[Any, np.ndarray | None]:
+    """Return which electrons are there, sorted, and which row of the parts each one is.
+
+    As a range where there is no gap, and without an order where the parts are in order.
+    """
+    spans = [part.positions for part in parts if isinstance(part.positions, range)]
+    if len(spans) == len(parts):
+        if all(before.stop == after.start for before, after in pairwise(spans)):
+            return (range(spans[0].start, spans[-1].stop) if spans else range(0)), None
+        return _join([np.asarray(span) for span in spans]), None
+    positions = _join([np.asarray(part.positions) for part in parts])
+    order = np.argsort(positions, kind="stable")
+    positions = positions[order]
+    if positions[-1] - positions[0] + 1 == len(positions):
+        return range(int(positions[0]), int(positions[-1]) + 1), order
+    return positions, order
 
 
 def _is_whole(positions: Any, count: int | None) -> bool:
@@ -179,9 +294,9 @@ def _output(parts: Sequence[Part], name: str) -> Any:
         outcome = part.outcome
         assert isinstance(outcome.results, dict)
         column = outcome.results.get(name)
-        here = np.zeros(outcome.kept, dtype=bool)
+        here = np.zeros(len(outcome), dtype=bool)
         if column is not None and len(column.values):
-            good = np.ones(outcome.kept, dtype=bool)
+            good = np.ones(len(outcome), dtype=bool)
             good[np.asarray(outcome.failed, dtype=np.int64)] = False
             here[good] = True if column.present is None else column.present
             values.append(column.values)
@@ -241,7 +356,13 @@ def _scatter(values: Values, present: np.ndarray) -> Any:
     return pd.api.extensions.take(numpy_or_extension(values), where, allow_fill=True)
 
 
-def _metadata(parts: Sequence[Part], positions: Any, run_id: str) -> dict[str, Any]:
+def _ids(run_id: str, positions: Any) -> Any:
+    import pandas as pd
+
+    return pd.Series([f"{run_id}-{position}" for position in positions], dtype="str").array
+
+
+def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
     import pandas as pd
 
     times = [part.outcome.times() for part in parts]
@@ -249,17 +370,18 @@ def _metadata(parts: Sequence[Part], positions: Any, run_id: str) -> dict[str, A
     ends = _join([end for _, end in times])
     names = list(dict.fromkeys(part.outcome.worker for part in parts))
     codes = [names.index(part.outcome.worker) for part in parts]
+    counts = [len(part.outcome) for part in parts]
     workers = pd.Categorical.from_codes(
-        np.repeat(np.array(codes, dtype=np.int64), [part.outcome.kept for part in parts]),
+        np.repeat(np.array(codes, dtype=np.int64), counts),
         categories=pd.Index(names, dtype="str"),
     )
+    attempts = np.array([part.attempt for part in parts], dtype=np.int64)
     return {
-        "id": pd.Series([f"{run_id}-{position}" for position in positions], dtype="str").array,
         "start": pd.to_datetime(starts, unit="ns", utc=True).array,
         "end": pd.to_datetime(ends, unit="ns", utc=True).array,
         "duration": pd.to_timedelta(ends - starts, unit="ns").array,
         "worker": workers,
-        "attempts": np.ones(len(starts), dtype=np.int64),
+        "attempts": np.repeat(attempts, counts),
     }
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
-from itertools import groupby
+from itertools import compress, groupby
 from operator import attrgetter
 from threading import Condition
 from time import monotonic
@@ -57,6 +57,7 @@ class ElectronFuture(Future[Properties]):
         self._result: Properties | None = None
         self._exception: BaseException | None = None
         self._about_to_wait = about_to_wait
+        self._stop: Callable[[], None] | None = None
         # Made when first used: as lists of their own, 10,000 futures keep the garbage collector
         # busier than anything else does.
         self._own_waiters: _Waiters | None = None
@@ -91,7 +92,13 @@ class ElectronFuture(Future[Properties]):
 
     @staticmethod
     def finish_all(futures: list[ElectronFuture], results: list[Properties]) -> None:
-        """Give futures their results, waking each waiting thread once rather than per future."""
+        """Give futures their results, waking each waiting thread once rather than per future.
+
+        One that has ended before, by being cancelled, stays as it is.
+        """
+        if any(future._state == FINISHED for future in futures):
+            open_ = [future._state != FINISHED for future in futures]
+            futures, results = list(compress(futures, open_)), list(compress(results, open_))
         left = iter(results)
         for condition, group in groupby(futures, attrgetter("_condition")):
             with condition:
@@ -104,6 +111,22 @@ class ElectronFuture(Future[Properties]):
         for future in futures:
             if future._own_callbacks:
                 future._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def stop_with(self, stop: Callable[[], None]) -> None:
+        """Have `stop` called where somebody cancels it while the electron runs."""
+        self._stop = stop
+
+    def cancel(self) -> bool:
+        """Cancel the electron, and return whether it had not begun.
+
+        One that had begun is told through ``context.cancelled``, and so is what it sent; its
+        Properties then say ``cancelled``, a second later at the latest.
+        """
+        if super().cancel():
+            return True
+        if self._stop is not None and not self.done():
+            self._stop()
+        return False
 
     def result(self, timeout: float | None = None) -> Properties:
         """Return the Properties, waiting up to `timeout` seconds for them."""

@@ -29,19 +29,35 @@ class Failure(NamedTuple):
     message: str
     traceback: str = ""
     exception: Any = None
+    tier: str = ""
 
-    def error(self, electron_id: str, atom_id: str) -> ElectronError:
+    def error(
+        self,
+        electron_id: str,
+        atom_id: str,
+        *,
+        attempt: int = 1,
+        worker: str = "",
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> ElectronError:
         """Return it as the error of an electron."""
         text = f"{self.type}: {self.message}" if self.type else self.message
         event = Event(text, electron_id=electron_id, atom_id=atom_id, level="error")
         internal = _exception_of(self.exception)
-        return ElectronError(event, internal, self.kind, self.type, self.message, self.traceback)
+        return ElectronError(
+            event, internal, self.kind, self.type, self.message, self.traceback, self.tier,
+            attempt, worker, start, end,
+        )  # fmt: skip
 
-    def properties(self, electron: Electron) -> Properties:
-        """Return it as the outcome of an electron that never ran."""
+    def properties(
+        self, electron: Electron, attempt: int = 1, earlier: tuple[ElectronError, ...] = ()
+    ) -> Properties:
+        """Return it as the outcome of an electron that did not run in this attempt."""
         now = utc(time_ns())
-        error = self.error(electron.id, electron.atom_id)
-        return Properties.of(electron.id, electron.atom_id, now, now, error, None, "")
+        error = self.error(electron.id, electron.atom_id, attempt=attempt)
+        whose = electron.id, electron.atom_id
+        return Properties.of(*whose, now, now, error, None, "", attempt, earlier)
 
 
 def _exception_of(travelled: Any) -> BaseException | None:
@@ -63,7 +79,7 @@ class Column(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: its first `kept` electrons, as columns.
+    """What became of a batch: its electrons from `first` to `kept`, as columns.
 
     Parameters
     ----------
@@ -86,6 +102,10 @@ class Outcome:
         Where it ran.
     scalar
         Whether results came as such rather than as dicts.
+    starts
+        Seconds after `start_ns` at which each one began, where not when the one before ended.
+    first
+        Offset of its first electron: those before were told of already. `failed` counts from it.
     """
 
     kept: int
@@ -98,6 +118,11 @@ class Outcome:
     counts: np.ndarray | None
     worker: str
     scalar: bool = True
+    starts: np.ndarray | None = None
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.kept - self.first
 
     @property
     def seconds(self) -> float:
@@ -107,32 +132,60 @@ class Outcome:
     def times(self) -> tuple[np.ndarray, np.ndarray]:
         """Return start and end of every electron, in nanoseconds since the epoch."""
         ends = self.start_ns + np.rint(self.ends * 1e9).astype(np.int64)
-        starts = np.concatenate([[self.start_ns], ends[:-1]]).astype(np.int64)
+        if self.starts is not None:
+            starts = self.start_ns + np.rint(self.starts * 1e9).astype(np.int64)
+        else:
+            starts = np.concatenate([[self.start_ns], ends[:-1]]).astype(np.int64)
         if self.counts is None:
             return starts, ends
         return np.repeat(starts, self.counts), np.repeat(ends, self.counts)
 
-    def truncate(self, kept: int) -> Outcome:
-        """Return the part about the first `kept` electrons."""
-        if kept >= self.kept:
+    def part(self, start: int, stop: int) -> Outcome:
+        """Return the part about the electrons from one offset of the batch to another."""
+        start = max(start, self.first)
+        stop = max(start, min(stop, self.kept))
+        if (start, stop) == (self.first, self.kept):
             return self
+        a, b = start - self.first, stop - self.first
         failed = np.asarray(self.failed, dtype=np.int64)
-        bad = int(np.searchsorted(failed, kept))
-        good = kept - bad
+        low, high = np.searchsorted(failed, [a, b])
         if isinstance(self.results, list):
-            results: dict[str, Column] | list[Any] = self.results[:good]
+            results: dict[str, Column] | list[Any] = self.results[a - low : b - high]
         else:
-            results = {name: _head(output, good) for name, output in self.results.items()}
-        _, ends = self.times()
+            results = {n: _cut(output, a - low, b - high) for n, output in self.results.items()}
+        starts, ends = self.times()
         return replace(
             self,
-            kept=kept,
+            first=start,
+            kept=stop,
             results=results,
-            failed=failed[:bad],
-            codes=self.codes[:bad],
-            ends=(ends[:kept] - self.start_ns) / 1e9,
+            failed=failed[low:high] - a,
+            codes=self.codes[low:high],
+            starts=(starts[a:b] - self.start_ns) / 1e9,
+            ends=(ends[a:b] - self.start_ns) / 1e9,
             counts=None,
         )
+
+    def without_failed(self, gone: np.ndarray) -> Outcome:
+        """Return it without those of its failed electrons that `gone`, a mask of them, says."""
+        failed = np.asarray(self.failed, dtype=np.int64)
+        stays = np.ones(len(self), dtype=bool)
+        stays[failed[gone]] = False
+        starts, ends = self.times()
+        return replace(
+            self,
+            kept=self.first + int(stays.sum()),
+            failed=(np.cumsum(stays) - 1)[failed[~gone]],
+            codes=np.asarray(self.codes)[~gone],
+            starts=(starts[stays] - self.start_ns) / 1e9,
+            ends=(ends[stays] - self.start_ns) / 1e9,
+            counts=None,
+        )
+
+    @classmethod
+    def none(cls) -> Outcome:
+        """Return the outcome of no electrons."""
+        return cls(0, {}, [], [], [], time_ns(), np.empty(0), None, "")
 
     @classmethod
     def all_failed(cls, count: int, failure: Failure, worker: str = "") -> Outcome:
@@ -144,7 +197,7 @@ class Outcome:
     def with_failed(self, bad: list[int], failure: Failure) -> Outcome:
         """Return it with some of the good electrons, by their order among these, as failed."""
         failed = np.asarray(self.failed, dtype=np.int64)
-        good = np.setdiff1d(np.arange(self.kept), failed)
+        good = np.setdiff1d(np.arange(len(self)), failed)
         stays = np.ones(len(good), dtype=bool)
         stays[bad] = False
         if isinstance(self.results, list):
@@ -173,30 +226,60 @@ class Outcome:
 
     def properties(self, batch: Batch) -> Iterator[Properties]:
         """Yield the Properties of every electron, in the order of the batch."""
-        _, ends = self.times()
+        starts, ends = self.times()
         failures = dict(zip(map(int, self.failed), map(int, self.codes), strict=True))
         results = self.rows()
-        start = utc(self.start_ns)
-        for offset, end_ns in enumerate(ends.tolist()):
+        attempt = batch.terms.attempt
+        plain = attempt == 1
+        start = end = None
+        before = None
+        for offset, (start_ns, end_ns) in enumerate(
+            zip(starts.tolist(), ends.tolist(), strict=True), self.first
+        ):
+            # Mostly one begins when the one before ended: half of the conversions are saved.
+            start = end if start_ns == before and end is not None else utc(start_ns)
+            end, before = utc(end_ns), end_ns
+            code = failures.get(offset - self.first) if failures else None
             electron_id = batch.electron_id(offset)
-            code = failures.get(offset)
-            failure = None if code is None else self.failures[code]
-            end = utc(end_ns)
             yield Properties.of(
                 electron_id,
                 batch.atom_id,
                 start,
                 end,
-                failure and failure.error(electron_id, batch.atom_id),
-                next(results) if failure is None else None,
+                None
+                if code is None
+                else self.failures[code].error(
+                    electron_id,
+                    batch.atom_id,
+                    attempt=attempt,
+                    worker=self.worker,
+                    start=start,
+                    end=end,
+                ),
+                next(results) if code is None else None,
                 self.worker,
+                *(() if plain else (attempt, batch.failures(offset))),
             )
-            if self.counts is None:
-                start = end
+
+    def errors(self, batch: Batch) -> list[ElectronError]:
+        """Return the errors of the failed electrons."""
+        starts, ends = self.times()
+        errors = []
+        for offset, code in zip(self.failed, self.codes, strict=True):
+            error = self.failures[code].error(
+                batch.electron_id(self.first + int(offset)),
+                batch.atom_id,
+                attempt=batch.terms.attempt,
+                worker=self.worker,
+                start=utc(int(starts[offset])),
+                end=utc(int(ends[offset])),
+            )
+            errors.append(error)
+        return errors
 
     def _rows(self) -> Iterator[Any]:
         assert isinstance(self.results, dict)
-        good = self.kept - len(self.failed)
+        good = len(self) - len(self.failed)
         missing = object()
         columns = []
         for output in self.results.values():
@@ -216,11 +299,12 @@ class Outcome:
             yield row.get("result") if scalar else row
 
 
-def _head(output: Column, good: int) -> Column:
+def _cut(output: Column, start: int, stop: int) -> Column:
     if output.present is None:
-        return Column(output.values[:good])
-    present = output.present[:good]
-    return Column(output.values[: int(present.sum())], present)
+        return Column(output.values[start:stop])
+    before = int(output.present[:start].sum())
+    present = output.present[start:stop]
+    return Column(output.values[before : before + int(present.sum())], present)
 
 
 def utc(nanoseconds: int) -> datetime:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.columns import Values, column, concatenate
-from atomizer_dask.outcome import Column
+from atomizer_dask.columns import Values, as_objects, column, concatenate
+from atomizer_dask.outcome import Column, Failure, Outcome
 
 
 def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
@@ -50,6 +50,36 @@ def _output(values: list[Any]) -> Column:
     here = (type(value) not in missing for value in values)
     present = np.fromiter(here, dtype=bool, count=len(values))
     return Column(column(list(compress(values, present))), present)
+
+
+def errors_of_slice(result: Any, electrons: int) -> tuple[Any, dict[int, Exception]]:
+    """Return the outputs of a vectorised atom, and which rows it says have failed, and why.
+
+    Such an atom returns its outputs and, as a second thing, an element per electron: a boolean,
+    a text that is empty where all is well, or None or an exception.
+
+    Raises
+    ------
+    ValueError
+        Where the second thing has not one element per electron.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2):
+        return result, {}
+    outputs, errors = result
+    marks = np.asarray(errors) if isinstance(errors, np.ndarray) else as_objects(list(errors))
+    if marks.shape != (electrons,):
+        raise ValueError(
+            f"a vectorised atom that returns (outputs, errors) must return one error mark per "
+            f"electron: it was given {electrons} electrons and returned {len(marks)} marks"
+        )
+    failed = {}
+    for row in np.flatnonzero([mark is not None and bool(mark) for mark in marks]).tolist():
+        mark = marks[row]
+        if not isinstance(mark, Exception):
+            text = str(mark) if isinstance(mark, str) else "the atom marked this row as failed"
+            mark = ValueError(text)
+        failed[row] = mark
+    return outputs, failed
 
 
 def outputs_of_slice(result: Any, electrons: int) -> dict[str, Values]:
@@ -119,8 +149,52 @@ class Results:
             self._parts.append((len(results), outputs))
             self._scalar &= scalar
 
-    def joined(self) -> tuple[dict[str, Column] | list[Any], bool]:
-        """Return all of them, and whether they came as scalars."""
+    def joined(self, more: list[Any] | None = None) -> tuple[dict[str, Column] | list[Any], bool]:
+        """Return all of them, and `more`, and whether they came as scalars."""
         if self._list is not None:
-            return self._list, True
-        return join(self._parts), self._scalar
+            return (self._list if more is None else [*self._list, *more]), True
+        if not more:
+            return join(self._parts), self._scalar
+        outputs, scalar = outputs_of(more)
+        return join([*self._parts, (len(more), outputs)]), self._scalar and scalar
+
+
+def join_outcomes(pieces: list[Outcome], worker: str) -> Outcome:
+    """Return the outcomes of consecutive pieces of a batch as one."""
+    if not pieces:
+        return Outcome.none()
+    start_ns = pieces[0].start_ns
+    failures: list[Failure] = []
+    known: dict[Any, int] = {}
+    failed, codes, starts, ends = [], [], [], []
+    for piece in pieces:
+        translated = np.zeros(len(piece.failures), dtype=np.int32)
+        for code, failure in enumerate(piece.failures):
+            alike = failure._replace(exception=None)
+            if alike not in known:
+                known[alike] = len(failures)
+                failures.append(failure)
+            translated[code] = known[alike]
+        failed.append(np.asarray(piece.failed, dtype=np.int64) + piece.first)
+        codes.append(translated[np.asarray(piece.codes, dtype=np.int64)])
+        began, ended = piece.times()
+        starts.append(began)
+        ends.append(ended)
+    results: dict[str, Column] | list[Any]
+    if any(isinstance(piece.results, list) for piece in pieces):
+        results = [result for piece in pieces for result in piece.rows()]
+    else:
+        results = join([(len(p) - len(p.failed), p.results) for p in pieces])  # type: ignore[misc]
+    return Outcome(
+        kept=pieces[-1].kept,
+        results=results,
+        failed=np.concatenate(failed),
+        codes=np.concatenate(codes),
+        failures=failures,
+        start_ns=start_ns,
+        starts=(np.concatenate(starts) - start_ns) / 1e9,
+        ends=(np.concatenate(ends) - start_ns) / 1e9,
+        counts=None,
+        worker=worker,
+        scalar=all(piece.scalar for piece in pieces if len(piece) > len(piece.failed)),
+    )

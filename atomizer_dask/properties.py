@@ -29,6 +29,8 @@ class Properties:
         Address of the worker that ran it.
     attempts
         How often it ran.
+    failures
+        What its earlier attempts failed with, an `ElectronError` each.
     """
 
     electron_id: str
@@ -39,6 +41,7 @@ class Properties:
     result: Any = None
     worker: str = ""
     attempts: int = 1
+    failures: tuple[AtomizerError, ...] = ()
 
     @classmethod
     def of(
@@ -50,6 +53,8 @@ class Properties:
         error: AtomizerError | None,
         result: Any,
         worker: str,
+        attempts: int = 1,
+        failures: tuple[AtomizerError, ...] = (),
     ) -> Properties:
         """Return Properties in a quarter of the time that the class itself takes.
 
@@ -64,6 +69,9 @@ class Properties:
         own["error"] = error
         own["result"] = result
         own["worker"] = worker
+        if attempts != 1:
+            own["attempts"] = attempts
+            own["failures"] = failures
         return properties
 
     @property
@@ -89,7 +97,8 @@ class Properties:
         state = "" if self.error is None else "failed, "
         seconds = self.duration.total_seconds()
         whose = f"{self.electron_id} ({self.atom_id})"
-        return f"<Properties of {whose}: {state}{shown} in {seconds:.3g} s>"
+        tries = "" if self.attempts == 1 else f", attempt {self.attempts}"
+        return f"<Properties of {whose}: {state}{shown} in {seconds:.3g} s{tries}>"
 
     def _repr_html_(self) -> str:
         rows = {
@@ -103,5 +112,7 @@ class Properties:
         if self.error is None:
             rows["result"] = repr(self.result)[:2000]
         else:
+            if tier := getattr(self.error, "tier", ""):
+                rows["ended by"] = tier
             rows["error"] = getattr(self.error, "traceback", "") or str(self.error)
         return html_table("Properties", rows)

@@ -6,32 +6,41 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from atomizer_dask.batch import Batch, Origin
+import numpy as np
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch, Origin, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.driver import Driver
-from atomizer_dask.errors import AtomizerError, ConductorError
-from atomizer_dask.events import Event, Wakeups
+from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
+from atomizer_dask.events import Event, Level, Wakeups
 from atomizer_dask.events import Stream as EventStream
-from atomizer_dask.frame import Part, errors_frame, to_frame
+from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
 from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.policy import Policy, seconds_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Streamed, Sweep
+from atomizer_dask.sweep import Columns, Inputs, Streamed, Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
 
-State = Literal["running", "finished", "cancelled", "failed"]
+_Positions = range | np.ndarray
+State = Literal["running", "paused", "finished", "cancelled", "failed"]
 _RATE_SECONDS = 5.0
+_HEED_SECONDS = 0.9  # for running electrons to heed that they are cancelled
 _DRAW_FIRST, _DRAW_MOST = 64, 2**16  # rows of a streamed sweep to draw ahead
 
 
@@ -83,34 +92,43 @@ class Run:
     def __init__(
         self,
         id: str,
-        atom_id: str,
+        definition: Definition,
         version: Any,
         sweep: Sweep,
         seed: int,
         conductor: BatchConductor,
         origin: Origin,
         copy_state: bool,
-        at_least: int,
+        policy: Policy,
+        timeout: float | None,
         on_event: Any,
         on_error: Any,
+        on_problem: Any,
     ) -> None:
         self.id = id
-        self.atom_id = atom_id
+        self.atom_id = definition.id
         self.seed = seed
         self.sweep = sweep
         self.events: EventStream[Event] = EventStream(buffer=10_000)
+        self._definition = definition
         self._version = version
         self._stream = Stream(seed)
         self._conductor = conductor
         self._origin = origin
         self._copy_state = copy_state
         # A vectorised atom that reduces its arrays looks right where it is given one electron.
-        self._at_least = at_least
+        self._at_least = 2 if definition.vectorized else 1
+        self._policy = policy
+        self._timeout = timeout
         self._on_event = on_event
         self._on_error = on_error
-        self._pending: deque[tuple[int, int]] = deque()
+        self._on_problem = on_problem
+        self._pending: deque[tuple[_Positions, Terms]] = deque()
+        self._delayed: dict[int, tuple[_Positions, Terms]] = {}
         self._waiting = 0
         self._parts: list[Part] = []
+        self._history: dict[int, tuple[ElectronError, ...]] = {}
+        self._epoch = 0
         self._done = 0
         self._failed = 0
         self._state: State = "running"
@@ -124,14 +142,18 @@ class Run:
         self._wakeups = Wakeups()
         self._started = monotonic()
         self._seconds: float | None = None
-        self._history: deque[tuple[float, int]] = deque([(self._started, 0)])
-        self._driver: Driver = conductor.drive(self, sweep.row_bytes)
+        self._times: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._tokens = 0
+        self._driver: Driver = conductor.drive(self, definition, sweep.row_bytes)
 
     # -- the user's side ---------------------------------------------------------------------
 
     @property
     def state(self) -> State:
-        """``running``, ``finished``, ``cancelled``, or ``failed`` where the conductor is gone."""
+        """``running``, ``paused``, ``finished``, ``cancelled``, or ``failed``.
+
+        The last where the conductor is gone.
+        """
         return self._state
 
     @property
@@ -139,16 +161,16 @@ class Run:
         """A snapshot of how far it is."""
         with self._changed:
             done, failed, leased = self._done, self._failed, self._driver.leased
-            pending = self._waiting
+            pending = self._waiting + sum(len(lot) for lot, _ in self._delayed.values())
             now = monotonic()
             if self._seconds is not None:
                 rate = (done + failed) / max(self._seconds, 1e-9)
             else:
-                before, count = self._history[0]
+                before, count = self._times[0]
                 rate = (done + failed - count) / max(now - before, 1e-9)
         left = leased + pending
         eta: float | None = left / rate if rate else None
-        if self._state != "running":
+        if self._seconds is not None:
             eta = 0.0
         elif not self._all_drawn:
             eta = None
@@ -211,6 +233,149 @@ class Run:
         """
         self._conductor.post(self._cancel)
 
+    def pause(self) -> None:
+        """Send no more, and take back what the workers have not begun; `resume` goes on.
+
+        Running electrons are not disturbed: they end, and are rows like any other.
+        """
+        self._conductor.post(self._pause)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._conductor.post(self._resume)
+
+    def retry(
+        self,
+        where: Callable[[ElectronError], bool] | None = None,
+        *,
+        timeout: float | str | None = None,
+    ) -> Run:
+        """Execute failed electrons again, within this run, and return it.
+
+        With the same inputs and random streams as before. What they give replaces their failures;
+        what they failed with before stays in the column ``history`` of `errors` and in
+        ``Properties.failures``.
+
+        Parameters
+        ----------
+        where
+            Which of them: a function of the failure (see `ElectronError`) that returns whether to
+            try again; all of them where not given.
+        timeout
+            Another one for these; the run's own where not given.
+
+        Raises
+        ------
+        ConductorError
+            Where the conductor is gone or closed.
+        Exception
+            Whatever `where` raises; nothing is tried again then.
+
+        Examples
+        --------
+        ``run.retry(where=lambda e: e.kind == "timeout", timeout="60s").wait()``
+        """
+        self._conductor.check_open()
+        seconds = seconds_of(timeout, "timeout")
+        done: Future[None] = Future()
+
+        def act() -> None:
+            try:
+                self._retry(where, self._timeout if seconds is None else seconds)
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._conductor.post(act)
+        done.result()
+        return self
+
+    def _retry(self, where: Callable[[ElectronError], bool] | None, timeout: float | None) -> None:
+        chosen = []
+        for part in self._parts:
+            failed = part.failed_positions()
+            if not len(failed):
+                continue
+            terms = Terms(part.attempt, timeout=timeout)
+            errors = part.outcome.errors(
+                self._batch("", Columns({}, 0), part.positions, terms, 0.0)
+            )
+            gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
+            wanted = (
+                not g and (where is None or bool(where(e)))
+                for g, e in zip(gone, errors, strict=True)
+            )
+            again = np.fromiter(wanted, dtype=bool, count=len(errors))
+            chosen.append((part, again, errors, terms))
+        lots = []
+        for part, again, errors, terms in chosen:
+            positions = part.failed_positions()[again]
+            for position, error in zip(positions.tolist(), compress(errors, again), strict=True):
+                self._remember(position, error)
+            part.replaced = again if part.replaced is None else part.replaced | again
+            attempt = terms.attempt + 1
+            if len(positions):
+                lots.append((positions, terms._replace(attempt=attempt)))
+        count = sum(len(positions) for positions, _ in lots)
+        if not count:
+            return
+        with self._changed:
+            self._failed -= count
+            if self._ended:
+                self._reopen()
+        self._stopping = False
+        for positions, terms in lots:
+            self._give_back(positions, terms)
+        self._tell(f"{count:,} failed electrons are tried again")
+        self._driver.pump()
+
+    def _reopen(self) -> None:
+        assert self._seconds is not None
+        self._started = monotonic() - self._seconds
+        self._times = deque([(monotonic(), self._done + self._failed)])
+        self._seconds = None
+        self._state = "running"
+        self.events = EventStream(buffer=10_000)
+
+    def replay(self, electron: str | int) -> Any:
+        """Execute one electron here, in this thread, so that a debugger works; return its result.
+
+        With the same inputs, random stream, attempt and earlier failures as when it ran last;
+        without its timeout. Nothing of the run changes.
+
+        Parameters
+        ----------
+        electron
+            Its id, as in ``run.to_frame(metadata=True)["id"]`` and events, or its position in
+            the sweep.
+
+        Raises
+        ------
+        KeyError
+            Where the run has no such electron.
+        Exception
+            Whatever the atom raises, with its own traceback: use ``%debug``, or `pdb.pm`.
+        """
+        position = self._position_of(electron)
+        attempt = 1 + len(self._history.get(position, ()))
+        positions = range(position, position + 1)
+        terms = Terms(attempt)
+        inputs = self.sweep.take(position, position + 1)
+        batch = self._batch(f"replay-{self.id}", inputs, positions, terms, inf)
+        return self._conductor.replay(batch, self._definition)
+
+    def _position_of(self, electron: str | int) -> int:
+        text = str(electron)
+        number = text.removeprefix(f"{self.id}-")
+        count = self.sweep.drawn if isinstance(self.sweep, Streamed) else self.sweep.length or 0
+        if not number.isdecimal() or int(number) >= count:
+            raise KeyError(
+                f"{self.id} has no electron {electron!r}; give an id such as {self.id}-0, or a "
+                f"position from 0 to {count - 1:,}"
+            )
+        return int(number)
+
     def to_frame(self, metadata: bool = False) -> pd.DataFrame:
         """Return inputs and outputs, one row per electron that has ended, in sweep order.
 
@@ -233,7 +398,16 @@ class Run:
     @property
     def errors(self) -> pd.DataFrame:
         """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker."""
-        return errors_frame(self.sweep, self._snapshot())
+        return errors_frame(self.sweep, self._snapshot(), self._history)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """A summary of `errors`, a row per kind and type of exception, the most frequent first.
+
+        Columns ``count``, ``first`` (the index label of the first one, for `errors` and
+        `replay`), ``message`` (of the first one) and ``hint`` (what to do).
+        """
+        return failures_frame(self.errors)
 
     def __iter__(self) -> Iterator[Properties]:
         """Yield the Properties of every electron, as they complete."""
@@ -280,7 +454,11 @@ class Run:
         return self.wait(progress=False)
 
     def _properties_of(self, part: Part) -> Iterator[Properties]:
-        return part.outcome.properties(self._batch("", part.start, part.stop, 0.0))
+        part = part.current()
+        inputs = Columns({}, len(part.positions))  # Properties have none
+        return part.outcome.properties(
+            self._batch("", inputs, part.positions, Terms(part.attempt), 0.0)
+        )
 
     def __repr__(self) -> str:
         p = self.progress
@@ -297,7 +475,7 @@ class Run:
 
     def start(self) -> None:
         """Begin to send electrons."""
-        self._note("started")
+        self._tell("started")
         if isinstance(self.sweep, Streamed):
             threading.Thread(target=self._feed, name=f"feed-{self.id}", daemon=True).start()
         else:
@@ -310,60 +488,79 @@ class Run:
         self.events.put(event)
 
     def waiting(self) -> int:  # noqa: D102
-        return self._waiting
+        return 0 if self._state == "paused" else self._waiting
 
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
-        start, stop = self._pending.popleft()
+        positions, terms = self._pending.popleft()
         electrons = max(size.electrons, self._at_least)
-        if stop - start > electrons:
-            self._pending.appendleft((start + electrons, stop))
-            stop = start + electrons
+        if len(positions) > electrons:
+            self._pending.appendleft((positions[electrons:], terms))
+            positions = positions[:electrons]
         with self._changed:
-            self._waiting -= stop - start
+            self._waiting -= len(positions)
             self._changed.notify_all()  # a feeder may draw more
-        return self._batch(key, start, stop, size.seconds)
+        if isinstance(positions, range):
+            inputs = self.sweep.take(positions.start, positions.stop)
+        else:
+            inputs = self.sweep.pick(positions)
+        return self._batch(key, inputs, positions, terms, size.seconds)
 
-    def give_back(self, batch: Batch, start: int, stop: int) -> None:  # noqa: D102
-        first = batch.first + start
+    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
+        self._give_back(batch.positions[start:stop], terms)
+
+    def _give_back(self, positions: _Positions, terms: Terms) -> None:
         if self._stopping:
-            self._keep(first, self._cancelled(stop - start))
+            self._keep(positions, self._cancelled(len(positions)), terms)
             return
-        self._pending.appendleft((first, batch.first + stop))
+        self._pending.appendleft((positions, terms))
         with self._changed:
-            self._waiting += stop - start
+            self._waiting += len(positions)
 
-    def deliver(self, batch: Batch, outcome: Outcome) -> None:  # noqa: D102
-        self._keep(batch.first, outcome)
-        self._check_end()
+    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:  # noqa: D102
+        positions = batch.positions[outcome.first : outcome.kept]
+        self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
+        if last:
+            self._check_end()
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
         if not self._ended:
             if self._stopping:
-                for start, stop in self._gaps():
-                    self._keep(start, self._cancelled(stop - start))
+                missing = self._missing()
+                self._keep(missing, self._cancelled(len(missing)), self._terms)
                 self._end("cancelled")
                 return
             self._error = error
             self._end("failed")
 
-    def _gaps(self) -> list[tuple[int, int]]:
-        """Return which electrons have no outcome, as ranges."""
-        gaps, before = [], 0
-        for part in sorted(self._parts, key=lambda part: part.start):
-            gaps.append((before, part.start))
-            before = part.stop
-        gaps.append((before, self.sweep.length or before))
-        return [(start, stop) for start, stop in gaps if start < stop]
+    def _missing(self) -> np.ndarray:
+        """Return the positions of the electrons that have no outcome."""
+        missing = np.ones(self.sweep.length or 0, dtype=bool)
+        for part in self._parts:
+            missing[np.asarray(part.current().positions)] = False
+        return np.flatnonzero(missing)
 
-    def _batch(self, key: str, start: int, stop: int, seconds: float) -> Batch:
+    @property
+    def _terms(self) -> Terms:
+        """On what terms electrons are executed at first."""
+        return Terms(timeout=self._timeout)
+
+    def _batch(
+        self, key: str, inputs: Inputs, positions: _Positions, terms: Terms, seconds: float
+    ) -> Batch:
+        earlier = None
+        if terms.attempt > 1:
+            earlier = [self._history.get(position, ()) for position in map(int, positions)]
         return Batch(
             key=key,
             atom_id=self.atom_id,
             version=self._version,
-            inputs=self.sweep.take(start, stop),
-            first=start,
+            inputs=inputs,
+            positions=positions,
             stream=self._stream,
             origin=self._origin,
+            terms=terms,
+            earlier=earlier,
+            epoch=self._epoch,
             run_id=self.id,
             copy_state=self._copy_state,
             seconds=seconds,
@@ -374,8 +571,12 @@ class Run:
             return
         with self._changed:
             self._waiting += stop - start
-        joins = self._pending and self._pending[-1][1] == start
-        self._pending.append((self._pending.pop()[0] if joins else start, stop))
+        if self._pending:
+            positions, terms = self._pending[-1]
+            if isinstance(positions, range) and (positions.stop, terms) == (start, self._terms):
+                self._pending.pop()
+                start = positions.start
+        self._pending.append((range(start, stop), self._terms))
         self._driver.pump()
 
     def _feed(self) -> None:
@@ -437,79 +638,169 @@ class Run:
         self._all_drawn = True
         self._check_end()
 
-    def _keep(self, start: int, outcome: Outcome) -> None:
-        if not outcome.kept:
+    def _keep(self, positions: _Positions, outcome: Outcome, terms: Terms) -> None:
+        if not len(outcome):
             return
+        part = Part(positions, outcome, terms.attempt)
+        self._try_again(part, terms)
         failed = len(outcome.failed)
-        part = Part(start, outcome)
+        again = 0 if part.replaced is None else int(part.replaced.sum())
         now = monotonic()
         with self._changed:
             self._parts.append(part)
-            self._failed += failed
-            self._done += outcome.kept - failed
-            self._history.append((now, self._done + self._failed))
-            while len(self._history) > 2 and self._history[1][0] < now - _RATE_SECONDS:
-                self._history.popleft()
+            self._failed += failed - again
+            self._done += len(outcome) - failed
+            self._history_of_rate(now)
             self._changed.notify_all()
             self._wakeups.wake()
-        if not self._stopping:
-            for offset, code in zip(outcome.failed, outcome.codes, strict=True):
-                self._on_error(self, outcome.failures[code], start + int(offset))
+        if failed > again and not self._stopping:
+            replaced = [False] * failed if part.replaced is None else part.replaced.tolist()
+            positions = part.failed_positions()
+            for position, code, gone in zip(positions, outcome.codes, replaced, strict=True):
+                if not gone:
+                    self._on_error(self, outcome.failures[code], int(position))
+
+    def _history_of_rate(self, now: float) -> None:
+        self._times.append((now, self._done + self._failed))
+        while len(self._times) > 2 and self._times[1][0] < now - _RATE_SECONDS:
+            self._times.popleft()
+
+    # -- trying again ------------------------------------------------------------------------
+
+    def _try_again(self, part: Part, terms: Terms) -> None:
+        """Have those of the failed electrons tried again for which the policy says so."""
+        outcome = part.outcome
+        if self._policy.never or self._stopping or not len(outcome.failed):
+            return
+        errors = outcome.errors(self._batch("", Columns({}, 0), part.positions, terms, 0.0))
+        decisions = np.array([self._decide(error) for error in errors])
+        part.replaced = decisions != "fail"
+        positions = part.failed_positions()
+        for position, error in zip(
+            positions[part.replaced], compress(errors, part.replaced), strict=True
+        ):
+            self._remember(int(position), error)
+        worker = outcome.worker
+        for decision, where in (
+            ("retry", {"stay": worker}),
+            ("requeue", {"stay": "", "avoid": (*terms.avoid, worker)}),
+        ):
+            chosen = positions[decisions == decision]
+            if len(chosen):
+                further = terms._replace(attempt=terms.attempt + 1, **where)
+                self._put_off(chosen, further, self._policy.delay(terms.attempt))
+
+    def _decide(self, error: ElectronError) -> str:
+        try:
+            return self._policy.decide(error)
+        except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
+            self._on_problem(f"on_failure raised; {error.event.electron_id} is not retried", broken)
+            return "fail"
+
+    def _remember(self, position: int, error: ElectronError) -> None:
+        self._history[position] = (*self._history.get(position, ()), error.bare())
+
+    def _put_off(self, positions: np.ndarray, terms: Terms, seconds: float) -> None:
+        """Send electrons again after some seconds, in which they hold nothing."""
+        token = self._tokens = self._tokens + 1
+        self._delayed[token] = positions, terms
+        again = f"{len(positions):,} electrons failed and will be tried again in {seconds:.3g} s"
+        self._tell(again, attempt=terms.attempt)
+
+        def send() -> None:
+            if (lot := self._delayed.pop(token, None)) is not None:
+                self._give_back(*lot)
+                self._driver.pump()
+                self._check_end()
+
+        self._conductor.post_later(seconds, send)
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Have what is with the workers, and has not begun, given back."""
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        self._conductor.stop(self.id, epoch, cancel=self._stopping)
+
+    def _pause(self) -> None:
+        if self._state == "running" and not self._stopping:
+            self._set_state("paused")
+            self._stop()
+
+    def _resume(self) -> None:
+        if self._state == "paused":
+            self._set_state("running")
+            self._driver.pump()
+            self._check_end()
 
     def _cancel(self) -> None:
         if self._stopping or self._ended:
             return
         self._stopping = True
-        pending, self._pending = list(self._pending), deque()
+        pending, self._pending = [*self._pending, *self._delayed.values()], deque()
+        self._delayed.clear()
         with self._changed:
             self._waiting = 0
-        for start, stop in pending:
-            self._keep(start, self._cancelled(stop - start))
+        for positions, terms in pending:
+            self._keep(positions, self._cancelled(len(positions)), terms)
         if isinstance(self.sweep, Streamed):
             length = self.sweep.end()
-            self._keep(self._seen, self._cancelled(length - self._seen))
+            unseen = range(self._seen, length)
+            self._keep(unseen, self._cancelled(len(unseen)), self._terms)
             self._all_drawn = True
         if self._driver.idle:
             self._check_end()
         else:
-            self._conductor.stop(self.id)
+            self._stop()
+            self._conductor.post_later(_HEED_SECONDS, self._abandon)
+
+    def _abandon(self) -> None:
+        """Wait no longer for electrons that do not heed ``context.cancelled``."""
+        if self._ended:
+            return
+        why = "the run was cancelled; the electron did not heed that and was left behind"
+        self._driver.abandon(Failure("cancelled", "", why))
+        self._check_end()
 
     def _cancelled(self, count: int) -> Outcome:
         return Outcome.all_failed(count, Failure("cancelled", "", "the run was cancelled"))
 
     def _check_end(self) -> None:
-        if self._all_drawn and not self._pending and self._driver.idle:
+        if self._all_drawn and not self._pending and not self._delayed and self._driver.idle:
             failed = self._error is not None
             self._end("failed" if failed else "cancelled" if self._stopping else "finished")
 
     def _end(self, state: State) -> None:
         if self._ended:
             return
-        with self._changed:
-            self._seconds = monotonic() - self._started
-            self._state = state
-            self._changed.notify_all()
-            self._wakeups.wake()
-        self._note(state)
+        self._seconds = monotonic() - self._started
+        self._set_state(state)
         self.events.close()
         if self._failed and state == "finished":
             self._warn_of_failures()
 
     def _warn_of_failures(self) -> None:
-        part = min((p for p in self._parts if len(p.outcome.failed)), key=lambda part: part.start)
+        parts = [part for part in map(Part.current, self._parts) if len(part.outcome.failed)]
+        part = min(parts, key=lambda part: part.failed_positions()[0])
         first = part.outcome.failures[part.outcome.codes[0]]
         logger.warning(
-            "%s: %s of %s electrons failed, the first with %s: %s; see run.errors",
+            "%s: %s of %s electrons failed, the first with %s: %s; see run.failures, run.errors",
             self.id,
             f"{self._failed:,}",
             f"{self._done + self._failed:,}",
-            first.type,
+            first.type or first.kind,
             first.message,
         )
 
-    def _note(self, message: str) -> None:
-        level = "error" if message == "failed" else "info"
-        event = Event(message, atom_id=self.atom_id, run_id=self.id, level=level)  # type: ignore[arg-type]
+    def _set_state(self, state: State) -> None:
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+            self._wakeups.wake()
+        self._tell(state, level="error" if state == "failed" else "info")
+
+    def _tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+        event = Event(message, atom_id=self.atom_id, run_id=self.id, level=level, fields=fields)
         self.note(event)
         self._on_event(event)
 

@@ -145,6 +145,10 @@ class Sweep(ABC):
         """Return the inputs of electrons `start` to `stop`."""
 
     @abstractmethod
+    def pick(self, positions: np.ndarray) -> Inputs:
+        """Return the inputs of the electrons at `positions`."""
+
+    @abstractmethod
     def columns(self) -> dict[str, Values]:
         """Return all inputs as columns."""
 
@@ -202,6 +206,11 @@ class Grid(Sweep):
 
     def take(self, start: int, stop: int) -> GridSlice:  # noqa: D102
         return self._slice(self._sent, start, stop)
+
+    def pick(self, positions: np.ndarray) -> Columns:  # noqa: D102
+        axes = zip(self._sent.items(), self._strides, strict=True)
+        data = {n: take(values, positions // stride % len(values)) for (n, values), stride in axes}
+        return Columns(data, len(positions))
 
     def _slice(self, columns: dict[str, Values], start: int, stop: int) -> GridSlice:
         axes = []
@@ -262,6 +271,10 @@ class Table(Sweep):
         data = {name: values[start:stop] for name, values in self._sent.items()}
         return Columns(data, stop - start)
 
+    def pick(self, positions: np.ndarray) -> Columns:  # noqa: D102
+        data = {name: take(values, positions) for name, values in self._sent.items()}
+        return Columns(data, len(positions))
+
     def columns(self) -> dict[str, Values]:  # noqa: D102
         return self._columns
 
@@ -316,6 +329,9 @@ class Streamed(Sweep):
 
     def take(self, start: int, stop: int) -> Rows:  # noqa: D102
         return Rows(list(self._drawn[start:stop]))
+
+    def pick(self, positions: np.ndarray) -> Rows:  # noqa: D102
+        return Rows([self._drawn[position] for position in positions.tolist()])
 
     def columns(self) -> dict[str, Values]:  # noqa: D102
         rows = self._drawn[: self._length]

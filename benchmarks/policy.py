@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Any
 
+from atomizer_dask.batch import FIRST
 from atomizer_dask.driver import Arrived, Driver, GivenBack
 from benchmarks.fresh import Sample
 from benchmarks.work import scaled
@@ -74,6 +75,7 @@ class Lease:
     electrons: int
     seconds: float
     arrives: float = 0.0
+    terms: Any = FIRST
 
     def __len__(self) -> int:
         return self.electrons
@@ -85,8 +87,12 @@ class Done:
 
     kept: int
     seconds: float
+    failures: tuple[Any, ...] = ()
 
-    def truncate(self, kept: int) -> "Done":
+    def __len__(self) -> int:
+        return self.kept
+
+    def part(self, start: int, kept: int) -> "Done":
         return self
 
 
@@ -149,10 +155,10 @@ class Cluster:
         self._left -= electrons
         return Lease(key, electrons, size.seconds)
 
-    def give_back(self, batch: Lease, start: int, stop: int) -> None:
+    def give_back(self, batch: Lease, start: int, stop: int, terms: Any) -> None:
         self._left += stop - start
 
-    def deliver(self, batch: Lease, outcome: Done) -> None:
+    def deliver(self, batch: Lease, outcome: Done, *, last: bool) -> None:
         self._electrons -= outcome.kept
 
     # -- as its conductor -----------------------------------------------------------------------

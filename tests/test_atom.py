@@ -155,8 +155,26 @@ def test_coroutine_functions_are_refused(value):
 
 
 def test_decorator_of_a_class_says_what_to_do():
+    class Plain:
+        pass
+
     with pytest.raises(RegistrationError, match="subclass Atom"):
-        atom(Counting)
+        atom(Plain)
+
+
+def test_decorator_gives_an_atom_subclass_its_options():
+    @atom(singleton="node", isolation="process", id="mine")
+    class Mine(Atom):
+        def process(self, context, conductor, electron):
+            return None
+
+    assert (Mine.singleton, Mine.isolation, Mine.id) == ("node", "process", "mine")
+
+
+@pytest.mark.parametrize("option", [{"singleton": "host"}, {"isolation": "thread"}])
+def test_options_that_make_no_sense_are_refused(option):
+    with pytest.raises(RegistrationError, match=next(iter(option))):
+        atom(**option)(lambda x: x)
 
 
 def test_callable_without_name_must_be_given_one():

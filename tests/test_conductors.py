@@ -196,11 +196,6 @@ def test_misfit_of_a_streamed_row_costs_only_that_electron(atomizer):
     assert run.to_frame()["result"].dropna().tolist() == [2, 6]
 
 
-def test_what_cannot_be_carried_out_yet_is_refused(atomizer):
-    with pytest.raises(NotImplementedError, match="timeout"):
-        atomizer.send(double, {"x": 1}, timeout="3s")
-
-
 # -- whatever an atom does -----------------------------------------------------------------------
 
 

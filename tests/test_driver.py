@@ -23,6 +23,8 @@ class Numbers:
         self.pending = [(0, count)]
         self.delivered = []
         self.error = None
+        self.deaths = []
+        self.failures = []
         self.ended = threading.Event()
         self.count = count
 
@@ -35,16 +37,23 @@ class Numbers:
             self.pending.append((start + size.electrons, stop))
             stop = start + size.electrons
         data = Columns({"x": range(start, stop)}, stop - start)
-        return Batch(key, "atom", None, data, start, Stream(0), Origin(), seconds=size.seconds)
-
-    def give_back(self, batch, start, stop):
-        self.pending.append((batch.first + start, batch.first + stop))
-
-    def deliver(self, batch, outcome):
-        self.delivered += range(batch.first, batch.first + outcome.kept)
-        assert outcome.results["result"].values.tolist() == list(
-            range(batch.first, batch.first + outcome.kept)
+        return Batch(
+            key, "atom", None, data, range(start, stop), Stream(0), Origin(), seconds=size.seconds
         )
+
+    def give_back(self, batch, start, stop, terms):
+        first = batch.positions.start
+        self.pending.append((first + start, first + stop))
+        self.deaths.append(terms.deaths)
+
+    def deliver(self, batch, outcome, *, last):
+        first = batch.positions.start
+        told = list(range(first + outcome.first, first + outcome.kept))
+        self.delivered += told
+        if len(outcome.failed):
+            self.failures += outcome.failures
+        elif told:
+            assert outcome.results["result"].values.tolist() == told
         if len(self.delivered) >= self.count:
             self.ended.set()
 
@@ -69,7 +78,7 @@ class Carrier:
 
 def arrived(batch, kept=None):
     kept = len(batch) if kept is None else kept
-    values = np.arange(batch.first, batch.first + kept)
+    values = np.arange(batch.positions.start, batch.positions.start + kept)
     results = {"result": Column(values)}
     ends = np.arange(1, kept + 1) / 1000
     return Arrived(batch.key, Outcome(kept, results, [], [], [], 0, ends, None, "w"))

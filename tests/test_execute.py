@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask import atom, execute
+from atomizer_dask import atom, claims, execute
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.columns import python_values
 from atomizer_dask.execute import Site
@@ -50,7 +50,8 @@ def batch_of(function, sweep, start=0, stop=None, seconds=60.0, **options):
     inputs = sweep.take(start, sweep.length if stop is None else stop)
     options = {"run_id": "R", "stream": Stream(7), "origin": Origin("channel")} | options
     return Batch(
-        key="key", atom_id=function.id, version=function, inputs=inputs, first=start,
+        key="key", atom_id=function.id, version=function, inputs=inputs,
+        positions=range(start, start + len(inputs)),
         seconds=seconds, **options,
     )  # fmt: skip
 
@@ -59,7 +60,7 @@ def sent_of(function, payloads):
     function = atom(id="tested")(function)
     count = range(len(payloads))
     return Batch(
-        "key", "tested", function, Rows(payloads), 0,
+        "key", "tested", function, Rows(payloads), count,
         [(Stream.of_id(f"e{n}"), 0) for n in count], Origin(), ids=[f"e{n}" for n in count],
         seconds=60.0,
     )  # fmt: skip
@@ -111,7 +112,7 @@ def test_stopping_gives_back_what_has_not_begun():
 
     def stops(x):
         if x == 2:
-            site.stop("R")
+            site.stop("R", 0, cancel=True)
         return x
 
     batch = batch_of(stops, {"x": range(5000)})
@@ -129,7 +130,7 @@ def test_stopping_at_any_place_keeps_what_was_executed(at):
     def stops(x):
         seen.append(x)
         if x == at:
-            site.stop("R")
+            site.stop("R", 0, cancel=True)
         return x
 
     outcome = site.execute(batch_of(stops, {"x": range(5000)}))
@@ -143,7 +144,7 @@ def test_stopping_tells_the_electron_that_runs():
 
     def stops(x, *, context):
         told.append(context.cancelled)
-        site.stop("R")
+        site.stop("R", 0, cancel=True)
         told.append(context.cancelled)
 
     site.execute(batch_of(stops, {"x": range(10)}))
@@ -152,7 +153,7 @@ def test_stopping_tells_the_electron_that_runs():
 
 def test_batch_of_a_run_that_was_stopped_is_given_back_whole():
     site = Here()
-    site.stop("R")
+    site.stop("R", 0, cancel=True)
     outcome = site.execute(batch_of(lambda x: x, {"x": range(10)}))
     assert outcome.kept == 0
     assert site.given_back == [0]
@@ -160,7 +161,7 @@ def test_batch_of_a_run_that_was_stopped_is_given_back_whole():
 
 def test_stopping_another_run_changes_nothing():
     site = Here()
-    site.stop("other")
+    site.stop("other", 0, cancel=True)
     assert site.execute(batch_of(lambda x: x, {"x": range(10)})).kept == 10
 
 
@@ -188,7 +189,7 @@ def test_single_electron_has_no_time_box():
 def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
     """The thread that gives back may be interrupted between taking electrons and counting them."""
     site, ended, drained = Here(), threading.Event(), threading.Event()
-    drain = execute._Claims.drain
+    drain = claims.Claims.drain
 
     def slow_drain(claims):
         rest = drain(claims)
@@ -196,7 +197,7 @@ def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
         ended.wait(0.5)
         return rest
 
-    monkeypatch.setattr(execute._Claims, "drain", slow_drain)
+    monkeypatch.setattr(claims.Claims, "drain", slow_drain)
 
     def atom_of(x):
         if x == 2:
@@ -305,12 +306,12 @@ def test_wrong_length_is_not_bisected():
 
 def test_vectorised_batch_can_be_stopped_between_slices(monkeypatch):
     monkeypatch.setattr(execute, "_FIRST_SLICE", 10)
-    monkeypatch.setattr(execute, "_LARGEST_SLICE", 10)
+    monkeypatch.setattr(claims, "LARGEST_PIECE", 10)
     site = Here()
 
     def function(x):
         if 25 in x:
-            site.stop("R")
+            site.stop("R", 0, cancel=True)
         return x
 
     outcome = site.execute(batch_of(atom(id="v", vectorized=True)(function), {"x": range(100)}))
@@ -344,12 +345,22 @@ def test_truncated_outcome_is_its_beginning(make):
     batch = make()
     outcome = Here().execute(batch)
     for kept in range(22):
-        part = outcome.truncate(kept)
+        part = outcome.part(0, kept)
         assert part.kept == min(kept, 20)
         before, after = facts(outcome, batch)[:kept], facts(part, batch)
         assert [one[:3] for one in after] == [one[:3] for one in before]
         for (*_, end), (*_, end_before) in zip(after, before, strict=True):
             assert abs(end - end_before) <= timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("make", OUTCOMES.values(), ids=OUTCOMES)
+def test_outcome_can_be_told_of_in_two_parts(make):
+    batch = make()
+    outcome = Here().execute(batch)
+    whole = facts(outcome, batch)
+    for cut in range(21):
+        joined = facts(outcome.part(0, cut), batch) + facts(outcome.part(cut, 20), batch)
+        assert [one[:3] for one in joined] == [one[:3] for one in whole]
 
 
 @pytest.mark.parametrize("make", OUTCOMES.values(), ids=OUTCOMES)
@@ -374,7 +385,7 @@ def test_electrons_that_never_ran_share_a_failure():
     outcome = Outcome.all_failed(5, Failure("cancelled", "", "too late"))
     batch = batch_of(odd_fails, {"x": range(5)})
     assert [p.error.kind for p in outcome.properties(batch)] == ["cancelled"] * 5
-    assert outcome.truncate(2).kept == len(outcome.truncate(2).failed) == 2
+    assert outcome.part(0, 2).kept == len(outcome.part(0, 2).failed) == 2
     assert str(next(outcome.properties(batch)).error.event) == "[aid:tested | eid:R-0] too late"
 
 

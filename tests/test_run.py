@@ -16,6 +16,7 @@ from atomizer_dask import (
     MemoryConductor,
     atom,
     batching,
+    claims,
     execute,
     grid,
     zipped,
@@ -363,7 +364,7 @@ def tiny_batches(monkeypatch):
     monkeypatch.setattr(batching, "SHORTEST_BOX", 0.01)
     monkeypatch.setattr(execute, "_AT_ONCE", 7)
     monkeypatch.setattr(execute, "_FIRST_SLICE", 3)
-    monkeypatch.setattr(execute, "_LARGEST_SLICE", 50)
+    monkeypatch.setattr(claims, "LARGEST_PIECE", 50)
 
 
 @pytest.mark.usefixtures("tiny_batches")

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from html import escape
 from itertools import groupby
 from time import monotonic
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
-from atomizer_dask.conductors.sending import ElectronSource, Sent
+from atomizer_dask.conductors.sending import CANCELLED, ElectronSource, Sent
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
@@ -32,6 +33,7 @@ from atomizer_dask.streams import Stream
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 0.05  # between two counts of what is left
+HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
 
 
 class Conductor(ABC):
@@ -124,8 +126,26 @@ class BatchConductor(Conductor):
         """Have a batch executed; `post` what becomes of it, from any thread."""
 
     @abstractmethod
-    def stop(self, run_id: str) -> None:
-        """Have what has not been begun of a run given back, and its electrons told."""
+    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
+        """Have what has not been begun of a run, or of an electron's descendants, given back.
+
+        Parameters
+        ----------
+        root
+            The run or the electron.
+        epoch
+            Only batches made up to then.
+        cancel
+            Tell running electrons through ``context.cancelled``.
+        """
+
+    @abstractmethod
+    def retract(self, key: str) -> None:
+        """Forget a batch: nobody waits for it any more."""
+
+    @abstractmethod
+    def replay(self, batch: Batch, definition: Definition) -> Any:
+        """Execute a batch of one electron in this thread; return its result, or raise."""
 
     @abstractmethod
     def version_of(self, definition: Definition) -> Any:
@@ -211,7 +231,13 @@ class BatchConductor(Conductor):
         definition = self.find(atom_id)
         return self.find_version(atom_id) if definition is None else self.version_of(definition)
 
-    def drive(self, source: Source, row_bytes: float = 0.0) -> Driver:
+    def slots(self, singleton: str) -> int:
+        """Return how many electrons can be executed at a time, of an atom that is a singleton."""
+        return self.threads if not singleton else 1
+
+    def drive(
+        self, source: Source, definition: Definition | None = None, row_bytes: float = 0.0
+    ) -> Driver:
         """Return a driver that carries the electrons of `source`."""
         driver = Driver(self, self._dispatch(), source, row_bytes)
         self._drivers.add(driver)
@@ -220,6 +246,28 @@ class BatchConductor(Conductor):
     def post(self, action: Callable[[], Any]) -> None:
         """Have `action` called on the dispatcher's thread."""
         self._dispatch().post(action)
+
+    def post_later(self, seconds: float, action: Callable[[], Any]) -> None:
+        """Have `action` called after some seconds; to be called on the dispatcher's thread."""
+        self._dispatch().post_later(seconds, action)
+
+    def cancel_descendants(self, root: str) -> None:
+        """Answer as cancelled what descends from `root`: at once, or a little later if it runs."""
+        for source, driver in list(self._sources.values()):
+            if source.root == root:
+                source.cancel()
+                if not driver.idle:
+                    self.post_later(HEED_SECONDS, partial(driver.abandon, CANCELLED))
+
+    def cancel_electron(self, electron_id: str) -> None:
+        """Cancel an electron that was sent, and what descends from it."""
+        self._cancel_one(electron_id, begun=False)
+        self.stop(electron_id, 0, cancel=True)
+        self.post_later(HEED_SECONDS, lambda: self._cancel_one(electron_id, begun=True))
+
+    def _cancel_one(self, electron_id: str, *, begun: bool) -> None:
+        for source, _ in self._sources.values():
+            source.cancel_one(electron_id, begun=begun)
 
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
@@ -242,7 +290,7 @@ class BatchConductor(Conductor):
 
     def send(self, electron: Electron) -> ElectronFuture:
         """Have an electron executed; see `Conductor.send`."""
-        check_supported(electron)
+        check_electron(electron)
         return self._send_version(electron, self.version_for(electron.atom_id))
 
     def send_as(self, electron: Electron, definition: Definition) -> ElectronFuture:
@@ -252,7 +300,9 @@ class BatchConductor(Conductor):
     def _send_version(self, electron: Electron, version: Any) -> ElectronFuture:
         origin = Origin(self.channel, self.catalog())
         address = Stream.of_id(electron.id), 0
-        return self.enqueue(electron, ElectronFuture(), address, origin, version)
+        future = ElectronFuture()
+        future.stop_with(lambda: self.post(lambda: self.cancel_electron(electron.id)))
+        return self.enqueue(electron, future, address, origin, version)
 
     def send_child(
         self,
@@ -262,7 +312,7 @@ class BatchConductor(Conductor):
         origin: Origin,
     ) -> ElectronFuture:
         """Have an electron executed that another one sent, by the atom which *its* sender meant."""
-        check_supported(electron)
+        check_electron(electron)
         version = origin.catalog.get(electron.atom_id)
         if version is None:
             version = self.version_for(electron.atom_id)
@@ -337,8 +387,11 @@ class BatchConductor(Conductor):
         if known is None:
             if len(self._sources) > 100:
                 self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
-            source = ElectronSource(sent, lambda error: self.report(sent.origin.channel, error))
-            known = self._sources[key] = source, self.drive(source)
+            report = partial(self.report, sent.origin.channel)
+            source = ElectronSource(sent, report, self.post_later)
+            driver = self.drive(source, self.find(sent.electron.atom_id))
+            source.pump = driver.pump
+            known = self._sources[key] = source, driver
         return known
 
     def _answer_unknown(self, sent: Sent) -> None:
@@ -396,12 +449,7 @@ class ChildConductor(Conductor):
         """Do nothing: it belongs to the site."""
 
 
-def check_supported(electron: Any) -> None:
-    """Raise where `electron` is none, or asks for what cannot be done yet."""
+def check_electron(electron: Any) -> None:
+    """Raise where `electron` is none."""
     if not isinstance(electron, Electron):
         raise TypeError(f"expected an Electron, got {type(electron).__name__} {electron!r}")
-    if electron.timeout is not None or electron.on_failure != "fail" or electron.max_attempts != 1:
-        raise NotImplementedError(
-            f"{electron!r} asks for a timeout or for further attempts, which this version does not "
-            "carry out; leave timeout, on_failure and max_attempts at their defaults"
-        )

@@ -25,35 +25,48 @@ import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
-from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
 from typing import Any
 
-from distributed import Client, Future, LocalCluster, Worker, get_client, get_worker, secede, wait
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    Worker,
+    get_client,
+    get_worker,
+    secede,
+    wait,
+)
 from distributed.deploy import Cluster
 from distributed.utils import sync
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
-from atomizer_dask.conductors.packing import Packed, dumps, head, pack, pack_outcome, unpack_outcome
-from atomizer_dask.driver import Arrived, GivenBack, Lost, Report
+from atomizer_dask.conductors.once import ONCE, ByValue
+from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease, Site
+from atomizer_dask.execute import Lease, replay
 from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.packing import Packed, dumps, pack, pack_outcome, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 8
+LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
 SEND_SECONDS = 0.001  # a client gathers messages for 10 ms by default
 SWITCH_SECONDS = 0.001
+WATCH_SECONDS = 1.0  # how often we look which workers there are
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 
@@ -101,6 +114,7 @@ class DaskConductor(BatchConductor):
         self._prepare()
         try:
             self._check_versions()
+            self._client.register_plugin(ByValue())
         except ConductorError:
             self.close()
             raise
@@ -113,11 +127,14 @@ class DaskConductor(BatchConductor):
         self._publishing = threading.Lock()
         self._posts: dict[str, Callable[[Report], None]] = {}
         self._arrived: set[str] = set()
+        self._tasks: dict[str, Future] = {}
+        self._pinned: dict[str, set[str]] = {}
+        self._workers: set[str] = set()
         self._finished: list[Future] = []
         self._client.scheduler_comm.interval = SEND_SECONDS
         self._address = self._client.scheduler.address
         self._direct = self._client.direct_to_workers is not False
-        self._threads = sum(self._client.nthreads().values())
+        self._note_workers(self._client.nthreads())
         self._client.subscribe_topic(self.channel, self._on_message)
         self._watch: asyncio.Task[None] | None = None
         self._client.loop.add_callback(self._start_watching)
@@ -203,26 +220,48 @@ class DaskConductor(BatchConductor):
         self._posts[batch.key] = post
         self._client.loop.add_callback(self._carry, batch)
 
-    def stop(self, run_id: str) -> None:
-        """Have what has not been begun of a run given back, and its electrons told."""
-        self._client.run(_stop, run_id, wait=False, on_error="ignore")
+    def retract(self, key: str) -> None:
+        """Forget a batch: nobody waits for it any more."""
+        self._posts.pop(key, None)
+        self._client.loop.add_callback(self._drop, key)
+
+    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
+        """Have what has not been begun of a run, or of descendants, given back."""
+        if cancel:
+            self.cancel_descendants(root)
+        if self._workers:
+            self._client.run(_stop, root, epoch, cancel, wait=False, on_error="ignore")
+        else:  # nobody has begun, and nobody is there to tell
+            for key in list(self._posts):
+                self._client.loop.add_callback(self._drop, key)
+
+    def replay(self, batch: Batch, definition: Definition) -> Any:
+        """Execute a batch of one electron in this thread; return its result, or raise."""
+        return replay(batch, definition, _ReplaySite(self))
+
+    async def _drop(self, key: str) -> None:
+        if (task := self._tasks.get(key)) is not None:
+            await task.cancel(asynchronous=True, force=False, msg="dropped")
 
     async def _carry(self, batch: Batch) -> None:
         report: Report
         future = None
         try:
-            future = self._submit(batch)
+            future = self._tasks[batch.key] = await self._submit(batch)
             with self._client.as_current():
                 ended = wait(future)
             await ended
             if batch.key in self._arrived:
                 self._arrived.discard(batch.key)
+                self._forget(batch.key)
                 self._release_soon(future)
                 return
             packed = await self._client.gather(future, direct=self._direct, asynchronous=True)
             report = Arrived(batch.key, unpack_outcome(packed))
         except (asyncio.CancelledError, CancelledError):
-            report = self._lost(batch, "its task was cancelled from outside")
+            report = self._dropped(batch)
+        except KilledWorker as error:
+            report = self._died(batch, error)
         except UnpicklableError as error:
             if len(batch) > 1:
                 await self._carry_half(batch)
@@ -234,9 +273,31 @@ class DaskConductor(BatchConductor):
                 report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
             else:
                 report = self._lost(batch, str(error))
+        self._forget(batch.key)
         self._post(batch.key, report)
         if future is not None:
             future.release()
+
+    def _forget(self, key: str) -> None:
+        self._tasks.pop(key, None)
+        self._pinned.pop(key, None)
+
+    def _died(self, batch: Batch, error: KilledWorker) -> Report:
+        worker = getattr(error.last_worker, "address", str(error.last_worker))
+        self._workers.discard(worker)
+        if is_singleton(batch.version) and batch.key in self._posts:
+            message = f"singleton lost its state: its worker {worker} died; re-initialised next"
+            event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
+            self.emit(batch.origin.channel, event)
+        return Died(batch.key, worker)
+
+    def _dropped(self, batch: Batch) -> Report:
+        """Return what a cancelled task means: whether it was we who cancelled it, or not."""
+        if batch.key not in self._posts:
+            return Dropped(batch.key)  # nobody will hear of it
+        if self._client.status == "running" and (batch.key in self._pinned or not self._workers):
+            return Dropped(batch.key)
+        return self._lost(batch, "its task was cancelled from outside")
 
     def _lost(self, batch: Batch, reason: str) -> Lost:
         if self._client.status == "running":
@@ -245,28 +306,64 @@ class DaskConductor(BatchConductor):
         self.lose(gone)
         return Lost(batch.key, gone)
 
-    def _submit(self, batch: Batch) -> Future:
+    async def _submit(self, batch: Batch) -> Future:
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
         # let workers idle for a round trip between any two of it.
-        key = (f"{batch.atom_id}-{batch.key}", 0)
+        key = (f"{batch.atom_id}-{batch.key}", ONCE)
         try:
             packed = pack(batch)
         except Exception as error:
             raise UnpicklableError(f"the input cannot be pickled: {error}") from error
+        workers = await self._choose_workers(batch)
+        if workers:
+            self._pinned[batch.key] = workers
         return self._client.submit(
-            run_batch, packed, self.channel, key=key, pure=False, priority=batch.origin.depth
+            run_batch,
+            packed,
+            self.channel,
+            key=key,
+            pure=False,
+            priority=batch.origin.depth,
+            workers=sorted(workers) or None,
         )
+
+    async def _choose_workers(self, batch: Batch) -> set[str]:
+        """Return the workers that may take a batch; none where all may."""
+        if is_singleton(batch.version) == "cluster":
+            return {await self._home_of(batch)}
+        stay, avoid = batch.terms.stay, batch.terms.avoid
+        if stay:
+            return {stay} & self._workers
+        if not avoid:
+            return set()
+        return self._workers - {*avoid} or self._workers - {avoid[-1]}
+
+    async def _home_of(self, batch: Batch) -> str:
+        """Return the one worker on which a singleton of the cluster lives."""
+        keys = [METADATA, f"home:{batch.version}"]
+        scheduler = self._client.scheduler
+        home: str | None = await scheduler.get_metadata(keys=keys, default=None)
+        while not self._workers:  # they come and go on a cluster that adapts
+            await asyncio.sleep(WATCH_SECONDS)
+        if home is None or home not in self._workers:
+            # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
+            # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
+            home = min(
+                self._workers, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest()
+            )
+            await scheduler.set_metadata(keys=keys, value=home)
+        return home
 
     async def _carry_half(self, batch: Batch) -> None:
         """Narrow down which input cannot travel: give half of them back, carry the other half."""
         kept = len(batch) // 2
         self._post(batch.key, GivenBack(batch.key, kept))
-        await self._carry(head(batch, kept))
+        await self._carry(batch.part(0, kept))
 
     def _post(self, key: str, report: Report) -> None:
         post = self._posts.get(key)
         if post is not None:
-            if not isinstance(report, GivenBack):
+            if not isinstance(report, GivenBack | Partly):
                 del self._posts[key]
             post(report)
 
@@ -287,6 +384,9 @@ class DaskConductor(BatchConductor):
         if what == "given back":
             key, kept = rest
             self._post(key, GivenBack(key, kept))
+        elif what == "partly":
+            key, data = rest
+            self._post(key, Partly(key, unpack_outcome(Packed(data, []))))
         elif what == "arrived":
             key, data = rest
             report = Arrived(key, unpack_outcome(Packed(data, [])))
@@ -308,6 +408,8 @@ class DaskConductor(BatchConductor):
         with self._publishing:
             data = dump_atom(definition)
             digest = blake2b(data, digest_size=16).hexdigest()
+            if definition.singleton:  # whoever has the version alone must know
+                digest = f"{definition.singleton}:{digest}"
             if digest not in self._uploaded:
                 self._client.set_metadata([METADATA, digest], data)
                 self._uploaded.add(digest)
@@ -356,14 +458,21 @@ class DaskConductor(BatchConductor):
 
     async def _watch_threads(self) -> None:
         while self._client.status in ("running", "connecting"):
-            await asyncio.sleep(1)
+            await asyncio.sleep(WATCH_SECONDS)
             if self._client.status == "running":
                 try:
-                    self._threads = sum((await self._client.nthreads()).values())
+                    self._note_workers(await self._client.nthreads())
                 except OSError:
                     continue  # the client notices by itself, and so does the loop's condition
+                for key, workers in list(self._pinned.items()):
+                    if not workers & self._workers:  # where it was to go there is nobody any more
+                        await self._drop(key)
         if not self._closed:
             self.lose(self._error("the scheduler is gone"))
+
+    def _note_workers(self, threads: Mapping[str, int]) -> None:
+        self._workers = set(threads)
+        self._threads = sum(threads.values())
 
     def _error(self, message: str) -> ConductorError:
         return ConductorError(
@@ -422,11 +531,13 @@ def _minor(python: str) -> str:
     return ".".join(python.split(".")[:2])
 
 
+def is_singleton(version: str) -> str:
+    """Return ``"node"`` or ``"cluster"`` where the version is that of a singleton, else nothing."""
+    return version.partition(":")[0] if ":" in version else ""
+
+
 def _failure_of_task(error: Exception) -> Failure:
-    name = type(error).__name__
-    if name == "KilledWorker":
-        return Failure("killed", name, "the workers that ran this electron died")
-    return Failure("rejected", name, f"the worker could not take it: {error}")
+    return Failure("rejected", type(error).__name__, f"the worker could not take it: {error}")
 
 
 # -- on the worker ------------------------------------------------------------------------------
@@ -454,8 +565,8 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     return DaskSite.of(get_worker()).carry_out(batch, channel)
 
 
-async def _stop(run_id: str, dask_worker: Worker) -> None:
-    DaskSite.of(dask_worker).stop(run_id)
+async def _stop(root: str, epoch: int, cancel: bool, dask_worker: Worker) -> None:
+    DaskSite.of(dask_worker).stop(root, epoch, cancel=cancel)
 
 
 async def _census(channel: str, dask_worker: Worker) -> tuple[int, int]:
@@ -466,14 +577,16 @@ async def _let_go(dask_worker: Worker) -> None:
     DaskSite.of(dask_worker).let_go()
 
 
-class DaskSite(Site):
+class DaskSite(IsolatingSite):
     """The worker's side."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self.name = worker.address
         self._worker = worker
+        self.memory_limit = worker.memory_manager.memory_limit or 0
         self._atoms: dict[str, Definition] = {}
+        self._codes: dict[str, bytes] = {}
         self._channels: dict[str, str] = {}
         self._conductor: DaskConductor | None = None
         self._events: dict[str, list[Event]] = {}
@@ -505,8 +618,7 @@ class DaskSite(Site):
             self._flush()
         packed = pack_outcome(outcome)
         if packed.nbytes <= SMALL_OUTCOME:
-            whole = pickle.dumps(packed.load()) if packed.buffers else packed.data
-            self._worker.log_event(channel, ("arrived", batch.key, whole))
+            self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
         return packed
 
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
@@ -520,11 +632,32 @@ class DaskSite(Site):
             )
             if data is None:
                 raise LookupError(f"the scheduler does not know the code of {batch.atom_id}")
+            self._codes[batch.version] = data
             known = self._atoms[batch.version] = load_atom(data)
         return known
 
+    def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
+        return batch.version, self._codes[batch.version]
+
+    def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
+        packed = pack_outcome(outcome)
+        if packed.nbytes > LARGE_TELLING:
+            return False
+        channel = self._channels.get(batch.key)
+        if channel is not None:
+            self._worker.log_event(channel, ("partly", batch.key, packed.whole()))
+        return True
+
+    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
+        """Give back what has not been begun, here and of what was sent from here."""
+        super().stop(root, epoch, cancel=cancel)
+        if cancel and self._conductor is not None:
+            conductor = self._conductor
+            conductor.post(lambda: conductor.cancel_descendants(root))
+
     def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
-        self._worker.log_event(self._channels[batch.key], ("given back", batch.key, kept))
+        if (channel := self._channels.get(batch.key)) is not None:
+            self._worker.log_event(channel, ("given back", batch.key, kept))
 
     def release_slot(self) -> None:  # noqa: D102
         # Not followed by rejoin(): that would wait for a thread to fall free, at each level of a
@@ -565,6 +698,32 @@ class DaskSite(Site):
             self._worker.log_event(channel, ("events", _dump_events(those)))
 
 
+class _ReplaySite(IsolatingSite):
+    """The place where an electron is replayed: this thread, with the run's own conductor."""
+
+    def __init__(self, conductor: DaskConductor) -> None:
+        super().__init__()
+        self.name = "replay"
+        self._conductor = conductor
+
+    def find_atom(self, batch: Batch) -> Definition:
+        raise AssertionError("a replay brings its atom along")
+
+    code_of = find_atom  # type: ignore[assignment]
+
+    def give_back(self, batch: Batch, kept: int) -> None:
+        raise AssertionError("a replay is executed whole")
+
+    def emit(self, channel: str, event: Event) -> None:
+        self._conductor.emit(channel, event)
+
+    def release_slot(self) -> None:
+        """There is none."""
+
+    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:
+        return ChildConductor(self._conductor, origin, stream, lease)
+
+
 class WorkerConductor(DaskConductor):
     """A worker's conductor for what its electrons send; it reports to whom they descend from."""
 
@@ -585,11 +744,8 @@ class WorkerConductor(DaskConductor):
 
 
 def _dump_events(events: list[Event]) -> bytes:
-    def with_texts(event: Event) -> Event:
-        return replace(event, fields={name: repr(value) for name, value in event.fields.items()})
-
     data = dumps(events)
-    return dumps(list(map(with_texts, events))) or b"" if data is None else data
+    return dumps(list(map(Event.as_text, events))) or b"" if data is None else data
 
 
 def _dump_error(error: AtomizerError) -> bytes:

@@ -6,16 +6,19 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
-from atomizer_dask.driver import Arrived, GivenBack, Report
+from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease, Site
+from atomizer_dask.execute import Lease, replay
 from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.pickling import dump_atom
+from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 
 
@@ -57,13 +60,24 @@ class MemoryConductor(BatchConductor):
             except Exception as error:  # noqa: BLE001 - what is wrong with the batch as a whole
                 failure = Failure("rejected", type(error).__name__, str(error))
                 outcome = Outcome.all_failed(len(batch), failure, self._site.name)
-            self._site.posts.pop(batch.key)(Arrived(batch.key, outcome))
+            if (post := self._site.posts.pop(batch.key, None)) is not None:
+                post(Arrived(batch.key, outcome))
 
         self._pool.submit(execute, priority=batch.origin.depth)
 
-    def stop(self, run_id: str) -> None:
-        """Have what has not been begun of a run given back, and its electrons told."""
-        self._site.stop(run_id)
+    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
+        """Have what has not been begun of a run, or of descendants, given back."""
+        self._site.stop(root, epoch, cancel=cancel)
+        if cancel:
+            self.cancel_descendants(root)
+
+    def retract(self, key: str) -> None:
+        """Forget a batch: nobody waits for it any more."""
+        self._site.posts.pop(key, None)
+
+    def replay(self, batch: Batch, definition: Definition) -> Any:
+        """Execute a batch of one electron in this thread; return its result, or raise."""
+        return replay(batch, definition, self._site)
 
     def release_slot(self) -> None:
         """Let another thread run in this one's place."""
@@ -73,9 +87,10 @@ class MemoryConductor(BatchConductor):
         """End the threads once they have done what they are doing."""
         super().close()
         self._pool.close()
+        self._site.close()
 
 
-class _MemorySite(Site):
+class _MemorySite(IsolatingSite):
     def __init__(self, conductor: MemoryConductor) -> None:
         super().__init__()
         self.name = f"memory://{os.getpid()}"
@@ -86,8 +101,18 @@ class _MemorySite(Site):
         definition: Definition = batch.version
         return definition
 
+    def code_of(self, batch: Batch) -> tuple[str, bytes]:
+        data = dump_atom(batch.version)
+        return blake2b(data, digest_size=16).hexdigest(), data
+
     def give_back(self, batch: Batch, kept: int) -> None:
-        self.posts[batch.key](GivenBack(batch.key, kept))
+        if (post := self.posts.get(batch.key)) is not None:
+            post(GivenBack(batch.key, kept))
+
+    def tell(self, batch: Batch, outcome: Outcome) -> bool:
+        if (post := self.posts.get(batch.key)) is not None:
+            post(Partly(batch.key, outcome))
+        return True
 
     def emit(self, channel: str, event: Event) -> None:
         self._conductor.emit(channel, event)

@@ -7,14 +7,18 @@ from collections.abc import Callable, Hashable
 from itertools import compress
 from typing import Any, NamedTuple
 
-from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Outcome
+from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.policy import seconds_of
+from atomizer_dask.properties import Properties
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Rows
+
+CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
 
 
 class Sent(NamedTuple):
@@ -25,6 +29,8 @@ class Sent(NamedTuple):
     address: tuple[Stream, int]
     version: Any
     origin: Origin
+    terms: Terms = FIRST
+    earlier: tuple[ElectronError, ...] = ()
 
     def group(self) -> Hashable:
         """Return what electrons of one batch must have in common."""
@@ -34,8 +40,10 @@ class Sent(NamedTuple):
             self.version,
             electron.copy_state,
             electron.sender_id,
+            electron.timeout,
             origin.channel,
             origin.depth,
+            origin.root,
         )
 
 
@@ -47,21 +55,33 @@ class ElectronSource:
     example
         Any of them.
     report
-        Told of each failure.
+        Told of each failure that is final.
+    later
+        Has a function called after some seconds.
     """
 
     grows = True
 
-    def __init__(self, example: Sent, report: Callable[[AtomizerError], None]) -> None:
+    def __init__(
+        self,
+        example: Sent,
+        report: Callable[[AtomizerError], None],
+        later: Callable[[float, Callable[[], Any]], None],
+    ) -> None:
         self._example = example
         self._report = report
+        self._later = later
+        self._first = FIRST._replace(timeout=seconds_of(example.electron.timeout, "timeout"))
         self._waiting: deque[Sent] = deque()
         self._under_way: dict[str, list[Sent]] = {}
+        self._delayed: dict[str, Sent] = {}
+        self._cancelled = False
+        self.pump: Callable[[], None] = lambda: None
 
     @property
     def idle(self) -> bool:
         """Whether it has nothing left to do."""
-        return not self._waiting and not self._under_way
+        return not self.unfinished
 
     @property
     def channel(self) -> str:
@@ -69,57 +89,145 @@ class ElectronSource:
         return self._example.origin.channel
 
     @property
+    def root(self) -> str:
+        """What they descend from."""
+        return self._example.origin.root
+
+    @property
     def unfinished(self) -> int:
         """How many are not done."""
-        return len(self._waiting) + sum(map(len, self._under_way.values()))
+        under_way = sum(map(len, self._under_way.values()))
+        return len(self._waiting) + under_way + len(self._delayed)
 
     def add(self, sent: list[Sent]) -> None:
         """Take some more."""
+        if self._first is not FIRST:
+            sent = [one._replace(terms=self._first) for one in sent]
         self._waiting += sent
+        if self._cancelled:
+            self.cancel()
 
     def waiting(self) -> int:  # noqa: D102
         return len(self._waiting)
 
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
-        count = min(size.electrons, len(self._waiting))
-        taken = [self._waiting.popleft() for _ in range(count)]
-        started = ElectronFuture.start_all([sent.future for sent in taken])
-        taken = list(compress(taken, started))
+        taken = self._next(min(size.electrons, len(self._waiting)))
+        if taken[0].terms.attempt == 1 and not taken[0].terms.deaths:
+            started = ElectronFuture.start_all([sent.future for sent in taken])
+            taken = list(compress(taken, started))
         if not taken:
             return None
         self._under_way[key] = taken
         example = self._example.electron
+        terms = taken[0].terms
         return Batch(
             key=key,
             atom_id=example.atom_id,
             version=self._example.version,
             inputs=Rows([sent.electron.payload for sent in taken]),
-            first=0,
+            positions=range(len(taken)),
             stream=[sent.address for sent in taken],
             origin=taken[0].origin,
+            terms=terms,
+            earlier=[sent.earlier for sent in taken] if terms.attempt > 1 else None,
             ids=[sent.electron.id for sent in taken],
             sender_id=example.sender_id,
             copy_state=example.copy_state,
             seconds=size.seconds,
         )
 
-    def give_back(self, batch: Batch, start: int, stop: int) -> None:  # noqa: D102
-        self._waiting.extendleft(reversed(self._under_way[batch.key][start:stop]))
+    def _next(self, count: int) -> list[Sent]:
+        """Take the next electrons, as many as are to be executed on the same terms."""
+        waiting = self._waiting
+        terms = waiting[0].terms
+        taken: list[Sent] = []
+        while len(taken) < count and (waiting[0].terms is terms or waiting[0].terms == terms):
+            taken.append(waiting.popleft())
+        return taken
 
-    def deliver(self, batch: Batch, outcome: Outcome) -> None:  # noqa: D102
-        taken = self._under_way.pop(batch.key)
-        futures = [sent.future for sent in taken[: outcome.kept]]
+    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
+        back = self._under_way[batch.key][start:stop]
+        if terms is not batch.terms:
+            back = [sent._replace(terms=terms) for sent in back]
+        self._waiting.extendleft(reversed(back))
+        if self._cancelled:
+            self.cancel()
+
+    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:  # noqa: D102
+        taken = self._under_way[batch.key]
+        if last:
+            del self._under_way[batch.key]
+        those = taken[outcome.first : outcome.kept]
         properties = list(outcome.properties(batch))
-        for failed in outcome.failed:
+        done = [True] * len(those)
+        for failed in map(int, outcome.failed):
             error = properties[failed].error
-            assert error is not None
-            self._report(error)
-        ElectronFuture.finish_all(futures, properties)
+            assert isinstance(error, ElectronError)
+            if self._is_tried_again(those[failed], error):
+                done[failed] = False
+            else:
+                self._report(error)
+        if not all(done):
+            those, properties = list(compress(those, done)), list(compress(properties, done))
+        ElectronFuture.finish_all([sent.future for sent in those], properties)
+
+    def _is_tried_again(self, sent: Sent, error: ElectronError) -> bool:
+        if sent.electron.max_attempts == 1 or self._cancelled or sent.future.done():
+            return False
+        policy = sent.electron.policy
+        try:
+            decision = policy.decide(error)
+        except Exception as broken:  # noqa: BLE001 - the user's function
+            self._report(AtomizerError(error.event, broken))
+            return False
+        if decision == "fail":
+            return False
+        terms = sent.terms._replace(attempt=sent.terms.attempt + 1)
+        if decision == "retry":
+            terms = terms._replace(stay=error.worker)
+        else:
+            terms = terms._replace(stay="", avoid=(*terms.avoid, error.worker))
+        again = sent._replace(terms=terms, earlier=(*sent.earlier, error.bare()))
+        electron_id = sent.electron.id
+        self._delayed[electron_id] = again
+
+        def send() -> None:
+            if (ready := self._delayed.pop(electron_id, None)) is not None:
+                self._waiting.append(ready)
+                self.pump()
+
+        self._later(policy.delay(sent.terms.attempt), send)
+        return True
+
+    def cancel(self) -> None:
+        """Answer what has not begun, and what will be given back, as cancelled."""
+        self._cancelled = True
+        lost = [*self._waiting, *self._delayed.values()]
+        self._waiting.clear()
+        self._delayed.clear()
+        ElectronFuture.finish_all([sent.future for sent in lost], list(map(_cancelled, lost)))
+
+    def cancel_one(self, electron_id: str, *, begun: bool) -> None:
+        """Answer one electron as cancelled; where it has `begun` too, whatever it still does."""
+        lost = [sent for sent in self._waiting if sent.electron.id == electron_id]
+        self._waiting = deque(sent for sent in self._waiting if sent.electron.id != electron_id)
+        if (delayed := self._delayed.pop(electron_id, None)) is not None:
+            lost.append(delayed)
+        if begun:
+            under_way = (sent for those in self._under_way.values() for sent in those)
+            lost += [sent for sent in under_way if sent.electron.id == electron_id]
+        ElectronFuture.finish_all([sent.future for sent in lost], list(map(_cancelled, lost)))
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
-        lost = [*self._waiting, *(sent for group in self._under_way.values() for sent in group)]
+        under_way = (sent for group in self._under_way.values() for sent in group)
+        lost = [*self._waiting, *self._delayed.values(), *under_way]
         self._waiting.clear()
+        self._delayed.clear()
         self._under_way.clear()
         for sent in lost:
             if not sent.future.done():
                 sent.future.set_exception(error)
+
+
+def _cancelled(sent: Sent) -> Properties:
+    return CANCELLED.properties(sent.electron, sent.terms.attempt, sent.earlier)

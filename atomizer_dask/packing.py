@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from atomizer_dask.batch import Batch
 from atomizer_dask.outcome import Column, Failure, Outcome
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
@@ -32,6 +31,10 @@ class Packed:
     def nbytes(self) -> int:
         """How much there is to send."""
         return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
+
+    def whole(self) -> bytes:
+        """Return it as one pickle."""
+        return pickle.dumps(self.load()) if self.buffers else self.data
 
     def load(self) -> Any:
         """Return what was packed."""
@@ -60,14 +63,18 @@ def pack_outcome(outcome: Outcome) -> Packed:
     on the other side any of them may turn out not to be readable.
     """
     failures = [
-        failure._replace(exception=dumps(failure.exception)) for failure in outcome.failures
+        # One that came from a child process is packed already.
+        failure
+        if isinstance(failure.exception, bytes)
+        else failure._replace(exception=dumps(failure.exception))
+        for failure in outcome.failures
     ]
     outcome = replace(outcome, failures=failures)
     bad: set[int] = set()
     if isinstance(outcome.results, list):
         results: Any = _apart(outcome.results, range(len(outcome.results)), bad)
     else:
-        good = outcome.kept - len(outcome.failed)
+        good = len(outcome) - len(outcome.failed)
         results = {name: _column_apart(c, good, bad) for name, c in outcome.results.items()}
     outcome = replace(outcome, results=results)
     if bad:
@@ -83,7 +90,7 @@ def unpack_outcome(packed: Packed) -> Outcome:
     if isinstance(outcome.results, list):
         results: Any = _together(outcome.results, range(len(outcome.results)), bad)
     else:
-        good = outcome.kept - len(outcome.failed)
+        good = len(outcome) - len(outcome.failed)
         results = {
             name: Column(_objects(_together(list(values), _rows(present, good), bad)), present)
             if _is_apart(values)
@@ -95,16 +102,6 @@ def unpack_outcome(packed: Packed) -> Outcome:
         why = "the result cannot be unpickled here: is what it is made of installed?"
         outcome = outcome.with_failed(sorted(bad), Failure("exception", "UnpicklingError", why))
     return outcome
-
-
-def head(batch: Batch, count: int) -> Batch:
-    """Return the first `count` electrons of a batch."""
-    return replace(
-        batch,
-        inputs=batch.cut(0, count),
-        stream=batch.stream[:count] if isinstance(batch.stream, list) else batch.stream,
-        ids=None if batch.ids is None else batch.ids[:count],
-    )
 
 
 class _Apart(NamedTuple):

@@ -1,0 +1,223 @@
+"""What runs in a child process of a worker: it executes pieces of batches, one after another."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import pickle
+import threading
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any
+
+import cloudpickle
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.conductors.base import Conductor, check_electron
+from atomizer_dask.electron import Electron
+from atomizer_dask.events import Event
+from atomizer_dask.execute import Lease, OvertimeError, Site, TimeIsUp
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.packing import dumps, pack_outcome
+from atomizer_dask.pickling import load_atom
+from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
+from atomizer_dask.streams import Stream
+
+
+def serve(connection: Connection, cursor: memoryview[float]) -> None:
+    """Execute pieces until nobody is at the other end."""
+    site = ChildSite(connection, cursor)
+    threading.Thread(target=site.listen, name="listen", daemon=True).start()
+    while (piece := site.pieces.get()) is not None:
+        site.answer(*piece)
+
+
+class ChildSite(Site):
+    """The place where pieces are executed: the main thread of a child process."""
+
+    def __init__(self, connection: Connection, cursor: memoryview[float]) -> None:
+        super().__init__()
+        self.pieces: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._watch = ChildWatch(cursor)
+        self._atoms: dict[str, Definition] = {}
+        self._futures: dict[int, ElectronFuture] = {}
+        self._tokens = itertools.count()
+        self._lease: Lease | None = None
+
+    def listen(self) -> None:
+        """Take in what the parent says, in a thread of its own."""
+        try:
+            while True:
+                what, *rest = pickle.loads(self._connection.recv_bytes())  # noqa: S301
+                if what == "piece":
+                    self.pieces.put(tuple(rest))
+                elif what == "cancelled":
+                    self._cancel(rest[0])
+                else:
+                    self._settle(what, *rest)
+        except (EOFError, OSError):
+            self.pieces.put(None)
+
+    def answer(self, data: bytes, code: bytes | None, name: str) -> None:
+        """Execute a piece and send its outcome."""
+        try:
+            piece: Batch = pickle.loads(data)  # noqa: S301 - from our own parent
+            if code is not None:
+                self._atoms[piece.version] = load_atom(code)
+            self.name = name
+            outcome = self.execute(piece)
+        except Exception as error:  # noqa: BLE001 - the parent raises it
+            self.post(("rejected", f"{type(error).__name__}: {error}"))
+            return
+        self.post(("done", pack_outcome(outcome)))
+
+    def lease(self, batch: Batch) -> Lease:  # noqa: D102
+        self._watch.watch(batch.terms.timeout)
+        self._lease = Lease(batch, self, self._watch)
+        return self._lease
+
+    def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
+        return self._atoms[batch.version]
+
+    def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
+        raise AssertionError("a piece is executed whole")
+
+    def emit(self, channel: str, event: Event) -> None:  # noqa: D102
+        self.post(("emit", dumps(event) or cloudpickle.dumps(event.as_text())))
+
+    def release_slot(self) -> None:  # noqa: D102
+        self.post(("waiting",))
+
+    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildsConductor:  # noqa: D102
+        return ChildsConductor(self, origin, stream, lease)
+
+    def post(self, message: tuple[Any, ...]) -> None:
+        """Send a message to the parent."""
+        with self._sending:
+            self._connection.send_bytes(pickle.dumps(message))
+
+    def expect(self, future: ElectronFuture) -> int:
+        """Return the token by which the parent shall name the electron of this future."""
+        token = next(self._tokens)
+        self._futures[token] = future
+        return token
+
+    def _settle(self, what: str, token: int, data: bytes) -> None:
+        future = self._futures.pop(token)
+        try:
+            value = pickle.loads(data)  # noqa: S301 - from our own parent
+        except Exception as error:  # noqa: BLE001 - unpickling runs anybody's code
+            what, value = "failed", error
+        if what == "settled":
+            ElectronFuture.finish_all([future], [value])
+        else:
+            future.set_exception(value)
+
+    def _cancel(self, offset: int | None) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        if offset is None:
+            lease.cancelled = True
+        else:
+            lease.cancelled_ones.add(offset)
+
+
+class ChildsConductor(Conductor):
+    """The conductor that an electron in a child process is given: the parent sends for it."""
+
+    id = "quarantine"
+
+    def __init__(self, site: ChildSite, origin: Origin, stream: Stream, lease: Lease) -> None:
+        self._site = site
+        self._origin = origin
+        self._stream = stream
+        self._lease = lease
+        self._condition = threading.Condition()
+
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have a child electron executed."""
+        check_electron(electron)
+        future = ElectronFuture(self._condition, self._lease.about_to_wait)
+        future.set_running_or_notify_cancel()
+        data = cloudpickle.dumps(electron)
+        token = self._site.expect(future)
+        future.stop_with(lambda: self._site.post(("cancel", token)))
+        self._site.post(("send", token, data, self._origin, self._stream))
+        return future
+
+    def close(self) -> None:
+        """Do nothing: it belongs to the site."""
+
+
+class ChildWatch:
+    """Keeps the cursor, and raises an exception in an electron that has no time left."""
+
+    def __init__(self, cursor: memoryview[float]) -> None:
+        self._cursor = cursor
+        self._timeout: float | None = None
+        self._began = 0.0
+        self._lock = threading.Lock()
+        self._interrupted = 0.0  # when the electron began that an exception was raised in
+        self._main = ctypes.c_ulong(threading.main_thread().ident or 0)
+        self._thread: threading.Thread | None = None
+        self._needed = threading.Event()
+
+    def watch(self, timeout: float | None) -> None:
+        """Watch over electrons that have `timeout` seconds each."""
+        self._timeout = timeout
+        if timeout is None:
+            self._needed.clear()
+            return
+        self._needed.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._interrupt_late, daemon=True)
+            self._thread.start()
+
+    def left(self) -> float | None:
+        """Return the seconds that the running electron has left; None for no limit."""
+        if self._timeout is None:
+            return None
+        return self._timeout - (perf_counter() - self._began)
+
+    def begin(self, offset: int, count: int) -> None:
+        """Note that `count` electrons begin."""
+        cursor = self._cursor
+        # The offset last: whoever reads a new one must not read an old time with it.
+        cursor[BEGAN] = self._began = perf_counter()
+        cursor[COUNT] = count
+        cursor[OFFSET] = offset
+
+    def end(self) -> None:
+        """Note that they have ended; raises `OvertimeError` where they were late."""
+        late = self._timeout is not None and perf_counter() - self._began >= self._timeout
+        self._cursor[OFFSET] = -1.0
+        if late:
+            raise self.overtime()
+
+    def overtime(self) -> OvertimeError:
+        """Return the error of an electron that was late, safe from further interruption."""
+        with self._lock:
+            self._cursor[OFFSET] = -1.0
+            interrupted = self._interrupted == self._began
+            if interrupted:  # one that was not delivered yet would hit the next electron
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(self._main, None)
+        how = "an exception was raised in it" if interrupted else "it heeded its context"
+        message = f"not done within {self._timeout:g} s; {how}"
+        return OvertimeError(message, "exception" if interrupted else "context")
+
+    def _interrupt_late(self) -> None:
+        while self._needed.wait():
+            threading.Event().wait(LOOK_SECONDS)
+            with self._lock:
+                began, timeout = self._cursor[BEGAN], self._timeout
+                late = timeout is not None and perf_counter() - began > timeout + INJECT_AFTER
+                if late and self._cursor[OFFSET] >= 0 and self._interrupted != began:
+                    self._interrupted = began
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        self._main, ctypes.py_object(TimeIsUp)
+                    )

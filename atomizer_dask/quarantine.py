@@ -1,0 +1,379 @@
+"""Executing electrons where they can do no harm: in a child process that may die alone.
+
+::
+
+    worker thread (Quarantine)                      child process (`atomizer_dask.child`)
+    piece of a batch          ── connection ────▶   executes it electron by electron
+    outcome, events, sends    ◀── connection ────
+    who runs, and since when  ◀── shared memory ──  the cursor
+
+A batch goes in pieces of about 20 ms, so that where a child dies only little is done again. The
+cursor names the electron that ran then. Where it had company it is given a second chance, alone
+in a fresh child: somebody else may have killed the process, or an electron before it broken
+the memory.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter, time_ns
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import psutil
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch
+from atomizer_dask.claims import Claims
+from atomizer_dask.events import Event
+from atomizer_dask.execute import Keeper, Lease, Site
+from atomizer_dask.nursery import Child, Nursery
+from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.packing import dumps, unpack_outcome
+from atomizer_dask.properties import Properties
+
+INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
+KILL_AFTER = 1.0  # seconds beyond its deadline
+HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
+LOOK_SECONDS = 0.05
+MEMORY_SHARE = 0.95  # of the limit
+OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
+
+_CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
+
+
+class IsolatingSite(Site):
+    """A site that can execute batches in child processes.
+
+    Attributes
+    ----------
+    memory_limit
+        Bytes that a child may take; 0 for those of the machine.
+    """
+
+    memory_limit: float = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._nursery = Nursery("atomizer_dask.child:serve", preload=("atomizer_dask.child",))
+        self._idle: list[Inmate] = []
+        self._idle_lock = threading.Lock()
+
+    @abstractmethod
+    def code_of(self, batch: Batch) -> tuple[str, bytes]:
+        """Return a name and the pickle of a batch's atom."""
+
+    def isolates(self, batch: Batch, definition: Definition) -> bool:
+        """Return whether a batch is executed in a child process.
+
+        That is so where electrons have a timeout, for nothing else can always be stopped; where a
+        worker died with them; and where their atom asks for it.
+        """
+        terms = batch.terms
+        return bool(terms.deaths or terms.timeout is not None or definition.isolation)
+
+    def execute_pieces(
+        self, lease: Lease, definition: Definition, claims: Claims
+    ) -> Iterator[Outcome]:
+        """Execute a batch piece by piece in a child process."""
+        keeper = self.keeper(lease.batch) if definition.singleton else None
+        stay = _Stay(self, lease, keeper)
+        offset = 0
+        try:
+            while count := claims.draw():
+                before = perf_counter()
+                yield from stay.settle(offset, offset + count)
+                offset += count
+                claims.learn(count, perf_counter() - before)
+        finally:
+            stay.leave()
+
+    def admit(self, *, fresh: bool) -> Inmate:
+        """Return a child that nobody else uses."""
+        with self._idle_lock:
+            if self._idle and not fresh:
+                return self._idle.pop()
+        return Inmate(self._nursery.start())
+
+    def dismiss(self, inmate: Inmate) -> None:
+        """Keep a child for the next one."""
+        with self._idle_lock:
+            self._idle.append(inmate)
+
+    def close(self) -> None:
+        """End all children."""
+        self._nursery.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Fallen:
+    """A child that is no more.
+
+    Parameters
+    ----------
+    offset, count
+        Which electrons of the piece were running; none where `count` is 0.
+    began
+        When, in seconds of `perf_counter`.
+    failure
+        Why.
+    verdict
+        Whether that is certain: it was ended from here. Else it died, of whatever.
+    """
+
+    offset: int
+    count: int
+    began: float
+    failure: Failure
+    verdict: bool
+
+
+class _Stay:
+    """One batch in quarantine."""
+
+    def __init__(self, site: IsolatingSite, lease: Lease, keeper: Keeper | None) -> None:
+        self._site = site
+        self._lease = lease
+        self._keeper = keeper
+        self._inmate: Inmate | None = None
+        self._code = site.code_of(lease.batch)
+
+    def settle(self, start: int, stop: int) -> Iterator[Outcome]:
+        """Yield outcomes, in order, for just the electrons from `start` to `stop`."""
+        todo = [(start, stop, False)]
+        while todo:
+            a, b, alone = todo.pop()
+            if self._lease.cancelled:
+                yield self._failed(a, b, perf_counter(), _CANCELLED)
+                continue
+            ended = self._execute(a, b, fresh=alone)
+            if isinstance(ended, Outcome):
+                yield replace(ended, first=a, kept=b)
+                continue
+            self._inmate = None
+            # Where it died between two electrons, all of the piece are suspects.
+            c, n = (a + ended.offset, ended.count) if ended.count else (a, b - a)
+            if c + n < b:
+                todo.append((c + n, b, False))
+            if n > 1:
+                todo += [(c + n // 2, c + n, False), (c, c + n // 2, False)]
+            elif ended.verdict or alone:
+                # In order: those before it are executed again first.
+                if a < c:
+                    yield from self.settle(a, c)
+                yield self._failed(c, c + 1, ended.began, ended.failure)
+                continue
+            else:
+                todo.append((c, c + 1, True))
+            if a < c:
+                todo.append((a, c, False))
+
+    def leave(self) -> None:
+        """Give the child up to others."""
+        if self._inmate is not None and self._keeper is None:
+            self._site.dismiss(self._inmate)
+
+    def _execute(self, start: int, stop: int, *, fresh: bool) -> Outcome | Fallen:
+        inmate = self._child(fresh)
+        piece = self._lease.batch.part(start, stop)
+        ended = inmate.execute(piece, self._lease, start, self._code, self._site)
+        if isinstance(ended, Fallen) and self._keeper is not None:
+            self._keeper.inmate = None
+            self._tell(f"singleton lost its state: {ended.failure.message}; re-initialised next")
+        return ended
+
+    def _child(self, fresh: bool) -> Inmate:
+        if self._keeper is not None:
+            if self._keeper.inmate is None:
+                self._keeper.inmate = self._site.admit(fresh=True)
+            inmate: Inmate = self._keeper.inmate
+            return inmate
+        if fresh:
+            self.leave()
+            self._inmate = None
+        if self._inmate is None:
+            self._inmate = self._site.admit(fresh=fresh)
+        return self._inmate
+
+    def _tell(self, message: str) -> None:
+        batch = self._lease.batch
+        event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
+        self._lease.emit(event)
+
+    def _failed(self, start: int, stop: int, began: float, failure: Failure) -> Outcome:
+        seconds = perf_counter() - began
+        count = stop - start
+        return Outcome(
+            first=start,
+            kept=stop,
+            results=[] if self._lease.batch.ids is not None else {},
+            failed=np.arange(count),
+            codes=np.zeros(count, dtype=np.int32),
+            failures=[failure],
+            start_ns=time_ns() - int(seconds * 1e9),
+            starts=np.zeros(count),
+            ends=np.full(count, seconds),
+            counts=None,
+            worker=self._site.name,
+        )
+
+
+class Inmate:
+    """A child process that executes pieces, one at a time."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._sending = threading.Lock()
+        self._known: set[str] = set()
+        self._conductors: dict[Any, Any] = {}
+        self._futures: dict[int, Any] = {}
+
+    def execute(
+        self, piece: Batch, lease: Lease, first: int, code: tuple[str, bytes], site: IsolatingSite
+    ) -> Outcome | Fallen:
+        """Execute a piece, which begins at offset `first` of its batch."""
+        name, data = code
+        self._child.cursor[OFFSET] = -1.0
+        piece = replace(piece, version=name, seconds=float("inf"))
+        guard = _Guard(self._child, lease, first, piece.terms.timeout, site.memory_limit)
+        new = None if name in self._known else data
+        if not self._post(("piece", cloudpickle.dumps(piece), new, site.name)):
+            return guard.fallen()
+        self._known.add(name)
+        while True:
+            try:
+                while not self._child.connection.poll(LOOK_SECONDS):
+                    if (ended := guard.look(self._post)) is not None:
+                        return ended
+                what, *rest = pickle.loads(self._child.connection.recv_bytes())  # noqa: S301
+            except (EOFError, OSError):
+                return guard.fallen()
+            if what == "done":
+                self._conductors.clear()
+                return unpack_outcome(rest[0])
+            if what == "rejected":
+                raise RuntimeError(rest[0])
+            self._handle(what, rest, lease)
+            if (ended := guard.look(self._post)) is not None:
+                return ended
+
+    def _handle(self, what: str, rest: list[Any], lease: Lease) -> None:
+        if what == "emit":
+            lease.emit(pickle.loads(rest[0]))  # noqa: S301 - from our own child
+        elif what == "waiting":
+            lease.about_to_wait()
+        elif what == "cancel":
+            if (future := self._futures.get(rest[0])) is not None:
+                future.cancel()
+        elif what == "send":
+            token, data, origin, stream = rest
+            if stream not in self._conductors:
+                self._conductors[stream] = lease.site.children(origin, stream, lease)
+            try:
+                future = self._conductors[stream].send(pickle.loads(data))  # noqa: S301
+            except Exception as error:  # noqa: BLE001 - raised in the child, by the future
+                self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
+                return
+            self._futures[token] = future
+            future.add_done_callback(lambda done: self._answer(token, done))
+
+    def _answer(self, token: int, done: Future[Properties]) -> None:
+        self._futures.pop(token, None)
+        error = done.exception()
+        if error is not None:
+            self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
+            return
+        properties = done.result()
+        data = dumps(properties)
+        if data is None:
+            why = "the result of a child cannot travel to its spawner, for it cannot be pickled"
+            failure = Failure("exception", "PicklingError", why)
+            bad = failure.error(properties.electron_id, properties.atom_id)
+            data = dumps(replace(properties, error=bad, result=None))
+        self._post(("settled", token, data))
+
+    def _post(self, message: tuple[Any, ...]) -> bool:
+        """Send a message to the child, and return whether there is still one."""
+        try:
+            with self._sending:
+                self._child.connection.send_bytes(pickle.dumps(message))
+        except (OSError, ValueError):  # it has died; whoever reads from it learns of that
+            return False
+        return True
+
+
+class _Guard:
+    """Looks after one piece in a child, and ends the child where nothing else helps."""
+
+    def __init__(
+        self, child: Child, lease: Lease, first: int, timeout: float | None, memory_limit: float
+    ) -> None:
+        self._child = child
+        self._lease = lease
+        self._first = first
+        self._timeout = timeout
+        self._limit = MEMORY_SHARE * (memory_limit or machine_memory())
+        self._cancelled: float | None = None
+        self._looked = perf_counter()
+
+    def look(self, post: Any) -> Fallen | None:
+        """Return what became of the child where it had to be ended."""
+        now = perf_counter()
+        if now - self._looked < LOOK_SECONDS:
+            return None
+        self._looked = now
+        offset, began = self._child.cursor[OFFSET], self._child.cursor[BEGAN]
+        if self._timeout is not None and offset >= 0 and now - began > self._timeout + KILL_AFTER:
+            why = f"not done within {self._timeout:g} s; its process was killed"
+            return self._end(Failure("timeout", "TimeoutError", why, tier="kill"))
+        if (used := self._child.memory()) > self._limit:
+            why = (
+                f"out of memory: its process had {used / 2**30:.2f} GiB, "
+                f"{self._limit / 2**30:.2f} GiB are allowed"
+            )
+            return self._end(Failure("killed", "ProcessDied", why), verdict=False)
+        one = self._first + int(offset) in self._lease.cancelled_ones
+        if self._lease.cancelled or one:
+            if self._cancelled is None:
+                self._cancelled = now
+                post(("cancelled", None if self._lease.cancelled else int(offset)))
+            elif now - self._cancelled > HEED_CANCEL and offset >= 0:
+                return self._end(_CANCELLED)
+        return None
+
+    def _end(self, failure: Failure, *, verdict: bool = True) -> Fallen:
+        self._child.kill()
+        self._child.exit()
+        return self._fallen(failure, verdict=verdict)
+
+    def fallen(self) -> Fallen:
+        """Return what became of a child that died by itself."""
+        ended = self._child.exit(timeout=5)
+        why = f"its process died: {ended}"
+        if ended is not None and ended.signal == 9:
+            why += ", which is what the system does where memory runs out"
+        return self._fallen(Failure("killed", "ProcessDied", why), verdict=False)
+
+    def _fallen(self, failure: Failure, *, verdict: bool) -> Fallen:
+        offset, count, began = (self._child.cursor[i] for i in (OFFSET, COUNT, BEGAN))
+        self._child.close()
+        if offset < 0:
+            return Fallen(0, 0, perf_counter(), failure, verdict=False)
+        return Fallen(int(offset), int(count), began, failure, verdict)
+
+
+def machine_memory() -> float:
+    """Return the bytes of memory that this machine, or this container, has."""
+    total = float(psutil.virtual_memory().total)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    try:
+        return min(total, float(limit.read_text()))
+    except (OSError, ValueError):  # there is none: "max", or another system
+        return total
