@@ -583,6 +583,8 @@ class Lease:
         self._codes.append(self._known[alike])
 
     def _traceback_of(self, error: BaseException) -> str:
+        if isinstance(error, OvertimeError) and error.__cause__ is not None:
+            error = error.__cause__  # where the atom was when its time was up
         inner = error.__traceback__
         while inner is not None and inner.tb_frame.f_code.co_filename == __file__:
             inner = inner.tb_next

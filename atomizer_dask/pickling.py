@@ -48,10 +48,12 @@ def load_atom(data: bytes) -> Definition:
 @contextmanager
 def _own_code_by_value() -> Iterator[None]:
     by_value = cloudpickle.list_registry_pickle_by_value()
+    paths = sysconfig.get_paths()
+    installed = paths["purelib"], paths["platlib"], paths["stdlib"]
     ours = [
         module
         for name, module in list(sys.modules.items())
-        if _is_own_code(module) and name not in by_value
+        if _is_own_code(module, installed) and name not in by_value
     ]
     for module in ours:
         cloudpickle.register_pickle_by_value(module)
@@ -62,7 +64,7 @@ def _own_code_by_value() -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _is_own_code(module: ModuleType | None) -> bool:
+def _is_own_code(module: ModuleType | None, installed: tuple[str, ...]) -> bool:
     """Whether a module is the user's own file, rather than something that is installed."""
     file = getattr(module, "__file__", None)
     name = getattr(module, "__name__", "")
@@ -72,8 +74,7 @@ def _is_own_code(module: ModuleType | None) -> bool:
         return False
     if name.partition(".")[0] in sys.stdlib_module_names:
         return False
-    paths = sysconfig.get_paths()
-    return not file.startswith((paths["purelib"], paths["platlib"], paths["stdlib"]))
+    return not file.startswith(installed)
 
 
 def _culprit(definition: Definition) -> str | None:

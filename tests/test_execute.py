@@ -201,7 +201,7 @@ def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
 
     def atom_of(x):
         if x == 2:
-            threading.Thread(target=site.stop, args=["R"]).start()
+            threading.Thread(target=site.stop, args=["R", 0], kwargs={"cancel": True}).start()
             drained.wait(60)
         return x
 

@@ -46,7 +46,7 @@ from distributed.utils import sync
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
-from atomizer_dask.conductors.once import ONCE, ByValue
+from atomizer_dask.conductors.once import ONCE, ByValue, OutcomeLostError
 from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
@@ -262,6 +262,8 @@ class DaskConductor(BatchConductor):
             report = self._dropped(batch)
         except KilledWorker as error:
             report = self._died(batch, error)
+        except OutcomeLostError:
+            report = Dropped(batch.key)
         except UnpicklableError as error:
             if len(batch) > 1:
                 await self._carry_half(batch)

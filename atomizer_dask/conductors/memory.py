@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
@@ -96,14 +97,18 @@ class _MemorySite(IsolatingSite):
         self.name = f"memory://{os.getpid()}"
         self.posts: dict[str, Callable[[Report], None]] = {}
         self._conductor = conductor
+        self._codes: WeakKeyDictionary[Definition, tuple[str, bytes]] = WeakKeyDictionary()
 
     def find_atom(self, batch: Batch) -> Definition:
         definition: Definition = batch.version
         return definition
 
     def code_of(self, batch: Batch) -> tuple[str, bytes]:
-        data = dump_atom(batch.version)
-        return blake2b(data, digest_size=16).hexdigest(), data
+        known = self._codes.get(batch.version)
+        if known is None:
+            data = dump_atom(batch.version)
+            known = self._codes[batch.version] = blake2b(data, digest_size=16).hexdigest(), data
+        return known
 
     def give_back(self, batch: Batch, kept: int) -> None:
         if (post := self.posts.get(batch.key)) is not None:

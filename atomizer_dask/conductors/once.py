@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any
 
 import cloudpickle
+from dask._task_spec import Task
 from distributed import SchedulerPlugin
 from distributed.scheduler import Scheduler
 
@@ -31,11 +33,18 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         logging.getLogger("distributed.scheduler").addFilter(is_not_about_ours)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """Declare a task of ours suspicious when it goes to a worker."""
-        if finish == "processing" and type(key) is tuple and key[-1] == ONCE:
-            task = self._scheduler.tasks.get(key)
-            if task is not None:
-                task.suspicious = self._scheduler.allowed_failures
+        """See to it that a task of ours is not run again."""
+        if type(key) is not tuple or key[-1] != ONCE:
+            return
+        task = self._scheduler.tasks.get(key)
+        if task is None:
+            return
+        if finish == "processing":  # one worker that dies with it is one too many
+            task.suspicious = self._scheduler.allowed_failures
+        elif start == "memory" and finish == "released":
+            # Its worker died after it had ended. Whoever has not yet fetched the outcome hears
+            # that it is gone; mostly it has been delivered, and the future was about to go.
+            task.run_spec = Task(key, raise_lost)
 
 
 class ByValue(SchedulerPlugin):  # type: ignore[misc]
@@ -53,8 +62,20 @@ class ByValue(SchedulerPlugin):  # type: ignore[misc]
             cloudpickle.unregister_pickle_by_value(module)
 
 
+class OutcomeLostError(Exception):
+    """A worker died with an outcome that nobody had fetched."""
+
+
+def raise_lost() -> None:
+    """Run in place of a batch whose outcome is gone."""
+    raise OutcomeLostError
+
+
 def is_not_about_ours(record: logging.LogRecord) -> bool:
     """Return whether a line of the scheduler's log is about something else than our tasks."""
+    if record.msg.startswith("Removing worker"):
+        keys = record.msg.partition("elsewhere: {")[2].partition("}")[0]
+        return not keys or bool(re.sub(rf"\('[^']*', '{ONCE}'\)(, )?", "", keys))
     args = record.args if isinstance(record.args, tuple) else ()
     return not (
         record.msg.startswith("Task %s marked as failed")
