@@ -1,5 +1,5 @@
 # The README's commands. Each does its own set-up, in .venv of this checkout.
-.PHONY: demo test lint bench clean
+.PHONY: demo test chaos lint bench clean
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
@@ -10,6 +10,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: SEEDS ?= 50
+chaos: .venv/ready
+	ATOMIZER_CHAOS_SEEDS=0-$$(($(SEEDS) - 1)) $(BIN)/python -m pytest tests/test_chaos.py $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check

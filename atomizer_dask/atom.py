@@ -7,7 +7,7 @@ import functools
 import inspect
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
 from html import escape
 from inspect import Parameter
@@ -77,6 +77,11 @@ class Definition(ABC):
     isolation: str = ""
     singleton: str = ""
 
+    @property
+    @abstractmethod
+    def identity(self) -> Hashable:
+        """What it was made of: two of the same are the same atom."""
+
     @abstractmethod
     def check_fields(self, names: Iterable[str]) -> None:
         """Raise `InvalidPayloadError` where inputs of these names do not fit."""
@@ -143,6 +148,10 @@ class FunctionAtom(Definition):
             if parameter.kind in _ByKeyword and name != CONTEXT
         }
         functools.update_wrapper(self, function, updated=())
+
+    @property
+    def identity(self) -> Hashable:  # noqa: D102
+        return self.function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, here and now."""
@@ -237,6 +246,10 @@ class ClassAtom(Definition):
                 f"{cls.__qualname__} cannot be made without arguments ({self.needs}); give them "
                 "defaults, or register an instance and send with copy_state=True"
             )
+
+    @property
+    def identity(self) -> Hashable:  # noqa: D102
+        return self.cls, None if self.instance is None else id(self.instance)
 
     def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102
         pass  # what a payload means is known to its process method alone

@@ -443,7 +443,7 @@ class Atomizer:
         buffer
             How many unread ones are kept; further ones displace the oldest, which are counted.
         """
-        stream: Stream[Event] = Stream(buffer)
+        stream: Stream[Event] = Stream(buffer, self._report_problem)
         self._event_streams.append(stream)
         return stream
 
@@ -455,7 +455,7 @@ class Atomizer:
         buffer
             How many unread ones are kept; further ones displace the oldest, which are counted.
         """
-        stream: Stream[AtomizerError] = Stream(buffer)
+        stream: Stream[AtomizerError] = Stream(buffer, self._report_problem)
         self._error_streams.append(stream)
         return stream
 

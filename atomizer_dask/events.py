@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import escape
 from typing import Any, Generic, Literal, TypeVar
+
+logger = logging.getLogger(__name__)
 
 Level = Literal["debug", "info", "warning", "error"]
 T = TypeVar("T")
@@ -22,6 +25,10 @@ def shorten(text: str, length: int = 60) -> str:
     'abc...'
     """
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _log_problem(message: str, error: BaseException) -> None:
+    logger.warning("%s", message, exc_info=error)
 
 
 def _now() -> datetime:
@@ -123,6 +130,8 @@ class Stream(Generic[T]):
     ----------
     buffer
         How many unread items are kept.
+    on_problem
+        Told of what goes wrong in subscribers: a message and the exception. Logged where not given.
 
     Examples
     --------
@@ -134,12 +143,15 @@ class Stream(Generic[T]):
     (['b', 'c'], 1)
     """
 
-    def __init__(self, buffer: int = 1000) -> None:
+    def __init__(
+        self, buffer: int = 1000, on_problem: Callable[[str, BaseException], None] | None = None
+    ) -> None:
         if buffer < 1:
             raise ValueError(f"a stream keeps at least one item, got buffer={buffer}")
         self.dropped = 0
         self._items: deque[T] = deque()
         self._buffer = buffer
+        self._on_problem = on_problem or _log_problem
         self._changed = threading.Condition()
         self._closed = False
         self._wakeups = Wakeups()
@@ -177,6 +189,35 @@ class Stream(Generic[T]):
             if not self._items:
                 raise EOFError("the stream is closed and has been read to its end")
             return self._items.popleft()
+
+    def subscribe(self, function: Callable[[T], object]) -> Stream[T]:
+        """Have a function called with each item, in a thread of its own, and return the stream.
+
+        An exception that it raises reaches the atomizer's error stream and the log; the next item
+        follows.
+
+        Examples
+        --------
+        ``atomizer.events().subscribe(print)``
+        """
+        if not callable(function):
+            raise TypeError(f"expected a function of one item, got {function!r}")
+        reader = threading.Thread(
+            target=self._feed, args=(function,), name="atomizer-subscriber", daemon=True
+        )
+        reader.start()
+        return self
+
+    def _feed(self, function: Callable[[T], object]) -> None:
+        own: BaseException | None = None
+        for item in self:
+            try:
+                function(item)
+            except Exception as error:  # noqa: BLE001 - the user's function; the next item follows
+                # One that fails on the report of its own failure would go on like that for ever.
+                again = own is not None and getattr(item, "internal", None) is own
+                own = error
+                (_log_problem if again else self._on_problem)("a subscriber raised", error)
 
     def close(self) -> None:
         """End the stream: readers get what is left, then stop."""

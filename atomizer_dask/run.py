@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from itertools import compress
 from math import inf
@@ -31,6 +32,7 @@ from atomizer_dask.policy import Policy, seconds_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Columns, Inputs, Streamed, Sweep
+from atomizer_dask.waiting import bar, interrupt, watch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 _Positions = range | np.ndarray
 State = Literal["running", "paused", "finished", "cancelled", "failed"]
 _RATE_SECONDS = 5.0
+_ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
 _HEED_SECONDS = 0.9  # for running electrons to heed that they are cancelled
 _DRAW_FIRST, _DRAW_MOST = 64, 2**16  # rows of a streamed sweep to draw ahead
 
@@ -109,7 +112,7 @@ class Run:
         self.atom_id = definition.id
         self.seed = seed
         self.sweep = sweep
-        self.events: EventStream[Event] = EventStream(buffer=10_000)
+        self.events: EventStream[Event] = EventStream(10_000, on_problem)
         self._definition = definition
         self._version = version
         self._stream = Stream(seed)
@@ -176,15 +179,24 @@ class Run:
             eta = None
         return Progress(self.sweep.length, done, failed, leased, pending, rate, eta)
 
-    def wait(self, timeout: float | None = None, *, progress: bool | None = None) -> Run:
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress: bool | Callable[[Progress], object] | None = None,
+    ) -> Run:
         """Wait until every electron has ended, and return the run.
+
+        Ctrl-C, or interrupting the kernel, pauses the run and says how to go on; a second time it
+        cancels the run. In a notebook the cell ends at once; a script goes on to wait.
 
         Parameters
         ----------
         timeout
             Seconds; None waits as long as it takes.
         progress
-            Show a progress bar on stderr; where not given, if that is a terminal.
+            Show a progress bar on stderr; where not given, if that is a terminal. Or a function
+            that is called with a `Progress` a few times a second.
 
         Raises
         ------
@@ -192,38 +204,46 @@ class Run:
             When time is up; the run goes on.
         ConductorError
             Where the conductor is gone. What had finished can still be looked at.
+        KeyboardInterrupt
+            When interrupted, once the run is paused or cancelled.
         """
+        until = None if timeout is None else monotonic() + timeout
         show = sys.stderr.isatty() if progress is None else progress
-        ended = self._wait_with_bar(timeout) if show else self.join(timeout)
+        while True:
+            try:
+                ended = self._wait_showing(until, show)
+                break
+            except KeyboardInterrupt:
+                interrupt(self)
         if not ended:
             p = self.progress
             raise TimeoutError(
                 f"{self.id} has not ended within {timeout} s: {p.done + p.failed:,} of "
-                f"{'?' if p.total is None else f'{p.total:,}'} electrons have; it goes on"
+                f"{'?' if p.total is None else f'{p.total:,}'} electrons have; it "
+                f"{'is paused' if self._state == 'paused' else 'goes on'}"
             )
         if self._error is not None:
             raise self._error
         return self
 
+    def _wait_showing(self, until: float | None, show: Any) -> bool:
+        if not show:
+            return self.join(None if until is None else max(0.0, until - monotonic()))
+        if callable(show):
+            return watch(self, until, partial(self._tell_progress, show))
+        with bar(self) as update:
+            return watch(self, until, update)
+
+    def _tell_progress(self, function: Callable[[Progress], object], progress: Progress) -> None:
+        try:
+            function(progress)
+        except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
+            self._on_problem("a progress callback raised", error)
+
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however that is, and return whether it has."""
         with self._changed:
             return self._changed.wait_for(lambda: self._ended, timeout)
-
-    def _wait_with_bar(self, timeout: float | None) -> bool:
-        import click
-
-        until = None if timeout is None else monotonic() + timeout
-        length = self.sweep.length
-        with click.progressbar(
-            length=length or 1, label=self.atom_id.rpartition(".")[2], file=sys.stderr
-        ) as bar:
-            while True:
-                left = 0.1 if until is None else min(0.1, max(0.0, until - monotonic()))
-                ended = self.join(left)
-                bar.update(self._done + self._failed - bar.pos if length else 0)
-                if ended or (until is not None and monotonic() >= until):
-                    return ended
 
     def cancel(self) -> None:
         """Stop: what has not begun never will, what is finished stays.
@@ -231,18 +251,18 @@ class Run:
         Running electrons are told through ``context.cancelled``. The electrons that never ran are
         rows like any other, with an error of kind ``cancelled``.
         """
-        self._conductor.post(self._cancel)
+        self._have_done(self._cancel)
 
     def pause(self) -> None:
         """Send no more, and take back what the workers have not begun; `resume` goes on.
 
         Running electrons are not disturbed: they end, and are rows like any other.
         """
-        self._conductor.post(self._pause)
+        self._have_done(self._pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._conductor.post(self._resume)
+        self._have_done(self._resume)
 
     def retry(
         self,
@@ -277,19 +297,26 @@ class Run:
         """
         self._conductor.check_open()
         seconds = seconds_of(timeout, "timeout")
+        limit = self._timeout if seconds is None else seconds
+        self._have_done(partial(self._retry, where, limit), also_when_ended=True)
+        return self
+
+    def _have_done(self, action: Callable[[], None], *, also_when_ended: bool = False) -> None:
+        """Have something done on the dispatcher's thread, and wait until it is."""
+        if self._ended and not also_when_ended:
+            return
         done: Future[None] = Future()
 
         def act() -> None:
             try:
-                self._retry(where, self._timeout if seconds is None else seconds)
+                action()
             except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
                 done.set_exception(error)
             else:
                 done.set_result(None)
 
         self._conductor.post(act)
-        done.result()
-        return self
+        done.result(_ACT_SECONDS)
 
     def _retry(self, where: Callable[[ElectronError], bool] | None, timeout: float | None) -> None:
         chosen = []
@@ -336,7 +363,7 @@ class Run:
         self._times = deque([(monotonic(), self._done + self._failed)])
         self._seconds = None
         self._state = "running"
-        self.events = EventStream(buffer=10_000)
+        self.events = EventStream(10_000, self._on_problem)
 
     def replay(self, electron: str | int) -> Any:
         """Execute one electron here, in this thread, so that a debugger works; return its result.

@@ -16,7 +16,7 @@ from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease, replay
+from atomizer_dask.execute import Keeper, Lease, replay
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.pickling import dump_atom
 from atomizer_dask.quarantine import IsolatingSite
@@ -109,6 +109,10 @@ class _MemorySite(IsolatingSite):
             data = dump_atom(batch.version)
             known = self._codes[batch.version] = blake2b(data, digest_size=16).hexdigest(), data
         return known
+
+    def keeper(self, batch: Batch) -> Keeper:
+        definition: Definition = batch.version
+        return self._keepers.setdefault(definition.identity, Keeper())
 
     def give_back(self, batch: Batch, kept: int) -> None:
         if (post := self.posts.get(batch.key)) is not None:

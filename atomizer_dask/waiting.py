@@ -1,0 +1,96 @@
+"""Waiting for a run in a terminal or a notebook: a progress bar, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from atomizer_dask.run import Progress, Run
+
+UPDATE_SECONDS = 0.1
+TWICE_SECONDS = 1.0  # in which a second interrupt of a notebook belongs to the first
+CANCEL_SECONDS = 3.0  # for a cancelled run to end
+
+
+def watch(run: Run, until: float | None, update: Callable[[Progress], object]) -> bool:
+    """Wait for a run, telling `update` how far it is, and return whether it has ended."""
+    while True:
+        left = UPDATE_SECONDS if until is None else min(UPDATE_SECONDS, until - monotonic())
+        ended = run.join(max(0.0, left))
+        update(run.progress)
+        if ended or (until is not None and monotonic() >= until):
+            return ended
+
+
+@contextmanager
+def bar(run: Run) -> Iterator[Callable[[Progress], None]]:
+    """Show a progress bar on stderr; yields what moves it."""
+    import click
+
+    label = run.atom_id.rpartition(".")[2]
+    length = run.sweep.length
+    with click.progressbar(length=length or 1, label=label, file=sys.stderr) as shown:
+
+        def update(progress: Progress) -> None:
+            shown.update(progress.done + progress.failed - shown.pos if length else 0)
+
+        yield update
+
+
+def interrupt(run: Run) -> None:
+    """Pause a run that somebody interrupts, and cancel one that is paused.
+
+    Returns where waiting shall go on.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Where it shall not.
+    """
+    if run.state != "running":
+        _cancel(run)
+    try:
+        run.pause()
+        p = run.progress
+        total = "?" if p.total is None else f"{p.total:,}"
+        _say(f"{run.id} is paused: {p.done + p.failed:,} of {total} electrons have ended.")
+        leave = _ask(run)
+    except KeyboardInterrupt:
+        _cancel(run)
+    if leave:
+        raise KeyboardInterrupt(f"{run.id} is paused; run.resume() goes on") from None
+
+
+def _ask(run: Run) -> bool:
+    """Say how to go on, and return whether to leave the run alone; interrupted, cancel it."""
+    if _in_ipython():
+        _say("run.resume() goes on, run.cancel() ends it. Interrupt again to cancel now.")
+        run.join(TWICE_SECONDS)
+        return True
+    if sys.stdin is not None and sys.stdin.isatty():
+        _say("Enter goes on, Ctrl-C again cancels.")
+        sys.stdin.readline()
+        run.resume()
+    else:
+        _say("run.resume(), from another thread, goes on; Ctrl-C again cancels.")
+    return False
+
+
+def _cancel(run: Run) -> NoReturn:
+    run.cancel()
+    run.join(CANCEL_SECONDS)
+    _say(f"{run.id} is cancelled; what had ended is kept.")
+    raise KeyboardInterrupt(f"{run.id} was cancelled")
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)  # noqa: T201 - an answer to who is waiting
+
+
+def _in_ipython() -> bool:
+    ipython: Any = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
