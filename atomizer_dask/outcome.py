@@ -135,7 +135,7 @@ class Outcome:
         if self.starts is not None:
             starts = self.start_ns + np.rint(self.starts * 1e9).astype(np.int64)
         else:
-            starts = np.concatenate([[self.start_ns], ends[:-1]]).astype(np.int64)
+            starts = np.concatenate([[self.start_ns], ends[:-1]]).astype(np.int64)[: len(ends)]
         if self.counts is None:
             return starts, ends
         return np.repeat(starts, self.counts), np.repeat(ends, self.counts)

@@ -6,6 +6,7 @@ from statistics import median
 
 from benchmarks import (
     imports,
+    isolation,
     latency,
     memory,
     policy,
@@ -148,5 +149,26 @@ FIGURES = {
             Limit("batches/s", most=300),
             Limit("of the threads' time", least=0.95, key="utilisation"),
         ),
+    ),
+    "isolation": Figure(
+        "13",
+        "x + 1 through one child process, 1 million electrons",
+        isolation.one_child,
+        (
+            Limit("electrons/s", least=100e3),
+            Limit("microseconds more an electron than without", most=150, key="added"),
+        ),
+    ),
+    "isolation-timeout": Figure(
+        "13b",
+        "time.sleep(3600) with a timeout of 1 s",
+        isolation.timeout,
+        (Limit("s from the deadline to the report", most=3),),
+    ),
+    "isolation-death": Figure(
+        "13c",
+        "os._exit(1) among 2,000 electrons",
+        isolation.death,
+        (Limit("s"),),
     ),
 }

@@ -106,9 +106,10 @@ class Plan:
         self.deeds = np.full(ELECTRONS, GOOD)
         self.deeds[rng.sample(range(ELECTRONS), len(deeds))] = deeds
         self.seconds = [rng.uniform(0.3e-3, 0.5e-3) for _ in range(ELECTRONS)]
-        self.acts = {"pause": 2, "child": 0 if hangs else 1}  # whose killing may hide that it hangs
+        # A child that is killed while its electron hangs may hide that it hangs.
+        self.acts = {"pause": 2, "flicker": 1, "child": 0 if hangs else 1}
         if self.workers:
-            self.acts |= {"kill": 5, "kill all": 0.5, "scale": 3}
+            self.acts |= {"kill": 5, "kill all": 1, "scale": 3}
 
     @property
     def kinds(self):
@@ -156,6 +157,21 @@ def children_of(pid):
     return sorted(found)
 
 
+def pause(run, seconds):
+    run.pause()
+    run.join(seconds)
+    run.resume()
+
+
+def flicker(run, seconds):
+    """Pause and resume for some seconds, and return how often."""
+    until, times = time.monotonic() + seconds, 0
+    while time.monotonic() < until and not run.join(0.005):
+        pause(run, 0.005)
+        times += 1
+    return times
+
+
 def disturb(plan, run, cluster=None):
     """Do to a run, and to the cluster, what the plan says, until the run has ended."""
     rng, counts = plan.rng, plan.counts
@@ -167,13 +183,15 @@ def disturb(plan, run, cluster=None):
         pids = worker_pids(cluster) if cluster else [os.getpid()]
         if act == "pause":
             counts["pauses"] += 1
-            run.pause()
-            run.join(rng.uniform(0.0, 0.8))
-            run.resume()
+            pause(run, rng.uniform(0.0, 0.8))
+        elif act == "flicker":
+            counts["pauses"] += flicker(run, rng.uniform(0.1, 0.5))
         elif act == "kill" and pids:
             counts["kills"] += kill(rng.choice(pids))
         elif act == "kill all":
             counts["kills"] += sum(map(kill, pids))
+            # For some seconds nobody is there, and then somebody is.
+            counts["pauses"] += flicker(run, rng.uniform(0.0, 3.0))
         elif act == "child":
             children = [child for pid in pids for child in children_of(pid)]
             counts["children killed"] += bool(children) and kill(rng.choice(children))
@@ -186,10 +204,10 @@ def disturb(plan, run, cluster=None):
 
 def wait_until(holds, seconds, otherwise):
     """Wait for something that nobody tells of."""
-    until, pause = time.monotonic() + seconds, threading.Event()
+    until, never = time.monotonic() + seconds, threading.Event()
     while not holds():
         assert time.monotonic() < until, otherwise()
-        pause.wait(0.05)
+        never.wait(0.05)
 
 
 # -- what must hold afterwards -------------------------------------------------------------------
@@ -251,7 +269,7 @@ def told(plan, capsys):
         counts = ", ".join(f"{count} {name}" for name, count in plan.counts.items() if count)
         seconds = time.perf_counter() - began
         with capsys.disabled():
-            print(f"\nchaos: {plan}: {counts or 'undisturbed'}; {seconds:.1f} s, {ended}")
+            print(f"\nchaos: {plan}: {counts or 'undisturbed'}; {seconds:.1f} s, {ended}")  # noqa: T201
 
 
 def start(plan, atomizer):
