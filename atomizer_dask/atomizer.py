@@ -232,7 +232,7 @@ class Atomizer:
         timeout
             Of each attempt of each electron: seconds, or a text such as ``"30s"``. When it is up,
             ``context.cancelled`` is true; half a second later an exception is raised in the
-            atom; another half later the process it runs in is killed. For that, electrons with
+            atom; a second later the process it runs in is killed. For that, electrons with
             a timeout run in a child process of the worker.
         on_failure
             ``"fail"``: record the failure. ``"retry"``: again on the same worker, told of its

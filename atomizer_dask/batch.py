@@ -26,15 +26,11 @@ class Origin(NamedTuple):
         Which version of each atom their sender meant, by id.
     depth
         How many spawners are above them: deeper ones go first, which bounds how many wait.
-    root
-        The run, or the electron sent by hand, that all this began with: what cancels it cancels
-        them too.
     """
 
     channel: str = ""
     catalog: Mapping[str, Any] = {}
     depth: int = 0
-    root: str = ""
 
 
 class Terms(NamedTuple):
@@ -86,6 +82,9 @@ class Batch:
         Whom they descend from.
     terms
         On what terms they are executed.
+    roots
+        For each the run, or the electron sent by hand, that it descends from: what cancels that
+        cancels it too. None for those that nobody else sent.
     earlier
         What their earlier attempts failed with, where there were any.
     epoch
@@ -106,6 +105,7 @@ class Batch:
     stream: Stream | list[tuple[Stream, int]]
     origin: Origin
     terms: Terms = FIRST
+    roots: list[str] | None = None
     earlier: list[tuple[ElectronError, ...]] | None = None
     epoch: int = 0
     run_id: str = ""
@@ -150,6 +150,21 @@ class Batch:
             **({} if self.terms.timeout is None else {"timeout": self.terms.timeout}),
         )
 
+    def root(self, offset: int) -> str:
+        """Return what the electrons descend from that the one at `offset` sends."""
+        inherited = "" if self.roots is None else self.roots[offset]
+        return inherited or self.run_id or self.electron_id(offset)
+
+    def descendants(self, root: str) -> list[int]:
+        """Return the offsets of the electrons that are `root`, or descend from it."""
+        return [
+            offset
+            for named in (self.ids, self.roots)
+            if named is not None
+            for offset, name in enumerate(named)
+            if name == root
+        ]
+
     def failures(self, offset: int) -> tuple[ElectronError, ...]:
         """Return what the earlier attempts of the electron at `offset` failed with."""
         return () if self.earlier is None else self.earlier[offset]
@@ -176,7 +191,11 @@ class Batch:
         """Return the electrons from one offset to another as a batch."""
         cut: dict[str, Sequence[Any]] = {
             name: values[start:stop]
-            for name, values in (("ids", self.ids), ("earlier", self.earlier))
+            for name, values in (
+                ("ids", self.ids),
+                ("roots", self.roots),
+                ("earlier", self.earlier),
+            )
             if values is not None
         }
         if isinstance(self.stream, list):

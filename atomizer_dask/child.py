@@ -92,8 +92,10 @@ class ChildSite(Site):
     def release_slot(self) -> None:  # noqa: D102
         self.post(("waiting",))
 
-    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildsConductor:  # noqa: D102
-        return ChildsConductor(self, origin, stream, lease)
+    def children(  # noqa: D102
+        self, origin: Origin, root: str, stream: Stream, lease: Lease
+    ) -> ChildsConductor:
+        return ChildsConductor(self, (origin, root, stream), lease)
 
     def post(self, message: tuple[Any, ...]) -> None:
         """Send a message to the parent."""
@@ -132,10 +134,9 @@ class ChildsConductor(Conductor):
 
     id = "quarantine"
 
-    def __init__(self, site: ChildSite, origin: Origin, stream: Stream, lease: Lease) -> None:
+    def __init__(self, site: ChildSite, sender: tuple[Origin, str, Stream], lease: Lease) -> None:
         self._site = site
-        self._origin = origin
-        self._stream = stream
+        self._sender = sender
         self._lease = lease
         self._condition = threading.Condition()
 
@@ -147,7 +148,7 @@ class ChildsConductor(Conductor):
         data = cloudpickle.dumps(electron)
         token = self._site.expect(future)
         future.stop_with(lambda: self._site.post(("cancel", token)))
-        self._site.post(("send", token, data, self._origin, self._stream))
+        self._site.post(("send", token, data, *self._sender))
         return future
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
+from atomizer_dask.policy import DECISIONS, Policy, seconds_of
 from atomizer_dask.run import Run
 
 if TYPE_CHECKING:
@@ -132,6 +133,16 @@ def _print_pi(run: Run, seconds: float) -> None:
     help="Where inputs and outputs go together: a .parquet or .csv file.",
 )
 @click.option("--seed", type=int, help="Fixes all random streams.")
+@click.option("--timeout", help="Of each electron: seconds, or a text such as 30s.")
+@click.option(
+    "--on-failure",
+    type=click.Choice(DECISIONS),
+    default="fail",
+    show_default=True,
+    help="Record a failure; try again on the same worker; try again on another.",
+)
+@click.option("--max-attempts", type=click.IntRange(min=1), help="3 where it is tried again.")
+@click.option("--backoff", default="0s", show_default=True, help="Before the second attempt.")
 @click.option("--metadata", is_flag=True, help="Add id, start, end, duration, worker and attempts.")
 @_cluster_options
 def map_(
@@ -139,6 +150,10 @@ def map_(
     source: Path,
     out: Path,
     seed: int | None,
+    timeout: str | None,
+    on_failure: str,
+    max_attempts: int | None,
+    backoff: str,
     metadata: bool,
     scheduler: str | None,
     workers: int | None,
@@ -147,14 +162,28 @@ def map_(
 
     ATOM is a function, an atom, or the name of either in MODULE, which is a module or a .py file.
     Failed rows have missing outputs, and are listed in OUT.errors.csv; the exit code is 3 then.
+    Ctrl-C pauses, and a second one cancels; what has ended by then is written.
     """
     with _errors_as_text():
+        limit = _number_or_text(timeout)
+        policy = Policy.of(on_failure, max_attempts, _number_or_text(backoff))
+        seconds_of(limit, "timeout")
         atom = _load(target)
         sweep = _read(source)
         _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
         with _conductor(scheduler, workers) as conductor, Atomizer(conductor, atom) as atomizer:
-            run = atomizer.map(atom, sweep, seed=seed).wait()
+            run = atomizer.map(
+                atom,
+                sweep,
+                seed=seed,
+                timeout=limit,
+                on_failure=on_failure,
+                max_attempts=policy.max_attempts,
+                backoff=policy.backoff,
+            )
+            with suppress(KeyboardInterrupt):  # by now it is cancelled
+                run.wait()
     frame = run.to_frame(metadata=metadata)
     _write(frame, out)
     p = run.progress
@@ -164,6 +193,13 @@ def map_(
     )
     if p.failed:
         _report_failures(run, out)
+
+
+def _number_or_text(value: str | None) -> float | str | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
 
 
 def _report_failures(run: Run, out: Path) -> None:
@@ -278,3 +314,5 @@ def _errors_as_text() -> Iterator[None]:
         yield
     except AtomizerError as error:
         raise click.ClickException(str(error)) from error
+    except ValueError as error:  # an option that makes no sense
+        raise click.UsageError(str(error)) from error

@@ -222,7 +222,7 @@ class Driver:
         else:
             self._take_back(lease, report.outcome.kept)
             self._end(report.key, lease, report.outcome)
-            self.sizing.learn(len(report.outcome), report.outcome.seconds)
+            self.sizing.learn(report.outcome.kept, report.outcome.seconds)
         self.pump()
 
     def _deliver(self, lease: _Leased, outcome: Outcome, *, last: bool) -> None:

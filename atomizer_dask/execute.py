@@ -116,8 +116,8 @@ class Site(ABC):
         """Let somebody else run in this thread's place: it is about to wait."""
 
     @abstractmethod
-    def children(self, origin: Origin, stream: Stream, lease: Lease) -> Any:
-        """Return the conductor through which an electron sends its children."""
+    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> Any:
+        """Return the conductor through which an electron, which descends from `root`, sends."""
 
     def isolates(self, batch: Batch, definition: Definition) -> bool:
         """Return whether a batch is to be executed where it can do no harm."""
@@ -151,9 +151,10 @@ class Site(ABC):
         lease = self.lease(batch)
         definition = self.find_atom(batch)
         self._leases[batch.key] = lease
-        for root in (batch.run_id, batch.origin.root):
-            if root in self._stopped:
-                lease.heed(root, *self._stopped[root])
+        if self._stopped:
+            for root in {batch.run_id, *(batch.ids or ()), *(batch.roots or ())}:
+                if root in self._stopped:
+                    lease.heed(root, *self._stopped[root])
         try:
             if not definition.singleton:
                 return lease.run(definition)
@@ -192,6 +193,7 @@ class Lease:
         self.batch = batch
         self.site = site
         self.watch = watch
+        self.surrendered = False  # what had not begun then is others' now
         self.stopped = False  # gives back what it has not begun
         self.cancelled = False  # and its running electron shall end too
         self.cancelled_ones: set[int] = set()
@@ -214,11 +216,20 @@ class Lease:
 
     def surrender(self) -> None:
         """Give back the electrons that have not been begun."""
+        self.surrendered = True
         with self._lock:
             rest = 0 if self._claims is None else self._claims.drain()
             self._given += rest
             kept = len(self.batch) - self._given
         if rest:
+            self.site.give_back(self.batch, kept)
+
+    def surrender_from(self, kept: int) -> None:
+        """Give back all but the first `kept` electrons, which its own thread will not begin."""
+        with self._lock:
+            given = len(self.batch) - kept
+            more, self._given = given > self._given, max(given, self._given)
+        if more:
             self.site.give_back(self.batch, kept)
 
     def hand_over(self) -> None:
@@ -237,17 +248,15 @@ class Lease:
     def heed(self, root: str, epoch: int, cancel: bool) -> None:
         """Stop where this concerns the batch."""
         batch = self.batch
-        if batch.ids is not None and root in batch.ids:
-            if cancel:
-                self.cancelled_ones.add(batch.ids.index(root))
-            return
-        if root not in (batch.run_id, batch.origin.root):
-            return
-        if batch.epoch <= epoch or batch.run_id != root:
+        if batch.run_id == root and batch.epoch <= epoch:
             self.cancelled |= cancel
             self.stopped = True
-            self.surrender()
-            threading.Thread(target=self.hand_over, name="atomizer-hand-over", daemon=True).start()
+        elif cancel and (those := batch.descendants(root)):
+            self.cancelled_ones.update(those)
+        else:
+            return
+        self.surrender()
+        threading.Thread(target=self.hand_over, name="atomizer-hand-over", daemon=True).start()
 
     def is_cancelled(self, offset: int) -> bool:
         """Return whether the electron at `offset` shall end."""
@@ -270,12 +279,9 @@ class Lease:
     def conductor(self, offset: int) -> Any:
         """Return the conductor for what the electron at `offset` sends."""
         batch = self.batch
-        origin = batch.origin._replace(
-            depth=batch.origin.depth + 1,
-            root=batch.origin.root or batch.run_id or batch.electron_id(offset),
-        )
+        origin = batch.origin._replace(depth=batch.origin.depth + 1)
         stream, index = batch.address(offset)
-        return self.site.children(origin, stream.child(index), self)
+        return self.site.children(origin, batch.root(offset), stream.child(index), self)
 
     # -- executing --------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from atomizer_dask.packing import dumps, unpack_outcome
 from atomizer_dask.properties import Properties
 
 INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
-KILL_AFTER = 1.0  # seconds beyond its deadline
+KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 LOOK_SECONDS = 0.05
 MEMORY_SHARE = 0.95  # of the limit
@@ -120,7 +120,7 @@ class Fallen:
     ----------
     offset, count
         Which electrons of the piece were running; none where `count` is 0.
-    began
+    began, ended
         When, in seconds of `perf_counter`.
     failure
         Why.
@@ -131,6 +131,7 @@ class Fallen:
     offset: int
     count: int
     began: float
+    ended: float
     failure: Failure
     verdict: bool
 
@@ -151,7 +152,8 @@ class _Stay:
         while todo:
             a, b, alone = todo.pop()
             if self._lease.cancelled:
-                yield self._failed(a, b, perf_counter(), _CANCELLED)
+                now = perf_counter()
+                yield self._failed(a, b, now, now, _CANCELLED)
                 continue
             ended = self._execute(a, b, fresh=alone)
             if isinstance(ended, Outcome):
@@ -168,7 +170,10 @@ class _Stay:
                 # In order: those before it are executed again first.
                 if a < c:
                     yield from self.settle(a, c)
-                yield self._failed(c, c + 1, ended.began, ended.failure)
+                yield self._failed(c, c + 1, ended.began, ended.ended, ended.failure)
+                if self._lease.surrendered:  # it took long; others need not wait for the next
+                    self._lease.surrender_from(c + 1)
+                    return
                 continue
             else:
                 todo.append((c, c + 1, True))
@@ -207,8 +212,10 @@ class _Stay:
         event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
         self._lease.emit(event)
 
-    def _failed(self, start: int, stop: int, began: float, failure: Failure) -> Outcome:
-        seconds = perf_counter() - began
+    def _failed(
+        self, start: int, stop: int, began: float, ended: float, failure: Failure
+    ) -> Outcome:
+        seconds = ended - began
         count = stop - start
         return Outcome(
             first=start,
@@ -217,7 +224,7 @@ class _Stay:
             failed=np.arange(count),
             codes=np.zeros(count, dtype=np.int32),
             failures=[failure],
-            start_ns=time_ns() - int(seconds * 1e9),
+            start_ns=time_ns() - int((perf_counter() - began) * 1e9),
             starts=np.zeros(count),
             ends=np.full(count, seconds),
             counts=None,
@@ -273,9 +280,9 @@ class Inmate:
             if (future := self._futures.get(rest[0])) is not None:
                 future.cancel()
         elif what == "send":
-            token, data, origin, stream = rest
+            token, data, origin, root, stream = rest
             if stream not in self._conductors:
-                self._conductors[stream] = lease.site.children(origin, stream, lease)
+                self._conductors[stream] = lease.site.children(origin, root, stream, lease)
             try:
                 future = self._conductors[stream].send(pickle.loads(data))  # noqa: S301
             except Exception as error:  # noqa: BLE001 - raised in the child, by the future
@@ -363,10 +370,11 @@ class _Guard:
 
     def _fallen(self, failure: Failure, *, verdict: bool) -> Fallen:
         offset, count, began = (self._child.cursor[i] for i in (OFFSET, COUNT, BEGAN))
+        now = perf_counter()
         self._child.close()
         if offset < 0:
-            return Fallen(0, 0, perf_counter(), failure, verdict=False)
-        return Fallen(int(offset), int(count), began, failure, verdict)
+            return Fallen(0, 0, now, now, failure, verdict=False)
+        return Fallen(int(offset), int(count), began, now, failure, verdict)
 
 
 def machine_memory() -> float:

@@ -800,8 +800,7 @@ class Run:
     def _end(self, state: State) -> None:
         if self._ended:
             return
-        self._seconds = monotonic() - self._started
-        self._set_state(state)
+        self._set_state(state, ended=True)
         self.events.close()
         if self._failed and state == "finished":
             self._warn_of_failures()
@@ -819,9 +818,11 @@ class Run:
             first.message,
         )
 
-    def _set_state(self, state: State) -> None:
+    def _set_state(self, state: State, *, ended: bool = False) -> None:
         with self._changed:
             self._state = state
+            if ended:
+                self._seconds = monotonic() - self._started
             self._changed.notify_all()
             self._wakeups.wake()
         self._tell(state, level="error" if state == "failed" else "info")

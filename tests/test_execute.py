@@ -39,7 +39,7 @@ class Here(Site):
     def release_slot(self):
         self.released += 1
 
-    def children(self, origin, stream, lease):
+    def children(self, origin, root, stream, lease):
         return origin, stream, lease
 
 

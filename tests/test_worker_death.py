@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from distributed import LocalCluster
@@ -22,12 +23,16 @@ PACE = threading.Event()  # never set: for electrons that take a while
 def shape(request):
     """A cluster that this module may harm."""
     workers, threads = request.param
-    with LocalCluster(
-        n_workers=workers,
-        threads_per_worker=threads,
-        memory_limit="700MiB",
-        dashboard_address=None,
-    ) as cluster:
+    # A LocalCluster gives a worker up that is away 15 s after *any* of its deaths.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit="700MiB",
+            dashboard_address=None,
+        ) as cluster,
+    ):
         yield cluster
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
-from atomizer_dask.conductors.sending import CANCELLED, ElectronSource, Sent
+from atomizer_dask.conductors.sending import ElectronSource, Sent
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
@@ -252,22 +252,17 @@ class BatchConductor(Conductor):
         self._dispatch().post_later(seconds, action)
 
     def cancel_descendants(self, root: str) -> None:
-        """Answer as cancelled what descends from `root`: at once, or a little later if it runs."""
-        for source, driver in list(self._sources.values()):
-            if source.root == root:
-                source.cancel()
-                if not driver.idle:
-                    self.post_later(HEED_SECONDS, partial(driver.abandon, CANCELLED))
+        """Answer as cancelled what `root` is or sent: at once, or a little later if it runs.
 
-    def cancel_electron(self, electron_id: str) -> None:
-        """Cancel an electron that was sent, and what descends from it."""
-        self._cancel_one(electron_id, begun=False)
-        self.stop(electron_id, 0, cancel=True)
-        self.post_later(HEED_SECONDS, lambda: self._cancel_one(electron_id, begun=True))
-
-    def _cancel_one(self, electron_id: str, *, begun: bool) -> None:
+        To be called on the dispatcher's thread.
+        """
         for source, _ in self._sources.values():
-            source.cancel_one(electron_id, begun=begun)
+            source.cancel(root)
+        self.post_later(HEED_SECONDS, lambda: self._leave_behind(root))
+
+    def _leave_behind(self, root: str) -> None:
+        for source, _ in self._sources.values():
+            source.leave_behind(root)
 
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
@@ -301,7 +296,7 @@ class BatchConductor(Conductor):
         origin = Origin(self.channel, self.catalog())
         address = Stream.of_id(electron.id), 0
         future = ElectronFuture()
-        future.stop_with(lambda: self.post(lambda: self.cancel_electron(electron.id)))
+        future.stop_with(lambda: self.post(lambda: self.stop(electron.id, 0, cancel=True)))
         return self.enqueue(electron, future, address, origin, version)
 
     def send_child(
@@ -310,13 +305,14 @@ class BatchConductor(Conductor):
         future: ElectronFuture,
         address: tuple[Stream, int],
         origin: Origin,
+        root: str,
     ) -> ElectronFuture:
         """Have an electron executed that another one sent, by the atom which *its* sender meant."""
         check_electron(electron)
         version = origin.catalog.get(electron.atom_id)
         if version is None:
             version = self.version_for(electron.atom_id)
-        return self.enqueue(electron, future, address, origin, version)
+        return self.enqueue(electron, future, address, origin, version, root)
 
     def enqueue(
         self,
@@ -325,10 +321,11 @@ class BatchConductor(Conductor):
         address: tuple[Stream, int],
         origin: Origin,
         version: Any,
+        root: str = "",
     ) -> ElectronFuture:
         """Have an electron executed, bundled with others that are sent about now."""
         self.check_open()
-        self._outbox.append(Sent(electron, future, address, version, origin))
+        self._outbox.append(Sent(electron, future, address, version, origin, root))
         # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
         if not self._flushing:
             self._flushing = True
@@ -429,11 +426,17 @@ class ChildConductor(Conductor):
     """
 
     def __init__(
-        self, conductor: BatchConductor, origin: Origin, stream: Stream, lease: Lease
+        self,
+        conductor: BatchConductor,
+        origin: Origin,
+        root: str,
+        stream: Stream,
+        lease: Lease,
     ) -> None:
         self.id = conductor.id
         self._conductor = conductor
         self._origin = origin
+        self._root = root
         self._stream = stream
         self._lease = lease
         self._order = itertools.count()
@@ -443,7 +446,7 @@ class ChildConductor(Conductor):
         """Have a child executed; waiting for its future gives the parent's slot to others."""
         future = ElectronFuture(self._condition, self._lease.about_to_wait)
         address = self._stream, next(self._order)
-        return self._conductor.send_child(electron, future, address, self._origin)
+        return self._conductor.send_child(electron, future, address, self._origin, self._root)
 
     def close(self) -> None:
         """Do nothing: it belongs to the site."""

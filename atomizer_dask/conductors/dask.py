@@ -317,6 +317,8 @@ class DaskConductor(BatchConductor):
         except Exception as error:
             raise UnpicklableError(f"the input cannot be pickled: {error}") from error
         workers = await self._choose_workers(batch)
+        if batch.key not in self._posts:  # nobody waits for it any more
+            raise CancelledError
         if workers:
             self._pinned[batch.key] = workers
         return self._client.submit(
@@ -666,11 +668,13 @@ class DaskSite(IsolatingSite):
         # tree of spawners, to run the few lines that an atom has after its wait.
         secede()
 
-    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:  # noqa: D102
+    def children(  # noqa: D102
+        self, origin: Origin, root: str, stream: Stream, lease: Lease
+    ) -> ChildConductor:
         with self._guard:
             if self._conductor is None:
                 self._conductor = WorkerConductor(self._worker, get_client())
-        return ChildConductor(self._conductor, origin, stream, lease)
+        return ChildConductor(self._conductor, origin, root, stream, lease)
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         with self._guard:
@@ -722,8 +726,8 @@ class _ReplaySite(IsolatingSite):
     def release_slot(self) -> None:
         """There is none."""
 
-    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:
-        return ChildConductor(self._conductor, origin, stream, lease)
+    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
+        return ChildConductor(self._conductor, origin, root, stream, lease)
 
 
 class WorkerConductor(DaskConductor):

@@ -129,8 +129,8 @@ class _MemorySite(IsolatingSite):
     def release_slot(self) -> None:
         self._conductor.release_slot()
 
-    def children(self, origin: Origin, stream: Stream, lease: Lease) -> ChildConductor:
-        return ChildConductor(self._conductor, origin, stream, lease)
+    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
+        return ChildConductor(self._conductor, origin, root, stream, lease)
 
 
 class _Pool:

@@ -14,7 +14,6 @@ from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.policy import seconds_of
-from atomizer_dask.properties import Properties
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Rows
 
@@ -29,6 +28,7 @@ class Sent(NamedTuple):
     address: tuple[Stream, int]
     version: Any
     origin: Origin
+    root: str = ""
     terms: Terms = FIRST
     earlier: tuple[ElectronError, ...] = ()
 
@@ -43,8 +43,11 @@ class Sent(NamedTuple):
             electron.timeout,
             origin.channel,
             origin.depth,
-            origin.root,
         )
+
+    def is_of(self, root: str) -> bool:
+        """Return whether it is `root`, or descends from it."""
+        return root in (self.electron.id, self.root)
 
 
 class ElectronSource:
@@ -75,7 +78,7 @@ class ElectronSource:
         self._waiting: deque[Sent] = deque()
         self._under_way: dict[str, list[Sent]] = {}
         self._delayed: dict[str, Sent] = {}
-        self._cancelled = False
+        self._cancelled: set[str] = set()
         self.pump: Callable[[], None] = lambda: None
 
     @property
@@ -89,11 +92,6 @@ class ElectronSource:
         return self._example.origin.channel
 
     @property
-    def root(self) -> str:
-        """What they descend from."""
-        return self._example.origin.root
-
-    @property
     def unfinished(self) -> int:
         """How many are not done."""
         under_way = sum(map(len, self._under_way.values()))
@@ -103,9 +101,7 @@ class ElectronSource:
         """Take some more."""
         if self._first is not FIRST:
             sent = [one._replace(terms=self._first) for one in sent]
-        self._waiting += sent
-        if self._cancelled:
-            self.cancel()
+        self._waiting += self._without_cancelled(sent)
 
     def waiting(self) -> int:  # noqa: D102
         return len(self._waiting)
@@ -129,6 +125,7 @@ class ElectronSource:
             stream=[sent.address for sent in taken],
             origin=taken[0].origin,
             terms=terms,
+            roots=[sent.root for sent in taken] if taken[0].origin.depth else None,
             earlier=[sent.earlier for sent in taken] if terms.attempt > 1 else None,
             ids=[sent.electron.id for sent in taken],
             sender_id=example.sender_id,
@@ -149,9 +146,7 @@ class ElectronSource:
         back = self._under_way[batch.key][start:stop]
         if terms is not batch.terms:
             back = [sent._replace(terms=terms) for sent in back]
-        self._waiting.extendleft(reversed(back))
-        if self._cancelled:
-            self.cancel()
+        self._waiting.extendleft(reversed(self._without_cancelled(back)))
 
     def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:  # noqa: D102
         taken = self._under_way[batch.key]
@@ -172,7 +167,9 @@ class ElectronSource:
         ElectronFuture.finish_all([sent.future for sent in those], properties)
 
     def _is_tried_again(self, sent: Sent, error: ElectronError) -> bool:
-        if sent.electron.max_attempts == 1 or self._cancelled or sent.future.done():
+        if sent.electron.max_attempts == 1 or sent.future.done():
+            return False
+        if any(map(sent.is_of, self._cancelled)):
             return False
         policy = sent.electron.policy
         try:
@@ -199,24 +196,24 @@ class ElectronSource:
         self._later(policy.delay(sent.terms.attempt), send)
         return True
 
-    def cancel(self) -> None:
-        """Answer what has not begun, and what will be given back, as cancelled."""
-        self._cancelled = True
-        lost = [*self._waiting, *self._delayed.values()]
-        self._waiting.clear()
-        self._delayed.clear()
-        ElectronFuture.finish_all([sent.future for sent in lost], list(map(_cancelled, lost)))
+    def cancel(self, root: str) -> None:
+        """Answer as cancelled what of `root` has not begun, or will be given back."""
+        self._cancelled.add(root)
+        delayed = list(self._delayed.values())
+        self._delayed = {sent.electron.id: sent for sent in self._without_cancelled(delayed)}
+        self._waiting = deque(self._without_cancelled(list(self._waiting)))
 
-    def cancel_one(self, electron_id: str, *, begun: bool) -> None:
-        """Answer one electron as cancelled; where it has `begun` too, whatever it still does."""
-        lost = [sent for sent in self._waiting if sent.electron.id == electron_id]
-        self._waiting = deque(sent for sent in self._waiting if sent.electron.id != electron_id)
-        if (delayed := self._delayed.pop(electron_id, None)) is not None:
-            lost.append(delayed)
-        if begun:
-            under_way = (sent for those in self._under_way.values() for sent in those)
-            lost += [sent for sent in under_way if sent.electron.id == electron_id]
-        ElectronFuture.finish_all([sent.future for sent in lost], list(map(_cancelled, lost)))
+    def leave_behind(self, root: str) -> None:
+        """Answer as cancelled what of `root` has begun, whatever it still does."""
+        under_way = (sent for those in self._under_way.values() for sent in those)
+        _answer_cancelled([sent for sent in under_way if sent.is_of(root)])
+
+    def _without_cancelled(self, those: list[Sent]) -> list[Sent]:
+        if not self._cancelled:
+            return those
+        lost = [any(map(sent.is_of, self._cancelled)) for sent in those]
+        _answer_cancelled(list(compress(those, lost)))
+        return [sent for sent, gone in zip(those, lost, strict=True) if not gone]
 
     def fail(self, error: ConductorError) -> None:  # noqa: D102
         under_way = (sent for group in self._under_way.values() for sent in group)
@@ -229,5 +226,8 @@ class ElectronSource:
                 sent.future.set_exception(error)
 
 
-def _cancelled(sent: Sent) -> Properties:
-    return CANCELLED.properties(sent.electron, sent.terms.attempt, sent.earlier)
+def _answer_cancelled(those: list[Sent]) -> None:
+    answers = [
+        CANCELLED.properties(sent.electron, sent.terms.attempt, sent.earlier) for sent in those
+    ]
+    ElectronFuture.finish_all([sent.future for sent in those], answers)
