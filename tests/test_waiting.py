@@ -1,0 +1,136 @@
+"""What Ctrl-C does while a script, or a notebook, waits for a run."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+
+import pytest
+
+from atomizer_dask import atom, grid
+
+SCRIPT = """
+    import sys, time
+    from atomizer_dask import Atomizer, DaskConductor, MemoryConductor, atom, grid
+
+    @atom
+    def slow(x):
+        time.sleep(0.01)
+        return x
+
+    if __name__ == "__main__":
+        conductor = MemoryConductor(2) if sys.argv[1] == "memory" else DaskConductor(workers=1)
+        with Atomizer(conductor, slow) as atomizer:
+            run = atomizer.map(slow, grid(x=range(int(sys.argv[2]))))
+            next(iter(run))
+            print("running", flush=True)
+            try:
+                run.wait(progress=False)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            frame = run.to_frame()
+            print(run.state, len(frame), int(frame["result"].count()), flush=True)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Start the script above; what it was given for stdin is up to the test."""
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(SCRIPT))
+    started = []
+
+    def start(*arguments, stdin):
+        process = subprocess.Popen(
+            [sys.executable, str(path), *map(str, arguments)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "running\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def read_until(stream, text):
+    lines = []
+    while not any(text in line for line in lines):
+        lines.append(stream.readline())
+        assert lines[-1], f"ended before {text!r}: {lines}"
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("conductor", ["memory", pytest.param("dask", marks=pytest.mark.dask)])
+def test_first_interrupt_pauses_and_second_cancels(script, conductor):
+    process = script(conductor, 3000, stdin=subprocess.DEVNULL)
+    process.send_signal(signal.SIGINT)
+    said = read_until(process.stderr, "again cancels")
+    assert "is paused" in said
+    assert "run.resume()" in said
+    process.send_signal(signal.SIGINT)
+    read_until(process.stderr, "is cancelled")
+    assert process.stdout.readline() == "interrupted\n"
+    state, rows, good = process.stdout.readline().split()
+    assert (state, rows) == ("cancelled", "3000")
+    assert 0 < int(good) < 3000
+    assert process.wait(30) == 0
+
+
+def test_enter_goes_on_in_a_terminal(script):
+    leader, follower = pty.openpty()
+    try:
+        process = script("memory", 100, stdin=follower)
+        process.send_signal(signal.SIGINT)
+        read_until(process.stderr, "Enter goes on")
+        os.write(leader, b"\n")
+        assert process.stdout.readline() == "finished 100 100\n"
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """Make it look as if this were a notebook."""
+    module = types.ModuleType("IPython")
+    module.get_ipython = object
+    monkeypatch.setitem(sys.modules, "IPython", module)
+
+
+def interrupt_soon():
+    """Interrupt the main thread, which is about to wait."""
+    subprocess.Popen([sys.executable, "-c", f"import os; os.kill({os.getpid()}, 2)"])
+
+
+@pytest.mark.usefixtures("notebook")
+def test_interrupted_cell_ends_and_leaves_the_run_paused(atomizer, capsys):
+    run = atomizer.map(atom(lambda x: time.sleep(0.01)), grid(x=range(600)))
+    interrupt_soon()
+    with pytest.raises(KeyboardInterrupt, match=r"is paused; run\.resume\(\)"):
+        run.wait(progress=False)
+    assert run.state == "paused"
+    assert "run.resume() goes on, run.cancel() ends it" in capsys.readouterr().err
+    run.resume()
+    assert run.wait(60, progress=False).progress.done == 600
+
+
+@pytest.mark.usefixtures("notebook")
+def test_interrupting_a_paused_run_cancels_it(atomizer):
+    run = atomizer.map(atom(lambda x: time.sleep(0.01)), grid(x=range(600)))
+    run.pause()
+    interrupt_soon()
+    with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+        run.wait(progress=False)
+    assert run.state == "cancelled"
+    assert len(run.to_frame()) == 600
