@@ -23,7 +23,7 @@ from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease
+from atomizer_dask.execute import Lease, Site, replay
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure
 from atomizer_dask.properties import Properties
@@ -143,9 +143,9 @@ class BatchConductor(Conductor):
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
 
-    @abstractmethod
     def replay(self, batch: Batch, definition: Definition) -> Any:
         """Execute a batch of one electron in this thread; return its result, or raise."""
+        return replay(batch, definition, _ReplaySite(self))
 
     @abstractmethod
     def version_of(self, definition: Definition) -> Any:
@@ -456,3 +456,27 @@ def check_electron(electron: Any) -> None:
     """Raise where `electron` is none."""
     if not isinstance(electron, Electron):
         raise TypeError(f"expected an Electron, got {type(electron).__name__} {electron!r}")
+
+
+class _ReplaySite(Site):
+    """The place where an electron is replayed: the calling thread."""
+
+    def __init__(self, conductor: BatchConductor) -> None:
+        super().__init__()
+        self.name = "replay"
+        self._conductor = conductor
+
+    def find_atom(self, batch: Batch) -> Definition:
+        raise AssertionError("a replay brings its atom along")
+
+    def give_back(self, batch: Batch, kept: int) -> None:
+        raise AssertionError("a replay is executed whole")
+
+    def emit(self, channel: str, event: Event) -> None:
+        self._conductor.emit(channel, event)
+
+    def release_slot(self) -> None:
+        """There is none."""
+
+    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
+        return ChildConductor(self._conductor, origin, root, stream, lease)

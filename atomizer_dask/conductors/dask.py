@@ -15,11 +15,9 @@ a `DaskConductor` of its worker's own client.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import pickle
 import platform
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -35,40 +33,37 @@ from distributed import (
     KilledWorker,
     LocalCluster,
     Worker,
-    get_client,
-    get_worker,
-    secede,
     wait,
 )
 from distributed.deploy import Cluster
-from distributed.utils import sync
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.batch import Batch, Origin
-from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.batch import Batch
+from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.once import ONCE, ByValue, OutcomeLostError
+from atomizer_dask.conductors.worker import (
+    METADATA,
+    census,
+    dump_error,
+    dump_events,
+    let_go,
+    run_batch,
+    stop,
+)
 from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease, replay
 from atomizer_dask.outcome import Failure, Outcome
-from atomizer_dask.packing import Packed, dumps, pack, pack_outcome, unpack_outcome
+from atomizer_dask.packing import Packed, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
-from atomizer_dask.quarantine import IsolatingSite
-from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 8
-LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
-SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
-EVENT_SECONDS = 0.1
 SEND_SECONDS = 0.001  # a client gathers messages for 10 ms by default
-SWITCH_SECONDS = 0.001
 WATCH_SECONDS = 1.0  # how often we look which workers there are
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
-METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 
 
 class DaskConductor(BatchConductor):
@@ -230,14 +225,10 @@ class DaskConductor(BatchConductor):
         if cancel:
             self.cancel_descendants(root)
         if self._workers:
-            self._client.run(_stop, root, epoch, cancel, wait=False, on_error="ignore")
+            self._client.run(stop, root, epoch, cancel, wait=False, on_error="ignore")
         else:  # nobody has begun, and nobody is there to tell
             for key in list(self._posts):
                 self._client.loop.add_callback(self._drop, key)
-
-    def replay(self, batch: Batch, definition: Definition) -> Any:
-        """Execute a batch of one electron in this thread; return its result, or raise."""
-        return replay(batch, definition, _ReplaySite(self))
 
     async def _drop(self, key: str) -> None:
         if (task := self._tasks.get(key)) is not None:
@@ -449,7 +440,7 @@ class DaskConductor(BatchConductor):
         alive, sent = super().count_all()
         if self._client.status != "running":
             return alive, sent
-        counts = self._client.run(_census, self.channel, on_error="ignore")
+        counts = self._client.run(census, self.channel, on_error="ignore")
         return (
             alive + sum(alive_there for alive_there, _ in counts.values()),
             sent + sum(sent_there for _, sent_there in counts.values()),
@@ -493,7 +484,7 @@ class DaskConductor(BatchConductor):
             self._client.unsubscribe_topic(self.channel)
             if self._cluster is not None:
                 # Or the scheduler would warn of lost results, which nobody wants any more.
-                self._client.run(_let_go, on_error="ignore")
+                self._client.run(let_go, on_error="ignore")
         if self._watch is not None:
             self._client.loop.add_callback(self._watch.cancel)
         if self._owns_client:
@@ -544,192 +535,6 @@ def _failure_of_task(error: Exception) -> Failure:
     return Failure("rejected", type(error).__name__, f"the worker could not take it: {error}")
 
 
-# -- on the worker ------------------------------------------------------------------------------
-
-
-def run_batch(packed: Packed, channel: str) -> Packed:
-    """Execute a batch on the worker this runs on; the one task this package submits.
-
-    Parameters
-    ----------
-    packed
-        The batch to execute.
-    channel
-        The topic on which whoever sent it listens.
-
-    Raises
-    ------
-    UnpicklableError
-        Where an input of the batch cannot be read here.
-    """
-    try:
-        batch = packed.load()
-    except Exception as error:
-        raise UnpicklableError(f"the input cannot be unpickled on the worker: {error}") from error
-    return DaskSite.of(get_worker()).carry_out(batch, channel)
-
-
-async def _stop(root: str, epoch: int, cancel: bool, dask_worker: Worker) -> None:
-    DaskSite.of(dask_worker).stop(root, epoch, cancel=cancel)
-
-
-async def _census(channel: str, dask_worker: Worker) -> tuple[int, int]:
-    return await DaskSite.of(dask_worker).census(channel)
-
-
-async def _let_go(dask_worker: Worker) -> None:
-    DaskSite.of(dask_worker).let_go()
-
-
-class DaskSite(IsolatingSite):
-    """The worker's side."""
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__()
-        self.name = worker.address
-        self._worker = worker
-        self.memory_limit = worker.memory_manager.memory_limit or 0
-        self._atoms: dict[str, Definition] = {}
-        self._codes: dict[str, bytes] = {}
-        self._channels: dict[str, str] = {}
-        self._conductor: DaskConductor | None = None
-        self._events: dict[str, list[Event]] = {}
-        self._guard = threading.Lock()
-        # What a worker has imported by now lives as long as it does: the collector, which the
-        # many small objects of spawners wake often, need not look at it again.
-        gc.collect()
-        gc.freeze()
-        # An atom in pure Python holds the interpreter lock; at 5 ms a turn, what the worker's event
-        # loop does in several turns (take a task, send a result) would take 40.
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-
-    @classmethod
-    def of(cls, worker: Worker) -> DaskSite:
-        """Return the one of this worker, made when first asked for."""
-        site: DaskSite | None = worker.extensions.get("atomizer")
-        if site is None:
-            # setdefault is atomic; a site made in vain by a second thread is dropped unused.
-            site = worker.extensions.setdefault("atomizer", cls(worker))
-        return site
-
-    def carry_out(self, batch: Batch, channel: str) -> Packed:
-        """Execute a batch and return its outcome, packed; a small one is sent ahead."""
-        self._channels[batch.key] = channel
-        try:
-            outcome = self.execute(batch)
-        finally:
-            del self._channels[batch.key]
-            self._flush()
-        packed = pack_outcome(outcome)
-        if packed.nbytes <= SMALL_OUTCOME:
-            self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
-        return packed
-
-    def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
-        known = self._atoms.get(batch.version)
-        if known is None:
-            data = sync(
-                self._worker.loop,
-                self._worker.scheduler.get_metadata,
-                keys=[METADATA, batch.version],
-                default=None,
-            )
-            if data is None:
-                raise LookupError(f"the scheduler does not know the code of {batch.atom_id}")
-            self._codes[batch.version] = data
-            known = self._atoms[batch.version] = load_atom(data)
-        return known
-
-    def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
-        return batch.version, self._codes[batch.version]
-
-    def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
-        packed = pack_outcome(outcome)
-        if packed.nbytes > LARGE_TELLING:
-            return False
-        channel = self._channels.get(batch.key)
-        if channel is not None:
-            self._worker.log_event(channel, ("partly", batch.key, packed.whole()))
-        return True
-
-    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
-        """Give back what has not been begun, here and of what was sent from here."""
-        super().stop(root, epoch, cancel=cancel)
-        if cancel and self._conductor is not None:
-            conductor = self._conductor
-            conductor.post(lambda: conductor.cancel_descendants(root))
-
-    def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
-        if (channel := self._channels.get(batch.key)) is not None:
-            self._worker.log_event(channel, ("given back", batch.key, kept))
-
-    def release_slot(self) -> None:  # noqa: D102
-        # Not followed by rejoin(): that would wait for a thread to fall free, at each level of a
-        # tree of spawners, to run the few lines that an atom has after its wait.
-        secede()
-
-    def children(  # noqa: D102
-        self, origin: Origin, root: str, stream: Stream, lease: Lease
-    ) -> ChildConductor:
-        with self._guard:
-            if self._conductor is None:
-                self._conductor = WorkerConductor(self._worker, get_client())
-        return ChildConductor(self._conductor, origin, root, stream, lease)
-
-    def emit(self, channel: str, event: Event) -> None:  # noqa: D102
-        with self._guard:
-            first = not self._events
-            self._events.setdefault(channel, []).append(event)
-        if first:
-            self._worker.loop.add_callback(self._worker.loop.call_later, EVENT_SECONDS, self._flush)
-
-    async def census(self, channel: str) -> tuple[int, int]:
-        """Return how many children of a channel are not done, and how many there ever were."""
-        if self._conductor is None:
-            return 0, 0
-        conductor = self._conductor
-        counted: ThreadFuture[tuple[int, int]] = ThreadFuture()
-        conductor.post(lambda: counted.set_result(conductor.census(channel)))
-        return await asyncio.wrap_future(counted)
-
-    def let_go(self) -> None:
-        """Release the outcomes of children that have been delivered."""
-        if self._conductor is not None:
-            self._conductor.release_finished()
-
-    def _flush(self) -> None:
-        with self._guard:
-            events, self._events = self._events, {}
-        for channel, those in events.items():
-            self._worker.log_event(channel, ("events", _dump_events(those)))
-
-
-class _ReplaySite(IsolatingSite):
-    """The place where an electron is replayed: this thread, with the run's own conductor."""
-
-    def __init__(self, conductor: DaskConductor) -> None:
-        super().__init__()
-        self.name = "replay"
-        self._conductor = conductor
-
-    def find_atom(self, batch: Batch) -> Definition:
-        raise AssertionError("a replay brings its atom along")
-
-    code_of = find_atom  # type: ignore[assignment]
-
-    def give_back(self, batch: Batch, kept: int) -> None:
-        raise AssertionError("a replay is executed whole")
-
-    def emit(self, channel: str, event: Event) -> None:
-        self._conductor.emit(channel, event)
-
-    def release_slot(self) -> None:
-        """There is none."""
-
-    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
-        return ChildConductor(self._conductor, origin, root, stream, lease)
-
-
 class WorkerConductor(DaskConductor):
     """A worker's conductor for what its electrons send; it reports to whom they descend from."""
 
@@ -740,19 +545,10 @@ class WorkerConductor(DaskConductor):
         self._prepare()
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
-        self._worker.log_event(channel, ("events", _dump_events([event])))
+        self._worker.log_event(channel, ("events", dump_events([event])))
 
     def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
         if channel:
-            self._worker.log_event(channel, ("error", _dump_error(error)))
+            self._worker.log_event(channel, ("error", dump_error(error)))
         else:
             logger.error("%s", error)
-
-
-def _dump_events(events: list[Event]) -> bytes:
-    data = dumps(events)
-    return dumps(list(map(Event.as_text, events))) or b"" if data is None else data
-
-
-def _dump_error(error: AtomizerError) -> bytes:
-    return dumps(error) or dumps(AtomizerError(error.event)) or b""

@@ -16,7 +16,7 @@ from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Keeper, Lease, replay
+from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.pickling import dump_atom
 from atomizer_dask.quarantine import IsolatingSite
@@ -75,10 +75,6 @@ class MemoryConductor(BatchConductor):
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
         self._site.posts.pop(key, None)
-
-    def replay(self, batch: Batch, definition: Definition) -> Any:
-        """Execute a batch of one electron in this thread; return its result, or raise."""
-        return replay(batch, definition, self._site)
 
     def release_slot(self) -> None:
         """Let another thread run in this one's place."""
