@@ -189,6 +189,7 @@ class Atomizer:
             definition.check_payload(electron.payload)
             definition.check_copy_state(electron.copy_state)
         future = self._send(electron, definition)
+        future.report_to(self._report_problem)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future

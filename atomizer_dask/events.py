@@ -27,7 +27,8 @@ def shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _log_problem(message: str, error: BaseException) -> None:
+def log_problem(message: str, error: BaseException) -> None:
+    """Log what went wrong in a function of the user that is not an atom."""
     logger.warning("%s", message, exc_info=error)
 
 
@@ -151,7 +152,7 @@ class Stream(Generic[T]):
         self.dropped = 0
         self._items: deque[T] = deque()
         self._buffer = buffer
-        self._on_problem = on_problem or _log_problem
+        self._on_problem = on_problem or log_problem
         self._changed = threading.Condition()
         self._closed = False
         self._wakeups = Wakeups()
@@ -217,7 +218,7 @@ class Stream(Generic[T]):
                 # One that fails on the report of its own failure would go on like that for ever.
                 again = own is not None and getattr(item, "internal", None) is own
                 own = error
-                (_log_problem if again else self._on_problem)("a subscriber raised", error)
+                (log_problem if again else self._on_problem)("a subscriber raised", error)
 
     def close(self) -> None:
         """End the stream: readers get what is left, then stop."""

@@ -12,6 +12,7 @@ from threading import Condition
 from time import monotonic
 from typing import Any
 
+from atomizer_dask.events import log_problem
 from atomizer_dask.properties import Properties
 
 
@@ -58,6 +59,7 @@ class ElectronFuture(Future[Properties]):
         self._exception: BaseException | None = None
         self._about_to_wait = about_to_wait
         self._stop: Callable[[], None] | None = None
+        self._on_problem: Callable[[str, BaseException], None] = log_problem
         # Made when first used: as lists of their own, 10,000 futures keep the garbage collector
         # busier than anything else does.
         self._own_waiters: _Waiters | None = None
@@ -110,11 +112,22 @@ class ElectronFuture(Future[Properties]):
                 condition.notify_all()
         for future in futures:
             if future._own_callbacks:
-                future._invoke_callbacks()  # type: ignore[attr-defined]
+                future._invoke_callbacks()
 
     def stop_with(self, stop: Callable[[], None]) -> None:
         """Have `stop` called where somebody cancels it while the electron runs."""
         self._stop = stop
+
+    def report_to(self, on_problem: Callable[[str, BaseException], None]) -> None:
+        """Have `on_problem` told of what callbacks raise; it is logged where nobody is."""
+        self._on_problem = on_problem
+
+    def _invoke_callbacks(self) -> None:
+        for callback in self._own_callbacks or ():
+            try:
+                callback(self)
+            except Exception as error:  # noqa: BLE001 - the user's function
+                self._on_problem("a callback of a future raised", error)
 
     def cancel(self) -> bool:
         """Cancel the electron, and return whether it had not begun.
