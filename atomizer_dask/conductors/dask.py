@@ -124,6 +124,7 @@ class DaskConductor(BatchConductor):
         self._arrived: set[str] = set()
         self._tasks: dict[str, Future] = {}
         self._pinned: dict[str, set[str]] = {}
+        self._dropping: set[str] = set()
         self._workers: set[str] = set()
         self._finished: list[Future] = []
         self._client.scheduler_comm.interval = SEND_SECONDS
@@ -232,6 +233,7 @@ class DaskConductor(BatchConductor):
 
     async def _drop(self, key: str) -> None:
         if (task := self._tasks.get(key)) is not None:
+            self._dropping.add(key)
             await task.cancel(asynchronous=True, force=False, msg="dropped")
 
     async def _carry(self, batch: Batch) -> None:
@@ -274,6 +276,7 @@ class DaskConductor(BatchConductor):
     def _forget(self, key: str) -> None:
         self._tasks.pop(key, None)
         self._pinned.pop(key, None)
+        self._dropping.discard(key)
 
     def _died(self, batch: Batch, error: KilledWorker) -> Report:
         worker = getattr(error.last_worker, "address", str(error.last_worker))
@@ -286,9 +289,7 @@ class DaskConductor(BatchConductor):
 
     def _dropped(self, batch: Batch) -> Report:
         """Return what a cancelled task means: whether it was we who cancelled it, or not."""
-        if batch.key not in self._posts:
-            return Dropped(batch.key)  # nobody will hear of it
-        if self._client.status == "running" and (batch.key in self._pinned or not self._workers):
+        if batch.key in self._dropping or batch.key not in self._posts:
             return Dropped(batch.key)
         return self._lost(batch, "its task was cancelled from outside")
 
