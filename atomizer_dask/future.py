@@ -49,6 +49,9 @@ class ElectronFuture(Future[Properties]):
         which is why a tree of spawners cannot deadlock.
     """
 
+    _stop: Callable[[], None] | None = None
+    _on_problem: Callable[[str, BaseException], None] = staticmethod(log_problem)
+
     def __init__(
         self, condition: Condition | None = None, about_to_wait: Callable[[], None] = _nothing
     ) -> None:
@@ -58,8 +61,6 @@ class ElectronFuture(Future[Properties]):
         self._result: Properties | None = None
         self._exception: BaseException | None = None
         self._about_to_wait = about_to_wait
-        self._stop: Callable[[], None] | None = None
-        self._on_problem: Callable[[str, BaseException], None] = log_problem
         # Made when first used: as lists of their own, 10,000 futures keep the garbage collector
         # busier than anything else does.
         self._own_waiters: _Waiters | None = None

@@ -15,6 +15,7 @@ the memory.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
 from abc import abstractmethod
@@ -44,7 +45,10 @@ KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 LOOK_SECONDS = 0.05
 MEMORY_SHARE = 0.95  # of the limit
+STARTS = 3  # attempts to start a child
 OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
+
+logger = logging.getLogger(__name__)
 
 _CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
 
@@ -100,6 +104,11 @@ class IsolatingSite(Site):
         with self._idle_lock:
             if self._idle and not fresh:
                 return self._idle.pop()
+        for _ in range(STARTS - 1):
+            try:
+                return Inmate(self._nursery.start())
+            except ChildProcessError as error:  # what starts them was killed just then
+                logger.info("a child process could not be started: %s", error)
         return Inmate(self._nursery.start())
 
     def dismiss(self, inmate: Inmate) -> None:

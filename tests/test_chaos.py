@@ -153,7 +153,7 @@ def children_of(pid):
         for child in psutil.Process(pid).children():
             if "run_zygote" in " ".join(child.cmdline()):
                 inmates = [inmate.pid for inmate in child.children()]
-                found += [child.pid, *inmates] if inmates else []  # else it still starts
+                found += [child.pid, *inmates]
     return sorted(found)
 
 

@@ -74,7 +74,8 @@ class ElectronSource:
         self._example = example
         self._report = report
         self._later = later
-        self._first = FIRST._replace(timeout=seconds_of(example.electron.timeout, "timeout"))
+        timeout = seconds_of(example.electron.timeout, "timeout")
+        self._first = FIRST if timeout is None else FIRST._replace(timeout=timeout)
         self._waiting: deque[Sent] = deque()
         self._under_way: dict[str, list[Sent]] = {}
         self._delayed: dict[str, Sent] = {}
@@ -136,11 +137,11 @@ class ElectronSource:
     def _next(self, count: int) -> list[Sent]:
         """Take the next electrons, as many as are to be executed on the same terms."""
         waiting = self._waiting
-        terms = waiting[0].terms
-        taken: list[Sent] = []
-        while len(taken) < count and (waiting[0].terms is terms or waiting[0].terms == terms):
-            taken.append(waiting.popleft())
-        return taken
+        taken = [waiting.popleft() for _ in range(count)]
+        terms = taken[0].terms
+        same = next((n for n, one in enumerate(taken) if one.terms is not terms), count)
+        waiting.extendleft(reversed(taken[same:]))
+        return taken[:same]
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         back = self._under_way[batch.key][start:stop]
@@ -154,15 +155,15 @@ class ElectronSource:
             del self._under_way[batch.key]
         those = taken[outcome.first : outcome.kept]
         properties = list(outcome.properties(batch))
-        done = [True] * len(those)
-        for failed in map(int, outcome.failed):
-            error = properties[failed].error
-            assert isinstance(error, ElectronError)
-            if self._is_tried_again(those[failed], error):
-                done[failed] = False
-            else:
-                self._report(error)
-        if not all(done):
+        if len(outcome.failed):
+            done = [True] * len(those)
+            for failed in map(int, outcome.failed):
+                error = properties[failed].error
+                assert isinstance(error, ElectronError)
+                if self._is_tried_again(those[failed], error):
+                    done[failed] = False
+                else:
+                    self._report(error)
             those, properties = list(compress(those, done)), list(compress(properties, done))
         ElectronFuture.finish_all([sent.future for sent in those], properties)
 
