@@ -307,10 +307,15 @@ class Dispatcher:
         """Have `action` called after some seconds; to be called on the thread itself."""
         heappush(self._later, (monotonic() + seconds, next(self._order), action))
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the one."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """End the thread once everything posted before has been done."""
         self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
+        if not self.is_current:
             self._thread.join()
 
     def _run(self) -> None:

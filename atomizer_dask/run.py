@@ -7,7 +7,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 _Positions = range | np.ndarray
 State = Literal["running", "paused", "finished", "cancelled", "failed"]
 _RATE_SECONDS = 5.0
-_ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
 _HEED_SECONDS = 0.9  # for running electrons to heed that they are cancelled
 _DRAW_FIRST, _DRAW_MOST = 64, 2**16  # rows of a streamed sweep to draw ahead
 
@@ -251,18 +249,21 @@ class Run:
         Running electrons are told through ``context.cancelled``. The electrons that never ran are
         rows like any other, with an error of kind ``cancelled``.
         """
-        self._have_done(self._cancel)
+        if not self._ended:
+            self._conductor.do(self._cancel)
 
     def pause(self) -> None:
         """Send no more, and take back what the workers have not begun; `resume` goes on.
 
         Running electrons are not disturbed: they end, and are rows like any other.
         """
-        self._have_done(self._pause)
+        if not self._ended:
+            self._conductor.do(self._pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._have_done(self._resume)
+        if not self._ended:
+            self._conductor.do(self._resume)
 
     def retry(
         self,
@@ -298,25 +299,8 @@ class Run:
         self._conductor.check_open()
         seconds = seconds_of(timeout, "timeout")
         limit = self._timeout if seconds is None else seconds
-        self._have_done(partial(self._retry, where, limit), also_when_ended=True)
+        self._conductor.do(partial(self._retry, where, limit))
         return self
-
-    def _have_done(self, action: Callable[[], None], *, also_when_ended: bool = False) -> None:
-        """Have something done on the dispatcher's thread, and wait until it is."""
-        if self._ended and not also_when_ended:
-            return
-        done: Future[None] = Future()
-
-        def act() -> None:
-            try:
-                action()
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        self._conductor.post(act)
-        done.result(_ACT_SECONDS)
 
     def _retry(self, where: Callable[[ElectronError], bool] | None, timeout: float | None) -> None:
         chosen = []

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -87,6 +88,28 @@ def test_policy_that_raises_is_reported_and_stops_nothing(atomizer):
     run = atomizer.map(troubled, grid(x=range(8)), on_failure=lambda failure: 1 / 0).wait(60)
     assert run.errors.index.tolist() == [3, 5]
     assert any(isinstance(errors.get(10).internal, ZeroDivisionError) for _ in range(4))
+
+
+def test_policy_may_cancel_the_run(atomizer):
+    runs = []
+
+    def give_up(failure):
+        runs[0].cancel()
+        return "retry"
+
+    @atom
+    def fails_late(x, gate):
+        while not Path(gate).exists():
+            time.sleep(0.01)
+        raise OSError(x)
+
+    with tempfile.TemporaryDirectory() as folder:
+        gate = Path(folder, "gate")
+        sweep = grid(x=range(50), gate=[str(gate)])
+        runs.append(atomizer.map(fails_late, sweep, on_failure=give_up))
+        gate.touch()
+        assert runs[0].wait(20).state == "cancelled"
+    assert len(runs[0].errors) == 50
 
 
 def test_backing_off_holds_no_slot(atomizer):

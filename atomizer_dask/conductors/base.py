@@ -33,6 +33,7 @@ from atomizer_dask.streams import Stream
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 0.05  # between two counts of what is left
+ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
 HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
 
 
@@ -250,6 +251,32 @@ class BatchConductor(Conductor):
     def post_later(self, seconds: float, action: Callable[[], Any]) -> None:
         """Have `action` called after some seconds; to be called on the dispatcher's thread."""
         self._dispatch().post_later(seconds, action)
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Have `action` done on the dispatcher's thread, and wait for it.
+
+        What is called from that very thread, by a policy of the user's say, is done a little later.
+
+        Raises
+        ------
+        Exception
+            Whatever the action raises.
+        """
+        if self._dispatch().is_current:
+            self.post(action)
+            return
+        done: Future[None] = Future()
+
+        def act() -> None:
+            try:
+                action()
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self.post(act)
+        done.result(ACT_SECONDS)
 
     def cancel_descendants(self, root: str) -> None:
         """Answer as cancelled what `root` is or sent: at once, or a little later if it runs.
