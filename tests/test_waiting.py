@@ -27,9 +27,15 @@ SCRIPT = """
         with Atomizer(conductor, slow) as atomizer:
             run = atomizer.map(slow, grid(x=range(int(sys.argv[2]))))
             next(iter(run))
-            print("running", flush=True)
+            told = []
+
+            def tell(progress):
+                if not told:
+                    print("running", flush=True)
+                told.append(progress)
+
             try:
-                run.wait(progress=False)
+                run.wait(progress=tell)
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
             frame = run.to_frame()
@@ -90,11 +96,11 @@ def test_first_interrupt_pauses_and_second_cancels(script, conductor):
 def test_enter_goes_on_in_a_terminal(script):
     leader, follower = pty.openpty()
     try:
-        process = script("memory", 100, stdin=follower)
+        process = script("memory", 300, stdin=follower)
         process.send_signal(signal.SIGINT)
         read_until(process.stderr, "Enter goes on")
         os.write(leader, b"\n")
-        assert process.stdout.readline() == "finished 100 100\n"
+        assert process.stdout.readline() == "finished 300 300\n"
     finally:
         os.close(leader)
         os.close(follower)
