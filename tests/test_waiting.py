@@ -30,9 +30,9 @@ SCRIPT = """
             told = []
 
             def tell(progress):
-                if not told:
-                    print("running", flush=True)
                 told.append(progress)
+                if len(told) == 1:
+                    print("running", flush=True)
 
             try:
                 run.wait(progress=tell)
