@@ -91,6 +91,8 @@ class Batch:
         Whoever stops a run stops the batches that were made before.
     run_id
         Empty for electrons that were sent one by one.
+    root_id
+        By what a run, and what descends from it, can be stopped.
     ids
         Their ids, where they were sent one by one.
     seconds
@@ -109,6 +111,7 @@ class Batch:
     earlier: list[tuple[ElectronError, ...]] | None = None
     epoch: int = 0
     run_id: str = ""
+    root_id: str = ""
     ids: list[str] | None = None
     sender_id: str = ""
     copy_state: bool = False
@@ -153,7 +156,7 @@ class Batch:
     def root(self, offset: int) -> str:
         """Return what the electrons descend from that the one at `offset` sends."""
         inherited = "" if self.roots is None else self.roots[offset]
-        return inherited or self.run_id or self.electron_id(offset)
+        return inherited or self.root_id or self.electron_id(offset)
 
     def descendants(self, root: str) -> list[int]:
         """Return the offsets of the electrons that are `root`, or descend from it."""

@@ -269,6 +269,7 @@ class Driver:
             rest = Outcome.all_failed(lease.kept - lease.told, failure)
             self._carrier.retract(key)
             self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
+        self.pump()
 
     def fail(self, error: ConductorError) -> None:
         """Give up: the conductor is gone. To be called on the dispatcher's thread."""

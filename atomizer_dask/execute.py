@@ -152,7 +152,7 @@ class Site(ABC):
         definition = self.find_atom(batch)
         self._leases[batch.key] = lease
         if self._stopped:
-            for root in {batch.run_id, *(batch.ids or ()), *(batch.roots or ())}:
+            for root in {batch.root_id, *(batch.ids or ()), *(batch.roots or ())}:
                 if root in self._stopped:
                     lease.heed(root, *self._stopped[root])
         try:
@@ -248,7 +248,7 @@ class Lease:
     def heed(self, root: str, epoch: int, cancel: bool) -> None:
         """Stop where this concerns the batch."""
         batch = self.batch
-        if batch.run_id == root and batch.epoch <= epoch:
+        if batch.root_id == root and batch.epoch <= epoch:
             self.cancelled |= cancel
             self.stopped = True
         elif cancel and (those := batch.descendants(root)):

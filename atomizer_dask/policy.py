@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
 from atomizer_dask.errors import ElectronError
@@ -54,11 +55,11 @@ class Policy:
             )
         if max_attempts is None:
             max_attempts = 1 if on_failure == "fail" else USUAL_ATTEMPTS
-        if isinstance(max_attempts, bool) or not isinstance(max_attempts, int):
+        if isinstance(max_attempts, bool) or not isinstance(max_attempts, Integral):
             raise TypeError(f"max_attempts must be a whole number, got {max_attempts!r}")
         if max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, got {max_attempts}")
-        return cls(on_failure, max_attempts, seconds_of(backoff, "backoff", least=0.0) or 0.0)
+        return cls(on_failure, int(max_attempts), seconds_of(backoff, "backoff", least=0.0) or 0.0)
 
     @property
     def never(self) -> bool:
@@ -115,7 +116,11 @@ def seconds_of(value: Any, name: str, *, least: float | None = None) -> float | 
     """
     if value is None:
         return None
-    example = f"{name} must be seconds, or a text such as '30s' or '2 minutes', got {value!r}"
+    least_text = "above 0" if least is None else f"at least {least:g}"
+    example = (
+        f"{name} must be seconds, {least_text}, or a text such as '30s' or '2 minutes', "
+        f"got {value!r}"
+    )
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, str):
@@ -125,7 +130,7 @@ def seconds_of(value: Any, name: str, *, least: float | None = None) -> float | 
             seconds = float(parse_timedelta(value))
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(example) from error
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(example)
     else:
         seconds = float(value)

@@ -22,6 +22,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
@@ -81,6 +82,8 @@ class IsolatingSite(Site):
         worker died with them; and where their atom asks for it.
         """
         terms = batch.terms
+        if definition.singleton and self.keeper(batch).inmate is not None:
+            return True  # where it is, there it stays
         return bool(terms.deaths or terms.timeout is not None or definition.isolation)
 
     def execute_pieces(
@@ -198,6 +201,8 @@ class _Stay:
         inmate = self._child(fresh)
         piece = self._lease.batch.part(start, stop)
         ended = inmate.execute(piece, self._lease, start, self._code, self._site)
+        if isinstance(ended, Fallen):
+            inmate.cancel_sent()
         if isinstance(ended, Fallen) and self._keeper is not None:
             self._keeper.inmate = None
             self._tell(f"singleton lost its state: {ended.failure.message}; re-initialised next")
@@ -207,6 +212,9 @@ class _Stay:
         if self._keeper is not None:
             if self._keeper.inmate is None:
                 self._keeper.inmate = self._site.admit(fresh=True)
+                if self._keeper.instance is not None:
+                    self._keeper.instance = None
+                    self._tell("singleton moved to a child process; re-initialised there")
             inmate: Inmate = self._keeper.inmate
             return inmate
         if fresh:
@@ -273,12 +281,18 @@ class Inmate:
                 return guard.fallen()
             if what == "done":
                 self._conductors.clear()
+                self._futures.clear()  # whoever has not waited for its children does not need to
                 return unpack_outcome(rest[0])
             if what == "rejected":
                 raise RuntimeError(rest[0])
             self._handle(what, rest, lease)
             if (ended := guard.look(self._post)) is not None:
                 return ended
+
+    def cancel_sent(self) -> None:
+        """Cancel what its electrons sent: they are no more."""
+        for future in list(self._futures.values()):
+            future.cancel()
 
     def _handle(self, what: str, rest: list[Any], lease: Lease) -> None:
         if what == "emit":
@@ -293,7 +307,9 @@ class Inmate:
             if stream not in self._conductors:
                 self._conductors[stream] = lease.site.children(origin, root, stream, lease)
             try:
-                future = self._conductors[stream].send(pickle.loads(data))  # noqa: S301
+                electron = pickle.loads(data)  # noqa: S301 - from our own child
+                future = self._conductors[stream].send(electron)
+                future.stop_with(partial(self._conductors[stream].cancel, electron.id))
             except Exception as error:  # noqa: BLE001 - raised in the child, by the future
                 self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
                 return

@@ -12,6 +12,7 @@ from functools import partial
 from html import escape
 from itertools import compress
 from math import inf
+from numbers import Integral
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -129,7 +130,9 @@ class Run:
         self._waiting = 0
         self._parts: list[Part] = []
         self._history: dict[int, tuple[ElectronError, ...]] = {}
+        self._broken_policy: set[tuple[type, str]] = set()
         self._epoch = 0
+        self._root = id  # another one after each time that it was cancelled and tried again
         self._done = 0
         self._failed = 0
         self._state: State = "running"
@@ -275,7 +278,7 @@ class Run:
 
         With the same inputs and random streams as before. What they give replaces their failures;
         what they failed with before stays in the column ``history`` of `errors` and in
-        ``Properties.failures``.
+        ``Properties.failures``. An iteration that has yielded them yields them again.
 
         Parameters
         ----------
@@ -299,6 +302,8 @@ class Run:
         self._conductor.check_open()
         seconds = seconds_of(timeout, "timeout")
         limit = self._timeout if seconds is None else seconds
+        if self._stopping:  # it is being cancelled, which takes a second at most
+            self.join()
         self._conductor.do(partial(self._retry, where, limit))
         return self
 
@@ -335,7 +340,9 @@ class Run:
             self._failed -= count
             if self._ended:
                 self._reopen()
-        self._stopping = False
+        if self._stopping:
+            self._stopping = False
+            self._root = f"{self.id}/{self._epoch}"
         for positions, terms in lots:
             self._give_back(positions, terms)
         self._tell(f"{count:,} failed electrons are tried again")
@@ -349,7 +356,7 @@ class Run:
         self._state = "running"
         self.events = EventStream(10_000, self._on_problem)
 
-    def replay(self, electron: str | int) -> Any:
+    def replay(self, electron: Any) -> Any:
         """Execute one electron here, in this thread, so that a debugger works; return its result.
 
         With the same inputs, random stream, attempt and earlier failures as when it ran last;
@@ -358,13 +365,13 @@ class Run:
         Parameters
         ----------
         electron
-            Its id, as in ``run.to_frame(metadata=True)["id"]`` and events, or its position in
-            the sweep.
+            Its label in the index of the frame and of `errors`, or its id, as in
+            ``run.to_frame(metadata=True)["id"]`` and events.
 
         Raises
         ------
         KeyError
-            Where the run has no such electron.
+            Where the run has no such electron, or several.
         Exception
             Whatever the atom raises, with its own traceback: use ``%debug``, or `pdb.pm`.
         """
@@ -376,16 +383,23 @@ class Run:
         batch = self._batch(f"replay-{self.id}", inputs, positions, terms, inf)
         return self._conductor.replay(batch, self._definition)
 
-    def _position_of(self, electron: str | int) -> int:
-        text = str(electron)
-        number = text.removeprefix(f"{self.id}-")
+    def _position_of(self, electron: Any) -> int:
         count = self.sweep.drawn if isinstance(self.sweep, Streamed) else self.sweep.length or 0
-        if not number.isdecimal() or int(number) >= count:
-            raise KeyError(
-                f"{self.id} has no electron {electron!r}; give an id such as {self.id}-0, or a "
-                f"position from 0 to {count - 1:,}"
-            )
-        return int(number)
+        if isinstance(electron, str) and electron.startswith(f"{self.id}-"):
+            number = electron.removeprefix(f"{self.id}-")
+            found = [int(number)] if number.isdecimal() and int(number) < count else []
+        elif self.sweep.index is not None:
+            found = np.flatnonzero(self.sweep.index == electron).tolist()
+        else:
+            position = int(electron) if isinstance(electron, Integral) else -1
+            found = [position] if 0 <= position < count else []
+        if len(found) == 1:
+            return int(found[0])
+        what = f"has {len(found)} electrons of the label" if found else "has no electron"
+        raise KeyError(
+            f"{self.id} {what} {electron!r}; give an id from {self.id}-0 to {self.id}-{count - 1}, "
+            "or a label of the index of its frame"
+        )
 
     def to_frame(self, metadata: bool = False) -> pd.DataFrame:
         """Return inputs and outputs, one row per electron that has ended, in sweep order.
@@ -573,6 +587,7 @@ class Run:
             earlier=earlier,
             epoch=self._epoch,
             run_id=self.id,
+            root_id=self._root,
             copy_state=self._copy_state,
             seconds=seconds,
         )
@@ -705,7 +720,10 @@ class Run:
         try:
             return self._policy.decide(error)
         except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
-            self._on_problem(f"on_failure raised; {error.event.electron_id} is not retried", broken)
+            if (alike := (type(broken), str(broken))) not in self._broken_policy:
+                self._broken_policy.add(alike)  # of a million alike, the first is told
+                whose = error.event.electron_id
+                self._on_problem(f"on_failure raised; {whose} is not tried again", broken)
             return "fail"
 
     def _remember(self, position: int, error: ElectronError) -> None:
@@ -731,7 +749,7 @@ class Run:
     def _stop(self) -> None:
         """Have what is with the workers, and has not begun, given back."""
         epoch, self._epoch = self._epoch, self._epoch + 1
-        self._conductor.stop(self.id, epoch, cancel=self._stopping)
+        self._conductor.stop(self._root, epoch, cancel=self._stopping)
 
     def _pause(self) -> None:
         if self._state == "running" and not self._stopping:
@@ -763,11 +781,11 @@ class Run:
             self._check_end()
         else:
             self._stop()
-            self._conductor.post_later(_HEED_SECONDS, self._abandon)
+            self._conductor.post_later(_HEED_SECONDS, partial(self._abandon, self._root))
 
-    def _abandon(self) -> None:
+    def _abandon(self, root: str) -> None:
         """Wait no longer for electrons that do not heed ``context.cancelled``."""
-        if self._ended:
+        if self._ended or root != self._root:
             return
         why = "the run was cancelled; the electron did not heed that and was left behind"
         self._driver.abandon(Failure("cancelled", "", why))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from atomizer_dask import Atom, Atomizer, Electron, atom, grid
@@ -29,6 +30,9 @@ def troubled(x):
     if x == 5:
         raise KeyError("gone")
     return x
+
+
+PACE = threading.Event()  # never set: where time itself is what matters
 
 
 # -- policies ------------------------------------------------------------------------------------
@@ -472,6 +476,47 @@ def test_chosen_failures_are_tried_again_in_the_same_run(atomizer, gate):
     assert retried.failures[0].kind == "timeout"
 
 
+def test_what_was_just_cancelled_can_be_tried_again_at_once(atomizer):
+    @atom
+    def slow(x):
+        time.sleep(0.02)
+        return x
+
+    run = atomizer.map(slow, grid(x=range(100)))
+    next(iter(run))
+    run.cancel()
+    run.retry()
+    PACE.wait(1)  # longer than a cancelled run waits for its electrons
+    assert run.wait(30).to_frame()["result"].tolist() == list(range(100))
+    assert run.state == "finished"
+
+
+def test_spawners_that_were_cancelled_can_be_tried_again(atomizer, gate):
+    @atom
+    def sends(gate, context):
+        inputs = {"x": 1, "gate": gate}
+        return context.conductor.send(Electron(patient.id, inputs)).result().value()
+
+    atomizer.register(patient)
+    run = atomizer.map(sends, grid(gate=[gate.path]))
+    while run.progress.running < 1:
+        time.sleep(0.01)
+    run.cancel()
+    run.wait(10)
+    gate.open()
+    assert run.retry().wait(30).to_frame()["result"].tolist() == [1]
+
+
+def test_killing_a_spawner_cancels_what_it_sent(atomizer, gate):
+    @atom
+    def hangs(gate, context):
+        return context.conductor.send(Electron(patient.id, {"x": 1, "gate": gate})).result()
+
+    atomizer.register(patient)
+    assert atomizer.send(hangs, {"gate": gate.path}, timeout=0.2).result(20).error.kind == "timeout"
+    atomizer.wait(10)  # or it would wait for the gate for ever
+
+
 def test_what_was_cancelled_can_be_tried_again(atomizer, gate):
     run = atomizer.map(patient, grid(x=range(20), gate=[gate.path]))
     run.cancel()
@@ -506,6 +551,22 @@ def test_electron_is_replayed_here(atomizer):
     assert frames[-1] == "noisy"
     with pytest.raises(KeyError, match="has no electron"):
         run.replay("nonsense")
+
+
+def test_electron_is_replayed_by_its_label(local):
+    frame = pd.DataFrame({"x": [2, 5, 3, 7]}, index=[3, 2, 1, 0])
+    run = local.map(troubled, frame).wait(60)
+    assert run.errors.index.tolist() == [2, 1]
+    with pytest.raises(KeyError, match="gone"):
+        run.replay(run.errors.index[0])
+    assert run.replay(3) == 2
+    named = local.map(troubled, frame.set_axis(list("pqqs"))).wait(60)
+    assert named.replay("s") == 7
+    assert named.replay(f"{named.id}-0") == 2
+    with pytest.raises(KeyError, match="2 electrons of the label"):
+        named.replay("q")
+    with pytest.raises(KeyError, match="has no electron"):
+        named.replay("z")
 
 
 def test_vectorised_and_class_atoms_are_replayed(local):

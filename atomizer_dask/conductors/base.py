@@ -287,6 +287,10 @@ class BatchConductor(Conductor):
             source.cancel(root)
         self.post_later(HEED_SECONDS, lambda: self._leave_behind(root))
 
+    def cancel_electron(self, electron_id: str) -> None:
+        """Cancel an electron that was sent from here, and what it sent; from any thread."""
+        self.post(lambda: self.stop(electron_id, 0, cancel=True))
+
     def _leave_behind(self, root: str) -> None:
         for source, _ in self._sources.values():
             source.leave_behind(root)
@@ -323,7 +327,7 @@ class BatchConductor(Conductor):
         origin = Origin(self.channel, self.catalog())
         address = Stream.of_id(electron.id), 0
         future = ElectronFuture()
-        future.stop_with(lambda: self.post(lambda: self.stop(electron.id, 0, cancel=True)))
+        future.stop_with(partial(self.cancel_electron, electron.id))
         return self.enqueue(electron, future, address, origin, version)
 
     def send_child(
@@ -474,6 +478,10 @@ class ChildConductor(Conductor):
         future = ElectronFuture(self._condition, self._lease.about_to_wait)
         address = self._stream, next(self._order)
         return self._conductor.send_child(electron, future, address, self._origin, self._root)
+
+    def cancel(self, electron_id: str) -> None:
+        """Cancel a child."""
+        self._conductor.cancel_electron(electron_id)
 
     def close(self) -> None:
         """Do nothing: it belongs to the site."""

@@ -125,6 +125,7 @@ class DaskConductor(BatchConductor):
         self._tasks: dict[str, Future] = {}
         self._pinned: dict[str, set[str]] = {}
         self._dropping: set[str] = set()
+        self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
         self._workers: set[str] = set()
         self._finished: list[Future] = []
         self._client.scheduler_comm.interval = SEND_SECONDS
@@ -141,7 +142,7 @@ class DaskConductor(BatchConductor):
             try:
                 target = Client.current()
             except ValueError:  # there is none
-                target = self._cluster = LocalCluster(
+                target = self._cluster = _LocalCluster(
                     n_workers=workers,
                     threads_per_worker=threads_per_worker,
                     dashboard_address="127.0.0.1:0",
@@ -281,7 +282,9 @@ class DaskConductor(BatchConductor):
     def _died(self, batch: Batch, error: KilledWorker) -> Report:
         worker = getattr(error.last_worker, "address", str(error.last_worker))
         self._workers.discard(worker)
-        if is_singleton(batch.version) and batch.key in self._posts:
+        once = is_singleton(batch.version) and (batch.version, worker) not in self._told_of
+        if once and batch.key in self._posts:
+            self._told_of.add((batch.version, worker))
             message = f"singleton lost its state: its worker {worker} died; re-initialised next"
             event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
             self.emit(batch.origin.channel, event)
@@ -467,6 +470,9 @@ class DaskConductor(BatchConductor):
             self.lose(self._error("the scheduler is gone"))
 
     def _note_workers(self, threads: Mapping[str, int]) -> None:
+        if self._workers and not threads and self._posts:
+            message = "no workers are left; what is under way waits for new ones"
+            self.emit(self.channel, Event(message, conductor_id=self.id, level="warning"))
         self._workers = set(threads)
         self._threads = sum(threads.values())
 
@@ -496,6 +502,16 @@ class DaskConductor(BatchConductor):
     def __repr__(self) -> str:
         where = self._address if not self._closed else "closed"
         return f"<DaskConductor {self.id}: {where}, {self._threads} threads>"
+
+
+class _LocalCluster(LocalCluster):  # type: ignore[misc]
+    """A LocalCluster whose nannies restart their workers however often these die.
+
+    Dask's own gives a worker up that happens to be away 15 seconds after any of its deaths.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        Cluster._update_worker_status(self, op, msg)
 
 
 def _client_within(seconds: float, where: Any, security: Any) -> Client:
