@@ -48,7 +48,12 @@ def batch_of(function, sweep, start=0, stop=None, seconds=60.0, **options):
         function = atom(id="tested")(function)
     sweep = as_sweep(sweep)
     inputs = sweep.take(start, sweep.length if stop is None else stop)
-    options = {"run_id": "R", "stream": Stream(7), "origin": Origin("channel")} | options
+    options = {
+        "run_id": "R",
+        "root_id": "R",
+        "stream": Stream(7),
+        "origin": Origin("channel"),
+    } | options
     return Batch(
         key="key", atom_id=function.id, version=function, inputs=inputs,
         positions=range(start, start + len(inputs)),
