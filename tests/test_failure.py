@@ -212,7 +212,8 @@ def test_timeout_of_an_electron_sent_by_hand(atomizer):
 
 def test_traceback_says_where_the_time_was_spent(local):
     error = local.map(endless, grid(x=[20]), timeout=0.2).wait(30).errors.iloc[0]
-    assert "while True:" in error["traceback"]
+    # The file's name, and with it the line itself, is lost with some versions of cloudpickle.
+    assert "in endless" in error["traceback"]
     assert error["type"] == "TimeoutError"
 
 
