@@ -57,6 +57,13 @@ class Terms(NamedTuple):
     stay: str = ""
     avoid: tuple[str, ...] = ()
 
+    def again(self, worker: str, *, elsewhere: bool) -> Terms:
+        """Return the terms of the next attempt, after one that failed on `worker`."""
+        attempt = self.attempt + 1
+        if elsewhere:
+            return self._replace(attempt=attempt, stay="", avoid=(*self.avoid, worker))
+        return self._replace(attempt=attempt, stay=worker)
+
 
 FIRST = Terms()
 

@@ -260,16 +260,19 @@ class Driver:
             return
         why = f"{terms.deaths} workers died while they had it, the last was {worker}"
         failure = Failure("killed", "WorkerDied", why)
-        lost = Outcome.all_failed(lease.kept - lease.told, failure, worker)
-        self._end(key, lease, replace(lost, first=lease.told, kept=lease.kept))
+        self._fail_rest(key, lease, failure, worker)
 
     def abandon(self, failure: Failure) -> None:
         """End every batch under way, its electrons with `failure`; on the dispatcher's thread."""
         for key, lease in list(self._leases.items()):
-            rest = Outcome.all_failed(lease.kept - lease.told, failure)
             self._carrier.retract(key)
-            self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
+            self._fail_rest(key, lease, failure)
         self.pump()
+
+    def _fail_rest(self, key: str, lease: _Leased, failure: Failure, worker: str = "") -> None:
+        """End a batch; those of whom nothing has been told end with `failure`."""
+        rest = Outcome.all_failed(lease.kept - lease.told, failure, worker)
+        self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
 
     def fail(self, error: ConductorError) -> None:
         """Give up: the conductor is gone. To be called on the dispatcher's thread."""

@@ -60,6 +60,9 @@ class Failure(NamedTuple):
         return Properties.of(*whose, now, now, error, None, "", attempt, earlier)
 
 
+CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
+
+
 def _exception_of(travelled: Any) -> BaseException | None:
     if not isinstance(travelled, bytes):
         return travelled if isinstance(travelled, BaseException) else None

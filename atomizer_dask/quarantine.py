@@ -22,7 +22,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
@@ -37,7 +37,7 @@ from atomizer_dask.claims import Claims
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease, Site
 from atomizer_dask.nursery import Child, Nursery
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.outcome import CANCELLED, Failure, Outcome
 from atomizer_dask.packing import dumps, unpack_outcome
 from atomizer_dask.properties import Properties
 
@@ -50,8 +50,6 @@ STARTS = 3  # attempts to start a child
 OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
 
 logger = logging.getLogger(__name__)
-
-_CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
 
 
 class IsolatingSite(Site):
@@ -165,7 +163,7 @@ class _Stay:
             a, b, alone = todo.pop()
             if self._lease.cancelled:
                 now = perf_counter()
-                yield self._failed(a, b, now, now, _CANCELLED)
+                yield self._failed(a, b, now, now, CANCELLED)
                 continue
             ended = self._execute(a, b, fresh=alone)
             if isinstance(ended, Outcome):
@@ -311,7 +309,7 @@ class Inmate:
                 future = self._conductors[stream].send(electron)
                 future.stop_with(partial(self._conductors[stream].cancel, electron.id))
             except Exception as error:  # noqa: BLE001 - raised in the child, by the future
-                self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
+                self._post_failed(token, error)
                 return
             self._futures[token] = future
             future.add_done_callback(lambda done: self._answer(token, done))
@@ -320,7 +318,7 @@ class Inmate:
         self._futures.pop(token, None)
         error = done.exception()
         if error is not None:
-            self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
+            self._post_failed(token, error)
             return
         properties = done.result()
         data = dumps(properties)
@@ -330,6 +328,9 @@ class Inmate:
             bad = failure.error(properties.electron_id, properties.atom_id)
             data = dumps(replace(properties, error=bad, result=None))
         self._post(("settled", token, data))
+
+    def _post_failed(self, token: int, error: BaseException) -> None:
+        self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
 
     def _post(self, message: tuple[Any, ...]) -> bool:
         """Send a message to the child, and return whether there is still one."""
@@ -377,7 +378,7 @@ class _Guard:
                 self._cancelled = now
                 post(("cancelled", None if self._lease.cancelled else int(offset)))
             elif now - self._cancelled > HEED_CANCEL and offset >= 0:
-                return self._end(_CANCELLED)
+                return self._end(CANCELLED)
         return None
 
     def _end(self, failure: Failure, *, verdict: bool = True) -> Fallen:
@@ -402,6 +403,7 @@ class _Guard:
         return Fallen(int(offset), int(count), began, now, failure, verdict)
 
 
+@cache
 def machine_memory() -> float:
     """Return the bytes of memory that this machine, or this container, has."""
     total = float(psutil.virtual_memory().total)

@@ -21,7 +21,7 @@ import numpy as np
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Terms
 from atomizer_dask.batching import Size
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.driver import Driver
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.events import Event, Level, Wakeups
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 _Positions = range | np.ndarray
 State = Literal["running", "paused", "finished", "cancelled", "failed"]
 _RATE_SECONDS = 5.0
-_HEED_SECONDS = 0.9  # for running electrons to heed that they are cancelled
 _DRAW_FIRST, _DRAW_MOST = 64, 2**16  # rows of a streamed sweep to draw ahead
 
 
@@ -148,7 +147,7 @@ class Run:
         self._seconds: float | None = None
         self._times: deque[tuple[float, int]] = deque([(self._started, 0)])
         self._tokens = 0
-        self._driver: Driver = conductor.drive(self, definition, sweep.row_bytes)
+        self._driver: Driver = conductor.drive(self, sweep.row_bytes)
 
     # -- the user's side ---------------------------------------------------------------------
 
@@ -314,9 +313,7 @@ class Run:
             if not len(failed):
                 continue
             terms = Terms(part.attempt, timeout=timeout)
-            errors = part.outcome.errors(
-                self._batch("", Columns({}, 0), part.positions, terms, 0.0)
-            )
+            errors = part.outcome.errors(self._told_of(part))
             gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
             wanted = (
                 not g and (where is None or bool(where(e)))
@@ -480,10 +477,12 @@ class Run:
 
     def _properties_of(self, part: Part) -> Iterator[Properties]:
         part = part.current()
-        inputs = Columns({}, len(part.positions))  # Properties have none
-        return part.outcome.properties(
-            self._batch("", inputs, part.positions, Terms(part.attempt), 0.0)
-        )
+        return part.outcome.properties(self._told_of(part))
+
+    def _told_of(self, part: Part) -> Batch:
+        """Return the electrons of a part as a batch without inputs, which no outcome needs."""
+        inputs = Columns({}, len(part.positions))
+        return self._batch("", inputs, part.positions, Terms(part.attempt), 0.0)
 
     def __repr__(self) -> str:
         p = self.progress
@@ -698,7 +697,7 @@ class Run:
         outcome = part.outcome
         if self._policy.never or self._stopping or not len(outcome.failed):
             return
-        errors = outcome.errors(self._batch("", Columns({}, 0), part.positions, terms, 0.0))
+        errors = outcome.errors(self._told_of(part))
         decisions = np.array([self._decide(error) for error in errors])
         part.replaced = decisions != "fail"
         positions = part.failed_positions()
@@ -707,13 +706,10 @@ class Run:
         ):
             self._remember(int(position), error)
         worker = outcome.worker
-        for decision, where in (
-            ("retry", {"stay": worker}),
-            ("requeue", {"stay": "", "avoid": (*terms.avoid, worker)}),
-        ):
+        for decision in ("retry", "requeue"):
             chosen = positions[decisions == decision]
             if len(chosen):
-                further = terms._replace(attempt=terms.attempt + 1, **where)
+                further = terms.again(worker, elsewhere=decision == "requeue")
                 self._put_off(chosen, further, self._policy.delay(terms.attempt))
 
     def _decide(self, error: ElectronError) -> str:
@@ -781,7 +777,7 @@ class Run:
             self._check_end()
         else:
             self._stop()
-            self._conductor.post_later(_HEED_SECONDS, partial(self._abandon, self._root))
+            self._conductor.post_later(HEED_SECONDS, partial(self._abandon, self._root))
 
     def _abandon(self, root: str) -> None:
         """Wait no longer for electrons that do not heed ``context.cancelled``."""

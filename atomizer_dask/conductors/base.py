@@ -232,13 +232,7 @@ class BatchConductor(Conductor):
         definition = self.find(atom_id)
         return self.find_version(atom_id) if definition is None else self.version_of(definition)
 
-    def slots(self, singleton: str) -> int:
-        """Return how many electrons can be executed at a time, of an atom that is a singleton."""
-        return self.threads if not singleton else 1
-
-    def drive(
-        self, source: Source, definition: Definition | None = None, row_bytes: float = 0.0
-    ) -> Driver:
+    def drive(self, source: Source, row_bytes: float = 0.0) -> Driver:
         """Return a driver that carries the electrons of `source`."""
         driver = Driver(self, self._dispatch(), source, row_bytes)
         self._drivers.add(driver)
@@ -417,7 +411,7 @@ class BatchConductor(Conductor):
                 self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
             report = partial(self.report, sent.origin.channel)
             source = ElectronSource(sent, report, self.post_later)
-            driver = self.drive(source, self.find(sent.electron.atom_id))
+            driver = self.drive(source)
             source.pump = driver.pump
             known = self._sources[key] = source, driver
         return known

@@ -12,12 +12,10 @@ from atomizer_dask.batching import Size
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.outcome import CANCELLED, Outcome
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Rows
-
-CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
 
 
 class Sent(NamedTuple):
@@ -180,11 +178,7 @@ class ElectronSource:
             return False
         if decision == "fail":
             return False
-        terms = sent.terms._replace(attempt=sent.terms.attempt + 1)
-        if decision == "retry":
-            terms = terms._replace(stay=error.worker)
-        else:
-            terms = terms._replace(stay="", avoid=(*terms.avoid, error.worker))
+        terms = sent.terms.again(error.worker, elsewhere=decision == "requeue")
         again = sent._replace(terms=terms, earlier=(*sent.earlier, error.bare()))
         electron_id = sent.electron.id
         self._delayed[electron_id] = again
