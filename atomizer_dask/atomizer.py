@@ -29,6 +29,7 @@ from atomizer_dask.properties import Properties
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
 from atomizer_dask.streams import seed_of
+from atomizer_dask.supply import Listeners, Plan
 from atomizer_dask.sweep import Streamed, as_sweep
 
 logger = logging.getLogger(__name__)
@@ -285,21 +286,18 @@ class Atomizer:
         definition.check_copy_state(copy_state)
         if definition.vectorized:
             inputs = inputs.as_arrays()
-        run = Run(
-            id=f"{name or atom_id.rpartition('.')[2]}-{new_id()}",
+        plan = Plan(
+            run_id=f"{name or atom_id.rpartition('.')[2]}-{new_id()}",
             definition=definition,
             version=conductor.version_of(definition),
             sweep=inputs,
             seed=seed_of(seed),
-            conductor=conductor,
             origin=Origin(conductor.channel, conductor.catalog()),
             copy_state=copy_state,
             policy=policy,
             timeout=limit,
-            on_event=self._put_event,
-            on_error=self._report_failure,
-            on_problem=self._report_problem,
         )
+        run = Run(plan, conductor, self._listeners_of(plan))
         self._runs[run.id] = run
         run.start()
         return run
@@ -421,9 +419,12 @@ class Atomizer:
         for stream in self._event_streams:
             stream.put(event)
 
-    def _report_failure(self, run: Run, failure: Failure, position: int) -> None:
-        if self._error_streams:
-            self.report(failure.error(f"{run.id}-{position}", run.atom_id))
+    def _listeners_of(self, plan: Plan) -> Listeners:
+        def on_failure(failure: Failure, position: int) -> None:
+            if self._error_streams:
+                self.report(failure.error(f"{plan.run_id}-{position}", plan.definition.id))
+
+        return Listeners(self._put_event, on_failure, self._report_problem)
 
     def _report_problem(self, message: str, error: BaseException) -> None:
         """Note what went wrong in a function of the user that is not an atom."""

@@ -8,6 +8,11 @@
     ├── InvalidSweepError       a table of inputs cannot be swept
     ├── UnpicklableError        an atom or an input cannot travel to a worker
     ├── ConductorError          a conductor cannot be reached, or is gone
+    ├── StoreError              a store cannot be made, read or written, or is not what it should be
+    │   ├── StoreHeldError      another process works on the store
+    │   ├── StoreChangedError   the atom, or what it runs on, is not what the store was made with
+    │   ├── StoreCorruptedError files of a store are damaged
+    │   └── UnstorableError     a value has no Arrow type
     └── ElectronError           an electron ended in a failure: the error of its Properties
 """
 
@@ -83,6 +88,26 @@ class UnpicklableError(AtomizerError, TypeError):
 
 class ConductorError(AtomizerError, RuntimeError):
     """A conductor cannot be reached, or is gone."""
+
+
+class StoreError(AtomizerError):
+    """A store cannot be made, read or written, or is not what it should be."""
+
+
+class StoreHeldError(StoreError):
+    """Another process works on the store."""
+
+
+class StoreChangedError(StoreError):
+    """The atom, or what it runs on, is not what the store was made with."""
+
+
+class StoreCorruptedError(StoreError):
+    """Files of a store are damaged."""
+
+
+class UnstorableError(StoreError):
+    """A value has no Arrow type, and pickles were not asked for."""
 
 
 class ElectronError(AtomizerError):

@@ -294,7 +294,7 @@ def test_metadata_tells_who_when_and_where(atomizer):
 
 def test_start_of_an_electron_is_the_end_of_the_one_before(local):
     run = local.map(atom(lambda x: x), grid(x=range(100))).wait(60)
-    for part in run._parts:
+    for part in run._ledger.parts:
         times = run.to_frame(metadata=True).iloc[part.positions]
         assert times["start"].iloc[1:].tolist() == times["end"].iloc[:-1].tolist()
 

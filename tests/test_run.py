@@ -375,7 +375,7 @@ def test_every_electron_is_executed_exactly_once_however_often_time_is_up(atomiz
         lines = [int(line) for line in file]
     assert sorted(lines) == list(range(2000))
     assert run.to_frame()["result"].tolist() == list(range(2000))
-    assert len(run._parts) > 20  # time was up many times
+    assert len(run._ledger.parts) > 20  # time was up many times
 
 
 def test_every_electron_of_a_cancelled_run_is_executed_or_cancelled(atomizer, tmp_path):

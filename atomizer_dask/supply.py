@@ -1,0 +1,458 @@
+"""The supply of a run: which electrons are to be sent, and what to do with what came of them.
+
+Everything here happens on the dispatcher's thread of the conductor, as in the driver that it
+feeds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.batch import Batch, Origin, Terms
+from atomizer_dask.batching import Size
+from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
+from atomizer_dask.drawing import Drawing
+from atomizer_dask.driver import Driver
+from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
+from atomizer_dask.events import Event, Level
+from atomizer_dask.frame import Part
+from atomizer_dask.ledger import Ledger, State
+from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.policy import Policy
+from atomizer_dask.streams import Stream
+from atomizer_dask.sweep import Inputs, Streamed, Sweep
+
+Positions = range | np.ndarray
+_CANCELLED = Failure("cancelled", "", "the run was cancelled")
+_LEFT_BEHIND = Failure(
+    "cancelled", "", "the run was cancelled; the electron did not heed that and was left behind"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done in a run, and how.
+
+    Parameters
+    ----------
+    run_id
+        Names it.
+    definition, version
+        The atom, and what a site needs to find it.
+    sweep
+        The inputs.
+    seed
+        Of the random streams.
+    origin
+        Whom the electrons descend from.
+    copy_state, policy, timeout
+        The options of `Atomizer.map`.
+    """
+
+    run_id: str
+    definition: Definition
+    version: Any
+    sweep: Sweep
+    seed: int
+    origin: Origin
+    copy_state: bool
+    policy: Policy
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Whom a run tells what happens.
+
+    Parameters
+    ----------
+    on_event
+        Of every event of the run itself.
+    on_failure
+        Of an electron that failed for good: a `Failure` and its position.
+    on_problem
+        Of a function of the user, other than the atom, that raised.
+    on_end, on_reopen
+        When nothing more will come, and when it goes on after all.
+    """
+
+    on_event: Callable[[Event], None]
+    on_failure: Callable[[Failure, int], None]
+    on_problem: Callable[[str, BaseException], None]
+    on_end: Callable[[], None] = lambda: None
+    on_reopen: Callable[[], None] = lambda: None
+
+
+class Supply:
+    """Feeds a driver with the electrons of a run.
+
+    Parameters
+    ----------
+    plan
+        What is to be done.
+    conductor
+        Through which.
+    ledger
+        Where it is taken down what became of them.
+    listeners
+        Who is told.
+    """
+
+    def __init__(
+        self, plan: Plan, conductor: BatchConductor, ledger: Ledger, listeners: Listeners
+    ) -> None:
+        self.stopping = False
+        self._plan = plan
+        self._conductor = conductor
+        self._ledger = ledger
+        self._listeners = listeners
+        self._stream = Stream(plan.seed)
+        # A vectorised atom that reduces its arrays looks right where it is given one electron.
+        self._at_least = 2 if plan.definition.vectorized else 1
+        self._first_terms = Terms(timeout=plan.timeout)
+        self._pending: deque[tuple[Positions, Terms]] = deque()
+        self._delayed: dict[int, tuple[Positions, Terms]] = {}
+        self._waiting = 0
+        self._broken_policy: set[tuple[type, str]] = set()
+        self._epoch = 0
+        self._root = plan.run_id  # another one each time that it is tried again after a cancel
+        self._tokens = 0
+        self._drawing = self._draw_from(plan.sweep) if isinstance(plan.sweep, Streamed) else None
+        self.grows = self._drawing is not None
+        self.all_drawn = self._drawing is None
+        self._driver: Driver = conductor.drive(self, plan.sweep.row_bytes)
+
+    @property
+    def running(self) -> int:
+        """How many electrons are with the workers."""
+        return self._driver.leased
+
+    @property
+    def pending(self) -> int:
+        """How many are still to be sent."""
+        return self._waiting + sum(len(lot) for lot, _ in list(self._delayed.values()))
+
+    def start(self) -> None:
+        """Begin to send; from any thread."""
+        self.tell("started")
+        if self._drawing is not None:
+            self._drawing.start()
+        else:
+            length = self._plan.sweep.length
+            assert length is not None
+            self._conductor.post(lambda: self._add(range(length)))
+
+    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+        """Put an event about the run as a whole on the streams."""
+        plan = self._plan
+        event = Event(
+            message, atom_id=plan.definition.id, run_id=plan.run_id, level=level, fields=fields
+        )
+        self._listeners.on_event(event)
+
+    # -- what the driver asks ----------------------------------------------------------------
+
+    def waiting(self) -> int:  # noqa: D102
+        return 0 if self._ledger.state == "paused" else self._waiting
+
+    def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
+        positions, terms = self._pending.popleft()
+        electrons = max(size.electrons, self._at_least)
+        if len(positions) > electrons:
+            self._pending.appendleft((positions[electrons:], terms))
+            positions = positions[:electrons]
+        with self._ledger.changed:
+            self._waiting -= len(positions)
+            self._ledger.changed.notify_all()  # more rows may be drawn
+        return self.batch(key, positions, terms, size.seconds)
+
+    def batch(self, key: str, positions: Positions, terms: Terms, seconds: float) -> Batch:
+        """Return some electrons as a batch."""
+        plan, inputs, earlier = self._plan, self._inputs(positions), None
+        if terms.attempt > 1:
+            history = self._ledger.history
+            earlier = [history.get(position, ()) for position in map(int, positions)]
+        return Batch(
+            key=key,
+            atom_id=plan.definition.id,
+            version=plan.version,
+            inputs=inputs,
+            positions=positions,
+            stream=self._stream,
+            origin=plan.origin,
+            terms=terms,
+            earlier=earlier,
+            epoch=self._epoch,
+            run_id=plan.run_id,
+            root_id=self._root,
+            copy_state=plan.copy_state,
+            seconds=seconds,
+        )
+
+    def _inputs(self, positions: Positions) -> Inputs:
+        if isinstance(positions, range):
+            return self._plan.sweep.take(positions.start, positions.stop)
+        return self._plan.sweep.pick(positions)
+
+    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
+        self._put_back(batch.positions[start:stop], terms)
+
+    def _put_back(self, positions: Positions, terms: Terms) -> None:
+        if self.stopping:
+            self._keep_failed(positions, _CANCELLED, terms)
+            return
+        self._pending.appendleft((positions, terms))
+        with self._ledger.changed:
+            self._waiting += len(positions)
+
+    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:  # noqa: D102
+        positions = batch.positions[outcome.first : outcome.kept]
+        self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
+        if last:
+            self._check_end()
+
+    def fail(self, error: ConductorError) -> None:  # noqa: D102
+        if self._ledger.ended:
+            return
+        if self.stopping:
+            missing = self._ledger.missing(self._plan.sweep.length or 0)
+            self._keep_failed(missing, _CANCELLED, self._first_terms)
+            self._end("cancelled")
+            return
+        self._ledger.error = error
+        self._end("failed")
+
+    # -- what became of electrons ------------------------------------------------------------
+
+    def _keep(self, positions: Positions, outcome: Outcome, terms: Terms) -> None:
+        if not len(outcome):
+            return
+        part = Part(positions, outcome, terms.attempt)
+        self._try_again(part, terms)
+        self._ledger.add(part)
+        again = 0 if part.replaced is None else int(part.replaced.sum())
+        failed = len(outcome.failed)
+        if failed > again and not self.stopping:
+            replaced = [False] * failed if part.replaced is None else part.replaced.tolist()
+            positions = part.failed_positions()
+            for position, code, gone in zip(positions, outcome.codes, replaced, strict=True):
+                if not gone:
+                    self._listeners.on_failure(outcome.failures[code], int(position))
+
+    def _keep_failed(self, positions: Positions, failure: Failure, terms: Terms) -> None:
+        self._keep(positions, Outcome.all_failed(len(positions), failure), terms)
+
+    def _try_again(self, part: Part, terms: Terms) -> None:
+        """Have those of the failed electrons tried again for which the policy says so."""
+        outcome, policy = part.outcome, self._plan.policy
+        if policy.never or self.stopping or not len(outcome.failed):
+            return
+        errors = outcome.errors(self._ledger.told_of(part))
+        decisions = np.array([self._decide(error) for error in errors])
+        part.replaced = decisions != "fail"
+        positions = part.failed_positions()
+        for position, error in zip(
+            positions[part.replaced], compress(errors, part.replaced), strict=True
+        ):
+            self._ledger.remember(int(position), error)
+        for decision in ("retry", "requeue"):
+            chosen = positions[decisions == decision]
+            if len(chosen):
+                further = terms.again(outcome.worker, elsewhere=decision == "requeue")
+                self._put_off(chosen, further, policy.delay(terms.attempt))
+
+    def _decide(self, error: ElectronError) -> str:
+        try:
+            return self._plan.policy.decide(error)
+        except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
+            if (alike := (type(broken), str(broken))) not in self._broken_policy:
+                self._broken_policy.add(alike)  # of a million alike, the first is told
+                whose = error.event.electron_id
+                problem = f"on_failure raised; {whose} is not tried again"
+                self._listeners.on_problem(problem, broken)
+            return "fail"
+
+    def _put_off(self, positions: np.ndarray, terms: Terms, seconds: float) -> None:
+        """Send electrons again after some seconds, in which they hold nothing."""
+        token = self._tokens = self._tokens + 1
+        self._delayed[token] = positions, terms
+        again = f"{len(positions):,} electrons failed and will be tried again in {seconds:.3g} s"
+        self.tell(again, attempt=terms.attempt)
+
+        def send() -> None:
+            if (lot := self._delayed.pop(token, None)) is not None:
+                self._put_back(*lot)
+                self._driver.pump()
+                self._check_end()
+
+        self._conductor.post_later(seconds, send)
+
+    def retry(self, where: Callable[[ElectronError], bool] | None, timeout: float | None) -> None:
+        """Have failed electrons executed again.
+
+        Raises
+        ------
+        Exception
+            Whatever `where` raises; nothing is tried again then.
+        """
+        chosen = []
+        for part in self._ledger.parts:
+            failed = part.failed_positions()
+            if not len(failed):
+                continue
+            errors = part.outcome.errors(self._ledger.told_of(part))
+            gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
+            wanted = (
+                not g and (where is None or bool(where(e)))
+                for g, e in zip(gone, errors, strict=True)
+            )
+            chosen.append((part, np.fromiter(wanted, dtype=bool, count=len(errors)), errors))
+        lots = []
+        for part, again, errors in chosen:
+            positions = part.failed_positions()[again]
+            for position, error in zip(positions.tolist(), compress(errors, again), strict=True):
+                self._ledger.remember(position, error)
+            self._ledger.strike_out(part, again)
+            if len(positions):
+                lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
+        count = sum(len(positions) for positions, _ in lots)
+        if count:
+            if self._ledger.ended:
+                self._ledger.reopen()
+                self._listeners.on_reopen()
+            self._send_again(lots, f"{count:,} failed electrons are tried again")
+
+    def _send_again(self, lots: list[tuple[np.ndarray, Terms]], message: str) -> None:
+        if self.stopping:
+            self.stopping = False
+            self._root = f"{self._plan.run_id}/{self._epoch}"
+        for positions, terms in lots:
+            self._put_back(positions, terms)
+        self.tell(message)
+        self._driver.pump()
+
+    # -- a streamed sweep --------------------------------------------------------------------
+
+    def _draw_from(self, sweep: Streamed) -> Drawing:
+        ledger, post = self._ledger, self._conductor.post
+        return Drawing(
+            sweep,
+            f"feed-{self._plan.run_id}",
+            ledger.changed,
+            taken=lambda: ledger.done + ledger.failed + self._driver.leased,
+            over=lambda: self.stopping or ledger.ended,
+            on_rows=lambda: post(self._look),
+            on_error=lambda error: post(partial(self._break, error)),
+            on_end=lambda: post(self._end_drawing),
+        )
+
+    def _look(self) -> None:
+        """Take what has been drawn since the last look."""
+        assert self._drawing is not None
+        self._add(self._drawing.seen())
+
+    def _add(self, positions: range) -> None:
+        if self.stopping or self._ledger.ended or not len(positions):
+            return
+        with self._ledger.changed:
+            self._waiting += len(positions)
+        if self._pending:
+            before, terms = self._pending[-1]
+            if isinstance(before, range) and (before.stop, terms) == (
+                positions.start,
+                self._first_terms,
+            ):
+                self._pending.pop()
+                positions = range(before.start, positions.stop)
+        self._pending.append((positions, self._first_terms))
+        self._driver.pump()
+
+    def _break(self, error: BaseException) -> None:
+        drawn = getattr(self._plan.sweep, "drawn", 0)
+        self._ledger.error = AtomizerError(
+            Event(
+                f"the sweep's iterator raised {type(error).__name__} after {drawn:,} electrons; "
+                "these were carried out",
+                run_id=self._plan.run_id,
+                level="error",
+            ),
+            error,
+        )
+
+    def _end_drawing(self) -> None:
+        if self.stopping:
+            return
+        if isinstance(self._plan.sweep, Streamed):
+            self._look()
+            self._plan.sweep.end()
+        self.all_drawn = True
+        self._check_end()
+
+    # -- pausing and ending ------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Have what is with the workers, and has not begun, given back."""
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        self._conductor.stop(self._root, epoch, cancel=self.stopping)
+
+    def pause(self) -> None:
+        """Send no more, and take back what has not begun."""
+        if self._ledger.state == "running" and not self.stopping:
+            self._set_state("paused")
+            self._stop()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self._ledger.state == "paused":
+            self._set_state("running")
+            self._driver.pump()
+            self._check_end()
+
+    def cancel(self) -> None:
+        """End: what has not begun never will."""
+        if self.stopping or self._ledger.ended:
+            return
+        self.stopping = True
+        pending, self._pending = [*self._pending, *self._delayed.values()], deque()
+        self._delayed.clear()
+        with self._ledger.changed:
+            self._waiting = 0
+        for positions, terms in pending:
+            self._keep_failed(positions, _CANCELLED, terms)
+        if self._drawing is not None:
+            self._keep_failed(self._drawing.end(), _CANCELLED, self._first_terms)
+            self.all_drawn = True
+        if self._driver.idle:
+            self._check_end()
+        else:
+            self._stop()
+            self._conductor.post_later(HEED_SECONDS, partial(self._abandon, self._root))
+
+    def _abandon(self, root: str) -> None:
+        """Wait no longer for electrons that do not heed ``context.cancelled``."""
+        if self._ledger.ended or root != self._root:
+            return
+        self._driver.abandon(_LEFT_BEHIND)
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self.all_drawn and not self._pending and not self._delayed and self._driver.idle:
+            failed = self._ledger.error is not None
+            self._end("failed" if failed else "cancelled" if self.stopping else "finished")
+
+    def _end(self, state: State) -> None:
+        if not self._ledger.ended:
+            self._set_state(state, ended=True)
+            self._listeners.on_end()
+
+    def _set_state(self, state: State, *, ended: bool = False) -> None:
+        self._ledger.set_state(state, ended=ended)
+        self.tell(state, level="error" if state == "failed" else "info")
