@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from atomizer_dask.atom import Definition, as_definition
-from atomizer_dask.batch import Origin
+from atomizer_dask.batch import Origin, Sink
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.electron import Electron, new_id
@@ -22,15 +22,21 @@ from atomizer_dask.errors import (
     RegistrationError,
 )
 from atomizer_dask.events import Event, Stream
+from atomizer_dask.fingerprint import code_of
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.keeping import Kept, Options, begin, check_code, drop, resume, stored_atom
+from atomizer_dask.ledger import Ledger
+from atomizer_dask.loading import recover
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import OnFailure, Policy, seconds_of
 from atomizer_dask.properties import Properties
+from atomizer_dask.provenance import surroundings
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
 from atomizer_dask.streams import seed_of
 from atomizer_dask.supply import Listeners, Plan
-from atomizer_dask.sweep import Streamed, as_sweep
+from atomizer_dask.sweep import Streamed, Sweep, as_sweep
+from atomizer_dask.view import View
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +222,8 @@ class Atomizer:
         on_failure: OnFailure = "fail",
         max_attempts: int | None = None,
         backoff: float | str = 0.0,
+        store: Any = None,
+        allow_pickle: bool = False,
         name: str | None = None,
         copy_state: bool = False,
     ) -> Run:
@@ -246,6 +254,14 @@ class Atomizer:
         backoff
             Seconds, or a text, before the second attempt; doubled before each further one, and up
             to half as much again by chance. Waiting electrons hold no worker.
+        store
+            A folder, a path or a URL that fsspec understands, in which the run survives: `attach`
+            goes on with it after this process, the scheduler or the machine has died. Where it
+            is that of an earlier run of the same atom and seed, rows with the same inputs are not
+            computed again, keep the electron that they had, and only new ones are sent.
+        allow_pickle
+            Let the store keep inputs and results that have no Arrow type, as pickles; else these
+            are refused. To read them takes the same: whoever reads a pickle runs its code.
         name
             Begins the id of the run; the atom's name unless given.
         copy_state
@@ -268,6 +284,9 @@ class Atomizer:
             Where there is no atom of that id.
         ConductorError
             Where no conductor is left that could carry it.
+        StoreError
+            Where the store is held by another process, is of another run, or cannot be written;
+            `StoreChangedError` where the atom has changed since.
         """
         policy = Policy.of(on_failure, max_attempts, backoff)
         limit = seconds_of(timeout, "timeout")
@@ -284,23 +303,142 @@ class Atomizer:
             definition.check_fields(inputs.names)
             definition.check_outputs(inputs.names)
         definition.check_copy_state(copy_state)
-        if definition.vectorized:
+        if definition.vectorized and store is None:
             inputs = inputs.as_arrays()
-        plan = Plan(
-            run_id=f"{name or atom_id.rpartition('.')[2]}-{new_id()}",
+        run_id = f"{name or atom_id.rpartition('.')[2]}-{new_id()}"
+        options = Options(
+            limit,
+            policy,
+            copy_state,
+            allow_pickle,
+        )
+        if store is not None:
+            code = code_of(definition)
+            kept = begin(store, run_id, definition, code, inputs, seed, options)
+            return self._start_kept(kept, definition, conductor, options)
+        plan = self._plan(run_id, definition, conductor, inputs, seed_of(seed), options)
+        ledger = Ledger(run_id, atom_id)
+        run = Run.begin(plan, conductor, self._listeners_of(plan), View(inputs), ledger)
+        self._runs[run.id] = run
+        run.start(range(0 if inputs.length is None else inputs.length))
+        return run
+
+    def attach(
+        self,
+        store: Any,
+        *,
+        takeover: bool = False,
+        accept_changes: bool = False,
+        drop_corrupted: bool = False,
+        allow_pickle: bool = False,
+        on_failure: OnFailure | None = None,
+    ) -> Run:
+        """Go on with a run that is kept in a store: what is done is kept, the rest is executed.
+
+        What is in flight on the scheduler, sent by a process that died, is waited for rather than
+        sent again.
+
+        Parameters
+        ----------
+        store
+            Where it is: a path, or a URL that fsspec understands.
+        takeover
+            Take it from another process that holds it; that one's run ends with an error.
+        accept_changes
+            Go on although the atom's code, or Python or a package, has changed.
+        drop_corrupted
+            Put damaged files aside, and execute their electrons again.
+        allow_pickle
+            Read pickles in the store: those that `map` was allowed to write, and the atom itself
+            where none of its id is registered here. Reading a pickle runs its code.
+        on_failure
+            As in `map`; what was given there unless given here, but for a function, which no
+            store keeps.
+
+        Returns
+        -------
+        Run
+            At once, with its whole history; the remaining electrons are under way.
+
+        Raises
+        ------
+        StoreHeldError
+            Where another process holds it; the message says which, and since when.
+        StoreChangedError
+            Where the atom has changed; the message shows how.
+        StoreCorruptedError
+            Where a file of it is damaged.
+        StoreError
+            Where there is no store, or it cannot be written.
+        RegistrationError
+            Where its atom is not registered here.
+        """
+        self.exec()
+        conductor = self._carrier(for_sweep=True)
+        assert isinstance(conductor, BatchConductor)
+        kept = resume(store, takeover=takeover)
+        try:
+            definition = self.find(kept.atom_id) or conductor.fetch(kept.atom_id)
+            if definition is None:
+                definition = stored_atom(kept, allow_pickle=allow_pickle)
+            check_code(kept.store, code_of(definition), accept=accept_changes)
+            if drop_corrupted:
+                for name in drop(kept.store):
+                    logger.warning("%s is damaged: its electrons are executed again", name)
+            options = kept.options_with(on_failure)
+        except BaseException:
+            kept.store.let_go()
+            raise
+        return self._start_kept(kept, definition, conductor, options)
+
+    def _start_kept(
+        self, kept: Kept, definition: Definition, conductor: BatchConductor, options: Options
+    ) -> Run:
+        """Start a run that is kept in a store, which is held by now."""
+        store, run_id = kept.store, kept.run_id
+        try:
+            assert store.holder is not None
+            universe = kept.universe.as_arrays() if definition.vectorized else kept.universe
+            sink = Sink(store.folder.url, store.holder.token, kept.code, options.allow_pickle)
+            plan = self._plan(run_id, definition, conductor, universe, kept.seed, options, sink)
+            ledger = Ledger(run_id, kept.atom_id)
+            # Before anybody looks at the store: what ends in between is in there.
+            in_flight = conductor.in_flight(run_id)
+            journal = kept.journal(universe)
+            wanted = kept.view.mask()
+            recover(store, ledger, journal, wanted)
+            ledger.begin()
+            store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
+            run = Run.begin(plan, conductor, self._listeners_of(plan), kept.view, ledger, journal)
+        except BaseException:
+            store.let_go()
+            raise
+        self._runs[run_id] = run
+        run.start(kept.to_do(journal), in_flight)
+        return run
+
+    def _plan(
+        self,
+        run_id: str,
+        definition: Definition,
+        conductor: BatchConductor,
+        sweep: Sweep,
+        seed: int,
+        options: Options,
+        sink: Sink | None = None,
+    ) -> Plan:
+        return Plan(
+            run_id=run_id,
             definition=definition,
             version=conductor.version_of(definition),
-            sweep=inputs,
-            seed=seed_of(seed),
+            sweep=sweep,
+            seed=seed,
             origin=Origin(conductor.channel, conductor.catalog()),
-            copy_state=copy_state,
-            policy=policy,
-            timeout=limit,
+            copy_state=options.copy_state,
+            policy=options.policy,
+            timeout=options.timeout,
+            sink=sink,
         )
-        run = Run(plan, conductor, self._listeners_of(plan))
-        self._runs[run.id] = run
-        run.start()
-        return run
 
     def _resolve(self, atom: Any) -> tuple[str, Definition | None]:
         if isinstance(atom, str):

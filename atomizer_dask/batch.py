@@ -68,6 +68,27 @@ class Terms(NamedTuple):
 FIRST = Terms()
 
 
+class Sink(NamedTuple):
+    """The store that the results of a batch go to.
+
+    Parameters
+    ----------
+    url
+        Where it is.
+    token
+        What is to be found there, where it is the same.
+    code
+        The fingerprint of the atom's code.
+    allow_pickle
+        Whether results that have no Arrow type may be pickled.
+    """
+
+    url: str
+    token: str
+    code: str
+    allow_pickle: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some electrons of one atom, as they travel.
@@ -104,6 +125,8 @@ class Batch:
         Their ids, where they were sent one by one.
     seconds
         The time box.
+    sink
+        The store that results go to, where there is one.
     """
 
     key: str
@@ -123,6 +146,7 @@ class Batch:
     sender_id: str = ""
     copy_state: bool = False
     seconds: float = 0.2
+    sink: Sink | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

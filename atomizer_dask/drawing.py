@@ -49,7 +49,7 @@ class Drawing:
         self._on_error = on_error
         self._on_end = on_end
         self._told = False  # a look at what has been drawn is on its way
-        self._seen = 0  # how many drawn rows have been taken
+        self._seen = sweep.drawn  # how many drawn rows have been taken
         self._thread = threading.Thread(target=self._draw, name=name, daemon=True)
 
     def start(self) -> None:
@@ -67,7 +67,8 @@ class Drawing:
         return range(self._seen, self._sweep.end())
 
     def _draw(self) -> None:
-        chunk = limit = DRAW_FIRST
+        chunk = DRAW_FIRST
+        limit = self._sweep.drawn + chunk
         try:
             for drawn in self._sweep.draw():
                 # Told at once, for the next row may depend on what becomes of this one.

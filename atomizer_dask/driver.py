@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import ConductorError
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.outcome import Failure, Outcome, Stored
 
 MOST_DEATHS = 10  # workers, with one electron: quarantine has named no culprit by then
 CULPRITS = 2  # killed electrons of a source, after which it is executed in quarantine at once
@@ -51,13 +51,16 @@ class Source(Protocol):
         To be executed on `terms`, which are the batch's own unless a worker died with them.
         """
 
-    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:
+    def deliver(self, batch: Batch, outcome: Outcome | Stored, *, last: bool) -> None:
         """Note what became of some electrons of a batch.
 
         With the `last` of them it has ended; what had been told of before is not told again.
         """
 
-    def fail(self, error: ConductorError) -> None:
+    def salvage(self, batch: Batch) -> None:
+        """Look whether results of a batch, of which nobody will tell, have been kept anyway."""
+
+    def fail(self, error: AtomizerError) -> None:
         """Note that the conductor is gone: no more will be delivered."""
 
 
@@ -74,6 +77,9 @@ class Carrier(Protocol):
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
 
+    def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have told what becomes of a batch that another process submitted."""
+
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
@@ -88,7 +94,7 @@ class Partly:
     """A batch has not ended, but its first electrons have."""
 
     key: str
-    outcome: Outcome
+    outcome: Outcome | Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ class Arrived:
     """A batch has ended."""
 
     key: str
-    outcome: Outcome
+    outcome: Outcome | Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +193,18 @@ class Driver:
             except ConductorError as error:
                 self._report(Lost(key, error))
 
+    def adopt(self, batch: Batch, told: int, kept: int) -> None:
+        """Wait for a batch that another process sent; on the dispatcher's thread.
+
+        Parameters
+        ----------
+        told, kept
+            It is responsible for its electrons from one offset to another.
+        """
+        self._leases[batch.key] = _Leased(batch, kept, told)
+        self.leased += kept - told
+        self._carrier.await_batch(batch, self.post)
+
     def _linger(self, waiting: int) -> bool:
         """Put sending off for a moment, once, where few wait and others may come."""
         if self._lingering is None:
@@ -217,6 +235,7 @@ class Driver:
         elif isinstance(report, Died):
             self._rescue(report.key, lease, report.worker)
         elif isinstance(report, Dropped):
+            self._source.salvage(lease.batch)
             self._take_back(lease, lease.told)
             self._end(report.key, lease, Outcome.none())
         else:
@@ -225,16 +244,20 @@ class Driver:
             self.sizing.learn(report.outcome.kept, report.outcome.seconds)
         self.pump()
 
-    def _deliver(self, lease: _Leased, outcome: Outcome, *, last: bool) -> None:
+    def _deliver(self, lease: _Leased, outcome: Outcome | Stored, *, last: bool) -> None:
+        if outcome.first > lease.told:  # what was told of these went to a process that died
+            self._source.give_back(lease.batch, lease.told, outcome.first, lease.batch.terms)
+            self.leased -= outcome.first - lease.told
+            lease.told = outcome.first
         # Where Dask ran a batch again, what had been given back has gone to somebody else.
         outcome = outcome.part(lease.told, lease.kept)
-        if len(outcome):
+        if outcome.kept > lease.told:
+            self.leased -= min(outcome.kept, lease.kept) - lease.told
             lease.told = outcome.kept
-            self.leased -= len(outcome)
         self._culprits += sum(failure.kind == "killed" for failure in outcome.failures)
         self._source.deliver(lease.batch, outcome, last=last)
 
-    def _end(self, key: str, lease: _Leased, outcome: Outcome) -> None:
+    def _end(self, key: str, lease: _Leased, outcome: Outcome | Stored) -> None:
         del self._leases[key]
         self._deliver(lease, outcome, last=True)
 
@@ -254,6 +277,7 @@ class Driver:
         terms = terms._replace(
             deaths=terms.deaths + 1, stay="" if terms.stay == worker else terms.stay
         )
+        self._source.salvage(lease.batch)
         if terms.deaths <= MOST_DEATHS:
             self._take_back(lease, lease.told, terms)
             self._end(key, lease, Outcome.none())
@@ -274,7 +298,7 @@ class Driver:
         rest = Outcome.all_failed(lease.kept - lease.told, failure, worker)
         self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
 
-    def fail(self, error: ConductorError) -> None:
+    def fail(self, error: AtomizerError) -> None:
         """Give up: the conductor is gone. To be called on the dispatcher's thread."""
         if self._failed:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -12,7 +12,7 @@ import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.outcome import Outcome, utc
+from atomizer_dask.outcome import Column, Outcome, utc
 from atomizer_dask.sweep import Sweep, numpy_or_extension, take
 
 if TYPE_CHECKING:
@@ -37,12 +37,18 @@ class Part:
         Which attempt it was.
     replaced
         Which of the failed ones have been, or will be, tried again: a later part tells of these.
+    code
+        The fingerprint of the code that ran, where a store keeps it.
     """
 
     positions: range | np.ndarray
     outcome: Outcome
     attempt: int = 1
     replaced: np.ndarray | None = None
+    code: str = ""
+
+    def __len__(self) -> int:
+        return len(self.outcome)
 
     def current(self) -> Part:
         """Return it without what another part tells of."""
@@ -50,8 +56,12 @@ class Part:
             return self
         stays = np.ones(len(self.outcome), dtype=bool)
         stays[np.asarray(self.outcome.failed, dtype=np.int64)[self.replaced]] = False
-        outcome = self.outcome.without_failed(self.replaced)
-        return Part(np.asarray(self.positions)[stays], outcome, self.attempt)
+        return self.pick(stays)
+
+    def pick(self, wanted: np.ndarray) -> Part:
+        """Return it for the electrons that `wanted`, a mask of them, says."""
+        positions, outcome = np.asarray(self.positions)[wanted], self.outcome.pick(wanted)
+        return Part(positions, outcome, self.attempt, code=self.code)
 
     def failed_positions(self) -> np.ndarray:
         """Return where in the sweep the failed ones are."""
@@ -62,7 +72,13 @@ class Part:
 
 
 def to_frame(
-    sweep: Sweep, parts: Sequence[Part], run_id: str, *, metadata: bool = False
+    sweep: Sweep,
+    parts: Sequence[Part],
+    run_id: str,
+    *,
+    metadata: bool = False,
+    electrons: np.ndarray | None = None,
+    columns: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Return inputs and outputs of the finished electrons, a row each, in sweep order.
 
@@ -76,6 +92,10 @@ def to_frame(
         From which the ids are made.
     metadata
         Add id, start, end, duration, worker and attempts.
+    electrons
+        Which electron stands for each row, where it is not its position.
+    columns
+        Only these, where they are there; all where None.
 
     Notes
     -----
@@ -93,9 +113,12 @@ def to_frame(
     outputs = _renamed(_ordered(_outputs(parts), order), OUTPUT_PREFIX, sweep.names)
     if metadata:
         taken = (*sweep.names, *outputs)
-        facts = {"id": _ids(run_id, positions), **_ordered(_metadata(parts), order)}
+        named = positions if electrons is None else electrons[np.asarray(positions)]
+        facts = {"id": _ids(run_id, named), **_ordered(_metadata(parts), order)}
         outputs |= _renamed(facts, METADATA_PREFIX, taken)
-    if sweep.frame is not None and whole:
+    if columns is not None:
+        outputs = {name: values for name, values in outputs.items() if name in columns}
+    if sweep.frame is not None and whole and columns is None:
         given = sweep.frame.copy(deep=not _COPY_ON_WRITE)
         return pd.concat([given, _framed(outputs, given.index)], axis=1)
     index = sweep.index
@@ -103,7 +126,7 @@ def to_frame(
         index = pd.RangeIndex(count or 0) if whole else pd.Index(positions)
     elif not whole:
         index = index.take(positions)
-    return _framed({**_inputs(sweep, positions), **outputs}, index)
+    return _framed({**_inputs(sweep, positions, columns), **outputs}, index)
 
 
 def errors_frame(
@@ -269,9 +292,9 @@ def _is_whole(positions: Any, count: int | None) -> bool:
     return isinstance(positions, range) and positions == range(count or 0)
 
 
-def _inputs(sweep: Sweep, positions: Any) -> dict[str, Any]:
+def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None) -> dict[str, Any]:
     columns = {}
-    for name, values in sweep.columns().items():
+    for name, values in sweep.columns(wanted).items():
         whole = len(values) == len(positions)
         chosen = values if whole else take(values, np.asarray(positions, dtype=np.int64))
         columns[name] = _series(chosen, owned=not whole or isinstance(values, range))
@@ -356,6 +379,43 @@ def _scatter(values: Values, present: np.ndarray) -> Any:
     return pd.api.extensions.take(numpy_or_extension(values), where, allow_fill=True)
 
 
+def frame_of_columns(
+    inputs: Mapping[str, Column], outputs: Mapping[str, Column], index: pd.Index, *, nullable: bool
+) -> pd.DataFrame:
+    """Return columns as a frame.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Columns, with a value for some or for all rows.
+    index
+        Of the frame.
+    nullable
+        Make integers and booleans nullable, also where no value is missing.
+    """
+    import pandas as pd
+
+    columns = {name: _row_values(column, len(index)) for name, column in inputs.items()}
+    made = {name: _row_values(column, len(index)) for name, column in outputs.items()}
+    if nullable:
+        kinds: dict[str, Any] = {"i": "Int64", "b": "boolean", "u": "UInt64"}
+        made = {
+            name: pd.Series(values).astype(kinds[values.dtype.kind]).array
+            if isinstance(values, np.ndarray) and values.dtype.kind in kinds
+            else values
+            for name, values in made.items()
+        }
+    return _framed({**columns, **_renamed(made, OUTPUT_PREFIX, inputs)}, index)
+
+
+def _row_values(column: Column, count: int) -> Any:
+    if column.present is None:
+        return _series(column.values, owned=True)
+    if not len(column.values):
+        return np.full(count, None, dtype=object)
+    return _scatter(column.values, column.present)
+
+
 def _ids(run_id: str, positions: Any) -> Any:
     import pandas as pd
 
@@ -368,21 +428,30 @@ def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
     times = [part.outcome.times() for part in parts]
     starts = _join([start for start, _ in times])
     ends = _join([end for _, end in times])
-    names = list(dict.fromkeys(part.outcome.worker for part in parts))
-    codes = [names.index(part.outcome.worker) for part in parts]
     counts = [len(part.outcome) for part in parts]
-    workers = pd.Categorical.from_codes(
-        np.repeat(np.array(codes, dtype=np.int64), counts),
-        categories=pd.Index(names, dtype="str"),
-    )
+    workers = _labels([part.outcome.worker for part in parts], counts)
     attempts = np.array([part.attempt for part in parts], dtype=np.int64)
-    return {
+    facts = {
         "start": pd.to_datetime(starts, unit="ns", utc=True).array,
         "end": pd.to_datetime(ends, unit="ns", utc=True).array,
         "duration": pd.to_timedelta(ends - starts, unit="ns").array,
         "worker": workers,
         "attempts": np.repeat(attempts, counts),
     }
+    if any(part.code for part in parts):
+        facts["code"] = _labels([part.code for part in parts], counts)
+    return facts
+
+
+def _labels(texts: list[str], counts: list[int]) -> Any:
+    """Return a text for each part, repeated for each of its electrons, as a categorical."""
+    import pandas as pd
+
+    names = list(dict.fromkeys(texts))
+    codes = np.array([names.index(text) for text in texts], dtype=np.int64)
+    return pd.Categorical.from_codes(
+        np.repeat(codes, counts), categories=pd.Index(names, dtype="str")
+    )
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:

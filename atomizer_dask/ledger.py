@@ -18,8 +18,10 @@ from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
 from atomizer_dask.frame import Part
 from atomizer_dask.properties import Properties
+from atomizer_dask.stored import StoredPart
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Columns
+from atomizer_dask.tables import Failed
 
 State = Literal["running", "paused", "finished", "cancelled", "failed"]
 RATE_SECONDS = 5.0
@@ -50,13 +52,14 @@ class Ledger:
         self.wakeups = Wakeups()
         self.state: State = "running"
         self.error: AtomizerError | None = None
-        self.parts: list[Part] = []
+        self.parts: list[Part | StoredPart] = []
         self.history: dict[int, tuple[ElectronError, ...]] = {}
         self.done = 0
         self.failed = 0
         self._run_id = run_id
         self._atom_id = atom_id
         self._started = monotonic()
+        self._before = 0  # electrons that others had brought to their end
         self._seconds: float | None = None
         self._times: deque[tuple[float, int]] = deque([(self._started, 0)])
 
@@ -68,7 +71,7 @@ class Ledger:
     def rate(self) -> float:
         """Return electrons per second, lately or, at the end, overall."""
         with self.changed:
-            known = self.done + self.failed
+            known = self.done + self.failed - self._before
             if self._seconds is not None:
                 return known / max(self._seconds, 1e-9)
             before, count = self._times[0]
@@ -79,7 +82,7 @@ class Ledger:
         with self.changed:
             return self.changed.wait_for(lambda: self.ended, timeout)
 
-    def snapshot(self) -> list[Part]:
+    def snapshot(self) -> list[Part | StoredPart]:
         """Return the parts so far."""
         with self.changed:
             return list(self.parts)
@@ -88,7 +91,8 @@ class Ledger:
         """Return which of the positions up to `count` have no outcome."""
         missing = np.ones(count, dtype=bool)
         for part in self.parts:
-            missing[np.asarray(part.current().positions)] = False
+            for known in _loaded(part):
+                missing[np.asarray(known.positions)] = False
         return np.flatnonzero(missing)
 
     def told_of(self, part: Part) -> Batch:
@@ -109,27 +113,63 @@ class Ledger:
             run_id=self._run_id,
         )
 
-    def properties_of(self, part: Part) -> Iterator[Properties]:
+    def properties_of(self, part: Part | StoredPart) -> Iterator[Properties]:
         """Yield the Properties of the electrons that a part tells of last."""
-        part = part.current()
-        return part.outcome.properties(self.told_of(part))
+        for known in _loaded(part):
+            yield from known.outcome.properties(self.told_of(known))
+
+    def failed_parts(self) -> list[Part]:
+        """Return what tells of failed electrons, without those that are tried again."""
+        with self.changed:
+            some = [part for part in self.parts if isinstance(part, Part)]
+        current = [part.pick(part.outcome.failed_mask()) for part in map(Part.current, some)]
+        return [part for part in current if len(part)]
+
+    def error_of(self, position: int, failed: Failed) -> ElectronError:
+        """Return a failed attempt that was read from a store as an error."""
+        return failed.failure.error(
+            f"{self._run_id}-{position}",
+            self._atom_id,
+            attempt=failed.attempt,
+            worker=failed.worker,
+            start=failed.start,
+            end=failed.end,
+        ).bare()
 
     # -- for the one who writes --------------------------------------------------------------
 
-    def add(self, part: Part) -> None:
-        """Take down what became of some electrons."""
-        failed = len(part.outcome.failed)
+    def add(self, part: Part | StoredPart) -> int:
+        """Take down what became of some electrons, and return where it stands in `parts`."""
+        failed = len(part.failed_positions())
         again = 0 if part.replaced is None else int(part.replaced.sum())
         now = monotonic()
         with self.changed:
             self.parts.append(part)
             self.failed += failed - again
-            self.done += len(part.outcome) - failed
-            self._times.append((now, self.done + self.failed))
+            self.done += len(part) - failed
+            self._times.append((now, self.done + self.failed - self._before))
             while len(self._times) > 2 and self._times[1][0] < now - RATE_SECONDS:
                 self._times.popleft()
             self.changed.notify_all()
             self.wakeups.wake()
+            return len(self.parts) - 1
+
+    def begin(self) -> None:
+        """Note that all that is known so far comes from a store."""
+        with self.changed:
+            self._before = self.done + self.failed
+            self._started = monotonic()
+            self._times = deque([(self._started, 0)])
+
+    def look(self, state: State, seconds: float) -> None:
+        """Note that somebody only looks at what is known, of a run in that state."""
+        self.state = state
+        self._seconds = seconds
+
+    def replace(self, index: int, part: StoredPart) -> None:
+        """Note that the results of a part are in a store by now."""
+        with self.changed:
+            self.parts[index] = part
 
     def strike_out(self, part: Part, again: np.ndarray) -> None:
         """Note which of the failed electrons of a part, by a mask, a later part will tell of."""
@@ -155,6 +195,10 @@ class Ledger:
         assert self._seconds is not None
         with self.changed:
             self._started = monotonic() - self._seconds
-            self._times = deque([(monotonic(), self.done + self.failed)])
+            self._times = deque([(monotonic(), self.done + self.failed - self._before)])
             self._seconds = None
             self.state = "running"
+
+
+def _loaded(part: Part | StoredPart) -> list[Part]:
+    return part.load() if isinstance(part, StoredPart) else [part.current()]

@@ -169,21 +169,34 @@ class Outcome:
             counts=None,
         )
 
-    def without_failed(self, gone: np.ndarray) -> Outcome:
-        """Return it without those of its failed electrons that `gone`, a mask of them, says."""
+    def pick(self, wanted: np.ndarray) -> Outcome:
+        """Return the part about the electrons that `wanted`, a mask of them, says."""
         failed = np.asarray(self.failed, dtype=np.int64)
-        stays = np.ones(len(self), dtype=bool)
-        stays[failed[gone]] = False
+        bad = np.zeros(len(self), dtype=bool)
+        bad[failed] = True
+        good, stays = wanted[~bad], wanted[failed]
+        if isinstance(self.results, list):
+            results: dict[str, Column] | list[Any] = list(compress(self.results, good))
+        else:
+            results = {name: _pick(output, good) for name, output in self.results.items()}
         starts, ends = self.times()
         return replace(
             self,
-            kept=self.first + int(stays.sum()),
-            failed=(np.cumsum(stays) - 1)[failed[~gone]],
-            codes=np.asarray(self.codes)[~gone],
-            starts=(starts[stays] - self.start_ns) / 1e9,
-            ends=(ends[stays] - self.start_ns) / 1e9,
+            first=0,
+            kept=int(wanted.sum()),
+            results=results,
+            failed=(np.cumsum(wanted) - 1)[failed[stays]],
+            codes=np.asarray(self.codes)[stays],
+            starts=(starts[wanted] - self.start_ns) / 1e9,
+            ends=(ends[wanted] - self.start_ns) / 1e9,
             counts=None,
         )
+
+    def failed_mask(self) -> np.ndarray:
+        """Return which electrons failed, as a mask."""
+        mask = np.zeros(len(self), dtype=bool)
+        mask[np.asarray(self.failed, dtype=np.int64)] = True
+        return mask
 
     @classmethod
     def none(cls) -> Outcome:
@@ -304,6 +317,54 @@ class Outcome:
             }
             scalar = self.scalar and row.keys() <= {"result"}
             yield row.get("result") if scalar else row
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of a batch whose good results are in a file of the store, as it travels.
+
+    Parameters
+    ----------
+    first, kept
+        It is about the electrons from one offset to another.
+    seconds
+        How long it took.
+    name
+        Of the file; empty where all have failed.
+    nbytes
+        Of the file.
+    offsets
+        Of those that failed, in the batch.
+    failed
+        What became of these alone.
+    """
+
+    first: int
+    kept: int
+    seconds: float
+    name: str
+    nbytes: int
+    offsets: np.ndarray
+    failed: Outcome
+
+    def __len__(self) -> int:
+        return self.kept - self.first
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Why electrons failed."""
+        return self.failed.failures
+
+    def part(self, start: int, stop: int) -> Stored:
+        """Return it: a file is not cut, and whoever takes it in knows what is told twice."""
+        return self
+
+
+def _pick(output: Column, wanted: np.ndarray) -> Column:
+    if output.present is None:
+        return Column(numpy_or_extension(output.values)[wanted])
+    here = wanted[output.present]
+    return Column(numpy_or_extension(output.values)[here], output.present[wanted])
 
 
 def _cut(output: Column, start: int, stop: int) -> Column:

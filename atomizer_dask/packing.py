@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
-from atomizer_dask.outcome import Column, Failure, Outcome
+from atomizer_dask.outcome import Column, Failure, Outcome, Stored
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
 
@@ -56,20 +56,15 @@ def dumps(value: Any) -> bytes | None:
         return None
 
 
-def pack_outcome(outcome: Outcome) -> Packed:
+def pack_outcome(outcome: Outcome | Stored) -> Packed:
     """Return an outcome packed; a result that cannot be pickled is a failure of its electron.
 
     Exceptions, and results that are more than numbers and texts, are pickled each by itself, since
     on the other side any of them may turn out not to be readable.
     """
-    failures = [
-        # One that came from a child process is packed already.
-        failure
-        if isinstance(failure.exception, bytes)
-        else failure._replace(exception=dumps(failure.exception))
-        for failure in outcome.failures
-    ]
-    outcome = replace(outcome, failures=failures)
+    if isinstance(outcome, Stored):
+        return pack(replace(outcome, failed=_with_failures_apart(outcome.failed)))
+    outcome = _with_failures_apart(outcome)
     bad: set[int] = set()
     if isinstance(outcome.results, list):
         results: Any = _apart(outcome.results, range(len(outcome.results)), bad)
@@ -83,9 +78,22 @@ def pack_outcome(outcome: Outcome) -> Packed:
     return pack(outcome)
 
 
-def unpack_outcome(packed: Packed) -> Outcome:
+def _with_failures_apart(outcome: Outcome) -> Outcome:
+    failures = [
+        # One that came from a child process is packed already.
+        failure
+        if isinstance(failure.exception, bytes)
+        else failure._replace(exception=dumps(failure.exception))
+        for failure in outcome.failures
+    ]
+    return replace(outcome, failures=failures)
+
+
+def unpack_outcome(packed: Packed) -> Outcome | Stored:
     """Return the outcome; a result that cannot be read here is a failure of its electron."""
-    outcome: Outcome = packed.load()
+    outcome: Outcome | Stored = packed.load()
+    if isinstance(outcome, Stored):
+        return outcome
     bad: set[int] = set()
     if isinstance(outcome.results, list):
         results: Any = _together(outcome.results, range(len(outcome.results)), bad)

@@ -280,7 +280,9 @@ class Inmate:
             if what == "done":
                 self._conductors.clear()
                 self._futures.clear()  # whoever has not waited for its children does not need to
-                return unpack_outcome(rest[0])
+                outcome = unpack_outcome(rest[0])
+                assert isinstance(outcome, Outcome)  # a child writes into no store
+                return outcome
             if what == "rejected":
                 raise RuntimeError(rest[0])
             self._handle(what, rest, lease)

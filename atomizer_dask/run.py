@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -15,17 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.batch import Terms
+from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
-from atomizer_dask.errors import ElectronError
+from atomizer_dask.errors import ElectronError, StoreError
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
+from atomizer_dask.journal import Journal
+from atomizer_dask.keeping import look
 from atomizer_dask.ledger import Ledger, State
+from atomizer_dask.loading import load
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.properties import Properties
+from atomizer_dask.selection import Selection
+from atomizer_dask.store import Store
+from atomizer_dask.stored import StoredPart, read_parts, to_dask
 from atomizer_dask.supply import Listeners, Plan, Supply
-from atomizer_dask.sweep import Streamed
+from atomizer_dask.tables import Positions
+from atomizer_dask.view import View
 from atomizer_dask.waiting import bar, interrupt, watch
 
 if TYPE_CHECKING:
@@ -62,6 +69,16 @@ class Progress:
     eta: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What drives a run: what is to be done, through whom, and who is told."""
+
+    plan: Plan
+    conductor: BatchConductor
+    listeners: Listeners
+    supply: Supply
+
+
 class Run:
     """Many electrons of one atom over one sweep, under way.
 
@@ -81,28 +98,123 @@ class Run:
         A `Stream` of what its electrons emit and what happens to it.
     """
 
-    def __init__(self, plan: Plan, conductor: BatchConductor, listeners: Listeners) -> None:
-        self.id = plan.run_id
-        self.atom_id = plan.definition.id
-        self.seed = plan.seed
-        self.sweep = plan.sweep
-        self.events: EventStream[Event] = EventStream(KEPT_EVENTS, listeners.on_problem)
-        self._plan = plan
-        self._conductor = conductor
-        self._listeners = listeners
-        self._ledger = Ledger(plan.run_id, plan.definition.id)
+    def __init__(
+        self,
+        run_id: str,
+        atom_id: str,
+        seed: int,
+        view: View,
+        ledger: Ledger,
+        *,
+        store: Store | None = None,
+        allow_pickle: bool = False,
+        course: Course | None = None,
+    ) -> None:
+        self.id = run_id
+        self.atom_id = atom_id
+        self.seed = seed
+        self.sweep = view.sweep
+        self.events: EventStream[Event] = EventStream(KEPT_EVENTS)
+        self._view = view
+        self._ledger = ledger
+        self._store = store
+        self._allow_pickle = allow_pickle
+        self._course = course
+
+    @classmethod
+    def begin(
+        cls,
+        plan: Plan,
+        conductor: BatchConductor,
+        listeners: Listeners,
+        view: View,
+        ledger: Ledger,
+        journal: Journal | None = None,
+    ) -> Run:
+        """Return a run that can be started: what `Atomizer.map` does."""
+        run = cls(
+            plan.run_id,
+            plan.definition.id,
+            plan.seed,
+            view,
+            ledger,
+            store=None if journal is None else journal.store,
+            allow_pickle=journal is not None and journal.allow_pickle,
+        )
         told = Listeners(
-            on_event=self._tell,
+            on_event=run._tell,
             on_failure=listeners.on_failure,
             on_problem=listeners.on_problem,
-            on_end=self._close,
-            on_reopen=self._reopen,
+            on_end=run._close,
+            on_reopen=run._reopen,
         )
-        self._supply = Supply(plan, conductor, self._ledger, told)
+        supply = Supply(plan, conductor, ledger, told, journal)
+        run._course = Course(plan, conductor, listeners, supply)
+        run._reopen()
+        return run
 
-    def start(self) -> None:
-        """Begin to send electrons."""
-        self._supply.start()
+    @classmethod
+    def open(cls, store: Any, *, allow_pickle: bool = False) -> Run:
+        """Return a run as it stands in a store, to look at: no cluster and no atom is needed.
+
+        It may be under way elsewhere; to go on with it use `Atomizer.attach`.
+
+        Parameters
+        ----------
+        store
+            A path, or a URL that fsspec understands.
+        allow_pickle
+            Whether columns of pickles may be read: that runs code of whoever wrote them.
+
+        Raises
+        ------
+        StoreError
+            Where there is none.
+        StoreCorruptedError
+            Where a file of it is damaged.
+
+        Examples
+        --------
+        ``Run.open("runs/ising").to_frame(columns=["temperature", "energy"])``
+        """
+        kept = look(store, allow_pickle=allow_pickle)
+        ledger = Ledger(kept.run_id, kept.atom_id)
+        load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
+        ledger.look(kept.state, kept.seconds)
+        return cls(
+            kept.run_id,
+            kept.atom_id,
+            kept.seed,
+            kept.view,
+            ledger,
+            store=kept.store,
+            allow_pickle=allow_pickle,
+        )
+
+    def start(self, electrons: Positions, in_flight: Sequence[Batch] = ()) -> None:
+        """Begin to send electrons, but for those of batches that are in flight already."""
+        self._driven.supply.start(electrons, in_flight)
+
+    @property
+    def _driven(self) -> Course:
+        """What drives it here.
+
+        Raises
+        ------
+        StoreError
+            Where nothing does: it was opened to be looked at.
+        """
+        if self._course is None:
+            where = "" if self._store is None else repr(self._store.folder.url)
+            raise StoreError(
+                f"{self.id} was opened to be looked at; atomizer.attach({where}) goes on with it"
+            )
+        return self._course
+
+    @property
+    def store(self) -> str | None:
+        """Where it is kept: a path or a URL; None where it is not."""
+        return None if self._store is None else self._store.folder.url
 
     @property
     def state(self) -> State:
@@ -115,15 +227,16 @@ class Run:
     @property
     def progress(self) -> Progress:
         """A snapshot of how far it is."""
-        ledger = self._ledger
+        ledger, supply = self._ledger, None if self._course is None else self._course.supply
         with ledger.changed:
             done, failed = ledger.done, ledger.failed
-            running, pending = self._supply.running, self._supply.pending
+            running = 0 if supply is None else supply.running
+            pending = self._view.count - done - failed if supply is None else supply.pending
             rate = ledger.rate()
         eta: float | None = (running + pending) / rate if rate else None
         if ledger.ended:
-            eta = 0.0
-        elif not self._supply.all_drawn:
+            eta = 0.0 if not running + pending else None
+        elif supply is None or not supply.all_drawn:
             eta = None
         return Progress(self.sweep.length, done, failed, running, pending, rate, eta)
 
@@ -186,7 +299,7 @@ class Run:
         try:
             function(progress)
         except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
-            self._listeners.on_problem("a progress callback raised", error)
+            self._driven.listeners.on_problem("a progress callback raised", error)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however that is, and return whether it has."""
@@ -199,7 +312,8 @@ class Run:
         rows like any other, with an error of kind ``cancelled``.
         """
         if not self._ledger.ended:
-            self._conductor.do(self._supply.cancel)
+            course = self._driven
+            course.conductor.do(course.supply.cancel)
 
     def pause(self) -> None:
         """Send no more, and take back what the workers have not begun; `resume` goes on.
@@ -207,12 +321,14 @@ class Run:
         Running electrons are not disturbed: they end, and are rows like any other.
         """
         if not self._ledger.ended:
-            self._conductor.do(self._supply.pause)
+            course = self._driven
+            course.conductor.do(course.supply.pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
         if not self._ledger.ended:
-            self._conductor.do(self._supply.resume)
+            course = self._driven
+            course.conductor.do(course.supply.resume)
 
     def retry(
         self,
@@ -245,12 +361,13 @@ class Run:
         --------
         ``run.retry(where=lambda e: e.kind == "timeout", timeout="60s").wait()``
         """
-        self._conductor.check_open()
+        course = self._driven
+        course.conductor.check_open()
         seconds = seconds_of(timeout, "timeout")
-        limit = self._plan.timeout if seconds is None else seconds
-        if self._supply.stopping:  # it is being cancelled, which takes a second at most
+        limit = course.plan.timeout if seconds is None else seconds
+        if course.supply.stopping:  # it is being cancelled, which takes a second at most
             self.join()
-        self._conductor.do(partial(self._supply.retry, where, limit))
+        course.conductor.do(partial(course.supply.retry, where, limit))
         return self
 
     def replay(self, electron: Any) -> Any:
@@ -275,34 +392,51 @@ class Run:
         position = self._position_of(electron)
         attempt = 1 + len(self._ledger.history.get(position, ()))
         only = range(position, position + 1)
-        batch = self._supply.batch(f"replay-{self.id}", only, Terms(attempt), inf)
-        return self._conductor.replay(batch, self._plan.definition)
+        course = self._driven
+        batch = course.supply.batch(f"replay-{self.id}", only, Terms(attempt), inf)
+        return course.conductor.replay(batch, course.plan.definition)
 
     def _position_of(self, electron: Any) -> int:
-        count = self.sweep.drawn if isinstance(self.sweep, Streamed) else self.sweep.length or 0
+        """Return which electron of the run a label of the index, or an id, stands for."""
+        view = self._view
+        count = view.count
         if isinstance(electron, str) and electron.startswith(f"{self.id}-"):
             number = electron.removeprefix(f"{self.id}-")
-            found = [int(number)] if number.isdecimal() and int(number) < count else []
+            if number.isdecimal() and view.has(int(number)):
+                return int(number)
+            found = []
         elif self.sweep.index is not None:
             found = np.flatnonzero(self.sweep.index == electron).tolist()
         else:
             position = int(electron) if isinstance(electron, Integral) else -1
             found = [position] if 0 <= position < count else []
         if len(found) == 1:
-            return int(found[0])
+            return view.electron(int(found[0]))
         what = f"has {len(found)} electrons of the label" if found else "has no electron"
         raise KeyError(
             f"{self.id} {what} {electron!r}; give an id from {self.id}-0 to {self.id}-{count - 1}, "
             "or a label of the index of its frame"
         )
 
-    def to_frame(self, metadata: bool = False) -> pd.DataFrame:
+    def to_frame(
+        self,
+        metadata: bool = False,
+        *,
+        columns: Sequence[str] | None = None,
+        filters: Sequence[Any] | None = None,
+    ) -> pd.DataFrame:
         """Return inputs and outputs, one row per electron that has ended, in sweep order.
 
         Parameters
         ----------
         metadata
-            Add id, start, end (timezone-aware, UTC), duration, worker and attempts.
+            Add id, start, end (timezone-aware, UTC), duration, worker and attempts; of a run with
+            a store also code, the fingerprint of the code that ran.
+        columns
+            Only these: of a run with a store, others are not even read.
+        filters
+            Only rows of which all of these hold: triples of a column, a comparison
+            (``==  !=  <  <=  >  >=  in  not in``) and a value, as in `pandas.read_parquet`.
 
         Returns
         -------
@@ -311,14 +445,64 @@ class Run:
             A dict result has a column for each of its fields, any other one the column
             ``result``; an array stays one array per row. Where electrons failed, outputs are
             missing: integers and booleans are pandas' nullable ones then. An output with the name
-            of an input gets the prefix ``result_``.
+            of an input gets the prefix ``result_``. Its ``attrs`` name the run and its store.
+
+        Raises
+        ------
+        KeyError
+            Where there is no such column.
+        StoreCorruptedError
+            Where a file of the store is damaged; the message names it and says what to do.
         """
-        return to_frame(self.sweep, self._ledger.snapshot(), self.id, metadata=metadata)
+        wanted = Selection.of(columns, filters, metadata=metadata)
+        parts = self._parts(metadata=wanted.metadata, outputs=wanted.reads(self.sweep.names))
+        frame = to_frame(
+            self.sweep,
+            self._view.as_rows(parts),
+            self.id,
+            metadata=wanted.metadata,
+            electrons=self._view.electrons,
+            columns=wanted.columns,
+        )
+        frame = wanted.apply(frame)
+        frame.attrs = {"run_id": self.id, "store": self.store}
+        return frame
+
+    def _parts(self, *, metadata: bool, outputs: Collection[str] | None = None) -> list[Part]:
+        """Return what is known of the electrons, read from the store where it is there."""
+        while True:
+            parts = self._ledger.snapshot()
+            kept = [part for part in parts if isinstance(part, StoredPart)]
+            try:
+                read = read_parts(kept, metadata=metadata, outputs=outputs)
+            except FileNotFoundError:
+                if self._course is None:
+                    raise
+                continue  # files were merged a moment ago
+            return [*read, *(part for part in parts if isinstance(part, Part))]
+
+    def to_dask(self) -> Any:
+        """Return inputs and outputs as a ``dask.dataframe``, a partition per file of the store.
+
+        On the positions of the electrons, in no particular order. Nothing is read yet. Integers
+        and booleans are nullable where electrons failed.
+
+        Raises
+        ------
+        StoreError
+            Where the run has no store.
+        """
+        if self._store is None:
+            raise StoreError(f"{self.id} has no store: use to_frame, or map(..., store=...)")
+        return to_dask(self._store, allow_pickle=self._allow_pickle)
 
     @property
     def errors(self) -> pd.DataFrame:
         """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker."""
-        return errors_frame(self.sweep, self._ledger.snapshot(), self._ledger.history)
+        history = self._ledger.history
+        return errors_frame(
+            self.sweep, self._view.as_rows(self._ledger.failed_parts()), self._view.as_keys(history)
+        )
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -393,10 +577,10 @@ class Run:
 
     def _tell(self, event: Event) -> None:
         self.note(event)
-        self._listeners.on_event(event)
+        self._driven.listeners.on_event(event)
 
     def _reopen(self) -> None:
-        self.events = EventStream(KEPT_EVENTS, self._listeners.on_problem)
+        self.events = EventStream(KEPT_EVENTS, self._driven.listeners.on_problem)
 
     def _close(self) -> None:
         self.events.close()
@@ -405,8 +589,7 @@ class Run:
 
     def _warn_of_failures(self) -> None:
         ledger = self._ledger
-        parts = [part for part in map(Part.current, ledger.parts) if len(part.outcome.failed)]
-        part = min(parts, key=lambda part: part.failed_positions()[0])
+        part = min(ledger.failed_parts(), key=lambda part: part.failed_positions()[0])
         first = part.outcome.failures[part.outcome.codes[0]]
         logger.warning(
             "%s: %s of %s electrons failed, the first with %s: %s; see run.failures, run.errors",

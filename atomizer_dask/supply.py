@@ -7,30 +7,36 @@ feeds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
+from itertools import compress, pairwise
+from time import time_ns
 from typing import Any
 
 import numpy as np
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.batch import Batch, Origin, Terms
+from atomizer_dask.batch import Batch, Origin, Sink, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver
-from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
+from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.frame import Part
+from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import Ledger, State
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.policy import Policy
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Inputs, Streamed, Sweep
+from atomizer_dask.tables import Positions
 
-Positions = range | np.ndarray
+FLUSH_SECONDS = 0.5
+SCATTERED = 1000  # spans, from which on a range for each of them is no gain
+MERGE_AT_END = 8  # small files
 _CANCELLED = Failure("cancelled", "", "the run was cancelled")
 _LEFT_BEHIND = Failure(
     "cancelled", "", "the run was cancelled; the electron did not heed that and was left behind"
@@ -55,6 +61,8 @@ class Plan:
         Whom the electrons descend from.
     copy_state, policy, timeout
         The options of `Atomizer.map`.
+    sink
+        The store that workers may write to.
     """
 
     run_id: str
@@ -66,6 +74,7 @@ class Plan:
     copy_state: bool
     policy: Policy
     timeout: float | None
+    sink: Sink | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +113,26 @@ class Supply:
         Where it is taken down what became of them.
     listeners
         Who is told.
+    journal
+        Where it is written down, where the run has a store.
     """
 
     def __init__(
-        self, plan: Plan, conductor: BatchConductor, ledger: Ledger, listeners: Listeners
+        self,
+        plan: Plan,
+        conductor: BatchConductor,
+        ledger: Ledger,
+        listeners: Listeners,
+        journal: Journal | None = None,
     ) -> None:
         self.stopping = False
         self._plan = plan
         self._conductor = conductor
         self._ledger = ledger
         self._listeners = listeners
+        self._journal = journal
+        self._settled: list[str] = []  # batches that the conductor may forget, once all is written
+        self._flushing = False
         self._stream = Stream(plan.seed)
         # A vectorised atom that reduces its arrays looks right where it is given one electron.
         self._at_least = 2 if plan.definition.vectorized else 1
@@ -122,7 +141,8 @@ class Supply:
         self._delayed: dict[int, tuple[Positions, Terms]] = {}
         self._waiting = 0
         self._broken_policy: set[tuple[type, str]] = set()
-        self._epoch = 0
+        # Later than those of whoever worked on the run before, which workers may remember.
+        self._epoch = 0 if journal is None else time_ns()
         self._root = plan.run_id  # another one each time that it is tried again after a cancel
         self._tokens = 0
         self._drawing = self._draw_from(plan.sweep) if isinstance(plan.sweep, Streamed) else None
@@ -140,15 +160,57 @@ class Supply:
         """How many are still to be sent."""
         return self._waiting + sum(len(lot) for lot, _ in list(self._delayed.values()))
 
-    def start(self) -> None:
-        """Begin to send; from any thread."""
-        self.tell("started")
+    def start(self, electrons: Positions, in_flight: Sequence[Batch] = ()) -> None:
+        """Begin to send; from any thread.
+
+        Parameters
+        ----------
+        electrons
+            Those that are to be executed, in order; of a streamed sweep, of what is drawn already.
+        in_flight
+            Batches that another process sent, in that order.
+        """
+        self.tell("started" if not in_flight else f"started; {len(in_flight)} parts are under way")
+        self._conductor.post(lambda: self._begin(electrons, in_flight))
         if self._drawing is not None:
             self._drawing.start()
-        else:
-            length = self._plan.sweep.length
-            assert length is not None
-            self._conductor.post(lambda: self._add(range(length)))
+
+    def _begin(self, electrons: Positions, in_flight: Sequence[Batch]) -> None:
+        if in_flight:
+            electrons = self._adopt(electrons, in_flight)
+        tried = self._ledger.history
+        again = [] if not tried else [position for position in electrons if position in tried]
+        for position in again:
+            attempt = 1 + len(tried[position])
+            self._put_back(np.array([position]), self._first_terms._replace(attempt=attempt))
+        if again:
+            electrons = np.setdiff1d(electrons, again)
+        for positions in spans(electrons):
+            self._add(positions)
+        self._check_end()
+
+    def _adopt(self, electrons: Positions, in_flight: Sequence[Batch]) -> Positions:
+        """Wait for batches that are under way, and return the electrons that are in none."""
+        size = 1 + max(int(max(batch.positions)) for batch in in_flight)
+        owner = np.full(max(size, 1 + int(max(electrons, default=0))), -1)
+        # What a batch has given back is in a later one.
+        for number, batch in enumerate(in_flight):
+            owner[np.asarray(batch.positions)] = number
+        journal = self._journal
+        assert journal is not None
+        for number, batch in enumerate(in_flight):
+            positions = np.asarray(batch.positions)
+            kept = int(np.argmin(np.append(owner[positions] == number, False)))
+            left = journal.not_done(positions[:kept])
+            if not len(left):
+                self._settled.append(batch.key)
+                continue
+            told = int(np.argmax(np.isin(positions[:kept], left)))
+            self._driver.adopt(batch, told, kept)
+            owner[positions[:told]] = -1
+        todo = np.asarray(electrons)
+        free: np.ndarray = todo[owner[todo] == -1]
+        return free
 
     def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Put an event about the run as a whole on the streams."""
@@ -195,6 +257,7 @@ class Supply:
             root_id=self._root,
             copy_state=plan.copy_state,
             seconds=seconds,
+            sink=plan.sink,
         )
 
     def _inputs(self, positions: Positions) -> Inputs:
@@ -209,22 +272,43 @@ class Supply:
         if self.stopping:
             self._keep_failed(positions, _CANCELLED, terms)
             return
+        if self._journal is not None:  # of a batch whose sender died, others may have done some
+            positions = self._journal.not_done(positions)
+            if not len(positions):
+                return
         self._pending.appendleft((positions, terms))
         with self._ledger.changed:
             self._waiting += len(positions)
 
-    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:  # noqa: D102
+    def salvage(self, batch: Batch) -> None:  # noqa: D102
+        if self._journal is not None:
+            with self._storing():
+                for part in self._journal.salvage(batch.key):
+                    self._ledger.add(part)
+
+    def deliver(  # noqa: D102
+        self, batch: Batch, outcome: Outcome | Stored, *, last: bool
+    ) -> None:
         positions = batch.positions[outcome.first : outcome.kept]
-        self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
+        if self._journal is not None:
+            with self._storing():
+                self._keep_in_store(self._journal, positions, outcome, batch.terms)
+            if last:
+                self._settled.append(batch.key)
+                self._flush_soon()
+        else:
+            assert isinstance(outcome, Outcome)
+            self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
         if last:
             self._check_end()
 
-    def fail(self, error: ConductorError) -> None:  # noqa: D102
+    def fail(self, error: AtomizerError) -> None:  # noqa: D102
         if self._ledger.ended:
             return
         if self.stopping:
-            missing = self._ledger.missing(self._plan.sweep.length or 0)
-            self._keep_failed(missing, _CANCELLED, self._first_terms)
+            if self._journal is None:
+                missing = self._ledger.missing(self._plan.sweep.length or 0)
+                self._keep_failed(missing, _CANCELLED, self._first_terms)
             self._end("cancelled")
             return
         self._ledger.error = error
@@ -233,21 +317,101 @@ class Supply:
     # -- what became of electrons ------------------------------------------------------------
 
     def _keep(self, positions: Positions, outcome: Outcome, terms: Terms) -> None:
+        if len(outcome):
+            part = Part(positions, outcome, terms.attempt)
+            self._try_again(part, terms)
+            self._ledger.add(part)
+            self._tell_failures(part)
+
+    def _tell_failures(self, part: Part) -> None:
+        if self.stopping:
+            return
+        current = part.current()
+        positions = current.failed_positions()
+        for position, code in zip(positions.tolist(), current.outcome.codes, strict=True):
+            self._listeners.on_failure(current.outcome.failures[code], position)
+
+    def _keep_in_store(
+        self, journal: Journal, positions: Positions, outcome: Outcome | Stored, terms: Terms
+    ) -> None:
         if not len(outcome):
             return
-        part = Part(positions, outcome, terms.attempt)
+        if isinstance(outcome, Stored):
+            if (stored := journal.take_in(positions, outcome)) is not None:
+                self._ledger.add(stored)
+            failed = outcome.failed
+            positions = np.asarray(positions)[outcome.offsets - outcome.first]
+        else:
+            left = journal.not_done(positions)
+            part = Part(positions, replace(outcome, first=0, kept=len(outcome)))
+            if len(left) < len(positions):
+                part = part.pick(np.isin(np.asarray(positions), left))
+            outcome = journal.storable(part.outcome)
+            bad = outcome.failed_mask()
+            if not bad.all():
+                good = part.positions if not bad.any() else np.asarray(part.positions)[~bad]
+                kept = outcome if not bad.any() else outcome.pick(~bad)
+                whole = Part(good, kept, terms.attempt)
+                journal.gather(whole, partial(self._ledger.replace, self._ledger.add(whole)))
+            failed, positions = outcome.pick(bad), np.asarray(part.positions)[bad]
+        if len(failed):
+            self._keep_failures(journal, Part(positions, failed, terms.attempt), terms)
+
+    def _keep_failures(self, journal: Journal, part: Part, terms: Terms) -> None:
+        left = journal.not_done(part.positions)
+        if len(left) < len(part):
+            part = part.pick(np.isin(np.asarray(part.positions), left))
+        errors = part.outcome.errors(self._ledger.told_of(part))
         self._try_again(part, terms)
         self._ledger.add(part)
-        again = 0 if part.replaced is None else int(part.replaced.sum())
-        failed = len(outcome.failed)
-        if failed > again and not self.stopping:
-            replaced = [False] * failed if part.replaced is None else part.replaced.tolist()
-            positions = part.failed_positions()
-            for position, code, gone in zip(positions, outcome.codes, replaced, strict=True):
-                if not gone:
-                    self._listeners.on_failure(outcome.failures[code], int(position))
+        self._tell_failures(part)
+        # What was cancelled has not ended for whoever goes on with the run.
+        for_good = np.array([error.kind != "cancelled" for error in errors], dtype=bool)
+        positions = np.asarray(part.positions)
+        journal.gather_errors(
+            (int(position), error)
+            for position, error, wanted in zip(positions, errors, for_good, strict=True)
+            if wanted
+        )
+        if part.replaced is not None:
+            for_good &= ~part.replaced
+        if for_good.any():
+            journal.gather_failed(part.pick(for_good))
+
+    def _flush_soon(self) -> None:
+        """Write what has been gathered: a little later, or now where it is much."""
+        assert self._journal is not None
+        if self._journal.is_full:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._conductor.post_later(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        journal = self._journal
+        if journal is None or self._ledger.ended:
+            return
+        with self._storing():
+            journal.flush()
+            settled, self._settled = self._settled, []
+            if settled:
+                self._conductor.settle(self._plan.run_id, self._plan.definition.id, settled)
+            journal.merge_small(self._conductor.post)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """End the run where its store fails: what is not in it can be computed again."""
+        try:
+            yield
+        except (StoreError, OSError) as error:
+            if not self._ledger.ended:
+                told = error if isinstance(error, StoreError) else StoreError(str(error), error)
+                self._stop()
+                self._driver.fail(told)
 
     def _keep_failed(self, positions: Positions, failure: Failure, terms: Terms) -> None:
+        """Note that electrons failed that were not sent."""
         self._keep(positions, Outcome.all_failed(len(positions), failure), terms)
 
     def _try_again(self, part: Part, terms: Terms) -> None:
@@ -308,6 +472,7 @@ class Supply:
             failed = part.failed_positions()
             if not len(failed):
                 continue
+            assert isinstance(part, Part)
             errors = part.outcome.errors(self._ledger.told_of(part))
             gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
             wanted = (
@@ -326,9 +491,23 @@ class Supply:
         count = sum(len(positions) for positions, _ in lots)
         if count:
             if self._ledger.ended:
+                if self._journal is not None:
+                    self._journal.store.hold()
                 self._ledger.reopen()
                 self._listeners.on_reopen()
+            if self._journal is not None:
+                self._journal.reopen(np.concatenate([positions for positions, _ in lots]))
+                self._journal.rewrite_failed(self._journaled(self._ledger.failed_parts()))
             self._send_again(lots, f"{count:,} failed electrons are tried again")
+
+    @staticmethod
+    def _journaled(parts: list[Part]) -> list[Part]:
+        """Return failed parts without what was cancelled."""
+        kinds = (
+            np.array([part.outcome.failures[code].kind for code in part.outcome.codes])
+            for part in parts
+        )
+        return [part.pick(kind != "cancelled") for part, kind in zip(parts, kinds, strict=True)]
 
     def _send_again(self, lots: list[tuple[np.ndarray, Terms]], message: str) -> None:
         if self.stopping:
@@ -359,19 +538,17 @@ class Supply:
         assert self._drawing is not None
         self._add(self._drawing.seen())
 
-    def _add(self, positions: range) -> None:
+    def _add(self, positions: Positions) -> None:
         if self.stopping or self._ledger.ended or not len(positions):
             return
         with self._ledger.changed:
             self._waiting += len(positions)
         if self._pending:
             before, terms = self._pending[-1]
-            if isinstance(before, range) and (before.stop, terms) == (
-                positions.start,
-                self._first_terms,
-            ):
+            ranges = isinstance(before, range) and isinstance(positions, range)
+            if ranges and (before.stop, terms) == (positions.start, self._first_terms):  # type: ignore[union-attr]
                 self._pending.pop()
-                positions = range(before.start, positions.stop)
+                positions = range(before.start, positions.stop)  # type: ignore[union-attr]
         self._pending.append((positions, self._first_terms))
         self._driver.pump()
 
@@ -444,15 +621,61 @@ class Supply:
         self._check_end()
 
     def _check_end(self) -> None:
-        if self.all_drawn and not self._pending and not self._delayed and self._driver.idle:
+        if self._ledger.ended or self._pending or self._delayed or not self._driver.idle:
+            return
+        if self.all_drawn and self._is_written():
             failed = self._ledger.error is not None
             self._end("failed" if failed else "cancelled" if self.stopping else "finished")
 
+    def _is_written(self) -> bool:
+        """Whether everything is in the store, in few files; else this will be asked again."""
+        journal = self._journal
+        if journal is None:
+            return True
+        self._flush()
+        if self._ledger.ended or journal.is_merging:
+            return False
+        with self._storing():
+            if journal.merge_small(self._conductor.post, at=MERGE_AT_END):
+                self._conductor.post_later(FLUSH_SECONDS, self._check_end)
+                return False
+            journal.unify()
+        return not self._ledger.ended
+
     def _end(self, state: State) -> None:
-        if not self._ledger.ended:
-            self._set_state(state, ended=True)
-            self._listeners.on_end()
+        if self._ledger.ended:
+            return
+        if self._journal is not None:
+            self._close_store(self._journal, state)
+        self._set_state(state, ended=True)
+        self._listeners.on_end()
+
+    def _close_store(self, journal: Journal, state: State) -> None:
+        try:
+            journal.flush()
+            journal.store.end_session(state)
+            if state != "failed":
+                self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
+        except (StoreError, OSError) as error:
+            self._ledger.error = self._ledger.error or AtomizerError(str(error), error)
+        finally:
+            journal.store.let_go()
 
     def _set_state(self, state: State, *, ended: bool = False) -> None:
         self._ledger.set_state(state, ended=ended)
         self.tell(state, level="error" if state == "failed" else "info")
+
+
+def spans(positions: Positions) -> list[Positions]:
+    """Return positions as a few ranges, or as they are where they are scattered.
+
+    >>> spans(np.array([0, 1, 2, 7, 8]))
+    [range(0, 3), range(7, 9)]
+    """
+    if isinstance(positions, range) or not len(positions):
+        return [positions] if len(positions) else []
+    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    if len(breaks) > SCATTERED:
+        return [positions]
+    edges = [0, *breaks.tolist(), len(positions)]
+    return [range(int(positions[a]), int(positions[b - 1]) + 1) for a, b in pairwise(edges)]

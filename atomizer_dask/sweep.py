@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from html import escape
@@ -149,8 +149,8 @@ class Sweep(ABC):
         """Return the inputs of the electrons at `positions`."""
 
     @abstractmethod
-    def columns(self) -> dict[str, Values]:
-        """Return all inputs as columns."""
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:
+        """Return all inputs as columns, or those of them that are wanted."""
 
     def payload(self, position: int) -> dict[str, Any]:
         """Return the inputs of one electron."""
@@ -188,6 +188,11 @@ class Grid(Sweep):
         return self._length
 
     @property
+    def axes(self) -> dict[str, Values]:
+        """The values of each axis."""
+        return self._axes
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The number of values on each axis: reshape a result column with it."""
         return tuple(len(values) for values in self._axes.values())
@@ -223,8 +228,10 @@ class Grid(Sweep):
                 axes.append((name, values, stride, 0))
         return GridSlice(tuple(axes), start, stop)
 
-    def columns(self) -> dict[str, Values]:  # noqa: D102
-        return self._slice(self._axes, 0, self._length).columns()
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
+        axes = self._slice(self._axes, 0, self._length).axes
+        some = tuple(axis for axis in axes if wanted is None or axis[0] in wanted)
+        return GridSlice(some, 0, self._length).columns()
 
 
 class Table(Sweep):
@@ -275,8 +282,8 @@ class Table(Sweep):
         data = {name: take(values, positions) for name, values in self._sent.items()}
         return Columns(data, len(positions))
 
-    def columns(self) -> dict[str, Values]:  # noqa: D102
-        return self._columns
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
+        return {n: v for n, v in self._columns.items() if wanted is None or n in wanted}
 
 
 class Streamed(Sweep):
@@ -286,6 +293,27 @@ class Streamed(Sweep):
         self._source = rows
         self._drawn: list[Mapping[str, Any]] = []
         self._length: int | None = None
+        self._expected: list[Mapping[str, Any]] = []
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The rows that have been drawn so far."""
+        return self._drawn
+
+    def fill(self, rows: list[Mapping[str, Any]]) -> None:
+        """Take rows for drawn that another process drew."""
+        self._drawn = rows
+
+    def expect(self, rows: list[Mapping[str, Any]]) -> None:
+        """Take rows for drawn that another process drew, and see to it that they come again.
+
+        Raises
+        ------
+        InvalidSweepError
+            From `draw`, where another row comes.
+        """
+        self.fill(list(rows))
+        self._expected = rows
 
     @property
     def names(self) -> tuple[str, ...]:  # noqa: D102
@@ -312,7 +340,14 @@ class Streamed(Sweep):
         InvalidSweepError
             Where the iterator gave something that is not a mapping.
         """
-        for row in self._source:
+        for number, row in enumerate(self._source):
+            if number < len(self._expected):
+                if row != self._expected[number]:
+                    raise InvalidSweepError(
+                        f"row {number} of the sweep is {_shown(row)}, in the store it is "
+                        f"{_shown(self._expected[number])}: a stream can be extended, not changed"
+                    )
+                continue
             if not isinstance(row, Mapping):
                 raise InvalidSweepError(
                     f"row {len(self._drawn)} of the sweep is {row!r}, expected a mapping of "
@@ -333,9 +368,11 @@ class Streamed(Sweep):
     def pick(self, positions: np.ndarray) -> Rows:  # noqa: D102
         return Rows([self._drawn[position] for position in positions.tolist()])
 
-    def columns(self) -> dict[str, Values]:  # noqa: D102
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         rows = self._drawn[: self._length]
-        names = dict.fromkeys(name for row in rows for name in row)
+        names = dict.fromkeys(
+            name for row in rows for name in row if wanted is None or name in wanted
+        )
         return {name: _column([row.get(name) for row in rows]) for name in names}
 
 

@@ -144,6 +144,21 @@ class BatchConductor(Conductor):
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
 
+    def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have told what becomes of a batch that another process submitted; see `in_flight`."""
+        raise NotImplementedError
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Return where it carries electrons, for the record."""
+        return {"conductor": type(self).__name__, "threads": self.threads}
+
+    def in_flight(self, run_id: str) -> list[Batch]:
+        """Return the batches of a run that outlived who submitted them, in that order."""
+        return []
+
+    def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
+        """Forget the outcomes of batches of a run, or all of them, for the store has them."""
+
     def replay(self, batch: Batch, definition: Definition) -> Any:
         """Execute a batch of one electron in this thread; return its result, or raise."""
         return replay(batch, definition, _ReplaySite(self))

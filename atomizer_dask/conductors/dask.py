@@ -40,7 +40,13 @@ from distributed.deploy import Cluster
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.base import BatchConductor
-from atomizer_dask.conductors.once import ONCE, ByValue, OutcomeLostError
+from atomizer_dask.conductors.once import (
+    ONCE,
+    SETTLED,
+    ByValue,
+    OutcomeLostError,
+    kept_tasks,
+)
 from atomizer_dask.conductors.worker import (
     METADATA,
     census,
@@ -128,6 +134,7 @@ class DaskConductor(BatchConductor):
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
         self._workers: set[str] = set()
         self._finished: list[Future] = []
+        self._channels: set[str] = {self.channel}
         self._client.scheduler_comm.interval = SEND_SECONDS
         self._address = self._client.scheduler.address
         self._direct = self._client.direct_to_workers is not False
@@ -217,6 +224,33 @@ class DaskConductor(BatchConductor):
         self._posts[batch.key] = post
         self._client.loop.add_callback(self._carry, batch)
 
+    def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have told what becomes of a batch that another process submitted."""
+        self._posts[batch.key] = post
+        if batch.origin.channel not in self._channels:  # where its worker tells of it
+            self._channels.add(batch.origin.channel)
+            self._client.subscribe_topic(batch.origin.channel, self._on_message)
+        self._client.loop.add_callback(self._carry, batch, True)
+
+    def whereabouts(self) -> dict[str, Any]:
+        """Return where it carries electrons, for the record."""
+        there = {"scheduler": self._address, "workers": sorted(self._workers)}
+        return {**super().whereabouts(), **there}
+
+    def in_flight(self, run_id: str) -> list[Batch]:
+        """Return the batches of a run that outlived who submitted them, in that order."""
+        batches = []
+        for _, args in self._client.run_on_scheduler(kept_tasks, run_id):
+            if args and isinstance(args[0], Packed):  # else its outcome is lost
+                batches.append(args[0].load())
+        return batches
+
+    def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
+        """Forget the outcomes of batches of a run, for they are in its store by now."""
+        tasks = None if keys is None else [_kept_key(atom_id, key, run_id) for key in keys]
+        told = {"run": run_id, "keys": tasks}
+        self._client.loop.add_callback(self._client.log_event, SETTLED, told)
+
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
         self._posts.pop(key, None)
@@ -237,11 +271,14 @@ class DaskConductor(BatchConductor):
             self._dropping.add(key)
             await task.cancel(asynchronous=True, force=False, msg="dropped")
 
-    async def _carry(self, batch: Batch) -> None:
+    async def _carry(self, batch: Batch, submitted: bool = False) -> None:
         report: Report
         future = None
         try:
-            future = self._tasks[batch.key] = await self._submit(batch)
+            future = (
+                Future(_key_of(batch), self._client) if submitted else await self._submit(batch)
+            )
+            self._tasks[batch.key] = future
             with self._client.as_current():
                 ended = wait(future)
             await ended
@@ -306,7 +343,6 @@ class DaskConductor(BatchConductor):
     async def _submit(self, batch: Batch) -> Future:
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
         # let workers idle for a round trip between any two of it.
-        key = (f"{batch.atom_id}-{batch.key}", ONCE)
         try:
             packed = pack(batch)
         except Exception as error:
@@ -320,7 +356,7 @@ class DaskConductor(BatchConductor):
             run_batch,
             packed,
             self.channel,
-            key=key,
+            key=_key_of(batch),
             pure=False,
             priority=batch.origin.depth,
             workers=sorted(workers) or None,
@@ -537,6 +573,17 @@ def _client_within(seconds: float, where: Any, security: Any) -> Client:
         if not made.cancel():
             return made.result()
         raise TimeoutError(f"no answer within {seconds + 1} s") from None
+
+
+def _key_of(batch: Batch) -> Any:
+    """Return the key of the task of a batch; one of three parts is kept, see `RunOnce`."""
+    if batch.sink is not None:
+        return _kept_key(batch.atom_id, batch.key, batch.run_id)
+    return (f"{batch.atom_id}-{batch.key}", ONCE)
+
+
+def _kept_key(atom_id: str, key: str, run_id: str) -> Any:
+    return (f"{atom_id}-{key}", run_id, ONCE)
 
 
 def _minor(python: str) -> str:

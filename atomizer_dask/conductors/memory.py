@@ -14,10 +14,11 @@ from weakref import WeakKeyDictionary
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.deposit import Depository
 from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.pickling import dump_atom
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
@@ -57,7 +58,9 @@ class MemoryConductor(BatchConductor):
 
         def execute() -> None:
             try:
-                outcome = self._site.execute(batch)
+                outcome: Outcome | Stored = self._site.depository.put(
+                    batch, self._site.execute(batch)
+                )
             except Exception as error:  # noqa: BLE001 - what is wrong with the batch as a whole
                 failure = Failure("rejected", type(error).__name__, str(error))
                 outcome = Outcome.all_failed(len(batch), failure, self._site.name)
@@ -92,6 +95,7 @@ class _MemorySite(IsolatingSite):
         super().__init__()
         self.name = f"memory://{os.getpid()}"
         self.posts: dict[str, Callable[[Report], None]] = {}
+        self.depository = Depository()
         self._conductor = conductor
         self._codes: WeakKeyDictionary[Definition, tuple[str, bytes]] = WeakKeyDictionary()
 
@@ -116,7 +120,7 @@ class _MemorySite(IsolatingSite):
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:
         if (post := self.posts.get(batch.key)) is not None:
-            post(Partly(batch.key, outcome))
+            post(Partly(batch.key, self.depository.put(batch, outcome)))
         return True
 
     def emit(self, channel: str, event: Event) -> None:

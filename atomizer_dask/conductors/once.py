@@ -1,4 +1,8 @@
-"""The scheduler's side: a batch whose worker died is not run again by Dask on its own."""
+"""The scheduler's side: what Dask does of its own with a batch, and shall not.
+
+A batch whose worker died is not run again: whoever sent it decides. And a batch of a run that has
+a store outlives who sent it, until its outcome is known to be in the store.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from distributed import SchedulerPlugin
 from distributed.scheduler import Scheduler
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
+SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
 
 
 class RunOnce(SchedulerPlugin):  # type: ignore[misc]
@@ -25,6 +30,25 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
 
     name = "atomizer-once"
     idempotent = True
+
+    def update_graph(
+        self, scheduler: Scheduler, *, keys: set[Any], client: str, **others: Any
+    ) -> None:
+        """Keep tasks of a run that has a store: their keys name the run between our two parts."""
+        for key in keys:
+            if type(key) is tuple and len(key) == 3 and key[-1] == ONCE:
+                scheduler.client_desires_keys([key], keeper_of(key[1]))
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Let go of tasks whose outcomes are in the store."""
+        if topic == SETTLED:
+            keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
+            if keeper is not None:
+                everything = [task.key for task in keeper.wants_what]
+                keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
+                self._scheduler.client_releases_keys(keys, keeper.client_key)
+                if not keeper.wants_what:
+                    del self._scheduler.clients[keeper.client_key]
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin."""
@@ -62,6 +86,20 @@ class ByValue(SchedulerPlugin):  # type: ignore[misc]
             cloudpickle.unregister_pickle_by_value(module)
 
 
+def keeper_of(run_id: str) -> str:
+    """Return the name of the client that keeps the tasks of a run; there is none of that name."""
+    return f"atomizer-{run_id}"
+
+
+def kept_tasks(run_id: str, dask_scheduler: Scheduler) -> list[tuple[Any, Any]]:
+    """Return the tasks that are kept of a run, with their arguments, in the order of submission."""
+    keeper = dask_scheduler.clients.get(keeper_of(run_id))
+    if keeper is None:
+        return []
+    tasks = sorted(keeper.wants_what, key=lambda task: task.priority[1:])
+    return [(task.key, task.run_spec.args) for task in tasks if task.run_spec is not None]
+
+
 class OutcomeLostError(Exception):
     """A worker died with an outcome that nobody had fetched."""
 
@@ -75,7 +113,7 @@ def is_not_about_ours(record: logging.LogRecord) -> bool:
     """Return whether a line of the scheduler's log is about something else than our tasks."""
     if record.msg.startswith("Removing worker"):
         keys = record.msg.partition("elsewhere: {")[2].partition("}")[0]
-        return not keys or bool(re.sub(rf"\('[^']*', '{ONCE}'\)(, )?", "", keys))
+        return not keys or bool(re.sub(rf"\((?:'[^']*', )+'{ONCE}'\)(, )?", "", keys))
     args = record.args if isinstance(record.args, tuple) else ()
     return not (
         record.msg.startswith("Task %s marked as failed")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
+from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import CANCELLED, Outcome
+from atomizer_dask.outcome import CANCELLED, Outcome, Stored
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Rows
@@ -147,7 +147,10 @@ class ElectronSource:
             back = [sent._replace(terms=terms) for sent in back]
         self._waiting.extendleft(reversed(self._without_cancelled(back)))
 
-    def deliver(self, batch: Batch, outcome: Outcome, *, last: bool) -> None:  # noqa: D102
+    def deliver(  # noqa: D102
+        self, batch: Batch, outcome: Outcome | Stored, *, last: bool
+    ) -> None:
+        assert isinstance(outcome, Outcome)  # what is sent one by one goes into no store
         taken = self._under_way[batch.key]
         if last:
             del self._under_way[batch.key]
@@ -210,7 +213,10 @@ class ElectronSource:
         _answer_cancelled(list(compress(those, lost)))
         return [sent for sent, gone in zip(those, lost, strict=True) if not gone]
 
-    def fail(self, error: ConductorError) -> None:  # noqa: D102
+    def salvage(self, batch: Batch) -> None:
+        """Do nothing: electrons that were sent one by one are kept nowhere."""
+
+    def fail(self, error: AtomizerError) -> None:  # noqa: D102
         under_way = (sent for group in self._under_way.values() for sent in group)
         lost = [*self._waiting, *self._delayed.values(), *under_way]
         self._waiting.clear()

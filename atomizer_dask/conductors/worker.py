@@ -15,6 +15,7 @@ from distributed.utils import sync
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import ChildConductor
+from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
@@ -26,9 +27,6 @@ from atomizer_dask.streams import Stream
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
-
-if TYPE_CHECKING:
-    pass
 
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
@@ -88,6 +86,7 @@ class DaskSite(IsolatingSite):
         self._conductor: WorkerConductor | None = None
         self._events: dict[str, list[Event]] = {}
         self._guard = threading.Lock()
+        self._depository = Depository()
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()
@@ -113,7 +112,7 @@ class DaskSite(IsolatingSite):
         finally:
             del self._channels[batch.key]
             self._flush()
-        packed = pack_outcome(outcome)
+        packed = pack_outcome(self._depository.put(batch, outcome))
         if packed.nbytes <= SMALL_OUTCOME:
             self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
         return packed
@@ -137,7 +136,7 @@ class DaskSite(IsolatingSite):
         return batch.version, self._codes[batch.version]
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
-        packed = pack_outcome(outcome)
+        packed = pack_outcome(self._depository.put(batch, outcome))
         if packed.nbytes > LARGE_TELLING:
             return False
         channel = self._channels.get(batch.key)

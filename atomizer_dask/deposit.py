@@ -1,0 +1,129 @@
+"""The worker's side of a store: results go there from where they were made, if it is seen there."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atomizer_dask.batch import Batch, Sink
+from atomizer_dask.columns import Values, column, size_of
+from atomizer_dask.folder import Folder
+from atomizer_dask.holder import HOLDER
+from atomizer_dask.outcome import Outcome, Stored
+from atomizer_dask.sweep import Inputs, Rows
+from atomizer_dask.tables import encode_outputs, pick_good, table_of_good
+
+logger = logging.getLogger(__name__)
+
+INCOMING = "incoming"
+SMALL_ROWS, SMALL_BYTES = 2_000, 2**16  # which are better gathered by the client
+
+
+class Depository:
+    """Where a site leaves results: the stores that can be seen from it."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Folder | None] = {}
+
+    def put(self, batch: Batch, outcome: Outcome) -> Outcome | Stored:
+        """Write the results of a batch into its store, and return a receipt.
+
+        The outcome itself where there is no store, where it cannot be seen or written from here,
+        or where there is too little for a file.
+        """
+        if batch.sink is None or isinstance(outcome.results, list):
+            return outcome
+        folder = None if _is_small(outcome) else self._folder(batch.sink)
+        if folder is None:
+            # Also where it travels: what cannot be stored must not depend on the way it takes.
+            return encode_outputs(outcome, allow_pickle=batch.sink.allow_pickle).outcome
+        try:
+            return _put(folder, batch, batch.sink, outcome)
+        except OSError:  # disk full, quota: the client tries, and tells what is wrong
+            logger.warning("cannot write to the store %s", folder.url, exc_info=True)
+            return outcome
+
+    def _folder(self, sink: Sink) -> Folder | None:
+        key = sink.url, sink.token
+        if key not in self._seen:
+            self._seen[key] = _look(sink)
+        return self._seen[key]
+
+
+def _look(sink: Sink) -> Folder | None:
+    """Return the store where it is the same folder from here as it is for the client."""
+    try:
+        folder = Folder(sink.url)
+        there = folder.read_json(HOLDER)["token"]
+    except Exception:
+        logger.debug("the store %s is not seen from here", sink.url, exc_info=True)
+        return None
+    return folder if there == sink.token else None
+
+
+def _is_small(outcome: Outcome) -> bool:
+    if len(outcome) >= SMALL_ROWS:
+        return False
+    assert isinstance(outcome.results, dict)
+    return sum(size_of(c.values) for c in outcome.results.values() if len(c.values)) < SMALL_BYTES
+
+
+def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
+    encoded = encode_outputs(outcome, allow_pickle=sink.allow_pickle)
+    outcome = encoded.outcome
+    failed = np.asarray(outcome.failed, dtype=np.int64)
+    count = len(outcome)
+    name, nbytes = "", 0
+    if len(failed) < count:
+        positions = np.asarray(batch.positions[outcome.first : outcome.kept])
+        inputs = columns_of(batch.cut(outcome.first, outcome.kept))
+        table = table_of_good(
+            np.delete(positions, failed) if len(failed) else positions,
+            pick_good(inputs, failed, count),
+            encoded,
+            batch.terms.attempt,
+            sink.code,
+            allow_pickle=sink.allow_pickle,
+        )
+        name = f"{batch.key}-{outcome.first}.parquet"
+        folder.write_with(f"{INCOMING}/{name}", partial(write_table, table))
+        nbytes = table.nbytes
+    return Stored(
+        first=outcome.first,
+        kept=outcome.kept,
+        seconds=outcome.seconds,
+        name=name,
+        nbytes=nbytes,
+        offsets=failed + outcome.first,
+        failed=outcome.pick(outcome.failed_mask()),
+    )
+
+
+def columns_of(inputs: Inputs) -> dict[str, Values]:
+    """Return inputs as columns; of rows with different fields, those that all have."""
+    if not isinstance(inputs, Rows):
+        return inputs.columns()
+    names = dict.fromkeys(name for row in inputs.payloads for name in row)
+    return {name: column([row.get(name) for row in inputs.payloads]) for name in names}
+
+
+def write_table(table: pa.Table, where: Any) -> None:
+    """Write a table of properties as Parquet."""
+    texts = [
+        field.name
+        for field in table.schema
+        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type)
+    ]
+    pq.write_table(
+        table,
+        where,
+        compression="none",  # numbers hardly shrink, and it takes as long again
+        use_dictionary=texts or False,
+        write_statistics=["electron"],
+        write_page_checksum=True,
+    )

@@ -1,0 +1,125 @@
+"""Who works on a store: one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import psutil
+
+from atomizer_dask.electron import new_id
+from atomizer_dask.errors import StoreError, StoreHeldError
+from atomizer_dask.folder import Folder
+
+HOLDER = "holder.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who works on a store.
+
+    Parameters
+    ----------
+    token
+        Names this hold.
+    host, pid, born
+        The process; when it began, in seconds since the epoch, tells it from a later one of the
+        same number.
+    since
+        When it took hold of the store, ISO 8601 in UTC.
+    detached
+        The name of the task that drives the run on the cluster; empty where a client does.
+    scheduler
+        Of which cluster.
+    """
+
+    token: str
+    host: str
+    pid: int
+    born: float
+    since: str
+    detached: str = ""
+    scheduler: str = ""
+
+    @classmethod
+    def here(cls, detached: str = "", scheduler: str = "") -> Holder:
+        """Return this process as one."""
+        born = psutil.Process().create_time()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(new_id(), socket.gethostname(), os.getpid(), born, since, detached, scheduler)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is known to be gone: another host's process never is."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            born: float = psutil.Process(self.pid).create_time()
+            return abs(born - self.born) > 1
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.AccessDenied:
+            return False
+
+    def __str__(self) -> str:
+        what = "the detached driver, " if self.detached else ""
+        return f"{what}process {self.pid} on {self.host}, since {self.since}"
+
+    def dump(self) -> bytes:
+        """Return it as it is written."""
+        return json.dumps(asdict(self), indent=2).encode()
+
+
+def read_holder(folder: Folder) -> Holder | None:
+    """Return who holds a store; None where nobody does."""
+    try:
+        return Holder(**folder.read_json(HOLDER))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"{folder.url}/{HOLDER} cannot be read ({error}); remove it where no other process "
+            "works on this store",
+            error,
+        ) from error
+
+
+def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
+    """Make `me` the one who works on a store.
+
+    Raises
+    ------
+    StoreHeldError
+        Where another process does that is not known to be dead, and it shall not be taken over.
+    """
+    while not folder.create(HOLDER, me.dump()):
+        other = read_holder(folder)
+        if other is None:
+            continue
+        if not (takeover or other.is_dead):
+            raise StoreHeldError(
+                f"{folder.url} is held by {other}; wait for it, or take over with takeover=True "
+                "where that process is gone or shall stop"
+            )
+        _put_away(folder, other)
+
+
+def _put_away(folder: Folder, other: Holder) -> None:
+    """Remove a holder, and no one who has come after it."""
+    aside = f"holder-{new_id()}.json"
+    try:
+        folder.move(HOLDER, aside)
+    except FileNotFoundError:
+        return  # somebody else did
+    if folder.read(aside) != other.dump():  # somebody else has, and holds it by now
+        folder.create(HOLDER, folder.read(aside))
+    folder.remove(aside)
+
+
+def let_go(folder: Folder, me: Holder) -> None:
+    """Be no longer the one who works on a store."""
+    if read_holder(folder) == me:
+        folder.remove(HOLDER)

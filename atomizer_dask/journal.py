@@ -1,0 +1,358 @@
+"""The journal: writes down what becomes of the electrons of a run, as it becomes known.
+
+Results that workers wrote into the store are moved to where they count; what travelled is
+gathered and written twice a second. Small files are merged in a thread of its own, such that at
+no moment a row is missing, or there twice, for whoever reads the store after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from atomizer_dask.deposit import INCOMING, columns_of
+from atomizer_dask.electron import new_id
+from atomizer_dask.errors import ElectronError
+from atomizer_dask.frame import Part
+from atomizer_dask.outcome import Outcome, Stored
+from atomizer_dask.schemas import common_schema, joined, recoded, with_notes
+from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
+from atomizer_dask.stored import File, StoredPart
+from atomizer_dask.sweep import Inputs
+from atomizer_dask.tables import (
+    Positions,
+    encode_outputs,
+    table_of_failed,
+    table_of_failures,
+    table_of_good,
+)
+
+FLUSH_ROWS = 2**18
+SMALL_ROWS = 2**17  # in a file, fewer are merged with others
+MERGE_AT = 32  # small files
+
+
+class Journal:
+    """Writes down what becomes of the electrons of a run.
+
+    Everything but reading happens on one thread, that of the dispatcher.
+
+    Parameters
+    ----------
+    store
+        Where to; it is held.
+    code
+        The fingerprint of the atom's code.
+    inputs_of
+        Returns the inputs of electrons.
+    allow_pickle
+        Whether what has no Arrow type may be pickled.
+    write_rows
+        Writes rows of a streamed sweep of which the store does not know yet.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        code: str,
+        inputs_of: Callable[[Positions], Inputs],
+        *,
+        allow_pickle: bool,
+        write_rows: Callable[[], None] | None = None,
+    ) -> None:
+        self.store = store
+        self._write_rows = write_rows or _nothing
+        self.allow_pickle = allow_pickle
+        self.files: dict[str, list[File]] = {}
+        self._code = code
+        self._inputs_of = inputs_of
+        self._done = np.zeros(0, dtype=bool)
+        self._gathered: list[tuple[Part, Callable[[StoredPart], None]]] = []
+        self._gathered_rows = 0
+        self._failed: list[Part] = []
+        self._errors: list[tuple[int, ElectronError]] = []
+        self._failed_files: list[str] = []
+        self._merger = ThreadPoolExecutor(1, thread_name_prefix="atomizer-merge")
+        self._merging = False
+
+    # -- what is done ------------------------------------------------------------------------
+
+    def mark_done(self, positions: Positions) -> None:
+        """Note that electrons have ended."""
+        self._grow(positions)
+        self._done[_indices(positions)] = True
+
+    def not_done(self, positions: Positions) -> Positions:
+        """Return which of these electrons have not ended."""
+        self._grow(positions)
+        done = self._done[_indices(positions)]
+        if not done.any():
+            return positions
+        left: np.ndarray = np.asarray(positions)[~done]
+        return left
+
+    def reopen(self, positions: Positions) -> None:
+        """Note that electrons that had ended have not."""
+        self._done[_indices(positions)] = False
+
+    def _grow(self, positions: Positions) -> None:
+        if not len(positions):
+            return
+        top = positions[-1] if isinstance(positions, range) else positions.max()
+        if top >= len(self._done):
+            more = np.zeros(max(int(top) + 1, 2 * len(self._done)) - len(self._done), dtype=bool)
+            self._done = np.concatenate([self._done, more])
+
+    # -- writing down ------------------------------------------------------------------------
+
+    def take_in(self, positions: Positions, stored: Stored) -> StoredPart | None:
+        """Move what a worker wrote to where it counts, and return it; None where it is known.
+
+        Parameters
+        ----------
+        positions
+            Of the electrons that it tells of.
+        """
+        failed = stored.offsets - stored.first
+        good = np.delete(np.asarray(positions), failed) if len(failed) else positions
+        left = self.not_done(good)
+        if not stored.name or not len(left):
+            self.store.folder.remove(f"{INCOMING}/{stored.name}") if stored.name else None
+            return None
+        self._write_rows()
+        if len(left) < len(good):  # two have executed some of it
+            return self._take_in_some(stored.name, left)
+        self.store.move(f"{INCOMING}/{stored.name}", f"{PROPERTIES}/{stored.name}")
+        self.mark_done(good)
+        return self._stored(self._add_file(stored.name, len(good)))
+
+    def _take_in_some(self, name: str, left: Positions) -> StoredPart:
+        table = self.store.read(f"{INCOMING}/{name}")
+        wanted = np.isin(table.column("electron").to_numpy(), np.asarray(left))
+        table = table.filter(pa.array(wanted))
+        self.store.write(f"{PROPERTIES}/{name}", table)
+        self.store.folder.remove(f"{INCOMING}/{name}")
+        self.mark_done(left)
+        return self._stored(self._add_file(name, len(table)))
+
+    def salvage(self, key: str) -> list[StoredPart]:
+        """Take in what a worker had written of a batch before it died."""
+        found = []
+        for name in self.store.folder.names(INCOMING):
+            if name.startswith(f"{key}-"):
+                part = self.take_in_file(name)
+                if part is not None:
+                    found.append(part)
+        return found
+
+    def take_in_file(self, name: str) -> StoredPart | None:
+        """Take in a file of ``incoming`` of which no receipt has come."""
+        positions = self.store.read(f"{INCOMING}/{name}", ["electron"]).column(0).to_numpy()
+        nobody = Outcome.none()
+        receipt = Stored(0, len(positions), 0.0, name, 0, np.empty(0, dtype=np.int64), nobody)
+        return self.take_in(positions, receipt)
+
+    def add_file(self, name: str, count: int) -> StoredPart:
+        """Note that there is a file of properties, and return it as a part."""
+        return self._stored(self._add_file(name, count))
+
+    def add_failed_file(self, name: str) -> None:
+        """Note that there is a file of electrons that failed."""
+        self._failed_files.append(name)
+
+    def _add_file(self, name: str, count: int) -> File:
+        file = File(name, 0, count)
+        self.files[name] = [file]
+        return file
+
+    def _stored(self, file: File, start: int = 0, count: int | None = None) -> StoredPart:
+        count = file.count if count is None else count
+        return StoredPart(self.store, file, start, count, allow_pickle=self.allow_pickle)
+
+    def storable(self, outcome: Outcome) -> Outcome:
+        """Return an outcome in which what cannot be stored is a failure."""
+        return encode_outputs(outcome, allow_pickle=self.allow_pickle).outcome
+
+    def gather(self, part: Part, written: Callable[[StoredPart], None]) -> None:
+        """Have good electrons written soon.
+
+        Parameters
+        ----------
+        written
+            Called when they are.
+        """
+        self.mark_done(part.positions)
+        self._gathered.append((part, written))
+        self._gathered_rows += len(part)
+
+    def gather_failed(self, part: Part) -> None:
+        """Have failed electrons written soon."""
+        self.mark_done(part.positions)
+        self._failed.append(part)
+
+    def gather_errors(self, errors: Iterable[tuple[int, ElectronError]]) -> None:
+        """Have failed attempts written soon, in full."""
+        self._errors += errors
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough has been gathered to be written."""
+        return self._gathered_rows >= FLUSH_ROWS
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is written."""
+        return not (self._gathered or self._failed or self._errors)
+
+    def flush(self) -> None:
+        """Write what has been gathered.
+
+        Raises
+        ------
+        StoreError
+            Where that fails, or another process has taken over; what was gathered is kept.
+        """
+        if self.is_empty:
+            return
+        self.store.check_held()
+        self._write_rows()
+        if self._errors:
+            self.store.write(f"{FAILURES}/{new_id()}.parquet", table_of_failures(self._errors))
+            self._errors = []
+        self._write_gathered()
+        if self._failed:
+            self._write_failed(self._failed)
+            self._failed = []
+
+    def _write_gathered(self) -> None:
+        while self._gathered:
+            tables: list[pa.Table] = []
+            first = self._table_of(self._gathered[0][0])
+            for part, _ in self._gathered:
+                table = first if not tables else self._table_of(part)
+                if not table.schema.equals(first.schema, check_metadata=True):
+                    break
+                tables.append(table)
+            name = f"{new_id()}.parquet"
+            self.store.write(f"{PROPERTIES}/{name}", pa.concat_tables(tables).combine_chunks())
+            file, start = self._add_file(name, sum(map(len, tables))), 0
+            those, self._gathered = self._gathered[: len(tables)], self._gathered[len(tables) :]
+            for part, written in those:
+                written(self._stored(file, start, len(part)))
+                start += len(part)
+        self._gathered_rows = 0
+
+    def _table_of(self, part: Part) -> pa.Table:
+        inputs = columns_of(self._inputs_of(part.positions))
+        encoded = encode_outputs(part.outcome, allow_pickle=self.allow_pickle)
+        positions = np.asarray(part.positions)
+        return table_of_good(
+            positions, inputs, encoded, part.attempt, self._code, allow_pickle=self.allow_pickle
+        )
+
+    def _write_failed(self, parts: Sequence[Part]) -> None:
+        tables = [
+            table_of_failed(
+                part,
+                columns_of(self._inputs_of(part.positions)),
+                part.code or self._code,
+                allow_pickle=self.allow_pickle,
+            )
+            for part in parts
+            if len(part)
+        ]
+        if tables:
+            name = f"{FAILED}{new_id()}.parquet"
+            self.store.write(f"{PROPERTIES}/{name}", joined(tables))
+            self._failed_files.append(name)
+
+    def rewrite_failed(self, parts: Sequence[Part]) -> None:
+        """Write all that failed anew: some of it will be tried again."""
+        self.flush()
+        before, self._failed_files = self._failed_files, []
+        self._write_failed(parts)
+        for name in before:
+            self.store.folder.remove(f"{PROPERTIES}/{name}")
+
+    # -- few files ---------------------------------------------------------------------------
+
+    def merge_small(self, post: Callable[[Callable[[], None]], None], at: int = MERGE_AT) -> bool:
+        """Begin to merge small files where there are many, and return whether it has."""
+        small = [name for name, those in self.files.items() if _rows(those) < SMALL_ROWS]
+        if self._merging or len(small) < at:
+            return False
+        self._merging = True
+        job = self._merger.submit(self._merge, small)
+        job.add_done_callback(lambda job: post(lambda: self._end_merge(small, job.result())))
+        return True
+
+    def _merge(self, names: list[str]) -> str:
+        tables = [self.store.read(f"{PROPERTIES}/{name}") for name in names]
+        merged = f"{new_id()}.parquet"
+        table = joined(tables)
+        sources = json.dumps(names)
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), b"sources": sources}
+        )
+        self.store.write(f"{MERGING}/{merged}", table)
+        return merged
+
+    def _end_merge(self, names: list[str], merged: str) -> None:
+        self._merging = False
+        finish_merge(self.store, names, merged)
+        files, first = [], 0
+        for name in names:
+            for file in self.files.pop(name):
+                files.append(file)
+                file.first += first
+            first += _rows(files) - first
+        for file in files:
+            file.name = merged
+        self.files[merged] = files
+
+    @property
+    def is_merging(self) -> bool:
+        """Whether files are being merged."""
+        return self._merging
+
+    def unify(self) -> None:
+        """Give all files of properties one schema, so that any reader takes them for one table."""
+        folder = self.store.folder
+        schemas = {name: self.store.schema_of(name) for name in folder.files(PROPERTIES)}
+        if len({str(with_notes(schema)) for schema in schemas.values()}) <= 1:
+            return
+        target = reduce(common_schema, schemas.values())
+        for name, schema in schemas.items():
+            if with_notes(schema) != with_notes(target):
+                table = recoded(self.store.read(name), target, self.allow_pickle)
+                self.store.write(name, table)
+
+    def close(self) -> None:
+        """End its thread."""
+        self._merger.shutdown()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def finish_merge(store: Store, names: Iterable[str], merged: str) -> None:
+    """Replace files of properties by the one that they were merged into."""
+    for name in names:
+        store.folder.remove(f"{PROPERTIES}/{name}")
+    store.move(f"{MERGING}/{merged}", f"{PROPERTIES}/{merged}")
+
+
+def _indices(positions: Positions) -> Any:
+    is_slice = isinstance(positions, range) and positions.step == 1
+    return slice(positions.start, positions.stop) if is_slice else positions  # type: ignore[union-attr]
+
+
+def _rows(files: Sequence[File]) -> int:
+    return sum(file.count for file in files)

@@ -1,0 +1,418 @@
+"""A run that is kept in a store: how one begins there, goes on, is extended, and is looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from atomizer_dask import codec
+from atomizer_dask.atom import Definition
+from atomizer_dask.chained import Chained, Picked
+from atomizer_dask.columns import as_objects, python_values
+from atomizer_dask.errors import InvalidSweepError, RegistrationError, StoreChangedError, StoreError
+from atomizer_dask.fingerprint import Code
+from atomizer_dask.folder import Folder
+from atomizer_dask.journal import Journal
+from atomizer_dask.ledger import State
+from atomizer_dask.matching import match
+from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.policy import OnFailure, Policy
+from atomizer_dask.provenance import differences, surroundings
+from atomizer_dask.store import FAILURES, MERGING, PROPERTIES, SWEEP, Store, now
+from atomizer_dask.streams import seed_of
+from atomizer_dask.sweep import Inputs, Streamed, Sweep
+from atomizer_dask.sweepfile import load_sweep, save_sweep
+from atomizer_dask.tables import Positions
+from atomizer_dask.view import View
+
+ATOM = "atom.pickle"
+ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `Atomizer.map`, but for those that name things."""
+
+    timeout: float | None
+    policy: Policy
+    copy_state: bool
+    allow_pickle: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as they stand in a manifest; a function as policy is not kept."""
+        on_failure = self.policy.on_failure
+        return {
+            "timeout": self.timeout,
+            "on_failure": on_failure if isinstance(on_failure, str) else None,
+            "max_attempts": self.policy.max_attempts,
+            "backoff": self.policy.backoff,
+            "copy_state": self.copy_state,
+            "allow_pickle": self.allow_pickle,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A run as it stands in a store.
+
+    Parameters
+    ----------
+    store
+        Which one.
+    universe
+        All electrons that it knows of, in their order.
+    view
+        What the run is about.
+    """
+
+    store: Store
+    universe: Sweep
+    view: View
+
+    @property
+    def run_id(self) -> str:
+        """Names the run."""
+        return str(self.store.manifest["run"])
+
+    @property
+    def atom_id(self) -> str:
+        """Which atom."""
+        return str(self.store.manifest["atom"]["id"])
+
+    @property
+    def seed(self) -> int:
+        """Of the random streams."""
+        return int(self.store.manifest["seed"])
+
+    @property
+    def state(self) -> State:
+        """``running`` also where whoever ran it died."""
+        state: State = self.store.manifest["state"]
+        return state
+
+    @property
+    def seconds(self) -> float:
+        """How long anybody has worked on it."""
+        sessions = self.store.manifest["sessions"]
+        spans = [
+            datetime.fromisoformat(session["end"]) - datetime.fromisoformat(session["start"])
+            for session in sessions
+            if session["end"]
+        ]
+        return sum(span.total_seconds() for span in spans)
+
+    def options_with(self, on_failure: OnFailure | None) -> Options:
+        """Return the options of the last `map`, perhaps with another policy.
+
+        Raises
+        ------
+        StoreError
+            Where the policy was a function, and none is given.
+        """
+        told = self.store.manifest["options"]
+        if on_failure is None:
+            on_failure = told["on_failure"]
+        if on_failure is None:
+            raise StoreError(
+                f"{self.run_id} had a function as on_failure, which {self.store.folder.url} does "
+                "not keep: give it again, attach(store, on_failure=...)"
+            )
+        attempts = told["max_attempts"] if told["on_failure"] != "fail" else None
+        policy = Policy.of(on_failure, attempts, told["backoff"])
+        return Options(told["timeout"], policy, told["copy_state"], told["allow_pickle"])
+
+    @property
+    def code(self) -> str:
+        """The fingerprint of the code that runs now."""
+        return str(self.store.manifest["codes"][-1]["fingerprint"])
+
+    def journal(self, universe: Sweep) -> Journal:
+        """Return what writes down what becomes of the electrons."""
+        allow_pickle = bool(self.store.manifest["options"]["allow_pickle"])
+
+        def inputs_of(positions: Positions) -> Inputs:
+            if isinstance(positions, range):
+                return universe.take(positions.start, positions.stop)
+            return universe.pick(positions)
+
+        writer = None
+        if isinstance(universe, Streamed):
+            writer = rows_writer(self.store, universe, allow_pickle=allow_pickle)
+        return Journal(
+            self.store, self.code, inputs_of, allow_pickle=allow_pickle, write_rows=writer
+        )
+
+    def to_do(self, journal: Journal) -> Positions:
+        """Return the electrons of the view that have not ended."""
+        view = self.view
+        wanted = range(view.count) if view.electrons is None else np.sort(view.electrons)
+        return journal.not_done(wanted)
+
+
+def begin(
+    url: Any,
+    run_id: str,
+    definition: Definition,
+    code: Code,
+    sweep: Sweep,
+    seed: int | None,
+    options: Options,
+) -> Kept:
+    """Take hold of a store, a new one or one of the same atom and seed, for a sweep.
+
+    Raises
+    ------
+    StoreError
+        Where it is held by somebody else, is of something else, or cannot be written to.
+    UnstorableError
+        Where inputs have no Arrow type, and must not be pickled.
+    """
+    store = Store(Folder(url))
+    store.hold()
+    try:
+        if not store.manifest:
+            _create(store, run_id, definition, code, sweep, seed_of(seed), options)
+            kept = Kept(store, sweep, View(sweep))
+        else:
+            _check_same(store, definition.id, seed)
+            check_code(store, code, accept=False)
+            kept = _extend(store, sweep, allow_pickle=options.allow_pickle)
+        store.manifest["options"] = options.to_json()
+        store.save()
+    except BaseException:
+        store.let_go()
+        raise
+    return kept
+
+
+def _create(
+    store: Store,
+    run_id: str,
+    definition: Definition,
+    code: Code,
+    sweep: Sweep,
+    seed: int,
+    options: Options,
+) -> None:
+    described = save_sweep(store, 0, sweep, allow_pickle=options.allow_pickle)
+    store.write_bytes(ATOM, dump_atom(definition))
+    store.manifest = {
+        "run": run_id,
+        "atom": {"id": definition.id, "vectorized": definition.vectorized},
+        "seed": str(seed),
+        "created": now(),
+        "state": "running",
+        "options": options.to_json(),
+        "codes": [_code(code)],
+        "sweeps": [{**described, "first": 0}],
+        "sessions": [],
+    }
+
+
+def _code(code: Code) -> dict[str, Any]:
+    return {**code.to_json(), "since": now(), "versions": _versions(surroundings())}
+
+
+def _versions(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in ("python", "packages")}
+
+
+def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
+    manifest, url = store.manifest, store.folder.url
+    known = manifest["atom"]["id"]
+    if known != atom_id:
+        raise StoreError(
+            f"{url} is the store of a run of {known}, not of {atom_id}: give another folder"
+        )
+    if seed is not None and seed_of(seed) != int(manifest["seed"]):
+        raise StoreError(
+            f"{url} was made with seed {manifest['seed']}, not {seed}: give that one, or none, or "
+            "another folder"
+        )
+
+
+def check_code(store: Store, code: Code, *, accept: bool) -> None:
+    """Compare the atom and what it runs on with what the store was made with.
+
+    Raises
+    ------
+    StoreChangedError
+        Where they differ, and that is not accepted; the message shows what changed.
+    """
+    last = store.manifest["codes"][-1]
+    before = Code.from_json(last)
+    facts = _versions(surroundings())
+    changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
+    versions = differences(last["versions"], facts)
+    if before.fingerprint == code.fingerprint and not versions:
+        return
+    if accept:
+        store.manifest["codes"].append(_code(code))
+        return
+    what = "\n".join([*versions, changes or ""]).strip() or "the code of the atom"
+    raise StoreChangedError(
+        f"{store.folder.url} was made with another {'atom' if changes else 'environment'}:\n"
+        f"{what}\n"
+        "Results of both would stand side by side. Give another store, undo the change, or go on "
+        "with atomizer.attach(store, accept_changes=True): to_frame(metadata=True) then says in "
+        "the column 'code' which electrons ran under which."
+    )
+
+
+def resume(url: Any, *, takeover: bool = False, detached: str = "", scheduler: str = "") -> Kept:
+    """Take hold of an existing store.
+
+    Raises
+    ------
+    StoreHeldError
+        Where another process holds it, and shall not be taken over.
+    StoreError
+        Where there is none.
+    """
+    store = Store.existing(url)
+    store.hold(takeover=takeover, detached=detached, scheduler=scheduler)
+    try:
+        return _kept(store, allow_pickle=None)
+    except BaseException:
+        store.let_go()
+        raise
+
+
+def look(url: Any, *, allow_pickle: bool) -> Kept:
+    """Return what a store is about, without touching it."""
+    return _kept(Store.existing(url), allow_pickle=allow_pickle)
+
+
+def _kept(store: Store, allow_pickle: bool | None) -> Kept:
+    if allow_pickle is None:
+        allow_pickle = store.manifest["options"]["allow_pickle"]
+    universe, views = _sweeps(store, allow_pickle)
+    return Kept(store, universe, views)
+
+
+def stored_atom(kept: Kept, *, allow_pickle: bool) -> Definition:
+    """Return the atom that a store keeps, which nobody here has registered.
+
+    Raises
+    ------
+    RegistrationError
+        Where pickles must not be read.
+    """
+    if not allow_pickle:
+        raise RegistrationError(
+            f"{kept.store.folder.url} is of the atom {kept.atom_id!r}, which is not registered "
+            "here: register it, Atomizer(conductor, atom), or run the copy that the store keeps, "
+            "attach(store, allow_pickle=True)"
+        )
+    return load_atom(kept.store.folder.read(ATOM))
+
+
+def drop(store: Store) -> list[str]:
+    """Put the damaged files of a store aside, and return which they are."""
+    folder = store.folder
+    damaged = store.corrupted(
+        [*folder.files(PROPERTIES), *folder.files(FAILURES), *folder.files(MERGING)]
+    )
+    for name in damaged:
+        store.put_aside(name)
+    return damaged
+
+
+# -- sweeps --------------------------------------------------------------------------------------
+
+
+def _sweeps(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
+    """Return all electrons of a store, and what its last sweep was about."""
+    segments: list[Sweep] = []
+    view = None
+    for described in store.manifest["sweeps"]:
+        sweep = load_sweep(store, described, allow_pickle=allow_pickle)
+        if isinstance(sweep, Streamed):
+            sweep.fill(load_rows(store, allow_pickle=allow_pickle))
+        if "which" not in described:
+            segments.append(sweep)
+            view = View(sweep)
+            continue
+        table = store.read(f"{SWEEP}/{described['which']}")
+        electrons = table.column("electron").to_numpy()
+        view = View(sweep, electrons)
+        if len(new := _new_rows(electrons, described["first"])):
+            segments.append(Picked(sweep, new))
+    assert view is not None
+    return (segments[0] if len(segments) == 1 else Chained(segments)), view
+
+
+def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
+    """Return which rows are electrons that no earlier sweep had, in their order."""
+    new = np.flatnonzero(electrons >= first)
+    return new[np.argsort(electrons[new], kind="stable")]
+
+
+def _extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> Kept:
+    """Return the run of another sweep in a store: old rows keep the electrons that they had."""
+    universe, last = _sweeps(store, allow_pickle)
+    streams = isinstance(universe, Streamed), isinstance(sweep, Streamed)
+    if any(streams):
+        if not all(streams):
+            raise StoreError(
+                f"{store.folder.url} and the sweep given are not both streams: give another folder"
+            )
+        assert isinstance(universe, Streamed)
+        assert isinstance(sweep, Streamed)
+        sweep.expect(universe.rows)
+        return Kept(store, sweep, View(sweep))
+    if sorted(universe.names) != sorted(sweep.names):
+        raise InvalidSweepError(
+            f"{store.folder.url} has the inputs {sorted(universe.names)}, the sweep has "
+            f"{sorted(sweep.names)}: to extend a run give all of these, or another folder"
+        )
+    known = universe.length or 0
+    electrons = match(universe.columns(), sweep.columns())
+    new = electrons < 0
+    electrons[new] = known + np.arange(int(new.sum()))
+    if last.electrons is None and np.array_equal(electrons, np.arange(known)):
+        return Kept(store, universe, View(sweep))
+    number = len(store.manifest["sweeps"])
+    described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)
+    which = f"{number}-electrons.parquet"
+    store.write(f"{SWEEP}/{which}", pa.table({"electron": electrons}))
+    store.manifest["sweeps"].append({**described, "first": known, "which": which})
+    if new.any():
+        universe = Chained([universe, Picked(sweep, np.flatnonzero(new))])
+    return Kept(store, universe, View(sweep, electrons))
+
+
+def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:
+    """Return what writes rows of a streamed sweep that have been drawn and are not yet written."""
+    written = sweep.drawn
+
+    def write() -> None:
+        nonlocal written
+        drawn = sweep.drawn
+        if drawn > written:
+            rows = as_objects(sweep.rows[written:drawn])
+            coded = codec.encode(rows, allow_pickle=allow_pickle)
+            table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
+            store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)
+            written = drawn
+
+    return write
+
+
+def load_rows(store: Store, *, allow_pickle: bool) -> list[Mapping[str, Any]]:
+    """Return the rows of a streamed sweep that were written."""
+    rows: list[Mapping[str, Any]] = []
+    for path in store.folder.files(SWEEP):
+        if path.startswith(f"{SWEEP}/{ROWS}"):
+            table = store.read(path)
+            note = json.loads(table.schema.metadata[b"note"])
+            rows += python_values(
+                codec.decode(table.column("row"), note, allow_pickle=allow_pickle)
+            )
+    return rows

@@ -1,0 +1,155 @@
+"""From a store to a ledger: what is known of a run that another process had in hands."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from atomizer_dask.deposit import INCOMING
+from atomizer_dask.errors import StoreCorruptedError
+from atomizer_dask.journal import Journal, finish_merge
+from atomizer_dask.ledger import Ledger
+from atomizer_dask.outcome import Failure
+from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
+from atomizer_dask.stored import File, StoredPart
+from atomizer_dask.tables import Failed, failures_of, part_of_failed
+
+Attempts = dict[int, dict[int, Failed]]
+
+
+def load(
+    store: Store, ledger: Ledger, *, wanted: np.ndarray | None = None, allow_pickle: bool = False
+) -> None:
+    """Fill a ledger with what is in a store, for whoever looks at it.
+
+    Parameters
+    ----------
+    wanted
+        Which electrons matter, as a mask; all where None.
+
+    Raises
+    ------
+    StoreCorruptedError
+        Where a file is damaged.
+    """
+    for name in _good(store):
+        if wanted is None:
+            count = store.rows_of(f"{PROPERTIES}/{name}")
+        else:
+            count = int(_among(wanted, _electrons(store, name)).sum())
+        part = StoredPart(store, File(name, 0, count), 0, count, allow_pickle=allow_pickle)
+        ledger.add(part)
+    _load_failures(store, ledger, None, wanted)
+
+
+def recover(store: Store, ledger: Ledger, journal: Journal, wanted: np.ndarray | None) -> None:
+    """Do the same for whoever goes on with it, and finish what others had left half done."""
+    for path in store.folder.files(MERGING):
+        sources = json.loads(store.schema_of(path).metadata[b"sources"])
+        finish_merge(store, sources, path.rpartition("/")[2])
+    for name in _good(store):
+        positions = _electrons(store, name)
+        left = journal.not_done(positions)
+        if len(left) < len(positions):  # somebody who was thought dead was not
+            table = store.read(f"{PROPERTIES}/{name}")
+            fresh = np.isin(positions, left)
+            store.write(f"{PROPERTIES}/{name}", table.filter(pa.array(fresh)))
+            positions = positions[fresh]
+        journal.mark_done(positions)
+        ledger.add(_counted(journal.add_file(name, len(positions)), positions, wanted))
+    for path in store.folder.files(INCOMING):
+        try:
+            part = journal.take_in_file(path.rpartition("/")[2])
+        except StoreCorruptedError:
+            store.put_aside(path)  # its electrons are executed again, which is all it takes
+            continue
+        if part is not None:
+            ledger.add(part)
+    _load_failures(store, ledger, journal, wanted)
+
+
+def _counted(part: StoredPart, positions: np.ndarray, wanted: np.ndarray | None) -> StoredPart:
+    return part if wanted is None else part.counting(int(_among(wanted, positions).sum()))
+
+
+def _good(store: Store) -> list[str]:
+    names = (path.rpartition("/")[2] for path in store.folder.files(PROPERTIES))
+    return [name for name in names if not name.startswith(FAILED)]
+
+
+def _electrons(store: Store, name: str) -> np.ndarray:
+    positions: np.ndarray = store.read(f"{PROPERTIES}/{name}", ["electron"]).column(0).to_numpy()
+    return positions
+
+
+def _among(wanted: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    inside = positions < len(wanted)
+    among: np.ndarray = inside & wanted[np.where(inside, positions, 0)]
+    return among
+
+
+def _load_failures(
+    store: Store, ledger: Ledger, journal: Journal | None, wanted: np.ndarray | None
+) -> None:
+    attempts = _attempts(store)
+    ended: dict[int, int] = {}
+    lots: defaultdict[tuple[str, int, str], list[tuple[int, Failed]]] = defaultdict(list)
+    for path in store.folder.files(PROPERTIES):
+        name = path.rpartition("/")[2]
+        if not name.startswith(FAILED):
+            continue
+        if journal is not None:
+            journal.add_failed_file(name)
+        table = store.read(
+            path, ["electron", "start", "end", "worker", "attempts", "code", "error"]
+        )
+        for row in _rows(table):
+            position, attempt = row["electron"], row["attempts"]
+            if position in ended or (
+                journal is not None and not len(journal.not_done(np.array([position])))
+            ):
+                continue
+            failed = attempts.get(position, {}).get(attempt) or _from_row(row)
+            ended[position] = attempt
+            if wanted is None or bool(_among(wanted, np.array([position]))[0]):
+                lots[failed.worker, attempt, row["code"]].append((position, failed))
+    for (_, _, code), those in lots.items():
+        part = part_of_failed(sorted(those, key=lambda pair: pair[0]))
+        part.code = code
+        ledger.add(part)
+        if journal is not None:
+            journal.mark_done(part.positions)
+    for position, tried in attempts.items():
+        last = ended.get(position, 1 + max(tried))
+        earlier = [tried[attempt] for attempt in sorted(tried) if attempt < last]
+        if earlier:
+            ledger.history[position] = tuple(
+                ledger.error_of(position, failed) for failed in earlier
+            )
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    for name in ("start", "end"):
+        column = table.column(name).cast(pa.timestamp("us", "UTC"), safe=False)
+        table = table.set_column(table.column_names.index(name), name, column)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _from_row(row: dict[str, Any]) -> Failed:
+    """Return a failure whose details were lost with whoever was about to write them."""
+    name, _, message = row["error"].partition(": ")
+    failure = Failure("exception", name, message)
+    return Failed(row["attempts"], failure, row["worker"], row["start"], row["end"])
+
+
+def _attempts(store: Store) -> Attempts:
+    attempts: Attempts = {}
+    for path in store.folder.files(FAILURES):
+        for position, failed in failures_of(store.read(path)):
+            attempts.setdefault(position, {})[failed.attempt] = failed
+    return attempts

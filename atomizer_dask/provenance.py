@@ -1,0 +1,130 @@
+"""Where something ran: the machine, the versions, the commit."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+_PACKAGES = "atomizer_dask", "dask", "distributed", "numpy", "pandas", "pyarrow"
+# Their modules are heavy; where nobody has imported them they did not take part.
+_WHERE_IMPORTED = {
+    "scipy": "scipy",
+    "numba": "numba",
+    "torch": "torch",
+    "jax": "jax",
+    "scikit-learn": "sklearn",
+    "xarray": "xarray",
+    "cupy": "cupy",
+}
+_PATIENCE = 2  # seconds for git, which may be on a slow file system
+
+
+def surroundings() -> dict[str, Any]:
+    """Return the facts about this process that its results may depend on, ready for JSON.
+
+    ``git`` is None outside a repository, without git, and where git takes more than two seconds.
+    Files that git does not track leave it clean.
+    """
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "user": _user(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": _packages(),
+        "git": _git(),
+        "directory": _directory(),
+        "argv": [str(argument) for argument in sys.argv],
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return what decides the bits of a result and is not as it was, a line each.
+
+    These are the versions of Python and of the packages that are known of both times: a package
+    that only one of them had imported says nothing.
+
+    >>> before = {"python": "3.11.9", "packages": {"numpy": "2.3.1", "scipy": "1.15.0"}}
+    >>> differences(before, {"python": "3.13.1", "packages": {"numpy": "2.4.0"}})
+    ['Python 3.11.9, now 3.13.1', 'numpy 2.3.1, now 2.4.0']
+    """
+    versions = [{"Python": of.get("python"), **(of.get("packages") or {})} for of in (before, now)]
+    was, is_now = versions
+    return [
+        f"{name} {version}, now {is_now[name]}"
+        for name, version in was.items()
+        if version and is_now.get(name) not in (None, version)
+    ]
+
+
+def _packages() -> dict[str, str]:
+    imported = {name: of for name, of in _WHERE_IMPORTED.items() if of in sys.modules}
+    found = {
+        name: _version(name, module)
+        for name, module in {**{name: name for name in _PACKAGES}, **imported}.items()
+    }
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(distribution: str, module: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # cupy is installed as cupy-cuda12x and the like
+        version = getattr(sys.modules.get(module), "__version__", None)
+        return None if version is None else str(version)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # in a container, whose user has no name
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been deleted
+        return ""
+
+
+def _git() -> dict[str, Any] | None:
+    root = _ask_git("rev-parse", "--show-toplevel")
+    status = root and _ask_git("status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    if not root or not status:
+        return None
+    lines = status.splitlines()
+    facts = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("# branch."))
+    commit, branch = facts.get("branch.oid", ""), facts.get("branch.head", "")
+    return {
+        "commit": None if commit == "(initial)" else commit,
+        "branch": None if branch == "(detached)" else branch,
+        "dirty": any(not line.startswith("#") for line in lines),
+        "root": root.rstrip("\n"),
+    }
+
+
+def _ask_git(*arguments: str) -> str | None:
+    """Return what git says; None where it says nothing, or may not be asked."""
+    # A repository can name a program as its file system monitor, which status would start.
+    command = ["git", "-c", "core.fsmonitor=false", *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell, and nothing that users have typed
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_PATIENCE,
+            env=environment,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,106 @@
+"""Some columns and rows of a frame, as a user asks for them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METADATA = {"id", "start", "end", "duration", "worker", "attempts", "code"}
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "in": lambda column, values: column.isin(list(values)),
+    "not in": lambda column, values: ~column.isin(list(values)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some columns and rows of a frame.
+
+    Parameters
+    ----------
+    shown
+        The columns to return; all where None.
+    columns
+        These and what is needed to choose rows; all where None.
+    filters
+        Triples of a column, a comparison and a value.
+    metadata
+        Whether metadata are needed.
+    """
+
+    shown: list[str] | None
+    columns: set[str] | None
+    filters: list[tuple[str, str, Any]]
+    metadata: bool
+
+    @classmethod
+    def of(
+        cls, columns: Sequence[str] | None, filters: Iterable[Any] | None, *, metadata: bool
+    ) -> Selection:
+        """Return what a user asks for.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where it makes no sense.
+        """
+        if isinstance(columns, str):
+            raise TypeError(f"columns must be a list of names, as in [{columns!r}]")
+        triples = [_checked(each) for each in filters or ()]
+        shown = None if columns is None else list(dict.fromkeys(columns))
+        needed = None if shown is None else {*shown, *(name for name, _, _ in triples)}
+        named = {*(shown or ()), *(name for name, _, _ in triples)}
+        return cls(shown, needed, triples, metadata or bool(named & METADATA))
+
+    def reads(self, inputs: Collection[str]) -> Collection[str] | None:
+        """Return which outputs must be read; None for all."""
+        if self.columns is None:
+            return None
+        prefix = "result_"
+        return {
+            *(self.columns - set(inputs)),
+            *(name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)),
+        }
+
+    def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the columns and rows that were asked for.
+
+        Raises
+        ------
+        KeyError
+            Where there is no such column.
+        """
+        for name, comparison, value in self.filters:
+            _check_column(name, frame)
+            frame = frame[_COMPARISONS[comparison](frame[name], value).fillna(False).astype(bool)]
+        if self.shown is None:
+            return frame
+        for name in self.shown:
+            _check_column(name, frame)
+        return frame[self.shown]
+
+
+def _check_column(name: str, frame: pd.DataFrame) -> None:
+    if name not in frame.columns:
+        raise KeyError(f"there is no column {name!r}; there are {list(frame.columns)}")
+
+
+def _checked(each: Any) -> tuple[str, str, Any]:
+    if not (isinstance(each, tuple | list) and len(each) == 3 and each[1] in _COMPARISONS):
+        raise ValueError(
+            f"a filter is a column, one of {' '.join(_COMPARISONS)}, and a value, as in "
+            f"('x', '>', 2); got {each!r}"
+        )
+    return each[0], each[1], each[2]

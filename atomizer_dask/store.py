@@ -1,0 +1,282 @@
+"""The store: the folder in which a run survives.
+
+::
+
+    STORE/run.json               what is to be done, by which code, with which seed; who did when
+    STORE/sweep/*.parquet        the inputs
+    STORE/properties/*.parquet   a row per electron that has ended
+    STORE/failures/*.parquet     a row per failed attempt, with its traceback
+    STORE/incoming/*.parquet     what workers have written, and nobody has taken in yet
+    STORE/merging/*.parquet      several files of properties as one, about to replace them
+    STORE/atom.pickle            the atom, for who asks for pickles
+    STORE/holder.json            who works on it at the moment
+
+Every file is complete or absent. One process at a time writes, the holder; workers write into
+``incoming`` alone, and what is there counts once the holder has moved it. What is done is what is
+in the store; everything else can be computed again, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atomizer_dask.deposit import INCOMING, write_table
+from atomizer_dask.errors import StoreCorruptedError, StoreError
+from atomizer_dask.folder import Folder
+from atomizer_dask.holder import Holder, let_go, read_holder, take_hold
+
+MANIFEST = "run.json"
+PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "sweep"
+FORMAT = 1
+FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
+_OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
+
+
+def now() -> str:
+    """Return the time as it stands in a manifest."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Store:
+    """The folder in which a run survives.
+
+    Parameters
+    ----------
+    folder
+        Where it is.
+
+    Attributes
+    ----------
+    manifest
+        The content of ``run.json``; empty where there is none yet.
+
+    Raises
+    ------
+    StoreError
+        Where the folder is something else than a store.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.holder: Holder | None = None
+        self.manifest: dict[str, Any] = self._read_manifest()
+
+    @classmethod
+    def existing(cls, url: Any) -> Store:
+        """Return the store at `url`.
+
+        Raises
+        ------
+        StoreError
+            Where there is none.
+        """
+        store = cls(Folder(url))
+        if not store.manifest:
+            raise StoreError(
+                f"there is no store at {store.folder.url}: it has no {MANIFEST}; "
+                "atomizer.map(..., store=...) makes one"
+            )
+        return store
+
+    def _read_manifest(self) -> dict[str, Any]:
+        url = self.folder.url
+        try:
+            manifest: dict[str, Any] = self.folder.read_json(MANIFEST)
+        except FileNotFoundError:
+            others = set(self.folder.names()) - _OURS
+            if others:
+                shown = ", ".join(sorted(others)[:3])
+                raise StoreError(
+                    f"{url} is not a store but holds other files ({shown}): nothing was touched; "
+                    "give a folder that is empty or does not exist"
+                ) from None
+            return {}
+        except NotADirectoryError as error:
+            raise StoreError(f"{url} is a file; a store is a folder", error) from error
+        except (OSError, ValueError) as error:
+            raise StoreCorruptedError(f"{url}/{MANIFEST} cannot be read: {error}", error) from error
+        if not isinstance(manifest, dict) or "format" not in manifest:
+            raise StoreError(f"{url}/{MANIFEST} is not that of a store: nothing was touched")
+        if manifest["format"] > FORMAT:
+            raise StoreError(
+                f"{url} was written by a later version of atomizer_dask (format "
+                f"{manifest['format']}, this one knows {FORMAT}): install that one"
+            )
+        return manifest
+
+    # -- holding it --------------------------------------------------------------------------
+
+    def hold(self, *, takeover: bool = False, detached: str = "", scheduler: str = "") -> None:
+        """Become the one who works on it, and read again what others may have written.
+
+        Raises
+        ------
+        StoreHeldError
+            Where another process does.
+        StoreError
+            Where nothing can be written there.
+        """
+        me = Holder.here(detached, scheduler)
+        with self._writing("take hold of it"):
+            self.folder.make()
+            take_hold(self.folder, me, takeover=takeover)
+        self.holder = me
+        try:
+            self.manifest = self._read_manifest()
+            with self._writing("make its folders"):
+                for name in (PROPERTIES, FAILURES, INCOMING, MERGING, SWEEP):
+                    self.folder.make(name)
+                    self.folder.sweep_up(name)
+        except BaseException:
+            self.let_go()
+            raise
+
+    def let_go(self) -> None:
+        """Be no longer the one who works on it."""
+        if self.holder is not None:
+            holder, self.holder = self.holder, None
+            let_go(self.folder, holder)
+
+    def check_held(self) -> None:
+        """Raise `StoreError` where another process has taken over."""
+        other = read_holder(self.folder)
+        if self.holder is None or other is None or other.token != self.holder.token:
+            by = "nobody" if other is None else str(other)
+            raise StoreError(
+                f"{self.folder.url} is no longer held by this process but by {by}; what it had not "
+                "yet written is left to that one"
+            )
+
+    def save(self) -> None:
+        """Write the manifest."""
+        with self._writing("write its manifest"):
+            self.folder.write_json(MANIFEST, {"format": FORMAT, **self.manifest})
+
+    def begin_session(self, facts: dict[str, Any]) -> None:
+        """Note in the manifest who works on it from now on."""
+        self.manifest.setdefault("sessions", []).append({"start": now(), "end": None, **facts})
+        self.manifest["state"] = "running"
+        self.save()
+
+    def end_session(self, state: str) -> None:
+        """Note in the manifest that who worked on it has ended, and how."""
+        self.manifest["sessions"][-1]["end"] = now()
+        self.manifest["state"] = state
+        self.save()
+
+    def _writing(self, what: str) -> _Writing:
+        return _Writing(self.folder.url, what)
+
+    # -- files -------------------------------------------------------------------------------
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Write a table.
+
+        Raises
+        ------
+        StoreError
+            Where it cannot be written; then nothing has changed.
+        """
+        with self._writing(f"write {name}"):
+            self.folder.write_with(name, partial(write_table, table))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file; raises what `write` does."""
+        with self._writing(f"write {name}"):
+            self.folder.write(name, content)
+
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name; raises `FileNotFoundError` where there is none."""
+        try:
+            self.folder.move(name, to)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot move {name} in {self.folder.url}: {error}", error) from error
+
+    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a table, or some of its columns.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there is none: it may have been merged.
+        StoreCorruptedError
+            Where the file is damaged.
+        """
+        return self._reading(name, lambda file: _read(file, columns))
+
+    def schema_of(self, name: str) -> pa.Schema:
+        """Return the schema of a table; raises what `read` does."""
+        return self._reading(name, lambda file: file.schema_arrow)
+
+    def rows_of(self, name: str) -> int:
+        """Return how many rows a table has; raises what `read` does."""
+        return int(self._reading(name, lambda file: file.metadata.num_rows))
+
+    def _reading(self, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
+        try:
+            with pq.ParquetFile(self.folder.open(name), page_checksum_verification=True) as file:
+                return look(file)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StoreCorruptedError(
+                f"{self.folder.url}/{name} is damaged ({reason}). Nothing else is affected: "
+                "atomizer.attach(store, drop_corrupted=True) puts it aside and computes its "
+                "electrons again",
+                error,
+            ) from error
+
+    def put_aside(self, name: str) -> str:
+        """Give a damaged file a name that nobody reads, and return it."""
+        aside = f"{name}.corrupted"
+        self.move(name, aside)
+        return aside
+
+    def corrupted(self, names: Iterable[str]) -> list[str]:
+        """Return which files cannot be read to the end."""
+        bad = []
+        for name in names:
+            try:
+                self.read(name)
+            except StoreCorruptedError:
+                bad.append(name)
+        return bad
+
+    def __repr__(self) -> str:
+        return f"<Store {self.folder.url}>"
+
+
+def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+    if columns is None:
+        return file.read()
+    here = set(file.schema_arrow.names)
+    return file.read(columns=[name for name in columns if name in here])
+
+
+class _Writing:
+    """Says in our words why nothing can be written."""
+
+    def __init__(self, url: str, what: str) -> None:
+        self._url = url
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise StoreError(
+                f"cannot use the store {self._url}: to {self._what} failed: {reason}. What had "
+                "been written is unharmed; once that is mended, atomizer.attach(store) goes on",
+                error,
+            ) from error

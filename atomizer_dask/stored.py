@@ -1,0 +1,172 @@
+"""Results that are in a store, as parts of a run, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.errors import StoreError
+from atomizer_dask.folder import Folder
+from atomizer_dask.frame import Part, frame_of_columns
+from atomizer_dask.outcome import Column
+from atomizer_dask.store import FAILED, PROPERTIES, Store
+from atomizer_dask.tables import decode, fields_of, parts_of
+
+
+@dataclass(slots=True)
+class File:
+    """Rows of a store: a file that was written at once, wherever it is by now.
+
+    Parameters
+    ----------
+    name
+        Of the file they are in.
+    first, count
+        Which rows of it.
+    """
+
+    name: str
+    first: int
+    count: int
+
+
+class StoredPart:
+    """Good electrons whose results are in a store.
+
+    Parameters
+    ----------
+    store
+        Which one.
+    file
+        The rows of it.
+    start, count
+        Which of these rows.
+    allow_pickle
+        Whether columns of pickles may be read.
+    """
+
+    __slots__ = (
+        "_count",
+        "_file",
+        "_rows",
+        "_start",
+        "allow_pickle",
+        "attempt",
+        "replaced",
+        "store",
+    )
+
+    def __init__(
+        self, store: Store, file: File, start: int, count: int, *, allow_pickle: bool
+    ) -> None:
+        self.store = store
+        self._file = file
+        self._start = start
+        self._rows = self._count = count
+        self.allow_pickle = allow_pickle
+        self.attempt = 1
+        self.replaced = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def failed_positions(self) -> np.ndarray:
+        """Return none."""
+        return np.empty(0, dtype=np.int64)
+
+    def counting(self, count: int) -> StoredPart:
+        """Return it such that so many of its electrons count."""
+        self._count = count
+        return self
+
+    @property
+    def name(self) -> str:
+        """The file that it is in by now."""
+        return self._file.name
+
+    def columns(self, metadata: bool, outputs: Collection[str] | None) -> list[str] | None:
+        """Return which columns of its file to read; all where None."""
+        if metadata and outputs is None:
+            return None
+        schema = self.store.schema_of(f"{PROPERTIES}/{self.name}")
+        facts = ["start", "end", "worker", "attempts", "code"] if metadata else []
+        wanted = [
+            field.physical
+            for field in fields_of(schema)
+            if field.role == "output" and (outputs is None or field.name in outputs)
+        ]
+        return ["electron", *wanted, *facts]
+
+    def load(self) -> list[Part]:
+        """Return it with its results."""
+        while True:
+            name, first = self._file.name, self._file.first
+            try:
+                table = self.store.read(f"{PROPERTIES}/{name}")
+            except FileNotFoundError:
+                if self._file.name == name:
+                    raise
+                continue  # it was merged a moment ago
+            rows = table.slice(first + self._start, self._rows)
+            return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
+
+
+def read_parts(
+    parts: Iterable[StoredPart],
+    *,
+    metadata: bool,
+    outputs: Collection[str] | None = None,
+) -> list[Part]:
+    """Return results that are in a store, file by file.
+
+    Parameters
+    ----------
+    metadata
+        Read also when and where they ran.
+    outputs
+        Which outputs; all of them where None.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where files were merged in the meantime: ask again.
+    """
+    known = {part.name: part for part in parts}
+    read: list[Part] = []
+    for name, part in known.items():
+        table = part.store.read(f"{PROPERTIES}/{name}", part.columns(metadata, outputs))
+        if len(table):
+            read += parts_of(table, metadata=metadata, allow_pickle=part.allow_pickle)
+    return read
+
+
+def to_dask(store: Store, *, allow_pickle: bool) -> Any:
+    """Return the properties in a store as a ``dask.dataframe``, a partition per file."""
+    import dask.dataframe as dd
+
+    paths = store.folder.files(PROPERTIES)
+    if not paths:
+        raise StoreError(f"{store.folder.url} has no properties yet: no electron has ended")
+    nullable = any(path.rpartition("/")[2].startswith(FAILED) for path in paths)
+    read = partial(_read_frame, store.folder.url, nullable, allow_pickle)
+    meta = _frame_of(store.schema_of(paths[0]).empty_table(), nullable, allow_pickle)
+    return dd.from_map(read, paths, meta=meta, enforce_metadata=False)
+
+
+def _read_frame(url: str, nullable: bool, allow_pickle: bool, path: str) -> Any:
+    return _frame_of(Store(Folder(url)).read(path), nullable, allow_pickle)
+
+
+def _frame_of(table: Any, nullable: bool, allow_pickle: bool) -> Any:
+    import pandas as pd
+
+    columns: dict[str, dict[str, Column]] = {"input": {}, "output": {}}
+    for field in fields_of(table.schema):
+        column = table.column(field.physical)
+        columns[field.role][field.name] = decode(column, field.note, allow_pickle=allow_pickle)
+    index = pd.Index(table.column("electron").to_numpy())
+    return frame_of_columns(columns["input"], columns["output"], index, nullable=nullable)

@@ -1,0 +1,123 @@
+"""Sweeps in a store: the inputs of a run, as they are written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from atomizer_dask import codec
+from atomizer_dask.columns import Values
+from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
+from atomizer_dask.store import SWEEP, Store
+from atomizer_dask.sweep import Grid, Streamed, Sweep, Table
+
+_NOTE = b"atomizer"
+
+
+def save_sweep(store: Store, number: int, sweep: Sweep, *, allow_pickle: bool) -> dict[str, Any]:
+    """Write a sweep, and return how it is described in the manifest.
+
+    Raises
+    ------
+    UnstorableError
+        Where inputs have no Arrow type, and must not be pickled.
+    """
+    if isinstance(sweep, Grid):
+        axes = [
+            {"name": name, **_save_axis(store, f"{SWEEP}/{number}-{i}.parquet", name, values,
+                                        allow_pickle=allow_pickle)}
+            for i, (name, values) in enumerate(sweep.axes.items())
+        ]  # fmt: skip
+        return {"kind": "grid", "electrons": sweep.length, "axes": axes}
+    if isinstance(sweep, Table):
+        described = {"kind": "table", "electrons": sweep.length, "file": f"{number}.parquet"}
+        _save_columns(store, f"{SWEEP}/{number}.parquet", sweep.columns(), allow_pickle)
+        if sweep.index is not None:
+            described["index"] = f"{number}-index.parquet"
+            _save_index(store, f"{SWEEP}/{number}-index.parquet", sweep.index)
+        return described
+    if isinstance(sweep, Streamed):
+        return {"kind": "stream", "electrons": None}
+    raise InvalidSweepError(f"a {type(sweep).__name__} cannot be kept in a store")
+
+
+def _save_axis(
+    store: Store, file: str, name: str, values: Values, *, allow_pickle: bool
+) -> dict[str, Any]:
+    if isinstance(values, range):
+        return {"range": [values.start, values.stop, values.step]}
+    _save_columns(store, file, {name: values}, allow_pickle)
+    return {"file": file.rpartition("/")[2], "values": len(values)}
+
+
+def _save_columns(
+    store: Store, file: str, columns: Mapping[str, Values], allow_pickle: bool
+) -> None:
+    arrays, fields = [], []
+    for name, values in columns.items():
+        try:
+            coded = codec.encode(values, allow_pickle=allow_pickle)
+        except UnstorableError as error:
+            raise UnstorableError(
+                f"the inputs {name!r} cannot be kept in a store: {error.event.message}"
+            ) from error
+        arrays.append(coded.array)
+        note = {_NOTE: json.dumps(coded.note)}
+        fields.append(pa.field(name, coded.array.type, metadata=note))
+    store.write(file, pa.Table.from_arrays(arrays, schema=pa.schema(fields)))
+
+
+def _save_index(store: Store, file: str, index: pd.Index) -> None:
+    try:
+        table = pa.Table.from_pandas(pd.DataFrame(index=index), preserve_index=True)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UnstorableError(
+            f"the index of the sweep cannot be kept in a store: {error}; give the DataFrame "
+            "another one, df.reset_index() say",
+            error,
+        ) from error
+    store.write(file, table)
+
+
+def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool) -> Sweep:
+    """Return a sweep as it was written.
+
+    Raises
+    ------
+    StoreCorruptedError
+        Where its file is damaged.
+    UnstorableError
+        Where there are pickles in it, and these must not be read.
+    """
+    try:
+        if described["kind"] == "grid":
+            return Grid({a["name"]: _load_axis(store, a, allow_pickle) for a in described["axes"]})
+        if described["kind"] == "stream":
+            return Streamed(iter(()))
+        columns = _load_columns(store, f"{SWEEP}/{described['file']}", allow_pickle)
+        if "index" not in described:
+            return Table(columns)
+        index = store.read(f"{SWEEP}/{described['index']}").to_pandas().index
+        return Table(columns, pd.DataFrame(columns, index=index))
+    except FileNotFoundError as error:
+        raise StoreError(f"{store.folder.url} lacks a file of its sweep: {error}", error) from error
+
+
+def _load_axis(store: Store, axis: Mapping[str, Any], allow_pickle: bool) -> Values:
+    if "range" in axis:
+        return range(*axis["range"])
+    return _load_columns(store, f"{SWEEP}/{axis['file']}", allow_pickle)[axis["name"]]
+
+
+def _load_columns(store: Store, file: str, allow_pickle: bool) -> dict[str, Values]:
+    table = store.read(file)
+    return {
+        field.name: codec.decode(
+            table.column(field.name), json.loads(field.metadata[_NOTE]), allow_pickle=allow_pickle
+        )
+        for field in table.schema
+    }

@@ -1,0 +1,78 @@
+"""The rows of a sweep, as its user sees them, and the electrons of the run that stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from atomizer_dask.frame import Part
+from atomizer_dask.sweep import Streamed, Sweep
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The rows of a sweep, and which electron stands for each.
+
+    Parameters
+    ----------
+    sweep
+        As the user gave it.
+    electrons
+        For each row; None where electron i stands for row i, as it does unless a store had
+        electrons of an earlier sweep.
+    """
+
+    sweep: Sweep
+    electrons: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """How many rows there are, or have been drawn."""
+        if isinstance(self.sweep, Streamed):
+            return self.sweep.drawn
+        return self.sweep.length or 0
+
+    def electron(self, row: int) -> int:
+        """Return the electron that stands for a row."""
+        return row if self.electrons is None else int(self.electrons[row])
+
+    def has(self, electron: int) -> bool:
+        """Return whether an electron stands for a row."""
+        if self.electrons is None:
+            return electron < self.count
+        return bool((self.electrons == electron).any())
+
+    def as_keys(self, known: Mapping[int, T]) -> Mapping[int, T]:
+        """Return what is known by electron, by row."""
+        if self.electrons is None or not known:
+            return known
+        rows = {electron: row for row, electron in enumerate(self.electrons.tolist())}
+        return {rows[electron]: value for electron, value in known.items() if electron in rows}
+
+    def mask(self) -> np.ndarray | None:
+        """Return which electrons stand for a row; None where all do."""
+        if self.electrons is None:
+            return None
+        wanted = np.zeros(1 + int(self.electrons.max()), dtype=bool)
+        wanted[self.electrons] = True
+        return wanted
+
+    def as_rows(self, parts: Iterable[Part]) -> list[Part]:
+        """Return parts that tell of electrons as parts that tell of rows."""
+        if self.electrons is None:
+            return list(parts)
+        rows = np.full(1 + int(self.electrons.max()), -1)
+        rows[self.electrons] = np.arange(len(self.electrons))
+        seen = []
+        for part in parts:
+            positions = np.asarray(part.positions)
+            inside = positions < len(rows)
+            found = np.where(inside, rows[np.where(inside, positions, 0)], -1)
+            kept = part.pick(found >= 0)
+            seen.append(Part(found[found >= 0], kept.outcome, part.attempt, code=part.code))
+        return [part for part in seen if len(part)]
