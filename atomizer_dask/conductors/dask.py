@@ -41,6 +41,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.once import (
+    ADOPTED,
     ONCE,
     SETTLED,
     ByValue,
@@ -248,8 +249,9 @@ class DaskConductor(BatchConductor):
     def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
         """Forget the outcomes of batches of a run, for they are in its store by now."""
         tasks = None if keys is None else [_kept_key(atom_id, key, run_id) for key in keys]
-        told = {"run": run_id, "keys": tasks}
-        self._client.loop.add_callback(self._client.log_event, SETTLED, told)
+        if self._client.status == "running":
+            msg = {"run": run_id, "keys": tasks}
+            self._client.loop.add_callback(self._client.scheduler.log_event, topic=SETTLED, msg=msg)
 
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
@@ -275,9 +277,7 @@ class DaskConductor(BatchConductor):
         report: Report
         future = None
         try:
-            future = (
-                Future(_key_of(batch), self._client) if submitted else await self._submit(batch)
-            )
+            future = await self._adopt(batch) if submitted else await self._submit(batch)
             self._tasks[batch.key] = future
             with self._client.as_current():
                 ended = wait(future)
@@ -310,6 +310,14 @@ class DaskConductor(BatchConductor):
         self._post(batch.key, report)
         if future is not None:
             future.release()
+
+    async def _adopt(self, batch: Batch) -> Future:
+        """Return a future of a task that another client submitted."""
+        key = _key_of(batch)
+        future = Future(key, self._client)
+        msg = {"key": key, "client": self._client.id}
+        await self._client.scheduler.log_event(topic=ADOPTED, msg=msg)
+        return future
 
     def _forget(self, key: str) -> None:
         self._tasks.pop(key, None)

@@ -18,6 +18,7 @@ from distributed.scheduler import Scheduler
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
+ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 
 
 class RunOnce(SchedulerPlugin):  # type: ignore[misc]
@@ -40,8 +41,10 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 scheduler.client_desires_keys([key], keeper_of(key[1]))
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Let go of tasks whose outcomes are in the store."""
-        if topic == SETTLED:
+        """Let go of tasks whose outcomes are in the store, or tell another client of tasks."""
+        if topic == ADOPTED:
+            self._give(tuple(msg["key"]), msg["client"])
+        elif topic == SETTLED:
             keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
             if keeper is not None:
                 everything = [task.key for task in keeper.wants_what]
@@ -49,6 +52,13 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
                 if not keeper.wants_what:
                     del self._scheduler.clients[keeper.client_key]
+
+    def _give(self, key: Any, client: str) -> None:
+        if key in self._scheduler.tasks:
+            self._scheduler.client_desires_keys([key], client)
+        else:
+            gone = {"op": "cancelled-keys", "keys": [key], "reason": "it was let go of"}
+            self._scheduler.report(gone, client=client)
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin."""
@@ -96,8 +106,11 @@ def kept_tasks(run_id: str, dask_scheduler: Scheduler) -> list[tuple[Any, Any]]:
     keeper = dask_scheduler.clients.get(keeper_of(run_id))
     if keeper is None:
         return []
-    tasks = sorted(keeper.wants_what, key=lambda task: task.priority[1:])
-    return [(task.key, task.run_spec.args) for task in tasks if task.run_spec is not None]
+    return [
+        (task.key, task.run_spec.args)
+        for task in dask_scheduler.tasks.values()  # a dict: in the order of submission
+        if task in keeper.wants_what and task.run_spec is not None
+    ]
 
 
 class OutcomeLostError(Exception):
