@@ -6,6 +6,7 @@ import logging
 import threading
 import weakref
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from html import escape
 from time import monotonic
 from types import TracebackType
@@ -20,6 +21,7 @@ from atomizer_dask.errors import (
     AtomizerError,
     ConductorError,
     RegistrationError,
+    StoreError,
 )
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.fingerprint import code_of
@@ -224,6 +226,7 @@ class Atomizer:
         backoff: float | str = 0.0,
         store: Any = None,
         allow_pickle: bool = False,
+        detached: bool = False,
         name: str | None = None,
         copy_state: bool = False,
     ) -> Run:
@@ -262,6 +265,8 @@ class Atomizer:
         allow_pickle
             Let the store keep inputs and results that have no Arrow type, as pickles; else these
             are refused. To read them takes the same: whoever reads a pickle runs its code.
+        detached
+            Have the cluster go on without this process from the start: see `Run.detach`.
         name
             Begins the id of the run; the atom's name unless given.
         copy_state
@@ -290,6 +295,8 @@ class Atomizer:
         """
         policy = Policy.of(on_failure, max_attempts, backoff)
         limit = seconds_of(timeout, "timeout")
+        if detached and store is None:
+            raise StoreError("a detached run needs a store, or nobody could find it: give store=")
         self.exec()
         conductor = self._carrier(for_sweep=True)
         assert isinstance(conductor, BatchConductor)
@@ -315,7 +322,8 @@ class Atomizer:
         if store is not None:
             code = code_of(definition)
             kept = begin(store, run_id, definition, code, inputs, seed, options)
-            return self._start_kept(kept, definition, conductor, options)
+            run = self._start_kept(kept, definition, conductor, options)
+            return run.detach() if detached else run
         plan = self._plan(run_id, definition, conductor, inputs, seed_of(seed), options)
         ledger = Ledger(run_id, atom_id)
         run = Run.begin(plan, conductor, self._listeners_of(plan), View(inputs), ledger)
@@ -389,6 +397,15 @@ class Atomizer:
         except BaseException:
             kept.store.let_go()
             raise
+        return self._start_kept(kept, definition, conductor, options)
+
+    def go_on(self, store: Any, definition: Definition, *, policy: Policy, detached: str) -> Run:
+        """Go on with a run on the cluster itself, in the task `detached`; see `Run.detach`."""
+        self.exec()
+        conductor = self._carrier(for_sweep=True)
+        assert isinstance(conductor, BatchConductor)
+        kept = resume(store, detached=detached)
+        options = replace(kept.options_with("fail"), policy=policy)
         return self._start_kept(kept, definition, conductor, options)
 
     def _start_kept(

@@ -48,6 +48,10 @@ class Depository:
             logger.warning("cannot write to the store %s", folder.url, exc_info=True)
             return outcome
 
+    def sees(self, sink: Sink) -> bool:
+        """Return whether a store can be seen from here."""
+        return self._folder(sink) is not None
+
     def _folder(self, sink: Sink) -> Folder | None:
         key = sink.url, sink.token
         if key not in self._seen:

@@ -77,6 +77,9 @@ class Carrier(Protocol):
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
 
+    def forget(self, key: str) -> None:
+        """Tell no more of a batch, which goes on."""
+
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have told what becomes of a batch that another process submitted."""
 
@@ -297,6 +300,14 @@ class Driver:
         """End a batch; those of whom nothing has been told end with `failure`."""
         rest = Outcome.all_failed(lease.kept - lease.told, failure, worker)
         self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
+
+    def let_go(self) -> None:
+        """Wait for nothing any more, and leave what is under way to whoever comes."""
+        for key in self._leases:
+            self._carrier.forget(key)
+        self._failed = True
+        self._leases.clear()
+        self.leased = 0
 
     def fail(self, error: AtomizerError) -> None:
         """Give up: the conductor is gone. To be called on the dispatcher's thread."""

@@ -99,7 +99,8 @@ def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
         other = read_holder(folder)
         if other is None:
             continue
-        if not (takeover or other.is_dead):
+        # A driver on the cluster holds a run for whoever comes; it notices, and ends.
+        if not (takeover or other.detached or other.is_dead):
             raise StoreHeldError(
                 f"{folder.url} is held by {other}; wait for it, or take over with takeover=True "
                 "where that process is gone or shall stop"

@@ -128,7 +128,12 @@ class Journal:
         self._write_rows()
         if len(left) < len(good):  # two have executed some of it
             return self._take_in_some(stored.name, left)
-        self.store.move(f"{INCOMING}/{stored.name}", f"{PROPERTIES}/{stored.name}")
+        try:
+            self.store.move(f"{INCOMING}/{stored.name}", f"{PROPERTIES}/{stored.name}")
+        except FileNotFoundError:
+            # Whoever held the store before may have moved it as we took over.
+            if not self.store.folder.exists(f"{PROPERTIES}/{stored.name}"):
+                raise
         self.mark_done(good)
         return self._stored(self._add_file(stored.name, len(good)))
 

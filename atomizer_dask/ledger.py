@@ -23,7 +23,7 @@ from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Columns
 from atomizer_dask.tables import Failed
 
-State = Literal["running", "paused", "finished", "cancelled", "failed"]
+State = Literal["running", "paused", "finished", "cancelled", "failed", "detached"]
 RATE_SECONDS = 5.0
 
 

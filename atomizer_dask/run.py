@@ -285,6 +285,11 @@ class Run:
             )
         if self._ledger.error is not None:
             raise self._ledger.error
+        if self.state == "detached":
+            raise StoreError(
+                f"{self.id} goes on without this process; to wait for it, "
+                f"atomizer.attach({self.store!r}).wait()"
+            )
         return self
 
     def _wait_showing(self, until: float | None, show: Any) -> bool:
@@ -369,6 +374,49 @@ class Run:
             self.join()
         course.conductor.do(partial(course.supply.retry, where, limit))
         return self
+
+    def detach(self) -> Run:
+        """Have the cluster go on without this process, and return the run.
+
+        Everything that remains is driven by a task on one of the workers from now on; the kernel
+        may close. `Atomizer.attach` collects the results, at any time. This handle takes part no
+        more: its `state` is ``detached``.
+
+        Raises
+        ------
+        StoreError
+            Where the run has no store.
+        ConductorError
+            Where the conductor cannot go on alone, or no worker sees the store.
+        """
+        course = self._driven
+        plan = course.plan
+        if plan.sink is None:
+            raise StoreError(
+                f"{self.id} has no store, and could not be found again: use map(..., store=...)"
+            )
+        if self._ledger.ended:
+            return self
+        if not course.supply.all_drawn:
+            raise StoreError(
+                f"the sweep of {self.id} is an iterator of this process that has not ended: wait "
+                "until run.progress.total is known, or make it a table"
+            )
+        course.conductor.check_detachable(plan.sink)
+        course.conductor.do(course.supply.detach)
+        if self.state == "detached":
+            course.conductor.detach_run(self.id, plan.sink, plan.definition, plan.policy)
+        elif self._ledger.error is not None:
+            raise self._ledger.error
+        return self
+
+    def check_held(self) -> None:
+        """End the run where another process has taken its store over; a store is looked at often.
+
+        Only of use where nothing comes back from the workers for long.
+        """
+        course = self._driven
+        course.conductor.do(course.supply.check_held)
 
     def replay(self, electron: Any) -> Any:
         """Execute one electron here, in this thread, so that a debugger works; return its result.

@@ -21,19 +21,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomizer_dask.deposit import INCOMING, write_table
-from atomizer_dask.errors import StoreCorruptedError, StoreError
+from atomizer_dask.errors import StoreCorruptedError, StoreError, StoreHeldError
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import Holder, let_go, read_holder, take_hold
 
 MANIFEST = "run.json"
 PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "sweep"
 FORMAT = 1
+CHECK_SECONDS = 0.05  # between two looks at who holds it
 FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
 _OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
 
@@ -65,6 +67,7 @@ class Store:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.holder: Holder | None = None
+        self._checked = 0.0
         self.manifest: dict[str, Any] = self._read_manifest()
 
     @classmethod
@@ -144,11 +147,14 @@ class Store:
             let_go(self.folder, holder)
 
     def check_held(self) -> None:
-        """Raise `StoreError` where another process has taken over."""
+        """Raise `StoreHeldError` where another process has taken over."""
+        if monotonic() - self._checked < CHECK_SECONDS:
+            return
+        self._checked = monotonic()
         other = read_holder(self.folder)
         if self.holder is None or other is None or other.token != self.holder.token:
             by = "nobody" if other is None else str(other)
-            raise StoreError(
+            raise StoreHeldError(
                 f"{self.folder.url} is no longer held by this process but by {by}; what it had not "
                 "yet written is left to that one"
             )

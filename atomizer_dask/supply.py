@@ -23,7 +23,7 @@ from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver
-from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
+from atomizer_dask.errors import AtomizerError, ElectronError, StoreError, StoreHeldError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.frame import Part
 from atomizer_dask.journal import Journal
@@ -292,6 +292,7 @@ class Supply:
         positions = batch.positions[outcome.first : outcome.kept]
         if self._journal is not None:
             with self._storing():
+                self._journal.store.check_held()
                 self._keep_in_store(self._journal, positions, outcome, batch.terms)
             if last:
                 self._settled.append(batch.key)
@@ -337,8 +338,14 @@ class Supply:
         if not len(outcome):
             return
         if isinstance(outcome, Stored):
-            if (stored := journal.take_in(positions, outcome)) is not None:
-                self._ledger.add(stored)
+            try:
+                stored = journal.take_in(positions, outcome)
+            except FileNotFoundError:  # it was put aside, or the folder was tidied by hand
+                lost = np.delete(np.asarray(positions), outcome.offsets - outcome.first)
+                self._put_back(lost, terms)
+            else:
+                if stored is not None:
+                    self._ledger.add(stored)
             failed = outcome.failed
             positions = np.asarray(positions)[outcome.offsets - outcome.first]
         else:
@@ -353,7 +360,8 @@ class Supply:
                 kept = outcome if not bad.any() else outcome.pick(~bad)
                 whole = Part(good, kept, terms.attempt)
                 journal.gather(whole, partial(self._ledger.replace, self._ledger.add(whole)))
-            failed, positions = outcome.pick(bad), np.asarray(part.positions)[bad]
+            failed = outcome.pick(bad)
+            positions = np.asarray(part.positions)[bad]
         if len(failed):
             self._keep_failures(journal, Part(positions, failed, terms.attempt), terms)
 
@@ -377,6 +385,22 @@ class Supply:
             for_good &= ~part.replaced
         if for_good.any():
             journal.gather_failed(part.pick(for_good))
+
+    def check_held(self) -> None:
+        """End the run where another process has taken its store over."""
+        if self._journal is not None and not self._ledger.ended:
+            with self._storing():
+                self._journal.store.check_held()
+
+    def detach(self) -> None:
+        """Leave what remains to whoever holds the store next."""
+        assert self._journal is not None
+        if self._ledger.ended:
+            return
+        with self._storing():
+            self._journal.flush()
+            self._driver.let_go()
+            self._end("detached")
 
     def _flush_soon(self) -> None:
         """Write what has been gathered: a little later, or now where it is much."""
@@ -407,7 +431,8 @@ class Supply:
         except (StoreError, OSError) as error:
             if not self._ledger.ended:
                 told = error if isinstance(error, StoreError) else StoreError(str(error), error)
-                self._stop()
+                if not isinstance(error, StoreHeldError):  # else it is another's to stop
+                    self._stop()
                 self._driver.fail(told)
 
     def _keep_failed(self, positions: Positions, failure: Failure, terms: Terms) -> None:
@@ -654,7 +679,7 @@ class Supply:
         try:
             journal.flush()
             journal.store.end_session(state)
-            if state != "failed":
+            if state not in ("failed", "detached"):
                 self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
         except (StoreError, OSError) as error:
             self._ledger.error = self._ledger.error or AtomizerError(str(error), error)

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.sending import ElectronSource, Sent
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
@@ -26,6 +26,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, Site, replay
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure
+from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
 from atomizer_dask.streams import Stream
@@ -146,6 +147,26 @@ class BatchConductor(Conductor):
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have told what becomes of a batch that another process submitted; see `in_flight`."""
+        raise NotImplementedError
+
+    def forget(self, key: str) -> None:
+        """Tell no more of a batch, which goes on; see `in_flight`."""
+        self.retract(key)
+
+    def check_detachable(self, sink: Sink) -> None:
+        """Raise where a run cannot go on without this process.
+
+        Raises
+        ------
+        ConductorError
+            Where it cannot.
+        """
+        raise ConductorError(
+            f"a {type(self).__name__} cannot go on without this process; a DaskConductor can"
+        )
+
+    def detach_run(self, run_id: str, sink: Sink, definition: Definition, policy: Policy) -> None:
+        """Have a run go on without this process."""
         raise NotImplementedError
 
     def whereabouts(self) -> dict[str, Any]:

@@ -38,23 +38,27 @@ from distributed import (
 from distributed.deploy import Cluster
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.batch import Batch
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.batch import Batch, Sink
+from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor
 from atomizer_dask.conductors.once import (
     ADOPTED,
+    DRIVER,
     ONCE,
     SETTLED,
     ByValue,
     OutcomeLostError,
     kept_tasks,
+    knows,
 )
 from atomizer_dask.conductors.worker import (
     METADATA,
     census,
+    drive_detached,
     dump_error,
     dump_events,
     let_go,
     run_batch,
+    sees,
     stop,
 )
 from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly, Report
@@ -64,12 +68,14 @@ from atomizer_dask.events import Event
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.packing import Packed, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 8
 SEND_SECONDS = 0.001  # a client gathers messages for 10 ms by default
 WATCH_SECONDS = 1.0  # how often we look which workers there are
+DRIVER_PRIORITY = 1000  # over batches, which are deep at most in the tens
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 
 
@@ -232,6 +238,37 @@ class DaskConductor(BatchConductor):
             self._channels.add(batch.origin.channel)
             self._client.subscribe_topic(batch.origin.channel, self._on_message)
         self._client.loop.add_callback(self._carry, batch, True)
+
+    def forget(self, key: str) -> None:
+        """Tell no more of a batch, which goes on; see `in_flight`."""
+        self._posts.pop(key, None)
+
+    def check_detachable(self, sink: Sink) -> None:
+        """Raise where no worker sees the store, so that none could go on with the run."""
+        if not any(self._client.run(sees, sink).values()):
+            raise ConductorError(
+                f"no worker sees the store {sink.url}, so that none can go on with the run: put "
+                "it where they do, on a file system that they share or at a URL"
+            )
+
+    def detach_run(self, run_id: str, sink: Sink, definition: Definition, policy: Policy) -> None:
+        """Have a worker that sees the store drive a run from now on."""
+        seeing = [worker for worker, does in self._client.run(sees, sink).items() if does]
+        name = f"drive-{new_id()}"
+        future = self._client.submit(
+            drive_detached,
+            sink.url,
+            dump_atom(definition),
+            policy,
+            name,
+            key=(name, run_id, DRIVER),
+            workers=seeing,
+            priority=DRIVER_PRIORITY,
+            pure=False,
+        )
+        # This process may end as soon as the scheduler has it.
+        while not (future.done() or self._client.run_on_scheduler(knows, future.key)):
+            self._pause.wait(JOIN_SECONDS)
 
     def whereabouts(self) -> dict[str, Any]:
         """Return where it carries electrons, for the record."""

@@ -18,6 +18,7 @@ from distributed.scheduler import Scheduler
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
+DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 
 
@@ -37,7 +38,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
     ) -> None:
         """Keep tasks of a run that has a store: their keys name the run between our two parts."""
         for key in keys:
-            if type(key) is tuple and len(key) == 3 and key[-1] == ONCE:
+            if type(key) is tuple and len(key) == 3 and key[-1] in (ONCE, DRIVER):
                 scheduler.client_desires_keys([key], keeper_of(key[1]))
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -47,11 +48,14 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         elif topic == SETTLED:
             keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
             if keeper is not None:
-                everything = [task.key for task in keeper.wants_what]
+                everything = [task.key for task in keeper.wants_what if task.key[-1] == ONCE]
                 keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
                 if not keeper.wants_what:
                     del self._scheduler.clients[keeper.client_key]
+
+    def _release(self, key: Any) -> None:
+        self._scheduler.client_releases_keys([key], keeper_of(key[1]))
 
     def _give(self, key: Any, client: str) -> None:
         if key in self._scheduler.tasks:
@@ -68,7 +72,11 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """See to it that a task of ours is not run again."""
-        if type(key) is not tuple or key[-1] != ONCE:
+        if type(key) is not tuple or key[-1] not in (ONCE, DRIVER):
+            return
+        if key[-1] == DRIVER:  # which Dask may well run again
+            if finish in ("memory", "erred"):
+                self._scheduler.loop.add_callback(self._release, key)
             return
         task = self._scheduler.tasks.get(key)
         if task is None:
@@ -101,6 +109,11 @@ def keeper_of(run_id: str) -> str:
     return f"atomizer-{run_id}"
 
 
+def knows(key: Any, dask_scheduler: Scheduler) -> bool:
+    """Return whether the scheduler has a task."""
+    return key in dask_scheduler.tasks
+
+
 def kept_tasks(run_id: str, dask_scheduler: Scheduler) -> list[tuple[Any, Any]]:
     """Return the tasks that are kept of a run, with their arguments, in the order of submission."""
     keeper = dask_scheduler.clients.get(keeper_of(run_id))
@@ -109,7 +122,7 @@ def kept_tasks(run_id: str, dask_scheduler: Scheduler) -> list[tuple[Any, Any]]:
     return [
         (task.key, task.run_spec.args)
         for task in dask_scheduler.tasks.values()  # a dict: in the order of submission
-        if task in keeper.wants_what and task.run_spec is not None
+        if task in keeper.wants_what and task.run_spec is not None and task.key[-1] == ONCE
     ]
 
 

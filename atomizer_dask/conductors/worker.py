@@ -7,13 +7,14 @@ import gc
 import sys
 import threading
 from concurrent.futures import Future as ThreadFuture
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from distributed import Worker, get_client, get_worker, secede
 from distributed.utils import sync
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
@@ -22,6 +23,7 @@ from atomizer_dask.execute import Lease
 from atomizer_dask.outcome import Outcome
 from atomizer_dask.packing import Packed, dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
+from atomizer_dask.policy import Policy
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 
@@ -57,6 +59,21 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     return DaskSite.of(get_worker()).carry_out(batch, channel)
 
 
+def drive_detached(url: str, atom: bytes, policy: Policy, task: str) -> str:
+    """Drive a run for which no client is there, without holding a slot of the worker."""
+    client = get_client()
+    secede()
+    # By name: it is made of what is made of this module.
+    state: str = import_module("atomizer_dask.detached").drive(client, url, atom, policy, task)
+    return state
+
+
+async def sees(sink: Sink, dask_worker: Worker) -> bool:
+    """Return whether a store can be seen from this worker."""
+    look = DaskSite.of(dask_worker).depository.sees
+    return await asyncio.get_running_loop().run_in_executor(None, look, sink)
+
+
 async def stop(root: str, epoch: int, cancel: bool, dask_worker: Worker) -> None:
     """Do what `Site.stop` does on this worker."""
     DaskSite.of(dask_worker).stop(root, epoch, cancel=cancel)
@@ -86,7 +103,7 @@ class DaskSite(IsolatingSite):
         self._conductor: WorkerConductor | None = None
         self._events: dict[str, list[Event]] = {}
         self._guard = threading.Lock()
-        self._depository = Depository()
+        self.depository = Depository()
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()
@@ -112,7 +129,7 @@ class DaskSite(IsolatingSite):
         finally:
             del self._channels[batch.key]
             self._flush()
-        packed = pack_outcome(self._depository.put(batch, outcome))
+        packed = pack_outcome(self.depository.put(batch, outcome))
         if packed.nbytes <= SMALL_OUTCOME:
             self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
         return packed
@@ -136,7 +153,7 @@ class DaskSite(IsolatingSite):
         return batch.version, self._codes[batch.version]
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
-        packed = pack_outcome(self._depository.put(batch, outcome))
+        packed = pack_outcome(self.depository.put(batch, outcome))
         if packed.nbytes > LARGE_TELLING:
             return False
         channel = self._channels.get(batch.key)

@@ -1,0 +1,48 @@
+"""The driver of a detached run: a task on a worker, while no client is there."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.errors import StoreHeldError
+from atomizer_dask.pickling import load_atom
+from atomizer_dask.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0  # how often it looks whether somebody has attached
+
+
+def drive(client: Any, url: str, atom: bytes, policy: Policy, task: str) -> str:
+    """Go on with a run until it has ended or somebody has attached; return its state.
+
+    Parameters
+    ----------
+    client
+        A `distributed.Client` of the cluster.
+    url
+        The store.
+    atom
+        As `dump_atom` wrote it.
+    policy
+        What becomes of failures.
+    task
+        Names the task that this runs in.
+    """
+    definition = load_atom(atom)
+    conductor = DaskConductor(client)
+    try:
+        atomizer = Atomizer(conductor, definition)
+        try:
+            run = atomizer.go_on(url, definition, policy=policy, detached=task)
+        except StoreHeldError as error:
+            logger.info("not driven from here: %s", error)
+            return "held"
+        while not run.join(LOOK_SECONDS):
+            run.check_held()
+        return run.state
+    finally:
+        conductor.close()
