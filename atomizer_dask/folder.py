@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from time import time
 from typing import Any
 
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError
 
-_UNFINISHED = ".unfinished-"  # begins the name of what is being written
+UNFINISHED = ".unfinished-"  # begins the name of what is being written
 
 
 class Folder:
@@ -76,7 +78,7 @@ class Folder:
                 found = [PurePosixPath(path).name for path in self._fs.ls(where, detail=False)]
             except FileNotFoundError:
                 return []
-        return sorted(name for name in found if not name.startswith(_UNFINISHED))
+        return sorted(name for name in found if not name.startswith(UNFINISHED))
 
     def files(self, folder: str) -> list[str]:
         """Return the Parquet files of a folder, as ``folder/name``."""
@@ -139,7 +141,7 @@ class Folder:
                 put(file)
             return
         folder, _, base = name.rpartition("/")
-        hidden = f"{_UNFINISHED}{new_id()}-{base}"
+        hidden = f"{UNFINISHED}{new_id()}-{base}"
         temporary = self.path(f"{folder}/{hidden}" if folder else hidden)
         try:
             put(temporary)
@@ -160,7 +162,7 @@ class Folder:
             self.write(name, content)
             self._fs.invalidate_cache(self._root)
             return self.read(name) == content
-        temporary = Path(self.path(f"{_UNFINISHED}{new_id()}-{name}"))
+        temporary = Path(self.path(f"{UNFINISHED}{new_id()}-{name}"))
         temporary.write_bytes(content)
         try:
             os.link(temporary, self.path(name))
@@ -184,12 +186,16 @@ class Folder:
         elif self._fs.exists(self.path(name)):
             self._fs.rm_file(self.path(name))
 
-    def sweep_up(self, folder: str) -> None:
-        """Remove what somebody who died was writing."""
+    def sweep_up(self, folder: str = "", older: float = 0.0) -> None:
+        """Remove what somebody who died was writing; what is not as many seconds old stays."""
         if self.is_local and os.path.isdir(self.path(folder)):
             for name in os.listdir(self.path(folder)):
-                if name.startswith(_UNFINISHED):
-                    self.remove(f"{folder}/{name}" if folder else name)
+                path = f"{folder}/{name}" if folder else name
+                if not name.startswith(UNFINISHED):
+                    continue
+                with suppress(FileNotFoundError):
+                    if time() - os.path.getmtime(self.path(path)) >= older:
+                        self.remove(path)
 
     def __repr__(self) -> str:
         return f"<Folder {self.url}>"

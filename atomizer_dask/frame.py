@@ -395,8 +395,8 @@ def frame_of_columns(
     """
     import pandas as pd
 
-    columns = {name: _row_values(column, len(index)) for name, column in inputs.items()}
-    made = {name: _row_values(column, len(index)) for name, column in outputs.items()}
+    columns = {name: _row_values(column) for name, column in inputs.items()}
+    made = {name: _row_values(column) for name, column in outputs.items()}
     if nullable:
         kinds: dict[str, Any] = {"i": "Int64", "b": "boolean", "u": "UInt64"}
         made = {
@@ -408,11 +408,9 @@ def frame_of_columns(
     return _framed({**columns, **_renamed(made, OUTPUT_PREFIX, inputs)}, index)
 
 
-def _row_values(column: Column, count: int) -> Any:
+def _row_values(column: Column) -> Any:
     if column.present is None:
         return _series(column.values, owned=True)
-    if not len(column.values):
-        return np.full(count, None, dtype=object)
     return _scatter(column.values, column.present)
 
 

@@ -12,7 +12,7 @@ import psutil
 
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError, StoreHeldError
-from atomizer_dask.folder import Folder
+from atomizer_dask.folder import UNFINISHED, Folder
 
 HOLDER = "holder.json"
 
@@ -110,7 +110,7 @@ def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
 
 def _put_away(folder: Folder, other: Holder) -> None:
     """Remove a holder, and no one who has come after it."""
-    aside = f"holder-{new_id()}.json"
+    aside = f"{UNFINISHED}holder-{new_id()}.json"
     try:
         folder.move(HOLDER, aside)
     except FileNotFoundError:

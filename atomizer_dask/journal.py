@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from typing import Any
 
@@ -227,12 +227,19 @@ class Journal:
             return
         self.store.check_held()
         self._write_rows()
-        if self._errors:
-            self.store.write(f"{FAILURES}/{new_id()}.parquet", table_of_failures(self._errors))
-            self._errors = []
         self._write_gathered()
-        if self._failed:
-            self._write_failed(self._failed)
+        # An attempt of which it does not stand written that it was the last would be followed by
+        # another one: what failed for good counts from when its attempts are written.
+        name = f"{new_id()}.parquet"
+        ended = self._table_of_ended(self._failed)
+        if ended is not None:
+            self.store.write(f"{MERGING}/{FAILED}{name}", ended)
+        if self._errors:
+            self.store.write(f"{FAILURES}/{name}", table_of_failures(self._errors))
+            self._errors = []
+        if ended is not None:
+            finish_failed(self.store, f"{FAILED}{name}")
+            self._failed_files.append(f"{FAILED}{name}")
             self._failed = []
 
     def _write_gathered(self) -> None:
@@ -261,7 +268,7 @@ class Journal:
             positions, inputs, encoded, part.attempt, self._code, allow_pickle=self.allow_pickle
         )
 
-    def _write_failed(self, parts: Sequence[Part]) -> None:
+    def _table_of_ended(self, parts: Sequence[Part]) -> pa.Table | None:
         tables = [
             table_of_failed(
                 part,
@@ -272,32 +279,44 @@ class Journal:
             for part in parts
             if len(part)
         ]
-        if tables:
-            name = f"{FAILED}{new_id()}.parquet"
-            self.store.write(f"{PROPERTIES}/{name}", joined(tables))
-            self._failed_files.append(name)
+        return joined(tables) if tables else None
 
     def rewrite_failed(self, parts: Sequence[Part]) -> None:
         """Write all that failed anew: some of it will be tried again."""
         self.flush()
         before, self._failed_files = self._failed_files, []
-        self._write_failed(parts)
+        if (ended := self._table_of_ended(parts)) is not None:
+            name = f"{FAILED}{new_id()}.parquet"
+            self.store.write(f"{PROPERTIES}/{name}", ended)
+            self._failed_files.append(name)
         for name in before:
             self.store.folder.remove(f"{PROPERTIES}/{name}")
 
     # -- few files ---------------------------------------------------------------------------
 
-    def merge_small(self, post: Callable[[Callable[[], None]], None], at: int = MERGE_AT) -> bool:
-        """Begin to merge small files where there are many, and return whether it has."""
+    def merge_small(self, post: Callable[[Callable[[], None]], None], at: int | None = None) -> bool:
+        """Begin to merge small files where there are many, and return whether it has.
+
+        Parameters
+        ----------
+        post
+            Given, from another thread, what is to be done at the end of it; that raises
+            `StoreError` where merging has failed.
+        at
+            How many are many.
+        """
+        at = MERGE_AT if at is None else at
         small = [name for name, those in self.files.items() if _rows(those) < SMALL_ROWS]
         if self._merging or len(small) < at:
             return False
         self._merging = True
         job = self._merger.submit(self._merge, small)
-        job.add_done_callback(lambda job: post(lambda: self._end_merge(small, job.result())))
+        job.add_done_callback(lambda job: post(lambda: self._end_merge(job)))
         return True
 
-    def _merge(self, names: list[str]) -> str:
+    def _merge(self, names: list[str]) -> tuple[list[str], str]:
+        # So that columns are in the order in which the electrons have them.
+        names = sorted(names, key=lambda name: self.store.first_of(f"{PROPERTIES}/{name}"))
         tables = [self.store.read(f"{PROPERTIES}/{name}") for name in names]
         merged = f"{new_id()}.parquet"
         table = joined(tables)
@@ -306,10 +325,12 @@ class Journal:
             {**(table.schema.metadata or {}), b"sources": sources}
         )
         self.store.write(f"{MERGING}/{merged}", table)
-        return merged
+        return names, merged
 
-    def _end_merge(self, names: list[str], merged: str) -> None:
+    def _end_merge(self, job: Future[tuple[list[str], str]]) -> None:
         self._merging = False
+        names, merged = job.result()
+        self.store.check_held()  # else what it replaces is somebody else's
         finish_merge(self.store, names, merged)
         files, first = [], 0
         for name in names:
@@ -329,7 +350,8 @@ class Journal:
     def unify(self) -> None:
         """Give all files of properties one schema, so that any reader takes them for one table."""
         folder = self.store.folder
-        schemas = {name: self.store.schema_of(name) for name in folder.files(PROPERTIES)}
+        names = sorted(folder.files(PROPERTIES), key=self.store.first_of)
+        schemas = {name: self.store.schema_of(name) for name in names}
         if len({str(with_notes(schema)) for schema in schemas.values()}) <= 1:
             return
         target = reduce(common_schema, schemas.values())
@@ -352,6 +374,14 @@ def finish_merge(store: Store, names: Iterable[str], merged: str) -> None:
     for name in names:
         store.folder.remove(f"{PROPERTIES}/{name}")
     store.move(f"{MERGING}/{merged}", f"{PROPERTIES}/{merged}")
+
+
+def finish_failed(store: Store, name: str) -> None:
+    """Have a file of electrons that failed count if that of their attempts has been written."""
+    if store.folder.exists(f"{FAILURES}/{name.removeprefix(FAILED)}"):
+        store.move(f"{MERGING}/{name}", f"{PROPERTIES}/{name}")
+    else:  # they are executed again
+        store.folder.remove(f"{MERGING}/{name}")
 
 
 def _indices(positions: Positions) -> Any:

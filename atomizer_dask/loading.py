@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import StoreCorruptedError
-from atomizer_dask.journal import Journal, finish_merge
+from atomizer_dask.journal import Journal, finish_failed, finish_merge
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.outcome import Failure
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
-from atomizer_dask.stored import File, StoredPart
+from atomizer_dask.stored import File, StoredPart, among
 from atomizer_dask.tables import Failed, failures_of, part_of_failed
 
 Attempts = dict[int, dict[int, Failed]]
@@ -37,11 +37,10 @@ def load(
         Where a file is damaged.
     """
     for name in _good(store):
-        if wanted is None:
-            count = store.rows_of(f"{PROPERTIES}/{name}")
-        else:
-            count = int(_among(wanted, _electrons(store, name)).sum())
+        count = store.rows_of(f"{PROPERTIES}/{name}")
         part = StoredPart(store, File(name, 0, count), 0, count, allow_pickle=allow_pickle)
+        if wanted is not None:
+            part = part.among(wanted, _electrons(store, name))
         ledger.add(part)
     _load_failures(store, ledger, None, wanted)
 
@@ -49,8 +48,11 @@ def load(
 def recover(store: Store, ledger: Ledger, journal: Journal, wanted: np.ndarray | None) -> None:
     """Do the same for whoever goes on with it, and finish what others had left half done."""
     for path in store.folder.files(MERGING):
+        if (name := path.rpartition("/")[2]).startswith(FAILED):
+            finish_failed(store, name)
+            continue
         sources = json.loads(store.schema_of(path).metadata[b"sources"])
-        finish_merge(store, sources, path.rpartition("/")[2])
+        finish_merge(store, sources, name)
     for name in _good(store):
         positions = _electrons(store, name)
         left = journal.not_done(positions)
@@ -68,12 +70,12 @@ def recover(store: Store, ledger: Ledger, journal: Journal, wanted: np.ndarray |
             store.put_aside(path)  # its electrons are executed again, which is all it takes
             continue
         if part is not None:
-            ledger.add(part)
+            ledger.add(_counted(part, _electrons(store, part.name), wanted))
     _load_failures(store, ledger, journal, wanted)
 
 
 def _counted(part: StoredPart, positions: np.ndarray, wanted: np.ndarray | None) -> StoredPart:
-    return part if wanted is None else part.counting(int(_among(wanted, positions).sum()))
+    return part if wanted is None else part.among(wanted, positions)
 
 
 def _good(store: Store) -> list[str]:
@@ -84,12 +86,6 @@ def _good(store: Store) -> list[str]:
 def _electrons(store: Store, name: str) -> np.ndarray:
     positions: np.ndarray = store.read(f"{PROPERTIES}/{name}", ["electron"]).column(0).to_numpy()
     return positions
-
-
-def _among(wanted: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    inside = positions < len(wanted)
-    among: np.ndarray = inside & wanted[np.where(inside, positions, 0)]
-    return among
 
 
 def _load_failures(
@@ -115,7 +111,7 @@ def _load_failures(
                 continue
             failed = attempts.get(position, {}).get(attempt) or _from_row(row)
             ended[position] = attempt
-            if wanted is None or bool(_among(wanted, np.array([position]))[0]):
+            if wanted is None or bool(among(wanted, np.array([position]))[0]):
                 lots[failed.worker, attempt, row["code"]].append((position, failed))
     for (_, _, code), those in lots.items():
         part = part_of_failed(sorted(those, key=lambda pair: pair[0]))

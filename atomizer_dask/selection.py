@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from atomizer_dask.frame import METADATA_PREFIX, OUTPUT_PREFIX
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -62,17 +64,21 @@ class Selection:
         shown = None if columns is None else list(dict.fromkeys(columns))
         needed = None if shown is None else {*shown, *(name for name, _, _ in triples)}
         named = {*(shown or ()), *(name for name, _, _ in triples)}
-        return cls(shown, needed, triples, metadata or bool(named & METADATA))
+        facts = {name.removeprefix(METADATA_PREFIX) for name in named}
+        return cls(shown, needed, triples, metadata or bool(facts & METADATA))
 
     def reads(self, inputs: Collection[str]) -> Collection[str] | None:
         """Return which outputs must be read; None for all."""
         if self.columns is None:
             return None
-        prefix = "result_"
-        return {
-            *(self.columns - set(inputs)),
-            *(name.removeprefix(prefix) for name in self.columns if name.startswith(prefix)),
-        }
+        wanted = self.columns - set(inputs)
+        for name in self.columns:  # an output gets the prefix where its name is taken, perhaps twice
+            while name.startswith(OUTPUT_PREFIX):
+                name = name.removeprefix(OUTPUT_PREFIX)
+                wanted.add(name)
+        # Where these are not read, facts of their names lose their prefix.
+        facts = {name.removeprefix(METADATA_PREFIX) for name in self.columns} & METADATA
+        return wanted | facts
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the columns and rows that were asked for.

@@ -25,6 +25,7 @@ from time import monotonic
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from atomizer_dask.deposit import INCOMING, write_table
@@ -133,6 +134,7 @@ class Store:
         try:
             self.manifest = self._read_manifest()
             with self._writing("make its folders"):
+                self.folder.sweep_up(older=60.0)  # younger ones are of others who try
                 for name in (PROPERTIES, FAILURES, INCOMING, MERGING, SWEEP):
                     self.folder.make(name)
                     self.folder.sweep_up(name)
@@ -225,6 +227,11 @@ class Store:
     def rows_of(self, name: str) -> int:
         """Return how many rows a table has; raises what `read` does."""
         return int(self._reading(name, lambda file: file.metadata.num_rows))
+
+    def first_of(self, name: str) -> int:
+        """Return the first electron of a table of properties; raises what `read` does."""
+        electrons = self.read(name, ["electron"]).column(0)
+        return int(pc.min(electrons).as_py() or 0)
 
     def _reading(self, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
         try:

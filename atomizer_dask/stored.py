@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.folder import Folder
@@ -58,6 +59,7 @@ class StoredPart:
         "attempt",
         "replaced",
         "store",
+        "wanted",
     )
 
     def __init__(
@@ -70,6 +72,7 @@ class StoredPart:
         self.allow_pickle = allow_pickle
         self.attempt = 1
         self.replaced = None
+        self.wanted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -78,9 +81,10 @@ class StoredPart:
         """Return none."""
         return np.empty(0, dtype=np.int64)
 
-    def counting(self, count: int) -> StoredPart:
-        """Return it such that so many of its electrons count."""
-        self._count = count
+    def among(self, wanted: np.ndarray, positions: np.ndarray) -> StoredPart:
+        """Return it such that of its electrons, at `positions`, those of a mask count."""
+        self.wanted = wanted
+        self._count = int(among(wanted, positions).sum())
         return self
 
     @property
@@ -111,8 +115,20 @@ class StoredPart:
                 if self._file.name == name:
                     raise
                 continue  # it was merged a moment ago
-            rows = table.slice(first + self._start, self._rows)
+            here = np.zeros(len(table), dtype=bool)
+            here[first + self._start : first + self._start + self._rows] = True
+            if self.wanted is not None:
+                here &= among(self.wanted, table.column("electron").to_numpy())
+            # Not a slice: of sliced arrays of arrays, Arrow's filter and take give other elements.
+            rows = table.filter(pa.array(here))
             return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
+
+
+def among(wanted: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return which positions a mask, which may end before them, says."""
+    inside = positions < len(wanted)
+    among: np.ndarray = inside & wanted[np.where(inside, positions, 0)]
+    return among
 
 
 def read_parts(
@@ -146,6 +162,7 @@ def read_parts(
 
 def to_dask(store: Store, *, allow_pickle: bool) -> Any:
     """Return the properties in a store as a ``dask.dataframe``, a partition per file."""
+    import dask
     import dask.dataframe as dd
 
     paths = store.folder.files(PROPERTIES)
@@ -154,7 +171,9 @@ def to_dask(store: Store, *, allow_pickle: bool) -> Any:
     nullable = any(path.rpartition("/")[2].startswith(FAILED) for path in paths)
     read = partial(_read_frame, store.folder.url, nullable, allow_pickle)
     meta = _frame_of(store.schema_of(paths[0]).empty_table(), nullable, allow_pickle)
-    return dd.from_map(read, paths, meta=meta, enforce_metadata=False)
+    # Dask would make texts of all objects, of arrays and lists too.
+    with dask.config.set({"dataframe.convert-string": False}):
+        return dd.from_map(read, paths, meta=meta, enforce_metadata=False)
 
 
 def _read_frame(url: str, nullable: bool, allow_pickle: bool, path: str) -> Any:
@@ -169,4 +188,11 @@ def _frame_of(table: Any, nullable: bool, allow_pickle: bool) -> Any:
         column = table.column(field.physical)
         columns[field.role][field.name] = decode(column, field.note, allow_pickle=allow_pickle)
     index = pd.Index(table.column("electron").to_numpy())
-    return frame_of_columns(columns["input"], columns["output"], index, nullable=nullable)
+    frame = frame_of_columns(columns["input"], columns["output"], index, nullable=nullable)
+    for name, field in zip(frame.columns, fields_of(table.schema), strict=True):
+        # Of none or only missing texts pandas cannot tell that they are texts.
+        is_text = pa.types.is_string(table.schema.field(field.physical).type)
+        is_text &= field.note.get("form", "str_") == "str_" and "pandas" not in field.note
+        if is_text and frame[name].isna().all():
+            frame[name] = frame[name].astype("str")
+    return frame

@@ -143,6 +143,7 @@ class Supply:
         self._broken_policy: set[tuple[type, str]] = set()
         # Later than those of whoever worked on the run before, which workers may remember.
         self._epoch = 0 if journal is None else time_ns()
+        self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
         self._root = plan.run_id  # another one each time that it is tried again after a cancel
         self._tokens = 0
         self._drawing = self._draw_from(plan.sweep) if isinstance(plan.sweep, Streamed) else None
@@ -193,21 +194,29 @@ class Supply:
         """Wait for batches that are under way, and return the electrons that are in none."""
         size = 1 + max(int(max(batch.positions)) for batch in in_flight)
         owner = np.full(max(size, 1 + int(max(electrons, default=0))), -1)
-        # What a batch has given back is in a later one.
+        # What a batch has given back, or what failed in it and is tried again, is in a later one.
         for number, batch in enumerate(in_flight):
             owner[np.asarray(batch.positions)] = number
+        attempts = np.array([batch.terms.attempt for batch in in_flight])
         journal = self._journal
         assert journal is not None
         for number, batch in enumerate(in_flight):
             positions = np.asarray(batch.positions)
-            kept = int(np.argmin(np.append(owner[positions] == number, False)))
-            left = journal.not_done(positions[:kept])
-            if not len(left):
+            owners = owner[positions]
+            mine = owners == number
+            ended = ~mine & (attempts[owners] > batch.terms.attempt)
+            # From the first that others have all was given back, also what nobody has yet.
+            kept = int(np.argmax(np.append(~mine & ~ended, True)))
+            left = mine[:kept] & np.isin(positions[:kept], journal.not_done(positions[:kept]))
+            told = int(np.argmax(left)) if left.any() else kept
+            if told < kept:
+                self._driver.adopt(batch, told, kept)
+            else:
                 self._settled.append(batch.key)
-                continue
-            told = int(np.argmax(np.isin(positions[:kept], left)))
-            self._driver.adopt(batch, told, kept)
-            owner[positions[:told]] = -1
+            again = positions[:kept][ended[:kept]].tolist()
+            self._adopted |= dict(zip(again, attempts[owners[:kept][ended[:kept]]].tolist(), strict=True))
+            mine[told:kept] = False
+            owner[positions[mine]] = -1
         todo = np.asarray(electrons)
         free: np.ndarray = todo[owner[todo] == -1]
         return free
@@ -266,7 +275,15 @@ class Supply:
         return self._plan.sweep.pick(positions)
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
-        self._put_back(batch.positions[start:stop], terms)
+        positions = batch.positions[start:stop]
+        if self._adopted:
+            positions = np.asarray(positions)[~self._is_tried_already(positions, terms)]
+        self._put_back(positions, terms)
+
+    def _is_tried_already(self, positions: Positions, terms: Terms) -> np.ndarray:
+        """Return which electrons had been sent again by whoever worked on the run before."""
+        latest = self._adopted
+        return np.array([latest.get(int(p), 0) > terms.attempt for p in positions], dtype=bool)
 
     def _put_back(self, positions: Positions, terms: Terms) -> None:
         if self.stopping:
@@ -421,7 +438,15 @@ class Supply:
             settled, self._settled = self._settled, []
             if settled:
                 self._conductor.settle(self._plan.run_id, self._plan.definition.id, settled)
-            journal.merge_small(self._conductor.post)
+            journal.merge_small(self._post_merge)
+
+    def _post_merge(self, end: Callable[[], None]) -> None:
+        def act() -> None:
+            with self._storing():
+                end()
+            self._check_end()
+
+        self._conductor.post(act)
 
     @contextmanager
     def _storing(self) -> Iterator[None]:
@@ -452,8 +477,9 @@ class Supply:
             positions[part.replaced], compress(errors, part.replaced), strict=True
         ):
             self._ledger.remember(int(position), error)
+        waits = ~self._is_tried_already(positions, terms)
         for decision in ("retry", "requeue"):
-            chosen = positions[decisions == decision]
+            chosen = positions[(decisions == decision) & waits]
             if len(chosen):
                 further = terms.again(outcome.worker, elsewhere=decision == "requeue")
                 self._put_off(chosen, further, policy.delay(terms.attempt))
@@ -661,8 +687,7 @@ class Supply:
         if self._ledger.ended or journal.is_merging:
             return False
         with self._storing():
-            if journal.merge_small(self._conductor.post, at=MERGE_AT_END):
-                self._conductor.post_later(FLUSH_SECONDS, self._check_end)
+            if journal.merge_small(self._post_merge, at=MERGE_AT_END):
                 return False
             journal.unify()
         return not self._ledger.ended
