@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomizer_dask.batch import Batch, Sink
-from atomizer_dask.columns import Values, column, size_of
+from atomizer_dask.columns import Values, column, numpy_values, size_of
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import HOLDER
 from atomizer_dask.outcome import Outcome, Stored
@@ -84,7 +84,7 @@ def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
     count = len(outcome)
     name, nbytes = "", 0
     if len(failed) < count:
-        positions = np.asarray(batch.positions[outcome.first : outcome.kept])
+        positions = numpy_values(batch.positions[outcome.first : outcome.kept])
         inputs = columns_of(batch.cut(outcome.first, outcome.kept))
         table = table_of_good(
             np.delete(positions, failed) if len(failed) else positions,
@@ -104,7 +104,7 @@ def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
         name=name,
         nbytes=nbytes,
         offsets=failed + outcome.first,
-        failed=outcome.pick(outcome.failed_mask()),
+        failed=outcome.pick(outcome.failed_mask()) if len(failed) else Outcome.none(),
     )
 
 

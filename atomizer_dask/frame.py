@@ -60,7 +60,7 @@ class Part:
 
     def pick(self, wanted: np.ndarray) -> Part:
         """Return it for the electrons that `wanted`, a mask of them, says."""
-        positions, outcome = np.asarray(self.positions)[wanted], self.outcome.pick(wanted)
+        positions, outcome = numpy_values(self.positions)[wanted], self.outcome.pick(wanted)
         return Part(positions, outcome, self.attempt, code=self.code)
 
     def failed_positions(self) -> np.ndarray:
@@ -113,7 +113,7 @@ def to_frame(
     outputs = _renamed(_ordered(_outputs(parts), order), OUTPUT_PREFIX, sweep.names)
     if metadata:
         taken = (*sweep.names, *outputs)
-        named = positions if electrons is None else electrons[np.asarray(positions)]
+        named = positions if electrons is None else electrons[numpy_values(positions)]
         facts = {"id": _ids(run_id, named), **_ordered(_metadata(parts), order)}
         outputs |= _renamed(facts, METADATA_PREFIX, taken)
     if columns is not None:
@@ -280,7 +280,7 @@ def _positions(parts: Sequence[Part]) -> tuple[Any, np.ndarray | None]:
         if all(before.stop == after.start for before, after in pairwise(spans)):
             return (range(spans[0].start, spans[-1].stop) if spans else range(0)), None
         return _join([np.asarray(span) for span in spans]), None
-    positions = _join([np.asarray(part.positions) for part in parts])
+    positions = _join([numpy_values(part.positions) for part in parts])
     order = np.argsort(positions, kind="stable")
     positions = positions[order]
     if positions[-1] - positions[0] + 1 == len(positions):
@@ -296,7 +296,7 @@ def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None)
     columns = {}
     for name, values in sweep.columns(wanted).items():
         whole = len(values) == len(positions)
-        chosen = values if whole else take(values, np.asarray(positions, dtype=np.int64))
+        chosen = values if whole else take(values, numpy_values(positions))
         columns[name] = _series(chosen, owned=not whole or isinstance(values, range))
     return columns
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from atomizer_dask.columns import numpy_values
 from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError
@@ -34,7 +35,7 @@ from atomizer_dask.tables import (
 )
 
 FLUSH_ROWS = 2**18
-SMALL_ROWS = 2**17  # in a file, fewer are merged with others
+SMALL_ROWS = 2**16  # in a file, fewer are merged with others
 MERGE_AT = 32  # small files
 
 
@@ -94,7 +95,7 @@ class Journal:
         done = self._done[_indices(positions)]
         if not done.any():
             return positions
-        left: np.ndarray = np.asarray(positions)[~done]
+        left: np.ndarray = numpy_values(positions)[~done]
         return left
 
     def reopen(self, positions: Positions) -> None:
@@ -120,7 +121,7 @@ class Journal:
             Of the electrons that it tells of.
         """
         failed = stored.offsets - stored.first
-        good = np.delete(np.asarray(positions), failed) if len(failed) else positions
+        good = np.delete(numpy_values(positions), failed) if len(failed) else positions
         left = self.not_done(good)
         if not stored.name or not len(left):
             self.store.folder.remove(f"{INCOMING}/{stored.name}") if stored.name else None
@@ -263,7 +264,7 @@ class Journal:
     def _table_of(self, part: Part) -> pa.Table:
         inputs = columns_of(self._inputs_of(part.positions))
         encoded = encode_outputs(part.outcome, allow_pickle=self.allow_pickle)
-        positions = np.asarray(part.positions)
+        positions = numpy_values(part.positions)
         return table_of_good(
             positions, inputs, encoded, part.attempt, self._code, allow_pickle=self.allow_pickle
         )
@@ -294,7 +295,9 @@ class Journal:
 
     # -- few files ---------------------------------------------------------------------------
 
-    def merge_small(self, post: Callable[[Callable[[], None]], None], at: int | None = None) -> bool:
+    def merge_small(
+        self, post: Callable[[Callable[[], None]], None], at: int | None = None
+    ) -> bool:
         """Begin to merge small files where there are many, and return whether it has.
 
         Parameters

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from atomizer_dask.batch import Batch, Origin, Terms
+from atomizer_dask.columns import numpy_values
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
 from atomizer_dask.frame import Part
@@ -92,7 +93,7 @@ class Ledger:
         missing = np.ones(count, dtype=bool)
         for part in self.parts:
             for known in _loaded(part):
-                missing[np.asarray(known.positions)] = False
+                missing[numpy_values(known.positions)] = False
         return np.flatnonzero(missing)
 
     def told_of(self, part: Part) -> Batch:

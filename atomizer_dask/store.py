@@ -25,7 +25,6 @@ from time import monotonic
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from atomizer_dask.deposit import INCOMING, write_table
@@ -230,8 +229,12 @@ class Store:
 
     def first_of(self, name: str) -> int:
         """Return the first electron of a table of properties; raises what `read` does."""
-        electrons = self.read(name, ["electron"]).column(0)
-        return int(pc.min(electrons).as_py() or 0)
+
+        def look(file: pq.ParquetFile) -> int:
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            return min((group.column(0).statistics.min for group in groups), default=0)
+
+        return int(self._reading(name, look))
 
     def _reading(self, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
         try:

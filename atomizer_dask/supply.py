@@ -20,6 +20,7 @@ import numpy as np
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink, Terms
 from atomizer_dask.batching import Size
+from atomizer_dask.columns import numpy_values
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver
@@ -36,7 +37,7 @@ from atomizer_dask.tables import Positions
 
 FLUSH_SECONDS = 0.5
 SCATTERED = 1000  # spans, from which on a range for each of them is no gain
-MERGE_AT_END = 8  # small files
+MERGE_AT_END = 16  # small files
 _CANCELLED = Failure("cancelled", "", "the run was cancelled")
 _LEFT_BEHIND = Failure(
     "cancelled", "", "the run was cancelled; the electron did not heed that and was left behind"
@@ -196,12 +197,12 @@ class Supply:
         owner = np.full(max(size, 1 + int(max(electrons, default=0))), -1)
         # What a batch has given back, or what failed in it and is tried again, is in a later one.
         for number, batch in enumerate(in_flight):
-            owner[np.asarray(batch.positions)] = number
+            owner[numpy_values(batch.positions)] = number
         attempts = np.array([batch.terms.attempt for batch in in_flight])
         journal = self._journal
         assert journal is not None
         for number, batch in enumerate(in_flight):
-            positions = np.asarray(batch.positions)
+            positions = numpy_values(batch.positions)
             owners = owner[positions]
             mine = owners == number
             ended = ~mine & (attempts[owners] > batch.terms.attempt)
@@ -214,7 +215,9 @@ class Supply:
             else:
                 self._settled.append(batch.key)
             again = positions[:kept][ended[:kept]].tolist()
-            self._adopted |= dict(zip(again, attempts[owners[:kept][ended[:kept]]].tolist(), strict=True))
+            self._adopted |= dict(
+                zip(again, attempts[owners[:kept][ended[:kept]]].tolist(), strict=True)
+            )
             mine[told:kept] = False
             owner[positions[mine]] = -1
         todo = np.asarray(electrons)
@@ -277,7 +280,7 @@ class Supply:
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         positions = batch.positions[start:stop]
         if self._adopted:
-            positions = np.asarray(positions)[~self._is_tried_already(positions, terms)]
+            positions = numpy_values(positions)[~self._is_tried_already(positions, terms)]
         self._put_back(positions, terms)
 
     def _is_tried_already(self, positions: Positions, terms: Terms) -> np.ndarray:
@@ -358,41 +361,42 @@ class Supply:
             try:
                 stored = journal.take_in(positions, outcome)
             except FileNotFoundError:  # it was put aside, or the folder was tidied by hand
-                lost = np.delete(np.asarray(positions), outcome.offsets - outcome.first)
+                lost = np.delete(numpy_values(positions), outcome.offsets - outcome.first)
                 self._put_back(lost, terms)
             else:
                 if stored is not None:
                     self._ledger.add(stored)
             failed = outcome.failed
-            positions = np.asarray(positions)[outcome.offsets - outcome.first]
+            if len(failed):
+                positions = numpy_values(positions)[outcome.offsets - outcome.first]
         else:
             left = journal.not_done(positions)
             part = Part(positions, replace(outcome, first=0, kept=len(outcome)))
             if len(left) < len(positions):
-                part = part.pick(np.isin(np.asarray(positions), left))
+                part = part.pick(np.isin(numpy_values(positions), left))
             outcome = journal.storable(part.outcome)
             bad = outcome.failed_mask()
             if not bad.all():
-                good = part.positions if not bad.any() else np.asarray(part.positions)[~bad]
+                good = part.positions if not bad.any() else numpy_values(part.positions)[~bad]
                 kept = outcome if not bad.any() else outcome.pick(~bad)
                 whole = Part(good, kept, terms.attempt)
                 journal.gather(whole, partial(self._ledger.replace, self._ledger.add(whole)))
             failed = outcome.pick(bad)
-            positions = np.asarray(part.positions)[bad]
+            positions = numpy_values(part.positions)[bad]
         if len(failed):
             self._keep_failures(journal, Part(positions, failed, terms.attempt), terms)
 
     def _keep_failures(self, journal: Journal, part: Part, terms: Terms) -> None:
         left = journal.not_done(part.positions)
         if len(left) < len(part):
-            part = part.pick(np.isin(np.asarray(part.positions), left))
+            part = part.pick(np.isin(numpy_values(part.positions), left))
         errors = part.outcome.errors(self._ledger.told_of(part))
         self._try_again(part, terms)
         self._ledger.add(part)
         self._tell_failures(part)
         # What was cancelled has not ended for whoever goes on with the run.
         for_good = np.array([error.kind != "cancelled" for error in errors], dtype=bool)
-        positions = np.asarray(part.positions)
+        positions = numpy_values(part.positions)
         journal.gather_errors(
             (int(position), error)
             for position, error, wanted in zip(positions, errors, for_good, strict=True)

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from atomizer_dask import codec
 from atomizer_dask.codec import Coded
-from atomizer_dask.columns import Values
+from atomizer_dask.columns import Values, numpy_values
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.frame import Part
 from atomizer_dask.outcome import Column, Failure, Outcome
@@ -153,7 +153,7 @@ def table_of_failed(
         "code": code,
         "error": [_text_of(failure) for failure in failures],
     }
-    return _table(np.asarray(part.positions), inputs, {}, facts, allow_pickle)
+    return _table(numpy_values(part.positions), inputs, {}, facts, allow_pickle)
 
 
 def _text_of(failure: Failure) -> str:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from atomizer_dask.columns import numpy_values
 from atomizer_dask.frame import Part
 from atomizer_dask.sweep import Streamed, Sweep
 
@@ -70,7 +71,7 @@ class View:
         rows[self.electrons] = np.arange(len(self.electrons))
         seen = []
         for part in parts:
-            positions = np.asarray(part.positions)
+            positions = numpy_values(part.positions)
             inside = positions < len(rows)
             found = np.where(inside, rows[np.where(inside, positions, 0)], -1)
             kept = part.pick(found >= 0)

@@ -12,6 +12,7 @@ from benchmarks import (
     policy,
     scheduling,
     spawning,
+    storing,
     throughput,
 )
 from benchmarks.fresh import Sample, measure
@@ -170,5 +171,24 @@ FIGURES = {
         "os._exit(1) among 2,000 electrons",
         isolation.death,
         (Limit("s"),),
+    ),
+    "store": Figure(
+        "14",
+        "figure 1 with a store, to the frame",
+        storing.overhead,
+        (Limit("x the time without", most=1.1),),
+    ),
+    "store-attach": Figure(
+        "14b",
+        "attach to a store of 10 million electrons",
+        storing.attach,
+        (Limit("s", most=3),),
+    ),
+    "store-memory": Figure(
+        "14c",
+        "growth of the client, 100 million floats into a store",
+        storing.memory,
+        (Limit("MiB", most=500),),
+        fresh=True,
     ),
 }

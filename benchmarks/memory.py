@@ -23,7 +23,7 @@ def halve(x):
 
 def client_alone(scale: float, repeats: int) -> Iterator[Sample]:
     """Peak extra memory as a multiple of the frame's bytes, scheduler and workers elsewhere."""
-    with _cluster_elsewhere() as address:
+    with cluster_elsewhere() as address:
         yield from _peaks(DaskConductor(address), scale, repeats)
 
 
@@ -37,24 +37,24 @@ def _peaks(conductor: DaskConductor, scale: float, repeats: int) -> Iterator[Sam
     with Atomizer(conductor, halve) as atomizer:
         atomizer.map(halve, grid(x=range(10_000))).wait(progress=False).to_frame()
         for _ in range(repeats):
-            before = _status("VmRSS")
+            before = status("VmRSS")
             # Linux: sets the peak back to what is resident now.
             Path("/proc/self/clear_refs").write_text("5")
             frame = atomizer.map(halve, grid(x=range(n))).wait(progress=False).to_frame()
-            extra = _status("VmHWM") - before
+            extra = status("VmHWM") - before
             size = int(frame.memory_usage(index=True).sum())
             del frame
             yield {"value": extra / size, "MB": extra / 1e6, "frame's MB": size / 1e6}
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """Return a figure of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 @contextmanager
-def _cluster_elsewhere() -> Iterator[str]:
+def cluster_elsewhere() -> Iterator[str]:
     command = [sys.executable, "-m", "benchmarks.memory"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
