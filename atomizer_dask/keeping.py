@@ -18,6 +18,7 @@ from atomizer_dask.columns import as_objects, python_values
 from atomizer_dask.errors import InvalidSweepError, RegistrationError, StoreChangedError, StoreError
 from atomizer_dask.fingerprint import Code
 from atomizer_dask.folder import Folder
+from atomizer_dask.holder import read_holder
 from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import State
 from atomizer_dask.matching import match
@@ -46,15 +47,20 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """Return them as they stand in a manifest; a function as policy is not kept."""
-        on_failure = self.policy.on_failure
-        return {
-            "timeout": self.timeout,
-            "on_failure": on_failure if isinstance(on_failure, str) else None,
-            "max_attempts": self.policy.max_attempts,
-            "backoff": self.policy.backoff,
-            "copy_state": self.copy_state,
-            "allow_pickle": self.allow_pickle,
-        }
+        options = options_of(self.timeout, self.policy, self.copy_state)
+        return {**options, "allow_pickle": self.allow_pickle}
+
+
+def options_of(timeout: float | None, policy: Policy, copy_state: bool) -> dict[str, Any]:
+    """Return options of `Atomizer.map` as JSON; a function as policy is not kept."""
+    on_failure = policy.on_failure
+    return {
+        "timeout": timeout,
+        "on_failure": on_failure if isinstance(on_failure, str) else None,
+        "max_attempts": policy.max_attempts,
+        "backoff": policy.backoff,
+        "copy_state": copy_state,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +328,29 @@ def drop(store: Store) -> list[str]:
     for name in damaged:
         store.put_aside(name)
     return damaged
+
+
+def described(store: Store) -> dict[str, Any]:
+    """Return what a store says of its run, as JSON, but for sources."""
+    manifest = store.manifest
+    codes = [
+        {name: code[name] for name in ("fingerprint", "since", "versions")}
+        for code in manifest["codes"]
+    ]
+    holder = read_holder(store.folder)
+    return {
+        "run_id": manifest["run"],
+        "atom": manifest["atom"]["id"],
+        "seed": int(manifest["seed"]),
+        "store": store.folder.url,
+        "state": manifest["state"],
+        "created": manifest["created"],
+        "holder": None if holder is None else str(holder),
+        "sweep": manifest["sweeps"][-1],
+        "options": manifest["options"],
+        "codes": codes,
+        "sessions": manifest["sessions"],
+    }
 
 
 # -- sweeps --------------------------------------------------------------------------------------

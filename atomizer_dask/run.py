@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from math import inf
@@ -17,21 +17,26 @@ import numpy as np
 
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError, StoreError
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
+from atomizer_dask.fingerprint import code_of
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
 from atomizer_dask.journal import Journal
-from atomizer_dask.keeping import look
+from atomizer_dask.keeping import described, look, options_of
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.loading import load
+from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.properties import Properties
+from atomizer_dask.provenance import surroundings
 from atomizer_dask.selection import Selection
 from atomizer_dask.store import Store
 from atomizer_dask.stored import StoredPart, read_parts, to_dask
 from atomizer_dask.supply import Listeners, Plan, Supply
 from atomizer_dask.tables import Positions
+from atomizer_dask.verification import compare, draw
 from atomizer_dask.view import View
 from atomizer_dask.waiting import bar, interrupt, watch
 
@@ -375,6 +380,92 @@ class Run:
         course.conductor.do(partial(course.supply.retry, where, limit))
         return self
 
+    def verify(
+        self, n: int = 100, *, tolerance: float = 1e-9, seed: int | None = None
+    ) -> pd.DataFrame:
+        """Execute a random sample of electrons again, elsewhere, and say what differs.
+
+        With the same inputs and random streams, on other workers than before where there are
+        others. Nothing of the run changes; waits for the sample.
+
+        Parameters
+        ----------
+        n
+            How many electrons that ended well; all where there are fewer.
+        tolerance
+            Relative: numbers that differ by no more are close.
+        seed
+            Of the choice of the sample.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per output: ``compared``; ``equal``, to the last bit; ``close``; ``different``,
+            or failed this time; ``largest``, the largest relative difference; and ``first``, the
+            index label of the first electron that is not equal, for `replay`.
+
+        Raises
+        ------
+        ValueError
+            Where `n` makes no sense, or no electron has ended well.
+        ConductorError
+            Where the conductor is gone or closed.
+        """
+        course = self._driven
+        course.conductor.check_open()
+        if n < 1 or not self._ledger.done:
+            raise ValueError(f"{n} of {self._ledger.done:,} electrons that ended well: none")
+        sample = draw(self._ledger.snapshot(), n, seed)
+        plan = replace(course.plan, sink=None, root=f"{self.id}/verify-{new_id()}")
+        ledger = Ledger(self.id, self.atom_id)
+        listeners = replace(course.listeners, on_failure=_ignore_failure)
+        supply = Supply(plan, course.conductor, ledger, listeners)
+        supply.start_lots(sample.lots(plan.timeout))
+        ledger.join()
+        if ledger.error is not None:
+            raise ledger.error
+        before = self._frame_of(sample.parts)
+        names = [name for name in before.columns if name not in self.sweep.names]
+        return compare(before, self._frame_of(ledger.snapshot()), names, tolerance)
+
+    def _frame_of(self, parts: Sequence[Any]) -> pd.DataFrame:
+        return to_frame(self.sweep, self._view.as_rows(parts), self.id)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the results come from: all it takes to tell whether they can be trusted.
+
+        Run, atom, fingerprints of its code, seed, sweep, options, who worked on it when and
+        where (host, Python, packages, git commit, workers), and electrons and seconds by worker.
+        It can be written as JSON. Of a run without a store, what is true of this process.
+        """
+        facts = described(self._store) if self._store is not None else self._described()
+        return {**facts, "workers": self._workers()}
+
+    def _described(self) -> dict[str, Any]:
+        plan = self._driven.plan
+        return {
+            "run_id": self.id,
+            "atom": self.atom_id,
+            "seed": self.seed,
+            "store": None,
+            "state": self.state,
+            "sweep": repr(self.sweep),
+            "options": options_of(plan.timeout, plan.policy, plan.copy_state),
+            "codes": [{"fingerprint": code_of(plan.definition).fingerprint}],
+            "sessions": [{**surroundings(), **self._driven.conductor.whereabouts()}],
+        }
+
+    def _workers(self) -> dict[str, dict[str, float]]:
+        """Return electrons and seconds by worker."""
+        work: dict[str, dict[str, float]] = {}
+        for part in self._parts(metadata=True, outputs=()):
+            starts, ends = part.outcome.times()
+            mine = work.setdefault(part.outcome.worker, {"electrons": 0, "seconds": 0.0})
+            mine["electrons"] += len(part)
+            mine["seconds"] += float((ends - starts).sum()) / 1e9
+        return work
+
     def detach(self) -> Run:
         """Have the cluster go on without this process, and return the run.
 
@@ -647,3 +738,7 @@ class Run:
             first.type or first.kind,
             first.message,
         )
+
+
+def _ignore_failure(failure: Failure, position: int) -> None:
+    """Tell nobody: what fails when it is verified is a row of what `Run.verify` returns."""

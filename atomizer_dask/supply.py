@@ -64,6 +64,8 @@ class Plan:
         The options of `Atomizer.map`.
     sink
         The store that workers may write to.
+    root
+        By what its electrons can be stopped, where not by the name of the run.
     """
 
     run_id: str
@@ -76,6 +78,7 @@ class Plan:
     policy: Policy
     timeout: float | None
     sink: Sink | None = None
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,9 @@ class Supply:
         # Later than those of whoever worked on the run before, which workers may remember.
         self._epoch = 0 if journal is None else time_ns()
         self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
-        self._root = plan.run_id  # another one each time that it is tried again after a cancel
+        self._root = (
+            plan.root or plan.run_id
+        )  # another one each time that it is tried again after a cancel
         self._tokens = 0
         self._drawing = self._draw_from(plan.sweep) if isinstance(plan.sweep, Streamed) else None
         self.grows = self._drawing is not None
@@ -176,6 +181,17 @@ class Supply:
         self._conductor.post(lambda: self._begin(electrons, in_flight))
         if self._drawing is not None:
             self._drawing.start()
+
+    def start_lots(self, lots: Sequence[tuple[np.ndarray, Terms]]) -> None:
+        """Begin to send electrons, each lot on its own terms; from any thread."""
+
+        def begin() -> None:
+            for positions, terms in lots:
+                self._put_back(positions, terms)
+            self._driver.pump()
+            self._check_end()
+
+        self._conductor.post(begin)
 
     def _begin(self, electrons: Positions, in_flight: Sequence[Batch]) -> None:
         if in_flight:
