@@ -12,7 +12,7 @@ import psutil
 
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError, StoreHeldError
-from atomizer_dask.folder import UNFINISHED, Folder
+from atomizer_dask.folder import Folder
 
 HOLDER = "holder.json"
 
@@ -75,16 +75,28 @@ class Holder:
 
 def read_holder(folder: Folder) -> Holder | None:
     """Return who holds a store; None where nobody does."""
+    holder = _read(folder, HOLDER)
+    while holder is not None and (after := _read(folder, _after(holder))) is not None:
+        holder = after
+    return holder
+
+
+def _read(folder: Folder, name: str) -> Holder | None:
     try:
-        return Holder(**folder.read_json(HOLDER))
+        return Holder(**folder.read_json(name))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise StoreError(
-            f"{folder.url}/{HOLDER} cannot be read ({error}); remove it where no other process "
+            f"{folder.url}/{name} cannot be read ({error}); remove it where no other process "
             "works on this store",
             error,
         ) from error
+
+
+def _after(holder: Holder) -> str:
+    """Return the file that names who has taken over from a holder: one of those who try."""
+    return f"holder-after-{holder.token}.json"
 
 
 def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
@@ -105,19 +117,21 @@ def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
                 f"{folder.url} is held by {other}; wait for it, or take over with takeover=True "
                 "where that process is gone or shall stop"
             )
-        _put_away(folder, other)
+        if _take_from(folder, other, me):
+            return
 
 
-def _put_away(folder: Folder, other: Holder) -> None:
-    """Remove a holder, and no one who has come after it."""
-    aside = f"{UNFINISHED}holder-{new_id()}.json"
-    try:
-        folder.move(HOLDER, aside)
-    except FileNotFoundError:
-        return  # somebody else did
-    if folder.read(aside) != other.dump():  # somebody else has, and holds it by now
-        folder.create(HOLDER, folder.read(aside))
-    folder.remove(aside)
+def _take_from(folder: Folder, other: Holder, me: Holder) -> bool:
+    """Become the holder after another one, unless somebody else has."""
+    claim = _after(other)
+    if not folder.create(claim, me.dump()):
+        return False
+    if read_holder(folder) != me:  # the other is not the holder any more: this came too late
+        folder.remove(claim)
+        return False
+    folder.write(HOLDER, me.dump())
+    folder.remove(claim)
+    return True
 
 
 def let_go(folder: Folder, me: Holder) -> None:

@@ -284,6 +284,7 @@ class Journal:
 
     def rewrite_failed(self, parts: Sequence[Part]) -> None:
         """Write all that failed anew: some of it will be tried again."""
+        self.store.check_held()
         self.flush()
         before, self._failed_files = self._failed_files, []
         if (ended := self._table_of_ended(parts)) is not None:
@@ -353,6 +354,8 @@ class Journal:
     def unify(self) -> None:
         """Give all files of properties one schema, so that any reader takes them for one table."""
         folder = self.store.folder
+        self.store.check_held()
+        self._remove_strangers()
         names = sorted(folder.files(PROPERTIES), key=self.store.first_of)
         schemas = {name: self.store.schema_of(name) for name in names}
         if len({str(with_notes(schema)) for schema in schemas.values()}) <= 1:
@@ -362,6 +365,15 @@ class Journal:
             if with_notes(schema) != with_notes(target):
                 table = recoded(self.store.read(name), target, self.allow_pickle)
                 self.store.write(name, table)
+
+    def _remove_strangers(self) -> None:
+        """Remove what somebody wrote in the moment in which this process took over."""
+        ours = {*self.files, *self._failed_files}
+        for path in self.store.folder.files(PROPERTIES):
+            if path.rpartition("/")[2] not in ours:
+                electrons = self.store.read(path, ["electron"]).column(0).to_numpy()
+                if not len(self.not_done(electrons)):
+                    self.store.folder.remove(path)
 
     def close(self) -> None:
         """End its thread."""

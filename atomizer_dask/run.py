@@ -10,7 +10,7 @@ from functools import partial
 from html import escape
 from math import inf
 from numbers import Integral
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.fingerprint import code_of
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
 from atomizer_dask.journal import Journal
-from atomizer_dask.keeping import described, look, options_of
+from atomizer_dask.keeping import Kept, described, look, options_of
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.loading import load
 from atomizer_dask.outcome import Failure
@@ -183,15 +183,12 @@ class Run:
         ``Run.open("runs/ising").to_frame(columns=["temperature", "energy"])``
         """
         kept = look(store, allow_pickle=allow_pickle)
-        ledger = Ledger(kept.run_id, kept.atom_id)
-        load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
-        ledger.look(kept.state, kept.seconds)
         return cls(
             kept.run_id,
             kept.atom_id,
             kept.seed,
             kept.view,
-            ledger,
+            _ledger_of(kept, allow_pickle),
             store=kept.store,
             allow_pickle=allow_pickle,
         )
@@ -610,14 +607,25 @@ class Run:
     def _parts(self, *, metadata: bool, outputs: Collection[str] | None = None) -> list[Part]:
         """Return what is known of the electrons, read from the store where it is there."""
         while True:
-            parts = self._ledger.snapshot()
+            ended, parts = self._ledger.ended, self._ledger.snapshot()
             kept = [part for part in parts if isinstance(part, StoredPart)]
             try:
                 read = read_parts(kept, metadata=metadata, outputs=outputs)
-            except FileNotFoundError:
+            except FileNotFoundError as error:  # files were merged a moment ago
                 if self._course is None:
-                    raise
-                continue  # files were merged a moment ago
+                    kept_now = look(self.store, allow_pickle=self._allow_pickle)
+                    self._ledger = _ledger_of(
+                        replace(kept_now, view=self._view), self._allow_pickle
+                    )
+                elif ended:
+                    raise StoreError(
+                        f"another process has gone on with {self.store} since {self.id} ended "
+                        "here: Run.open(store) shows it as it is now",
+                        error,
+                    ) from error
+                else:
+                    sleep(0.01)
+                continue
             return [*read, *(part for part in parts if isinstance(part, Part))]
 
     def to_dask(self) -> Any:
@@ -742,3 +750,16 @@ class Run:
 
 def _ignore_failure(failure: Failure, position: int) -> None:
     """Tell nobody: what fails when it is verified is a row of what `Run.verify` returns."""
+
+
+def _ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
+    """Return what stands in a store, which somebody may be writing."""
+    while True:
+        ledger = Ledger(kept.run_id, kept.atom_id)
+        try:
+            load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
+        except FileNotFoundError:  # files were merged a moment ago
+            sleep(0.01)
+            continue
+        ledger.look(kept.state, kept.seconds)
+        return ledger

@@ -35,7 +35,7 @@ from atomizer_dask.holder import Holder, let_go, read_holder, take_hold
 MANIFEST = "run.json"
 PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "sweep"
 FORMAT = 1
-CHECK_SECONDS = 0.05  # between two looks at who holds it
+CHECK_SECONDS = 0.05  # between two looks at who holds it, where each goes over a network
 FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
 _OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
 
@@ -149,16 +149,19 @@ class Store:
 
     def check_held(self) -> None:
         """Raise `StoreHeldError` where another process has taken over."""
-        if monotonic() - self._checked < CHECK_SECONDS:
-            return
-        self._checked = monotonic()
+        if self.holder is not None:
+            recently = monotonic() - self._checked < CHECK_SECONDS
+            if recently and not self.folder.is_local:
+                return
         other = read_holder(self.folder)
         if self.holder is None or other is None or other.token != self.holder.token:
+            self.holder = None  # for good: nothing more may be written
             by = "nobody" if other is None else str(other)
             raise StoreHeldError(
                 f"{self.folder.url} is no longer held by this process but by {by}; what it had not "
                 "yet written is left to that one"
             )
+        self._checked = monotonic()
 
     def save(self) -> None:
         """Write the manifest."""
@@ -172,7 +175,15 @@ class Store:
         self.save()
 
     def end_session(self, state: str) -> None:
-        """Note in the manifest that who worked on it has ended, and how."""
+        """Note in the manifest that who worked on it has ended, and how.
+
+        Raises
+        ------
+        StoreHeldError
+            Where another process works on it by now, whose manifest it is.
+        """
+        self._checked = 0.0
+        self.check_held()
         self.manifest["sessions"][-1]["end"] = now()
         self.manifest["state"] = state
         self.save()

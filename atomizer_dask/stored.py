@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from atomizer_dask.frame import Part, frame_of_columns
 from atomizer_dask.outcome import Column
 from atomizer_dask.store import FAILED, PROPERTIES, Store
 from atomizer_dask.tables import decode, fields_of, parts_of
+
+MERGE_SECONDS = 1.0  # in which a file that was merged has its new name
 
 
 @dataclass(slots=True)
@@ -107,13 +110,19 @@ class StoredPart:
 
     def load(self) -> list[Part]:
         """Return it with its results."""
+        until = monotonic() + MERGE_SECONDS
         while True:
             name, first = self._file.name, self._file.first
             try:
                 table = self.store.read(f"{PROPERTIES}/{name}")
-            except FileNotFoundError:
-                if self._file.name == name:
-                    raise
+            except FileNotFoundError as error:
+                if self._file.name == name and monotonic() > until:
+                    raise StoreError(
+                        f"{self.store.folder.url} has been changed by another process: "
+                        "Run.open(store) shows it as it is now",
+                        error,
+                    ) from error
+                sleep(0.01)
                 continue  # it was merged a moment ago
             here = np.zeros(len(table), dtype=bool)
             here[first + self._start : first + self._start + self._rows] = True

@@ -31,6 +31,7 @@ from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.policy import Policy
+from atomizer_dask.store import Store
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Inputs, Streamed, Sweep
 from atomizer_dask.tables import Positions
@@ -332,7 +333,7 @@ class Supply:
                 self._keep_in_store(self._journal, positions, outcome, batch.terms)
             if last:
                 self._settled.append(batch.key)
-                self._flush_soon()
+            self._flush_soon()
         else:
             assert isinstance(outcome, Outcome)
             self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
@@ -551,6 +552,10 @@ class Supply:
                 for g, e in zip(gone, errors, strict=True)
             )
             chosen.append((part, np.fromiter(wanted, dtype=bool, count=len(errors)), errors))
+        if not any(again.any() for _, again, _ in chosen):
+            return
+        if self._ledger.ended and self._journal is not None:
+            self._hold_again(self._journal.store)  # first: where that fails, nothing has changed
         lots = []
         for part, again, errors in chosen:
             positions = part.failed_positions()[again]
@@ -560,16 +565,34 @@ class Supply:
             if len(positions):
                 lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
         count = sum(len(positions) for positions, _ in lots)
-        if count:
-            if self._ledger.ended:
-                if self._journal is not None:
-                    self._journal.store.hold()
-                self._ledger.reopen()
-                self._listeners.on_reopen()
-            if self._journal is not None:
-                self._journal.reopen(np.concatenate([positions for positions, _ in lots]))
+        if self._ledger.ended:
+            self._ledger.reopen()
+            self._listeners.on_reopen()
+        if self._journal is not None:
+            self._journal.reopen(np.concatenate([positions for positions, _ in lots]))
+            with self._storing():
                 self._journal.rewrite_failed(self._journaled(self._ledger.failed_parts()))
+        if not self._ledger.ended:
             self._send_again(lots, f"{count:,} failed electrons are tried again")
+
+    def _hold_again(self, store: Store) -> None:
+        """Take hold of the store of a run that had ended.
+
+        Raises
+        ------
+        StoreError
+            Where another process holds it, or has gone on with it.
+        """
+        known = len(store.manifest["sessions"])
+        store.hold()
+        if len(store.manifest["sessions"]) != known:
+            store.let_go()
+            raise StoreError(
+                f"another process has gone on with {store.folder.url} since: "
+                "atomizer.attach(store).retry() tries again what has failed by now"
+            )
+        last = store.manifest["sessions"][-1]
+        store.begin_session({name: last[name] for name in last if name not in ("start", "end")})
 
     @staticmethod
     def _journaled(parts: list[Part]) -> list[Part]:
