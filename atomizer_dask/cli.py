@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -15,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import atomizer_dask
-from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.conductors.dask import DaskConductor
-from atomizer_dask.errors import AtomizerError
+from atomizer_dask.commandline import (
+    cluster_options,
+    conductor_at,
+    errors_as_text,
+    exit_code,
+    load_atom,
+    show_failures,
+    wait_for,
+)
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.policy import DECISIONS, Policy, seconds_of
 from atomizer_dask.run import Run
+from atomizer_dask.surviving import resume, status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,23 +36,6 @@ _ESTIMATES = 10  # rows into which `pi` divides the tosses: enough to see their 
 @click.version_option(atomizer_dask.__version__, prog_name="atomizer-dask")
 def main() -> None:
     """From a function and a table of inputs to one tidy DataFrame, on Dask."""
-
-
-def _cluster_options(command: Any) -> Any:
-    for option in (
-        click.option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="A running Dask scheduler; by default a local cluster is started.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            help="Processes of the local cluster; by default one per core.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -71,12 +56,12 @@ class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @main.command()
 @click.option("--tosses", type=_Count(), default="1e9", show_default=True, help="How many.")
 @click.option("--seed", type=int, help="Fixes the result to the last bit.")
-@_cluster_options
+@cluster_options
 def pi(tosses: int, seed: int | None, scheduler: str | None, workers: int | None) -> None:
     """Estimate pi by tossing darts: the main job as a demonstration."""
     rows = min(_ESTIMATES, tosses)
     shares = [tosses // rows + (row < tosses % rows) for row in range(rows)]
-    with _errors_as_text(), _conductor(scheduler, workers) as conductor:
+    with errors_as_text(), conductor_at(scheduler, workers) as conductor:
         click.echo(f"{tosses:,} tosses on {conductor}", err=True)
         with Atomizer(conductor, MonteCarlo, Toss) as atomizer:
             events = atomizer.events(buffer=100_000)
@@ -128,9 +113,16 @@ def _print_pi(run: Run, seconds: float) -> None:
 )
 @click.option(
     "--out",
-    required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where inputs and outputs go together: a .parquet or .csv file.",
+)
+@click.option(
+    "--store",
+    metavar="DIR",
+    help="A folder or URL in which the run survives; what is there already is not computed again.",
+)
+@click.option(
+    "--allow-pickle", is_flag=True, help="Let the store keep what has no Arrow type as pickles."
 )
 @click.option("--seed", type=int, help="Fixes all random streams.")
 @click.option("--timeout", help="Of each electron: seconds, or a text such as 30s.")
@@ -144,11 +136,13 @@ def _print_pi(run: Run, seconds: float) -> None:
 @click.option("--max-attempts", type=click.IntRange(min=1), help="3 where it is tried again.")
 @click.option("--backoff", default="0s", show_default=True, help="Before the second attempt.")
 @click.option("--metadata", is_flag=True, help="Add id, start, end, duration, worker and attempts.")
-@_cluster_options
+@cluster_options
 def map_(
     target: str,
     source: Path,
-    out: Path,
+    out: Path | None,
+    store: str | None,
+    allow_pickle: bool,
     seed: int | None,
     timeout: str | None,
     on_failure: str,
@@ -161,18 +155,27 @@ def map_(
     """Run an atom over a table from disk.
 
     ATOM is a function, an atom, or the name of either in MODULE, which is a module or a .py file.
-    Failed rows have missing outputs, and are listed in OUT.errors.csv; the exit code is 3 then.
-    Ctrl-C pauses, and a second one cancels; what has ended by then is written.
-    """
-    with _errors_as_text():
+    Failed rows have missing outputs, and are listed in OUT.errors.csv.
+    Ctrl-C pauses, and a second one cancels; what has ended by then is written. With a store the
+    same command, or `resume`, goes on; SIGTERM suspends within seconds.
+
+    \b
+    Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
+    """  # noqa: D301 - click wants it
+    if out is None and store is None:
+        raise click.UsageError(
+            "give --out FILE, --store DIR, or both: the results must go somewhere"
+        )
+    with errors_as_text():
         limit = _number_or_text(timeout)
         policy = Policy.of(on_failure, max_attempts, _number_or_text(backoff))
         seconds_of(limit, "timeout")
-        atom = _load(target)
+        atom = load_atom(target)
         sweep = _read(source)
-        _check_writable(out)
+        if out is not None:
+            _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
-        with _conductor(scheduler, workers) as conductor, Atomizer(conductor, atom) as atomizer:
+        with conductor_at(scheduler, workers) as conductor, Atomizer(conductor, atom) as atomizer:
             run = atomizer.map(
                 atom,
                 sweep,
@@ -181,18 +184,31 @@ def map_(
                 on_failure=on_failure,
                 max_attempts=policy.max_attempts,
                 backoff=policy.backoff,
+                store=store,
+                allow_pickle=allow_pickle,
             )
-            with suppress(KeyboardInterrupt):  # by now it is cancelled
-                run.wait()
-    frame = run.to_frame(metadata=metadata)
-    _write(frame, out)
+            wait_for(run)
+        if out is not None:
+            _write(run.to_frame(metadata=metadata), out)
+        _end(run, out)
+
+
+def _end(run: Run, out: Path | None) -> None:
+    """Say what came of a run, and exit accordingly."""
     p = run.progress
+    rows = f"{p.done + p.failed:,} rows"
     click.echo(
-        f"{out}: {len(frame):,} rows, {p.failed:,} failed, {p.rate:,.0f} electrons a second, "
+        f"{out or run.store}: {rows}, {p.failed:,} failed, {p.rate:,.0f} electrons a second, "
         f"seed {run.seed}"
     )
     if p.failed:
-        _report_failures(run, out)
+        show_failures(run)
+        if out is not None:
+            listed = out.with_name(out.name + ".errors.csv")
+            run.errors.to_csv(listed)
+            click.echo(f"  all of them: {listed}", err=True)
+    if code := exit_code(run):
+        raise SystemExit(code)
 
 
 def _number_or_text(value: str | None) -> float | str | None:
@@ -200,52 +216,6 @@ def _number_or_text(value: str | None) -> float | str | None:
         return None if value is None else float(value)
     except ValueError:
         return value
-
-
-def _report_failures(run: Run, out: Path) -> None:
-    listed = out.with_name(out.name + ".errors.csv")
-    run.errors.to_csv(listed)
-    counts = run.errors.groupby(["kind", "type", "message"]).size().nlargest(5)
-    for count, row in zip(counts, counts.index.to_frame().itertuples(index=False), strict=True):
-        click.echo(f"  {count:,} x {row.kind}: {row.type}: {row.message}", err=True)
-    click.echo(f"  all of them: {listed}", err=True)
-    raise SystemExit(3)
-
-
-def _load(target: str) -> Definition:
-    place, _, name = target.rpartition(":")
-    if not place or not name:
-        raise click.UsageError(
-            f"expected MODULE:ATOM, as in examples/ising.py:ising, got {target!r}"
-        )
-    module = _import(place)
-    value = getattr(module, name, None)
-    definition = None if value is None else as_definition(value)
-    if definition is None:
-        nearest = get_close_matches(name, dir(module), n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        what = "nothing" if value is None else f"no atom but {type(value).__name__}"
-        raise click.UsageError(f"{place} has {what} of the name {name!r}{hint}")
-    return definition
-
-
-def _import(place: str) -> Any:
-    if not place.endswith(".py"):
-        sys.path.insert(0, "")
-        try:
-            return importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise click.UsageError(f"cannot import {place!r}: {error}") from error
-    path = Path(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise click.UsageError(f"there is no file {place}")
-    module = importlib.util.module_from_spec(spec)
-    # Registered, so that the atom's code is known to be the user's own and travels by value.
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(module)
-    return module
 
 
 def _read(source: Path) -> pd.DataFrame:
@@ -297,22 +267,5 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
     part.replace(out)
 
 
-@contextmanager
-def _conductor(scheduler: str | None, workers: int | None) -> Iterator[DaskConductor]:
-    if scheduler and workers:
-        raise click.UsageError("--workers is for a local cluster; leave it out with --scheduler")
-    conductor = DaskConductor(scheduler, workers=workers)
-    try:
-        yield conductor
-    finally:
-        conductor.close()
-
-
-@contextmanager
-def _errors_as_text() -> Iterator[None]:
-    try:
-        yield
-    except AtomizerError as error:
-        raise click.ClickException(str(error)) from error
-    except ValueError as error:  # an option that makes no sense
-        raise click.UsageError(str(error)) from error
+main.add_command(status)
+main.add_command(resume)

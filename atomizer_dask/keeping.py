@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +51,18 @@ class Options:
         """Return them as they stand in a manifest; a function as policy is not kept."""
         options = options_of(self.timeout, self.policy, self.copy_state)
         return {**options, "allow_pickle": self.allow_pickle}
+
+
+def target_of(definition: Definition) -> str:
+    """Return where an atom can be loaded from, ``FILE:NAME``; nothing where that is unknown."""
+    made_of = getattr(definition, "function", None) or getattr(definition, "cls", None)
+    name = getattr(made_of, "__qualname__", "")
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(made_of)) if callable(made_of) else None
+    except TypeError:
+        file = None
+    known = file is not None and os.path.exists(file) and "<" not in name
+    return f"{os.path.abspath(file)}:{name}" if known and file is not None else ""
 
 
 def options_of(timeout: float | None, policy: Policy, copy_state: bool) -> dict[str, Any]:
@@ -105,11 +119,12 @@ class Kept:
     @property
     def seconds(self) -> float:
         """How long anybody has worked on it."""
-        sessions = self.store.manifest["sessions"]
+        held = read_holder(self.store.folder) is not None
         spans = [
-            datetime.fromisoformat(session["end"]) - datetime.fromisoformat(session["start"])
-            for session in sessions
-            if session["end"]
+            datetime.fromisoformat(session["end"] or now())
+            - datetime.fromisoformat(session["start"])
+            for session in self.store.manifest["sessions"]
+            if session["end"] or held
         ]
         return sum(span.total_seconds() for span in spans)
 
@@ -210,7 +225,11 @@ def _create(
     store.write_bytes(ATOM, dump_atom(definition))
     store.manifest = {
         "run": run_id,
-        "atom": {"id": definition.id, "vectorized": definition.vectorized},
+        "atom": {
+            "id": definition.id,
+            "vectorized": definition.vectorized,
+            "target": target_of(definition),
+        },
         "seed": str(seed),
         "created": now(),
         "state": "running",
@@ -317,6 +336,11 @@ def stored_atom(kept: Kept, *, allow_pickle: bool) -> Definition:
             "attach(store, allow_pickle=True)"
         )
     return load_atom(kept.store.folder.read(ATOM))
+
+
+def stored_target(url: Any) -> str:
+    """Return where the atom of a store was loaded from, ``FILE:NAME``; nothing if unknown."""
+    return str(Store.existing(url).manifest["atom"].get("target", ""))
 
 
 def drop(store: Store) -> list[str]:

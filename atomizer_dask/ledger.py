@@ -24,7 +24,7 @@ from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Columns
 from atomizer_dask.tables import Failed
 
-State = Literal["running", "paused", "finished", "cancelled", "failed", "detached"]
+State = Literal["running", "paused", "finished", "cancelled", "failed", "suspended", "detached"]
 RATE_SECONDS = 5.0
 
 

@@ -287,11 +287,11 @@ class Run:
             )
         if self._ledger.error is not None:
             raise self._ledger.error
-        if self.state == "detached":
-            raise StoreError(
-                f"{self.id} goes on without this process; to wait for it, "
-                f"atomizer.attach({self.store!r}).wait()"
-            )
+        if self._course is None and self.state == "running":
+            self._driven  # noqa: B018 - which says what to do instead
+        if self.state in ("detached", "suspended"):
+            what = "goes on without this process" if self.state == "detached" else "is suspended"
+            raise StoreError(f"{self.id} {what}: atomizer.attach({self.store!r}) goes on with it")
         return self
 
     def _wait_showing(self, until: float | None, show: Any) -> bool:
@@ -318,8 +318,8 @@ class Run:
         Running electrons are told through ``context.cancelled``. The electrons that never ran are
         rows like any other, with an error of kind ``cancelled``.
         """
+        course = self._driven
         if not self._ledger.ended:
-            course = self._driven
             course.conductor.do(course.supply.cancel)
 
     def pause(self) -> None:
@@ -327,14 +327,14 @@ class Run:
 
         Running electrons are not disturbed: they end, and are rows like any other.
         """
+        course = self._driven
         if not self._ledger.ended:
-            course = self._driven
             course.conductor.do(course.supply.pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
+        course = self._driven
         if not self._ledger.ended:
-            course = self._driven
             course.conductor.do(course.supply.resume)
 
     def retry(
@@ -462,6 +462,28 @@ class Run:
             mine["electrons"] += len(part)
             mine["seconds"] += float((ends - starts).sum()) / 1e9
         return work
+
+    def suspend(self) -> Run:
+        """Stop here, such that any process can go on; return the run.
+
+        What has ended is written, what has not begun is taken back, and what is running is left
+        behind after a second: on a cluster that stays, its results are not lost.
+        `Atomizer.attach` goes on.
+
+        Raises
+        ------
+        StoreError
+            Where the run has no store, or it cannot be written.
+        """
+        course = self._driven
+        if course.plan.sink is None:
+            raise StoreError(f"{self.id} has no store to go on from: use map(..., store=...)")
+        if not self._ledger.ended:
+            course.conductor.do(course.supply.suspend)
+            self.join()
+        if self._ledger.error is not None:
+            raise self._ledger.error
+        return self
 
     def detach(self) -> Run:
         """Have the cluster go on without this process, and return the run.

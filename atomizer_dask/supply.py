@@ -131,6 +131,7 @@ class Supply:
         journal: Journal | None = None,
     ) -> None:
         self.stopping = False
+        self._suspending = False
         self._plan = plan
         self._conductor = conductor
         self._ledger = ledger
@@ -252,7 +253,8 @@ class Supply:
     # -- what the driver asks ----------------------------------------------------------------
 
     def waiting(self) -> int:  # noqa: D102
-        return 0 if self._ledger.state == "paused" else self._waiting
+        held_back = self._suspending or self._ledger.state == "paused"
+        return 0 if held_back else self._waiting
 
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
         positions, terms = self._pending.popleft()
@@ -431,14 +433,26 @@ class Supply:
                 self._journal.store.check_held()
 
     def detach(self) -> None:
-        """Leave what remains to whoever holds the store next."""
+        """Leave what remains, and what is under way, to whoever holds the store next."""
+        self._leave("detached")
+
+    def suspend(self) -> None:
+        """Take back what has not begun, and leave what remains to whoever holds the store next."""
+        if self._suspending or self._ledger.ended:
+            return
+        self._suspending = True
+        self._stop()
+        self._conductor.post_later(HEED_SECONDS, partial(self._leave, "suspended"))
+        self._check_end()
+
+    def _leave(self, state: State) -> None:
         assert self._journal is not None
         if self._ledger.ended:
             return
         with self._storing():
             self._journal.flush()
             self._driver.let_go()
-            self._end("detached")
+            self._end(state)
 
     def _flush_soon(self) -> None:
         """Write what has been gathered: a little later, or now where it is much."""
@@ -715,11 +729,16 @@ class Supply:
         self._check_end()
 
     def _check_end(self) -> None:
+        if self._suspending and self._driver.idle and not self._is_all_done():
+            self._leave("suspended")
         if self._ledger.ended or self._pending or self._delayed or not self._driver.idle:
             return
         if self.all_drawn and self._is_written():
             failed = self._ledger.error is not None
             self._end("failed" if failed else "cancelled" if self.stopping else "finished")
+
+    def _is_all_done(self) -> bool:
+        return self.all_drawn and not self._pending and not self._delayed
 
     def _is_written(self) -> bool:
         """Whether everything is in the store, in few files; else this will be asked again."""
@@ -747,7 +766,7 @@ class Supply:
         try:
             journal.flush()
             journal.store.end_session(state)
-            if state not in ("failed", "detached"):
+            if state not in ("failed", "detached", "suspended"):
                 self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
         except (StoreError, OSError) as error:
             self._ledger.error = self._ledger.error or AtomizerError(str(error), error)

@@ -1,0 +1,154 @@
+"""What the commands share: a conductor, an atom by its name, and how a run comes to its end."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.errors import AtomizerError
+from atomizer_dask.run import Run
+
+FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
+
+
+def cluster_options(command: Any) -> Any:
+    """Give a command the options that say where to run."""
+    for option in (
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="A running Dask scheduler; by default a local cluster is started.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Processes of the local cluster; by default one per core.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def load_atom(target: str) -> Definition:
+    """Return the atom that is named as ``MODULE:ATOM``."""
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise click.UsageError(
+            f"expected MODULE:ATOM, as in examples/ising.py:ising, got {target!r}"
+        )
+    module = _import(place)
+    value = getattr(module, name, None)
+    definition = None if value is None else as_definition(value)
+    if definition is None:
+        nearest = get_close_matches(name, dir(module), n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        what = "nothing" if value is None else f"no atom but {type(value).__name__}"
+        raise click.UsageError(f"{place} has {what} of the name {name!r}{hint}")
+    return definition
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        sys.path.insert(0, "")
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise click.UsageError(f"cannot import {place!r}: {error}") from error
+    path = Path(place)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise click.UsageError(f"there is no file {place}")
+    module = importlib.util.module_from_spec(spec)
+    # Registered, so that the atom's code is known to be the user's own and travels by value.
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def conductor_at(scheduler: str | None, workers: int | None) -> Iterator[DaskConductor]:
+    """Give a conductor on a cluster that is running, or on one of its own."""
+    if scheduler and workers:
+        raise click.UsageError("--workers is for a local cluster; leave it out with --scheduler")
+    conductor = DaskConductor(scheduler, workers=workers)
+    try:
+        yield conductor
+    finally:
+        conductor.close()
+
+
+@contextmanager
+def errors_as_text() -> Iterator[None]:
+    """Show our errors as people want to read them."""
+    try:
+        yield
+    except AtomizerError as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:  # an option that makes no sense
+        raise click.UsageError(str(error)) from error
+
+
+class _TerminatedError(BaseException):
+    """Raised in the main thread where the process shall end."""
+
+
+@contextmanager
+def until_terminated(run: Run) -> Iterator[None]:
+    """Suspend a run where the process is told to end, as a batch system does before it kills it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except _TerminatedError:
+        run.suspend()
+        click.echo(f"{run.id} is suspended; atomizer-dask resume {run.store} goes on", err=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait_for(run: Run) -> None:
+    """Wait for a run; interrupted twice it is cancelled, terminated it is suspended."""
+    if run.store is None:
+        with suppress(KeyboardInterrupt):  # by now it is cancelled
+            run.wait()
+        return
+    with until_terminated(run), suppress(KeyboardInterrupt):
+        run.wait()
+
+
+def exit_code(run: Run) -> int:
+    """Return 0 where all is done, 3 where all is done but some failed, 4 where not all is done."""
+    p = run.progress
+    if run.state != "finished" or p.total is None or p.done + p.failed < p.total:
+        return INCOMPLETE
+    return FAILED if p.failed else 0
+
+
+def show_failures(run: Run) -> None:
+    """Print the most frequent failures."""
+    errors = run.errors
+    counts = errors.groupby(["kind", "type", "message"]).size().nlargest(5)
+    for count, row in zip(counts, counts.index.to_frame().itertuples(index=False), strict=True):
+        text = ": ".join(filter(None, (str(row.type), str(row.message))))
+        click.echo(f"  {count:,} x {row.kind!s}: {text}", err=True)

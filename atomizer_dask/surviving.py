@@ -1,0 +1,180 @@
+"""The commands for a run that is kept in a store: ``status`` and ``resume``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.commandline import (
+    cluster_options,
+    conductor_at,
+    errors_as_text,
+    exit_code,
+    load_atom,
+    show_failures,
+    wait_for,
+)
+from atomizer_dask.keeping import stored_target
+from atomizer_dask.run import Progress, Run
+
+WATCH_SECONDS = 1.0
+
+
+@click.command()
+@click.argument("store", metavar="DIR")
+@click.option(
+    "--watch", is_flag=True, help="Until it has ended: a line whenever something changed."
+)
+def status(store: str, watch: bool) -> None:
+    """Say how far a run is, what failed, and where its results come from.
+
+    DIR is its store, a folder or a URL; no cluster is needed.
+
+    \b
+    Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
+    """  # noqa: D301 - click wants it
+    with errors_as_text():
+        run = Run.open(store)
+        facts = run.provenance
+        click.echo(f"{run.id} of {run.atom_id} in {run.store}")
+        click.echo(_line(run, run.progress.rate))
+        if watch:
+            run = _watch(store, run)
+            facts = run.provenance
+        if facts["holder"]:
+            click.echo(f"held by {facts['holder']}")
+        if run.progress.failed:
+            show_failures(run)
+        _show_provenance(facts)
+    raise SystemExit(exit_code(run))
+
+
+def _line(run: Run, rate: float) -> str:
+    p = run.progress
+    total = "?" if p.total is None else f"{p.total:,}"
+    share = f" ({(p.done + p.failed) / p.total:.1%})" if p.total else ""
+    left = None if p.total is None or not rate else (p.total - p.done - p.failed) / rate
+    eta = f", {_duration(left)} left" if left else ""
+    return (
+        f"{run.state}: {p.done + p.failed:,} of {total} electrons{share}, {p.failed:,} failed, "
+        f"{rate:,.0f} a second{eta}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _watch(store: str, run: Run) -> Run:
+    """Print a line whenever something has changed, until nobody works on the run any more."""
+    before, seen = run.progress, time.monotonic()
+    while run.provenance["holder"] is not None:
+        time.sleep(WATCH_SECONDS)
+        run = Run.open(store)
+        now, at = run.progress, time.monotonic()
+        if _known(now) != _known(before):
+            click.echo(_line(run, (_known(now) - _known(before)) / (at - seen)))
+            before, seen = now, at
+    return run
+
+
+def _known(progress: Progress) -> int:
+    return progress.done + progress.failed
+
+
+def _show_provenance(facts: dict[str, Any]) -> None:
+    options = ", ".join(f"{name} {value}" for name, value in facts["options"].items() if value)
+    click.echo(f"seed {facts['seed']}; {options}")
+    for code in facts["codes"]:
+        packages = ", ".join(f"{n} {v}" for n, v in code["versions"]["packages"].items())
+        python = code["versions"]["python"]
+        click.echo(f"code {code['fingerprint']} since {code['since']}: Python {python}, {packages}")
+    for session in facts["sessions"]:
+        git = session["git"]
+        commit = "" if not git else f", git {git['commit'][:9]}{' (dirty)' if git['dirty'] else ''}"
+        where = session["conductor"].get("scheduler") or session["conductor"]["conductor"]
+        click.echo(
+            f"from {session['start']} to {session['end'] or '?'}: {session['user']}@"
+            f"{session['host']}, process {session['pid']}{commit}, {where}"
+        )
+    for worker, work in facts["workers"].items():
+        name = worker or "no worker"
+        click.echo(f"  {name}: {work['electrons']:,} electrons, {work['seconds']:,.1f} s")
+
+
+@click.command()
+@click.argument("store", metavar="DIR")
+@click.option(
+    "--atom",
+    "target",
+    metavar="MODULE:ATOM",
+    help="By default what the run was begun with, from the file where it was then.",
+)
+@click.option("--takeover", is_flag=True, help="From another process that holds the store.")
+@click.option("--accept-changes", is_flag=True, help="Although the atom or a package has changed.")
+@click.option("--drop-corrupted", is_flag=True, help="Compute again what damaged files held.")
+@click.option("--allow-pickle", is_flag=True, help="Read pickles in the store, which runs code.")
+@click.option("--detach", is_flag=True, help="Let the cluster go on alone; needs --scheduler.")
+@cluster_options
+def resume(
+    store: str,
+    target: str | None,
+    takeover: bool,
+    accept_changes: bool,
+    drop_corrupted: bool,
+    allow_pickle: bool,
+    detach: bool,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
+    """Go on with a run that is kept in a store.
+
+    DIR is its store, a folder or a URL. What is done is kept, the rest is executed. SIGTERM
+    suspends the run within seconds.
+
+    \b
+    Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
+    """  # noqa: D301 - click wants it
+    if detach and not scheduler:
+        raise click.UsageError("--detach needs --scheduler: a local cluster ends with this command")
+    with errors_as_text():
+        target = target or _known_target(store, allow_pickle)
+        atoms = [load_atom(target)] if target else []
+        with conductor_at(scheduler, workers) as conductor, Atomizer(conductor, *atoms) as atomizer:
+            run = atomizer.attach(
+                store,
+                takeover=takeover,
+                accept_changes=accept_changes,
+                drop_corrupted=drop_corrupted,
+                allow_pickle=allow_pickle,
+            )
+            if detach:
+                run.detach()
+            else:
+                wait_for(run)
+        p = run.progress
+        click.echo(f"{run.store}: {run.state}, {_known(p):,} electrons, {p.failed:,} failed")
+        if p.failed:
+            show_failures(run)
+    if not detach:
+        raise SystemExit(exit_code(run))
+
+
+def _known_target(store: str, allow_pickle: bool) -> str:
+    target = stored_target(store)
+    file = target.rpartition(":")[0]
+    if target and os.path.exists(file):
+        return target
+    if allow_pickle:
+        return ""
+    what = f"{file} is gone" if target else "it was not made from a file"
+    raise click.UsageError(
+        f"where the atom of {store} is, is not known: {what}. Give --atom MODULE:ATOM, or "
+        "--allow-pickle to run the copy that the store keeps"
+    )
