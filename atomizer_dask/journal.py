@@ -282,14 +282,20 @@ class Journal:
         ]
         return joined(tables) if tables else None
 
-    def rewrite_failed(self, parts: Sequence[Part]) -> None:
-        """Write all that failed anew: some of it will be tried again."""
+    def rewrite_failed(self, again: np.ndarray) -> None:
+        """Write what failed anew, without electrons that will be tried again."""
         self.store.check_held()
         self.flush()
-        before, self._failed_files = self._failed_files, []
-        if (ended := self._table_of_ended(parts)) is not None:
+        before, tables = self._failed_files, []
+        for name in before:
+            table = self.store.read(f"{PROPERTIES}/{name}")
+            stays = ~np.isin(table.column("electron").to_numpy(), again)
+            if stays.any():
+                tables.append(table.filter(pa.array(stays)))
+        self._failed_files = []
+        if tables:
             name = f"{FAILED}{new_id()}.parquet"
-            self.store.write(f"{PROPERTIES}/{name}", ended)
+            self.store.write(f"{PROPERTIES}/{name}", joined(tables))
             self._failed_files.append(name)
         for name in before:
             self.store.folder.remove(f"{PROPERTIES}/{name}")

@@ -16,7 +16,7 @@ import pyarrow as pa
 from atomizer_dask import codec
 from atomizer_dask.atom import Definition
 from atomizer_dask.chained import Chained, Picked
-from atomizer_dask.columns import as_objects, python_values
+from atomizer_dask.columns import Values, as_objects, python_values
 from atomizer_dask.errors import InvalidSweepError, RegistrationError, StoreChangedError, StoreError
 from atomizer_dask.fingerprint import Code
 from atomizer_dask.folder import Folder
@@ -29,7 +29,7 @@ from atomizer_dask.policy import OnFailure, Policy
 from atomizer_dask.provenance import differences, surroundings
 from atomizer_dask.store import FAILURES, MERGING, PROPERTIES, SWEEP, Store, now
 from atomizer_dask.streams import seed_of
-from atomizer_dask.sweep import Inputs, Streamed, Sweep
+from atomizer_dask.sweep import Grid, Inputs, Streamed, Sweep
 from atomizer_dask.sweepfile import load_sweep, save_sweep
 from atomizer_dask.tables import Positions
 from atomizer_dask.view import View
@@ -425,12 +425,15 @@ def _extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> Kept:
             f"{store.folder.url} has the inputs {sorted(universe.names)}, the sweep has "
             f"{sorted(sweep.names)}: to extend a run give all of these, or another folder"
         )
+    if last.electrons is None and _is_same_grid(universe, sweep):
+        return Kept(store, universe, View(sweep))  # of which no row need be looked at
     known = universe.length or 0
     electrons = match(universe.columns(), sweep.columns())
     new = electrons < 0
     electrons[new] = known + np.arange(int(new.sum()))
-    if last.electrons is None and np.array_equal(electrons, np.arange(known)):
-        return Kept(store, universe, View(sweep))
+    before = np.arange(known) if last.electrons is None else last.electrons
+    if np.array_equal(electrons, before) and _looks_like(last.sweep, sweep):
+        return Kept(store, universe, View(sweep, last.electrons))
     number = len(store.manifest["sweeps"])
     described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)
     which = f"{number}-electrons.parquet"
@@ -439,6 +442,33 @@ def _extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> Kept:
     if new.any():
         universe = Chained([universe, Picked(sweep, np.flatnonzero(new))])
     return Kept(store, universe, View(sweep, electrons))
+
+
+def _is_same_grid(one: Sweep, other: Sweep) -> bool:
+    if not (isinstance(one, Grid) and isinstance(other, Grid)):
+        return False
+    return list(one.axes) == list(other.axes) and all(
+        _is_same_axis(values, other.axes[name]) for name, values in one.axes.items()
+    )
+
+
+def _is_same_axis(one: Values, other: Values) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return isinstance(one, range) and isinstance(other, range) and one == other
+
+
+def _looks_like(one: Sweep, other: Sweep) -> bool:
+    """Whether frames of two sweeps with the same rows have the same columns and index."""
+    columns, others = one.columns(), other.columns()
+    if list(columns) != list(others) or any(
+        getattr(values, "dtype", np.int64) != getattr(others[name], "dtype", np.int64)
+        for name, values in columns.items()
+    ):
+        return False
+    if one.index is None or other.index is None:
+        return one.index is other.index
+    return bool(one.index.identical(other.index))
 
 
 def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:

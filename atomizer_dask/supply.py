@@ -583,9 +583,10 @@ class Supply:
             self._ledger.reopen()
             self._listeners.on_reopen()
         if self._journal is not None:
-            self._journal.reopen(np.concatenate([positions for positions, _ in lots]))
+            again = np.concatenate([positions for positions, _ in lots])
+            self._journal.reopen(again)
             with self._storing():
-                self._journal.rewrite_failed(self._journaled(self._ledger.failed_parts()))
+                self._journal.rewrite_failed(again)
         if not self._ledger.ended:
             self._send_again(lots, f"{count:,} failed electrons are tried again")
 
@@ -607,15 +608,6 @@ class Supply:
             )
         last = store.manifest["sessions"][-1]
         store.begin_session({name: last[name] for name in last if name not in ("start", "end")})
-
-    @staticmethod
-    def _journaled(parts: list[Part]) -> list[Part]:
-        """Return failed parts without what was cancelled."""
-        kinds = (
-            np.array([part.outcome.failures[code].kind for code in part.outcome.codes])
-            for part in parts
-        )
-        return [part.pick(kind != "cancelled") for part, kind in zip(parts, kinds, strict=True)]
 
     def _send_again(self, lots: list[tuple[np.ndarray, Terms]], message: str) -> None:
         if self.stopping:

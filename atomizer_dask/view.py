@@ -70,7 +70,7 @@ class View:
         rows = np.full(1 + int(self.electrons.max()), -1)
         rows[self.electrons] = np.arange(len(self.electrons))
         seen = []
-        for part in parts:
+        for part in map(Part.current, parts):
             positions = numpy_values(part.positions)
             inside = positions < len(rows)
             found = np.where(inside, rows[np.where(inside, positions, 0)], -1)

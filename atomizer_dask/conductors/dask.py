@@ -119,15 +119,16 @@ class DaskConductor(BatchConductor):
         self._cluster: Cluster | None = None
         self._client = self._connect(target, workers, threads_per_worker)
         self._owns_client = True
-        self._prepare()
         try:
+            self._prepare()
             self._check_versions()
-            self._client.register_plugin(ByValue())
+            self._ask(self._client.register_plugin, ByValue())
         except ConductorError:
             self.close()
             raise
 
     def _prepare(self) -> None:
+        self._watch: asyncio.Task[None] | None = None
         self.channel = f"atomizer-{new_id()}"
         self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
         self._uploaded: set[str] = set()
@@ -145,9 +146,8 @@ class DaskConductor(BatchConductor):
         self._client.scheduler_comm.interval = SEND_SECONDS
         self._address = self._client.scheduler.address
         self._direct = self._client.direct_to_workers is not False
-        self._note_workers(self._client.nthreads())
+        self._note_workers(self._ask(self._client.nthreads))
         self._client.subscribe_topic(self.channel, self._on_message)
-        self._watch: asyncio.Task[None] | None = None
         self._client.loop.add_callback(self._start_watching)
 
     def _connect(self, target: Any, workers: int | None, threads_per_worker: int) -> Client:
@@ -189,11 +189,13 @@ class DaskConductor(BatchConductor):
             "atomizer_dask": version("atomizer_dask"),
         }
         # Functions of the standard library alone, so that they run where this package is missing.
-        pythons = self._client.run(platform.python_version, on_error="return")
-        packages = self._client.run(version, "atomizer_dask", on_error="return")
+        pythons = self._ask(self._client.run, platform.python_version, on_error="return")
+        packages = self._ask(self._client.run, version, "atomizer_dask", on_error="return")
         rows = []
         for worker, python in pythons.items():
             package = packages.get(worker)
+            if package is None or isinstance(python, OSError) or isinstance(package, OSError):
+                continue  # it has just died
             there = {
                 "Python": _minor(python) if isinstance(python, str) else repr(python),
                 "atomizer_dask": package if isinstance(package, str) else "not installed",
@@ -245,7 +247,7 @@ class DaskConductor(BatchConductor):
 
     def check_detachable(self, sink: Sink) -> None:
         """Raise where no worker sees the store, so that none could go on with the run."""
-        if not any(self._client.run(sees, sink).values()):
+        if not any(self._ask(self._client.run, sees, sink, on_error="ignore").values()):
             raise ConductorError(
                 f"no worker sees the store {sink.url}, so that none can go on with the run: put "
                 "it where they do, on a file system that they share or at a URL"
@@ -253,7 +255,11 @@ class DaskConductor(BatchConductor):
 
     def detach_run(self, run_id: str, sink: Sink, definition: Definition, policy: Policy) -> None:
         """Have a worker that sees the store drive a run from now on."""
-        seeing = [worker for worker, does in self._client.run(sees, sink).items() if does]
+        seeing = [
+            worker
+            for worker, does in self._ask(self._client.run, sees, sink, on_error="ignore").items()
+            if does
+        ]
         name = f"drive-{new_id()}"
         future = self._client.submit(
             drive_detached,
@@ -267,7 +273,7 @@ class DaskConductor(BatchConductor):
             pure=False,
         )
         # This process may end as soon as the scheduler has it.
-        while not (future.done() or self._client.run_on_scheduler(knows, future.key)):
+        while not (future.done() or self._ask(self._client.run_on_scheduler, knows, future.key)):
             self._pause.wait(JOIN_SECONDS)
 
     def whereabouts(self) -> dict[str, Any]:
@@ -278,7 +284,7 @@ class DaskConductor(BatchConductor):
     def in_flight(self, run_id: str) -> list[Batch]:
         """Return the batches of a run that outlived who submitted them, in that order."""
         batches = []
-        for _, args in self._client.run_on_scheduler(kept_tasks, run_id):
+        for _, args in self._ask(self._client.run_on_scheduler, kept_tasks, run_id):
             if args and isinstance(args[0], Packed):  # else its outcome is lost
                 batches.append(args[0].load())
         return batches
@@ -491,7 +497,7 @@ class DaskConductor(BatchConductor):
             if definition.singleton:  # whoever has the version alone must know
                 digest = f"{definition.singleton}:{digest}"
             if digest not in self._uploaded:
-                self._client.set_metadata([METADATA, digest], data)
+                self._ask(self._client.set_metadata, [METADATA, digest], data)
                 self._uploaded.add(digest)
             self._versions[definition] = digest
         return digest
@@ -503,17 +509,19 @@ class DaskConductor(BatchConductor):
         digest = self.version_of(definition)
         if self._catalog.get(definition.id) != digest:
             self._catalog = {**self._catalog, definition.id: digest}
-            self._client.set_metadata([METADATA, f"id:{definition.id}"], digest)
+            self._ask(self._client.set_metadata, [METADATA, f"id:{definition.id}"], digest)
 
     def find_version(self, atom_id: str) -> str | None:
         """Return the version of an atom that another client of the scheduler made known."""
-        digest: str | None = self._client.get_metadata([METADATA, f"id:{atom_id}"], default=None)
+        digest: str | None = self._ask(
+            self._client.get_metadata, [METADATA, f"id:{atom_id}"], default=None
+        )
         return digest
 
     def fetch(self, atom_id: str) -> Definition | None:
         """Return an atom that another client of the scheduler made known."""
         digest = self.find_version(atom_id)
-        data = digest and self._client.get_metadata([METADATA, digest], default=None)
+        data = digest and self._ask(self._client.get_metadata, [METADATA, digest], default=None)
         return load_atom(data) if data else None
 
     def catalog(self) -> Mapping[str, str]:
@@ -556,6 +564,15 @@ class DaskConductor(BatchConductor):
             self.emit(self.channel, Event(message, conductor_id=self.id, level="warning"))
         self._workers = set(threads)
         self._threads = sum(threads.values())
+
+    def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call what asks the scheduler; it may be gone, which nothing else has noticed yet."""
+        try:
+            return ask(*args, **options)
+        except OSError as error:
+            gone = self._error("the scheduler is gone")
+            gone.internal = error
+            raise gone from error
 
     def _error(self, message: str) -> ConductorError:
         return ConductorError(
