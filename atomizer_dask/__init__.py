@@ -14,7 +14,12 @@ from atomizer_dask.errors import (
     InvalidPayloadError,
     InvalidSweepError,
     RegistrationError,
+    StoreChangedError,
+    StoreCorruptedError,
+    StoreError,
+    StoreHeldError,
     UnpicklableError,
+    UnstorableError,
 )
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.properties import Properties
@@ -42,8 +47,13 @@ __all__ = [
     "Properties",
     "RegistrationError",
     "Run",
+    "StoreChangedError",
+    "StoreCorruptedError",
+    "StoreError",
+    "StoreHeldError",
     "Stream",
     "UnpicklableError",
+    "UnstorableError",
     "atom",
     "grid",
     "register",

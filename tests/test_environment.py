@@ -9,7 +9,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAMES = {"dask": "dask-core", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {
+    "dask": "dask-core",
+    "duckdb": "python-duckdb",
+    "matplotlib": "matplotlib-base",
+}
 CONDA_ALONE = {"pip"}  # it installs this package itself
 
 

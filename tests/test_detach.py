@@ -1,0 +1,164 @@
+"""Runs that go on while no client is there."""
+
+import os
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from distributed import Client, LocalCluster
+
+from atomizer_dask import (
+    Atomizer,
+    ConductorError,
+    DaskConductor,
+    MemoryConductor,
+    Run,
+    StoreError,
+    atom,
+    grid,
+)
+
+pytestmark = pytest.mark.dask
+ELECTRONS = 400
+
+
+@atom(id="tests.detach.slow")
+def slow(x, executed, *, context):
+    file = os.open(executed, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{x}\n".encode())
+    os.close(file)
+    time.sleep(0.005)
+    if x == 7 and context.attempt == 1:
+        raise ValueError("seven")
+    return {"u": context.rng.random(), "attempt": context.attempt}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return grid(x=range(ELECTRONS), executed=[str(tmp_path / "executed")])
+
+
+@pytest.fixture
+def expected(sweep, local):
+    return local.map(slow, sweep, seed=3, on_failure="retry").wait().to_frame()
+
+
+def executed(tmp_path):
+    path = tmp_path / "executed"
+    return sorted(map(int, path.read_text().split())) if path.exists() else []
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.02)
+
+
+def atomizer_on(cluster):
+    return Atomizer(DaskConductor(cluster.scheduler_address), slow)
+
+
+ONCE = sorted([*range(ELECTRONS), 7])  # and electron 7 a second time
+
+
+def test_detached_run_finishes_alone(cluster, tmp_path, sweep, expected):
+    (tmp_path / "executed").unlink()
+    store = tmp_path / "store"
+    with atomizer_on(cluster) as atomizer:
+        run = atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store)
+        until(lambda: run.progress.done > 20)
+        assert run.detach() is run
+        assert run.state == "detached"
+        with pytest.raises(StoreError, match="goes on without this process"):
+            run.wait()
+    until(lambda: Run.open(store).state == "finished")
+    pd.testing.assert_frame_equal(Run.open(store).to_frame(), expected)
+    assert executed(tmp_path) == ONCE
+    assert not (store / "holder.json").exists()
+
+
+def test_attaching_collects_a_run_that_was_detached_from_the_start(
+    cluster, tmp_path, sweep, expected
+):
+    (tmp_path / "executed").unlink()
+    store = tmp_path / "store"
+    with atomizer_on(cluster) as atomizer:
+        run = atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store, detached=True)
+        assert run.state == "detached"
+    until(lambda: len(executed(tmp_path)) > 50)
+    with atomizer_on(cluster) as atomizer:
+        run = atomizer.attach(store).wait()
+    pd.testing.assert_frame_equal(run.to_frame(), expected)
+    assert executed(tmp_path) == ONCE
+
+
+def test_driver_whose_worker_dies_is_started_anew(tmp_path, sweep, expected):
+    (tmp_path / "executed").unlink()
+    store = tmp_path / "store"
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        with atomizer_on(cluster) as atomizer:
+            atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store, detached=True)
+        until(lambda: (store / "holder.json").exists())
+        pid = Run.open(store).provenance["holder"].split("process ")[1].split()[0]
+        until(lambda: len(executed(tmp_path)) > 50)
+        os.kill(int(pid), 9)
+        until(lambda: Run.open(store).state == "finished", 60)
+        left = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+    pd.testing.assert_frame_equal(Run.open(store).to_frame()[["x", "u"]], expected[["x", "u"]])
+    assert set(executed(tmp_path)) == set(range(ELECTRONS))
+    assert left <= 1  # the driver's own, which is about to end
+
+
+def test_run_without_a_store_cannot_be_detached(cluster, sweep):
+    with atomizer_on(cluster) as atomizer:
+        run = atomizer.map(slow, sweep, seed=3)
+        with pytest.raises(StoreError, match="store"):
+            run.detach()
+        with pytest.raises(StoreError, match="give store="):
+            atomizer.map(slow, sweep, detached=True)
+        run.cancel()
+
+
+def test_run_whose_store_no_worker_sees_cannot_be_detached(cluster, sweep):
+    with atomizer_on(cluster) as atomizer:
+        run = atomizer.map(slow, sweep, seed=3, store="memory://detached")
+        with pytest.raises(ConductorError, match="no worker sees the store"):
+            run.detach()
+        assert len(run.wait().to_frame()) == ELECTRONS  # it goes on here
+
+
+def test_run_in_threads_of_this_process_cannot_be_detached(tmp_path, sweep):
+    with Atomizer(MemoryConductor(2), slow) as atomizer:
+        run = atomizer.map(slow, sweep, seed=3, store=tmp_path / "store")
+        with pytest.raises(ConductorError, match="DaskConductor"):
+            run.detach()
+        run.wait()
+
+
+def test_detaching_what_has_ended_changes_nothing(cluster, tmp_path, sweep):
+    with atomizer_on(cluster) as atomizer:
+        run = atomizer.map(slow, sweep, seed=3, store=tmp_path / "store").wait()
+        assert run.detach().state == "finished"
+        assert Path(tmp_path / "store" / "run.json").exists()
+
+
+@pytest.mark.parametrize("where", ["memory", "dask"])
+def test_suspended_run_goes_on_where_it_was(where, request, tmp_path, sweep, expected):
+    (tmp_path / "executed").unlink()
+    store = tmp_path / "store"
+    atomizer = Atomizer(request.getfixturevalue(where), slow)
+    run = atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store)
+    until(lambda: run.progress.done > 20)
+    run.suspend()
+    assert run.state == "suspended"
+    assert not (store / "holder.json").exists()
+    assert Run.open(store).progress.pending > 0
+    again = atomizer.attach(store).wait()
+    pd.testing.assert_frame_equal(again.to_frame(), expected)
+    assert executed(tmp_path) == ONCE
+    atomizer.close()
