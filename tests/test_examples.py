@@ -146,3 +146,18 @@ def test_ising_refuses_a_checkerboard_that_does_not_close():
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert "even number" in done.stderr
+
+
+@pytest.mark.dask
+def test_survival_goes_on_where_its_process_was_killed(scheduler, tmp_path):
+    store = f"--store={tmp_path / 'walks'}"
+    output = output_of("survival", "--replicas=2000", store, "--scheduler", scheduler)
+    assert "died of signal 9" in output
+    done, total = numbers_after("in its store are", output)
+    assert 0.33 * total <= done < total == 6000
+    assert numbers_after("then", output) == [6000, 6000]
+    assert numbers_after("result", output)[:4] == [50, 50, 0, 0]
+    assert numbers_after("extended:", output) == [6000, 12000]
+    for half_width in (10, 20, 40):
+        steps, exact = numbers_after(f"{half_width} ", output)
+        assert steps == pytest.approx(exact, rel=0.05)
