@@ -15,6 +15,7 @@ from atomizer_dask.errors import StoreError, StoreHeldError
 from atomizer_dask.folder import Folder
 
 HOLDER = "holder.json"
+CLAIM = "holder-after-"  # begins the names of files of those who take over
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _read(folder: Folder, name: str) -> Holder | None:
 
 def _after(holder: Holder) -> str:
     """Return the file that names who has taken over from a holder: one of those who try."""
-    return f"holder-after-{holder.token}.json"
+    return f"{CLAIM}{holder.token}.json"
 
 
 def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
@@ -118,7 +119,10 @@ def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
                 "where that process is gone or shall stop"
             )
         if _take_from(folder, other, me):
-            return
+            break
+    for name in folder.names():  # of those who died while they tried
+        if name.startswith(CLAIM) and name != _after(me):
+            folder.remove(name)
 
 
 def _take_from(folder: Folder, other: Holder, me: Holder) -> bool:

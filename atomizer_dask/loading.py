@@ -79,7 +79,10 @@ def _counted(part: StoredPart, positions: np.ndarray, wanted: np.ndarray | None)
 
 
 def _good(store: Store) -> list[str]:
-    names = (path.rpartition("/")[2] for path in store.folder.files(PROPERTIES))
+    paths = store.folder.files(PROPERTIES)
+    for path in paths:
+        store.check_properties(path)
+    names = (path.rpartition("/")[2] for path in paths)
     return [name for name in names if not name.startswith(FAILED)]
 
 

@@ -8,6 +8,7 @@
     STORE/failures/*.parquet     a row per failed attempt, with its traceback
     STORE/incoming/*.parquet     what workers have written, and nobody has taken in yet
     STORE/merging/*.parquet      several files of properties as one, about to replace them
+    STORE/corrupted/*            damaged files that were put aside
     STORE/atom.pickle            the atom, for who asks for pickles
     STORE/holder.json            who works on it at the moment
 
@@ -30,14 +31,18 @@ import pyarrow.parquet as pq
 from atomizer_dask.deposit import INCOMING, write_table
 from atomizer_dask.errors import StoreCorruptedError, StoreError, StoreHeldError
 from atomizer_dask.folder import Folder
-from atomizer_dask.holder import Holder, let_go, read_holder, take_hold
+from atomizer_dask.holder import CLAIM, Holder, let_go, read_holder, take_hold
+from atomizer_dask.tables import FACTS
 
 MANIFEST = "run.json"
+CORRUPTED = "corrupted"
 PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "sweep"
 FORMAT = 1
 CHECK_SECONDS = 0.05  # between two looks at who holds it, where each goes over a network
 FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
 _OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
+_OURS |= {CORRUPTED}
+_KEYS = {"run", "atom", "seed", "state", "options", "codes", "sweeps", "sessions"}
 
 
 def now() -> str:
@@ -92,7 +97,8 @@ class Store:
         try:
             manifest: dict[str, Any] = self.folder.read_json(MANIFEST)
         except FileNotFoundError:
-            others = set(self.folder.names()) - _OURS
+            names = {name for name in self.folder.names() if not name.startswith(CLAIM)}
+            others = names - _OURS
             if others:
                 shown = ", ".join(sorted(others)[:3])
                 raise StoreError(
@@ -103,13 +109,23 @@ class Store:
         except NotADirectoryError as error:
             raise StoreError(f"{url} is a file; a store is a folder", error) from error
         except (OSError, ValueError) as error:
-            raise StoreCorruptedError(f"{url}/{MANIFEST} cannot be read: {error}", error) from error
+            raise StoreCorruptedError(
+                f"{url}/{MANIFEST} cannot be read: {error}. What is in {url}/{PROPERTIES} is "
+                "unharmed, and any reader of Parquet reads it; to go on, put a copy of the file "
+                "in place, or map into another folder",
+                error,
+            ) from error
         if not isinstance(manifest, dict) or "format" not in manifest:
             raise StoreError(f"{url}/{MANIFEST} is not that of a store: nothing was touched")
         if manifest["format"] > FORMAT:
             raise StoreError(
                 f"{url} was written by a later version of atomizer_dask (format "
                 f"{manifest['format']}, this one knows {FORMAT}): install that one"
+            )
+        if missing := sorted(_KEYS - set(manifest)):
+            raise StoreCorruptedError(
+                f"{url}/{MANIFEST} is damaged, it lacks {', '.join(missing)}: put a copy of it in "
+                "place, or map into another folder"
             )
         return manifest
 
@@ -255,16 +271,30 @@ class Store:
             raise
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StoreCorruptedError(
-                f"{self.folder.url}/{name} is damaged ({reason}). Nothing else is affected: "
-                "atomizer.attach(store, drop_corrupted=True) puts it aside and computes its "
-                "electrons again",
-                error,
-            ) from error
+            raise self._corrupted(name, f"is damaged ({reason})", error) from error
+
+    def _corrupted(
+        self, name: str, how: str, error: BaseException | None = None
+    ) -> StoreCorruptedError:
+        way_out = (
+            "put a copy of it in place, or map into another folder"
+            if name.startswith(SWEEP)
+            else "atomizer.attach(store, drop_corrupted=True) puts it aside and computes its "
+            "electrons again"
+        )
+        text = f"{self.folder.url}/{name} {how}. Nothing else is affected: {way_out}"
+        return StoreCorruptedError(text, error)
+
+    def check_properties(self, name: str) -> None:
+        """Raise `StoreCorruptedError` where a file is no table of properties."""
+        if lacking := set(FACTS) - set(self.schema_of(name).names):
+            lacks = ", ".join(sorted(lacking))
+            raise self._corrupted(name, f"is not a table of properties, it lacks {lacks}")
 
     def put_aside(self, name: str) -> str:
         """Give a damaged file a name that nobody reads, and return it."""
-        aside = f"{name}.corrupted"
+        self.folder.make(CORRUPTED)
+        aside = f"{CORRUPTED}/{name.replace('/', '-')}"
         self.move(name, aside)
         return aside
 
@@ -274,6 +304,8 @@ class Store:
         for name in names:
             try:
                 self.read(name)
+                if name.startswith(PROPERTIES):
+                    self.check_properties(name)
             except StoreCorruptedError:
                 bad.append(name)
         return bad

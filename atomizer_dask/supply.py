@@ -207,6 +207,7 @@ class Supply:
             electrons = np.setdiff1d(electrons, again)
         for positions in spans(electrons):
             self._add(positions)
+        self._driver.pump()  # also what is tried again alone
         self._check_end()
 
     def _adopt(self, electrons: Positions, in_flight: Sequence[Batch]) -> Positions:
@@ -763,7 +764,10 @@ class Supply:
         except (StoreError, OSError) as error:
             self._ledger.error = self._ledger.error or AtomizerError(str(error), error)
         finally:
-            journal.store.let_go()
+            try:
+                journal.store.let_go()
+            except (StoreError, OSError) as error:  # whoever comes next is told how to take over
+                self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)
 
     def _set_state(self, state: State, *, ended: bool = False) -> None:
         self._ledger.set_state(state, ended=ended)
