@@ -121,11 +121,9 @@ def concatenate(parts: Sequence[Any]) -> Any:
     if len(parts) == 1:
         return parts[0]
     if all(isinstance(part, np.ndarray) for part in parts):
-        if len({part.shape[1:] for part in parts}) > 1:
-            return as_objects([row for part in parts for row in part])
         dtype = common_dtype(part.dtype for part in parts)
-        if dtype == _OBJECT:
-            return column([value for part in parts for value in _objects(part)])
+        if dtype == _OBJECT or len({part.shape[1:] for part in parts}) > 1:
+            return column([value for part in parts for value in objects_of(part)])
         joined = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=dtype)
         return np.concatenate(parts, out=joined, casting="unsafe")
     import pandas as pd
@@ -133,7 +131,8 @@ def concatenate(parts: Sequence[Any]) -> Any:
     return pd.concat([pd.Series(part) for part in parts], ignore_index=True).array
 
 
-def _objects(part: np.ndarray) -> list[Any]:
+def objects_of(part: np.ndarray) -> list[Any]:
+    """Return the values of a column as they are among objects: numbers are Python's."""
     return part.tolist() if part.ndim == 1 and part.dtype.kind in "biufc" else list(part)
 
 

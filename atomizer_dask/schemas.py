@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from atomizer_dask import codec
+from atomizer_dask import forms
 
 
 def _note_of(field: pa.Field) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def common_schema(one: pa.Schema, other: pa.Schema) -> pa.Schema:
             fields.append(a)
             continue
         facts_a = _note_of(a)
-        kind, note = codec.common(
+        kind, note = forms.common(
             (a.type, facts_a.get("note", {})), (b.type, _note_of(b).get("note", {}))
         )
         ours = json.dumps({**facts_a, "note": note}, sort_keys=True)
@@ -63,7 +63,7 @@ def recoded(table: pa.Table, target: pa.Schema, allow_pickle: bool) -> pa.Table:
             arrays.append(column.combine_chunks())
         else:
             arrays.append(
-                codec.recode(column, note, field.type, to_note, allow_pickle=allow_pickle)
+                forms.recode(column, note, field.type, to_note, allow_pickle=allow_pickle)
             )
     return pa.Table.from_arrays(arrays, schema=target).replace_schema_metadata(
         table.schema.metadata

@@ -72,7 +72,9 @@ class Selection:
         if self.columns is None:
             return None
         wanted = self.columns - set(inputs)
-        for name in self.columns:  # an output gets the prefix where its name is taken, perhaps twice
+        for (
+            name
+        ) in self.columns:  # an output gets the prefix where its name is taken, perhaps twice
             while name.startswith(OUTPUT_PREFIX):
                 name = name.removeprefix(OUTPUT_PREFIX)
                 wanted.add(name)

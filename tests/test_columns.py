@@ -102,6 +102,19 @@ def test_equal_arrays_are_stacked_and_others_kept():
     assert ragged[1].tolist() == [1, 1]
 
 
+def test_numbers_and_arrays_are_the_same_whichever_batches_they_come_in():
+    array = np.zeros(2)
+    for values in (
+        [1, array],
+        [array, 2.5, np.zeros(3)],
+        [array, "x"],
+        [array, np.datetime64(1, "s")],
+    ):
+        parts = [column([value]) for value in values]
+        assert facts(concatenate(parts)) == facts(column(values))
+    assert type(concatenate([column([1]), column([array])])[0]) is int
+
+
 def test_lists_and_dicts_stay_what_they_are():
     values = [[1, 2], [3, 4]]
     assert column(values).tolist() == values

@@ -60,7 +60,14 @@ def start(cluster, folder, atom):
     options = ["--sweep", "in.csv", "--store", "store", "--seed", "5"]
     script = [sys.executable, "-c", SCRIPT]
     return subprocess.Popen(
-        [*script, "map", f"{folder}/atoms.py:{atom}", *options, "--scheduler", cluster.scheduler_address],
+        [
+            *script,
+            "map",
+            f"{folder}/atoms.py:{atom}",
+            *options,
+            "--scheduler",
+            cluster.scheduler_address,
+        ],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

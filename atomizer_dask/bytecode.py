@@ -1,0 +1,115 @@
+"""The bytecode of a function, apart from what depends on where its source stands.
+
+That is: the indices of constants and names, which shift as docstrings come and go; offsets;
+no-operations and pairs of instructions, which line breaks make; and the way to call a function of
+a module, which depends on whether it is imported in the same notebook cell.
+"""
+
+from __future__ import annotations
+
+import dis
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+# Where the source of a class stands, and its docstring.
+PLACE = frozenset({"__doc__", "__qualname__", "__firstlineno__", "__static_attributes__"})
+_FLAGS = 0x2AC  # *args, **kwargs, generator, coroutine, asynchronous generator
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}
+_READABLE = {*dis.hasname, *dis.haslocal, *dis.hasfree, *_JUMPS}
+_SKIPPED = "EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"
+_FAST = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
+_GLOBALS = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
+
+Line = tuple[str, Any, int]
+
+
+@dataclass(slots=True)
+class Used:
+    """What a function, and those within it, refer to by name.
+
+    Attributes
+    ----------
+    globals, stored, attributes
+        Names of global variables, of those that it assigns, and of attributes.
+    imports
+        Names of modules, with dots before those that are relative, and of what is taken from
+        them, which may be modules as well.
+    """
+
+    globals: set[str] = field(default_factory=set)
+    stored: set[str] = field(default_factory=set)
+    attributes: set[str] = field(default_factory=set)
+    imports: set[str] = field(default_factory=set)
+
+    def add(self, operation: str, name: str, before: list[Any]) -> None:
+        """Add the name of an instruction, `before` which came those with these arguments."""
+        if operation in _GLOBALS:
+            self.globals.add(name)
+        elif operation == "STORE_GLOBAL":
+            self.stored.add(name)
+        elif operation == "IMPORT_NAME":
+            level, taken = before[-2:]
+            module = "." * level + name
+            within = f"{module}." if name else module
+            self.imports |= {module, *(within + item for item in taken or ())}
+        else:
+            self.attributes.add(name)
+
+
+def what_counts(code: CodeType, used: Used, digest: Callable[[Any], str]) -> tuple[Any, ...]:
+    """Return what of bytecode counts, and add to `used` what it refers to.
+
+    Constants are given to `digest`; all else has a repr that is the same in each process.
+    """
+    listing = dis.Bytecode(code)
+    lines, index = _lines(listing, used, digest)
+    caught = [
+        (*map(index.get, (entry.start, entry.end, entry.target)), entry.depth, entry.lasti)
+        for entry in getattr(listing, "exception_entries", ())
+    ]
+    counts = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
+    variables = code.co_varnames, code.co_cellvars, code.co_freevars
+    return counts, code.co_flags & _FLAGS, variables, caught, lines
+
+
+def _lines(
+    listing: dis.Bytecode, used: Used, digest: Callable[[Any], str]
+) -> tuple[list[Line], dict[int, int]]:
+    """Return the instructions, and which of them is the first from an offset on."""
+    lines: list[Line] = []
+    arguments: list[Any] = []
+    index: dict[int, int] = {}
+    for one in listing:
+        index[one.offset] = len(lines)
+        if one.opname in _SKIPPED:
+            continue
+        if one.opname == "STORE_NAME" and one.argval in PLACE:
+            del lines[-1], arguments[-1]
+            continue
+        if one.opcode in dis.hasname:
+            used.add(one.opname, one.argval, arguments)
+        arguments.append(one.argval)
+        lines += _lines_of(one, used, digest)
+    lines = [
+        (name, index.get(argument), -1) if dis.opmap[name] in _JUMPS else (name, argument, flags)
+        for name, argument, flags in lines
+    ]
+    return lines, index
+
+
+def _lines_of(one: dis.Instruction, used: Used, digest: Callable[[Any], str]) -> list[Line]:
+    argument: Any = one.argval
+    if isinstance(argument, tuple) and one.opcode in dis.haslocal:
+        pair = zip(_FAST.findall(one.opname), argument, strict=True)
+        return [(name, variable, 0) for name, variable in pair]
+    if isinstance(argument, CodeType):
+        argument = what_counts(argument, used, digest)
+    elif one.opcode in dis.hasconst:
+        argument = digest(argument)
+    elif one.opcode not in _READABLE:
+        argument = one.arg
+    flags = (one.arg or 0) & 3 if one.opname == "LOAD_SUPER_ATTR" else 0
+    return [(one.opname.replace("LOAD_METHOD", "LOAD_ATTR"), argument, flags)]
