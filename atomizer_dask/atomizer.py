@@ -30,13 +30,13 @@ from atomizer_dask.keeping import Kept, Options, begin, check_code, drop, resume
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.loading import recover
 from atomizer_dask.outcome import Failure
+from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import OnFailure, Policy, seconds_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
 from atomizer_dask.streams import seed_of
-from atomizer_dask.supply import Listeners, Plan
 from atomizer_dask.sweep import Streamed, Sweep, as_sweep
 from atomizer_dask.view import View
 

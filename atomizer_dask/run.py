@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
@@ -22,19 +22,19 @@ from atomizer_dask.errors import ElectronError, StoreError
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.fingerprint import code_of
-from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
+from atomizer_dask.frame import to_frame
 from atomizer_dask.journal import Journal
 from atomizer_dask.keeping import Kept, described, look, options_of
+from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.loading import load
 from atomizer_dask.outcome import Failure
+from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import seconds_of
-from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
-from atomizer_dask.selection import Selection
+from atomizer_dask.results import Results
 from atomizer_dask.store import Store
-from atomizer_dask.stored import StoredPart, read_parts, to_dask
-from atomizer_dask.supply import Listeners, Plan, Supply
+from atomizer_dask.supply import Supply
 from atomizer_dask.tables import Positions
 from atomizer_dask.verification import compare, draw
 from atomizer_dask.view import View
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEPT_EVENTS = 10_000
+MERGE_SECONDS = 0.01  # between removing files and having them under another name
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Course:
     supply: Supply
 
 
-class Run:
+class Run(Results):
     """Many electrons of one atom over one sweep, under way.
 
     Made by `Atomizer.map`. It can be waited for, awaited, and iterated; what is finished can be
@@ -115,15 +116,10 @@ class Run:
         allow_pickle: bool = False,
         course: Course | None = None,
     ) -> None:
-        self.id = run_id
+        super().__init__(run_id, view, ledger, store, allow_pickle=allow_pickle)
         self.atom_id = atom_id
         self.seed = seed
-        self.sweep = view.sweep
         self.events: EventStream[Event] = EventStream(KEPT_EVENTS)
-        self._view = view
-        self._ledger = ledger
-        self._store = store
-        self._allow_pickle = allow_pickle
         self._course = course
 
     @classmethod
@@ -153,7 +149,11 @@ class Run:
             on_end=run._close,
             on_reopen=run._reopen,
         )
-        supply = Supply(plan, conductor, ledger, told, journal)
+        supply = (
+            Supply(plan, conductor, ledger, told)
+            if journal is None
+            else KeptSupply(plan, conductor, ledger, told, journal)
+        )
         run._course = Course(plan, conductor, listeners, supply)
         run._reopen()
         return run
@@ -195,7 +195,10 @@ class Run:
 
     def start(self, electrons: Positions, in_flight: Sequence[Batch] = ()) -> None:
         """Begin to send electrons, but for those of batches that are in flight already."""
-        self._driven.supply.start(electrons, in_flight)
+        supply = self._driven.supply
+        if isinstance(supply, KeptSupply):
+            supply.wait_for(in_flight)
+        supply.start(electrons)
 
     @property
     def _driven(self) -> Course:
@@ -212,11 +215,6 @@ class Run:
                 f"{self.id} was opened to be looked at; atomizer.attach({where}) goes on with it"
             )
         return self._course
-
-    @property
-    def store(self) -> str | None:
-        """Where it is kept: a path or a URL; None where it is not."""
-        return None if self._store is None else self._store.folder.url
 
     @property
     def state(self) -> State:
@@ -453,16 +451,6 @@ class Run:
             "sessions": [{**surroundings(), **self._driven.conductor.whereabouts()}],
         }
 
-    def _workers(self) -> dict[str, dict[str, float]]:
-        """Return electrons and seconds by worker."""
-        work: dict[str, dict[str, float]] = {}
-        for part in self._parts(metadata=True, outputs=()):
-            starts, ends = part.outcome.times()
-            mine = work.setdefault(part.outcome.worker, {"electrons": 0, "seconds": 0.0})
-            mine["electrons"] += len(part)
-            mine["seconds"] += float((ends - starts).sum()) / 1e9
-        return work
-
     def suspend(self) -> Run:
         """Stop here, such that any process can go on; return the run.
 
@@ -475,11 +463,9 @@ class Run:
         StoreError
             Where the run has no store, or it cannot be written.
         """
-        course = self._driven
-        if course.plan.sink is None:
-            raise StoreError(f"{self.id} has no store to go on from: use map(..., store=...)")
+        supply = self._kept_supply("stops here without a store")
         if not self._ledger.ended:
-            course.conductor.do(course.supply.suspend)
+            self._driven.conductor.do(supply.suspend)
             self.join()
         if self._ledger.error is not None:
             raise self._ledger.error
@@ -499,21 +485,18 @@ class Run:
         ConductorError
             Where the conductor cannot go on alone, or no worker sees the store.
         """
-        course = self._driven
+        course, supply = self._driven, self._kept_supply("goes on without a store")
         plan = course.plan
-        if plan.sink is None:
-            raise StoreError(
-                f"{self.id} has no store, and could not be found again: use map(..., store=...)"
-            )
+        assert plan.sink is not None
         if self._ledger.ended:
             return self
-        if not course.supply.all_drawn:
+        if not supply.all_drawn:
             raise StoreError(
                 f"the sweep of {self.id} is an iterator of this process that has not ended: wait "
                 "until run.progress.total is known, or make it a table"
             )
         course.conductor.check_detachable(plan.sink)
-        course.conductor.do(course.supply.detach)
+        course.conductor.do(supply.detach)
         if self.state == "detached":
             course.conductor.detach_run(self.id, plan.sink, plan.definition, plan.policy)
         elif self._ledger.error is not None:
@@ -525,8 +508,13 @@ class Run:
 
         Only of use where nothing comes back from the workers for long.
         """
-        course = self._driven
-        course.conductor.do(course.supply.check_held)
+        self._driven.conductor.do(self._kept_supply("has a holder without a store").check_held)
+
+    def _kept_supply(self, what: str) -> KeptSupply:
+        supply = self._driven.supply
+        if not isinstance(supply, KeptSupply):
+            raise StoreError(f"{self.id} has no store, and nothing {what}: use map(..., store=...)")
+        return supply
 
     def replay(self, electron: Any) -> Any:
         """Execute one electron here, in this thread, so that a debugger works; return its result.
@@ -576,144 +564,6 @@ class Run:
             "or a label of the index of its frame"
         )
 
-    def to_frame(
-        self,
-        metadata: bool = False,
-        *,
-        columns: Sequence[str] | None = None,
-        filters: Sequence[Any] | None = None,
-    ) -> pd.DataFrame:
-        """Return inputs and outputs, one row per electron that has ended, in sweep order.
-
-        Parameters
-        ----------
-        metadata
-            Add id, start, end (timezone-aware, UTC), duration, worker and attempts; of a run with
-            a store also code, the fingerprint of the code that ran.
-        columns
-            Only these: of a run with a store, others are not even read.
-        filters
-            Only rows of which all of these hold: triples of a column, a comparison
-            (``==  !=  <  <=  >  >=  in  not in``) and a value, as in `pandas.read_parquet`.
-
-        Returns
-        -------
-        pandas.DataFrame
-            On the index of the DataFrame that was swept over, else on the position in the sweep.
-            A dict result has a column for each of its fields, any other one the column
-            ``result``; an array stays one array per row. Where electrons failed, outputs are
-            missing: integers and booleans are pandas' nullable ones then. An output with the name
-            of an input gets the prefix ``result_``. Its ``attrs`` name the run and its store.
-
-        Raises
-        ------
-        KeyError
-            Where there is no such column.
-        StoreCorruptedError
-            Where a file of the store is damaged; the message names it and says what to do.
-        """
-        wanted = Selection.of(columns, filters, metadata=metadata)
-        parts = self._parts(metadata=wanted.metadata, outputs=wanted.reads(self.sweep.names))
-        frame = to_frame(
-            self.sweep,
-            self._view.as_rows(parts),
-            self.id,
-            metadata=wanted.metadata,
-            electrons=self._view.electrons,
-            columns=wanted.columns,
-        )
-        frame = wanted.apply(frame)
-        frame.attrs = {"run_id": self.id, "store": self.store}
-        return frame
-
-    def _parts(self, *, metadata: bool, outputs: Collection[str] | None = None) -> list[Part]:
-        """Return what is known of the electrons, read from the store where it is there."""
-        while True:
-            ended, parts = self._ledger.ended, self._ledger.snapshot()
-            kept = [part for part in parts if isinstance(part, StoredPart)]
-            try:
-                read = read_parts(kept, metadata=metadata, outputs=outputs)
-            except FileNotFoundError as error:  # files were merged a moment ago
-                if self._course is None:
-                    kept_now = look(self.store, allow_pickle=self._allow_pickle)
-                    self._ledger = _ledger_of(
-                        replace(kept_now, view=self._view), self._allow_pickle
-                    )
-                elif ended:
-                    raise StoreError(
-                        f"another process has gone on with {self.store} since {self.id} ended "
-                        "here: Run.open(store) shows it as it is now",
-                        error,
-                    ) from error
-                else:
-                    sleep(0.01)
-                continue
-            return [*read, *(part for part in parts if isinstance(part, Part))]
-
-    def to_dask(self) -> Any:
-        """Return inputs and outputs as a ``dask.dataframe``, a partition per file of the store.
-
-        On the positions of the electrons, in no particular order. Nothing is read yet. Integers
-        and booleans are nullable where electrons failed.
-
-        Raises
-        ------
-        StoreError
-            Where the run has no store.
-        """
-        if self._store is None:
-            raise StoreError(f"{self.id} has no store: use to_frame, or map(..., store=...)")
-        return to_dask(self._store, allow_pickle=self._allow_pickle)
-
-    @property
-    def errors(self) -> pd.DataFrame:
-        """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker."""
-        history = self._ledger.history
-        return errors_frame(
-            self.sweep, self._view.as_rows(self._ledger.failed_parts()), self._view.as_keys(history)
-        )
-
-    @property
-    def failures(self) -> pd.DataFrame:
-        """A summary of `errors`, a row per kind and type of exception, the most frequent first.
-
-        Columns ``count``, ``first`` (the index label of the first one, for `errors` and
-        `replay`), ``message`` (of the first one) and ``hint`` (what to do).
-        """
-        return failures_frame(self.errors)
-
-    def __iter__(self) -> Iterator[Properties]:
-        """Yield the Properties of every electron, as they complete."""
-        ledger, position = self._ledger, 0
-        while True:
-            with ledger.changed:
-                ledger.changed.wait_for(lambda: len(ledger.parts) > position or ledger.ended)
-                parts = ledger.parts[position:]
-            if not parts:
-                if ledger.error is not None:
-                    raise ledger.error
-                return
-            position += len(parts)
-            for part in parts:
-                yield from ledger.properties_of(part)
-
-    async def __aiter__(self) -> AsyncIterator[Properties]:
-        ledger, position = self._ledger, 0
-        while True:
-            with ledger.changed:
-                parts, ended = ledger.parts[position:], ledger.ended
-                woken = ledger.wakeups.future()
-            position += len(parts)
-            for part in parts:
-                for properties in ledger.properties_of(part):
-                    yield properties
-            if not parts and ended:
-                break
-            if not parts:
-                await woken
-        if ledger.error is not None:
-            raise ledger.error
-
     def __await__(self) -> Generator[Any, None, Run]:
         return self._until_ended().__await__()
 
@@ -737,6 +587,19 @@ class Run:
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
+
+    def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
+        if self._course is None:
+            kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
+            self._ledger = _ledger_of(kept, self._allow_pickle)
+        elif ended:
+            raise StoreError(
+                f"another process has gone on with {self.store} since {self.id} ended here: "
+                "Run.open(store) shows it as it is now",
+                error,
+            ) from error
+        else:
+            sleep(MERGE_SECONDS)
 
     # -- what happens to it ------------------------------------------------------------------
 
@@ -781,7 +644,7 @@ def _ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
         try:
             load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
         except FileNotFoundError:  # files were merged a moment ago
-            sleep(0.01)
+            sleep(MERGE_SECONDS)
             continue
         ledger.look(kept.state, kept.seconds)
         return ledger

@@ -157,6 +157,25 @@ class Store:
             self.let_go()
             raise
 
+    def hold_again(self) -> None:
+        """Take hold of it for a run that had ended.
+
+        Raises
+        ------
+        StoreError
+            Where another process holds it, or has gone on with it.
+        """
+        known = len(self.manifest["sessions"])
+        self.hold()
+        if len(self.manifest["sessions"]) != known:
+            self.let_go()
+            raise StoreError(
+                f"another process has gone on with {self.folder.url} since: "
+                "atomizer.attach(store).retry() tries again what has failed by now"
+            )
+        last = self.manifest["sessions"][-1]
+        self.begin_session({name: last[name] for name in last if name not in ("start", "end")})
+
     def let_go(self) -> None:
         """Be no longer the one who works on it."""
         if self.holder is not None:

@@ -1,0 +1,98 @@
+"""Batches that outlived who sent them: which electrons each is still responsible for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from atomizer_dask.batch import Batch
+from atomizer_dask.columns import numpy_values
+from atomizer_dask.tables import Positions
+
+SCATTERED = 1000  # spans, from which on a range for each of them is no gain
+
+
+@dataclass(slots=True)
+class Adoption:
+    """What is under way of a run, and what is not.
+
+    Parameters
+    ----------
+    leases
+        Batches to wait for, each with the offsets of the first electron it is responsible for and
+        of the first that it is not.
+    over
+        The keys of batches that nobody need wait for.
+    attempts
+        For electrons that failed and were sent again, which attempt is under way.
+    free
+        The electrons that are in no batch.
+    """
+
+    leases: list[tuple[Batch, int, int]] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
+    attempts: dict[int, int] = field(default_factory=dict)
+    free: Positions = range(0)
+
+
+def adopt(
+    electrons: Positions,
+    in_flight: Sequence[Batch],
+    not_done: Callable[[Positions], Positions],
+) -> Adoption:
+    """Share electrons out among the batches that are under way.
+
+    Parameters
+    ----------
+    electrons
+        Those that have not ended.
+    in_flight
+        The batches, in the order in which they were sent.
+    not_done
+        Returns which of some electrons have not ended.
+    """
+    found = Adoption()
+    size = 1 + max(int(max(batch.positions)) for batch in in_flight)
+    owner = np.full(max(size, 1 + int(max(electrons, default=0))), -1)
+    # What a batch has given back, or what failed in it and is tried again, is in a later one.
+    for number, batch in enumerate(in_flight):
+        owner[numpy_values(batch.positions)] = number
+    attempts = np.array([batch.terms.attempt for batch in in_flight])
+    for number, batch in enumerate(in_flight):
+        positions = numpy_values(batch.positions)
+        owners = owner[positions]
+        mine = owners == number
+        ended = ~mine & (attempts[owners] > batch.terms.attempt)
+        # From the first that others have all was given back, also what nobody has yet.
+        kept = int(np.argmax(np.append(~mine & ~ended, True)))
+        left = mine[:kept] & np.isin(positions[:kept], not_done(positions[:kept]))
+        told = int(np.argmax(left)) if left.any() else kept
+        if told < kept:
+            found.leases.append((batch, told, kept))
+        else:
+            found.over.append(batch.key)
+        again, latest = positions[:kept][ended[:kept]], attempts[owners[:kept][ended[:kept]]]
+        found.attempts |= dict(zip(again.tolist(), latest.tolist(), strict=True))
+        mine[told:kept] = False
+        owner[positions[mine]] = -1
+    todo = numpy_values(electrons)
+    found.free = todo[owner[todo] == -1]
+    return found
+
+
+def spans(positions: Positions) -> list[Positions]:
+    """Return positions as a few ranges, or as they are where they are scattered.
+
+    >>> spans(np.array([0, 1, 2, 7, 8]))
+    [range(0, 3), range(7, 9)]
+    """
+    if isinstance(positions, range) or not len(positions):
+        return [positions] if len(positions) else []
+    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    if len(breaks) > SCATTERED:
+        return [positions]
+    edges = [0, *breaks.tolist(), len(positions)]
+    return [range(int(positions[a]), int(positions[b - 1]) + 1) for a, b in pairwise(edges)]

@@ -1,0 +1,296 @@
+"""The supply of a run that is kept in a store."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from time import time_ns
+
+import numpy as np
+
+from atomizer_dask.adoption import adopt
+from atomizer_dask.batch import Batch, Terms
+from atomizer_dask.columns import numpy_values
+from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
+from atomizer_dask.errors import AtomizerError, StoreError, StoreHeldError
+from atomizer_dask.frame import Part
+from atomizer_dask.journal import Journal
+from atomizer_dask.ledger import Ledger, State
+from atomizer_dask.outcome import Outcome, Stored
+from atomizer_dask.plan import Listeners, Plan
+from atomizer_dask.supply import Supply
+from atomizer_dask.tables import Positions
+
+FLUSH_SECONDS = 0.5
+MERGE_AT_END = 16  # small files
+
+
+class KeptSupply(Supply):
+    """Feeds a driver with electrons of a run, and writes down what becomes of them.
+
+    Parameters
+    ----------
+    plan, conductor, ledger, listeners
+        As of a `Supply`.
+    journal
+        Where it is written down.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        conductor: BatchConductor,
+        ledger: Ledger,
+        listeners: Listeners,
+        journal: Journal,
+    ) -> None:
+        super().__init__(plan, conductor, ledger, listeners)
+        # Later than those of whoever worked on the run before, which workers may remember.
+        self._epoch = time_ns()
+        self._journal = journal
+        self._suspending = False
+        self._flushing = False
+        self._settled: list[str] = []  # batches that the conductor may forget, once all is written
+        self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
+        self._in_flight: Sequence[Batch] = ()
+
+    # -- beginning ---------------------------------------------------------------------------
+
+    def wait_for(self, in_flight: Sequence[Batch]) -> None:
+        """Wait for batches that another process sent, in that order; to be said before `start`."""
+        self._in_flight = in_flight
+
+    def _begin(self, electrons: Positions) -> None:
+        if self._in_flight:
+            found = adopt(electrons, self._in_flight, self._journal.not_done)
+            for batch, told, kept in found.leases:
+                self._driver.adopt(batch, told, kept)
+            self._settled += found.over
+            self._adopted, electrons = found.attempts, found.free
+            self._in_flight = ()
+        super()._begin(self._begin_again(electrons))
+
+    def _begin_again(self, electrons: Positions) -> Positions:
+        """Have electrons tried again that failed before, and return the others."""
+        tried = self._ledger.history
+        if not tried:
+            return electrons
+        todo = numpy_values(electrons)
+        again = todo[np.isin(todo, np.fromiter(tried, dtype=np.int64, count=len(tried)))]
+        by_attempt: defaultdict[int, list[int]] = defaultdict(list)
+        for position in again.tolist():
+            by_attempt[1 + len(tried[position])].append(position)
+        for attempt, those in by_attempt.items():
+            self._put_back(np.array(those), self._first_terms._replace(attempt=attempt))
+        return np.setdiff1d(todo, again)
+
+    # -- what the driver asks ----------------------------------------------------------------
+
+    def waiting(self) -> int:  # noqa: D102
+        return 0 if self._suspending else super().waiting()
+
+    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
+        self._put_back(self._not_sent_again(batch.positions[start:stop], terms), terms)
+
+    def _not_sent_again(self, positions: Positions, terms: Terms) -> Positions:
+        if not self._adopted:
+            return positions
+        latest = np.array([self._adopted.get(int(position), 0) for position in positions])
+        left: np.ndarray = numpy_values(positions)[latest <= terms.attempt]
+        return left
+
+    def _put_back(self, positions: Positions, terms: Terms) -> None:
+        left = self._journal.not_done(positions)  # of a batch whose sender died, some may have
+        if len(left):
+            super()._put_back(left, terms)
+
+    def salvage(self, batch: Batch) -> None:
+        """Take in what a worker had written before it died."""
+        with self._storing():
+            for part in self._journal.salvage(batch.key):
+                self._ledger.add(part)
+
+    def deliver(  # noqa: D102
+        self, batch: Batch, outcome: Outcome | Stored, *, last: bool
+    ) -> None:
+        positions = batch.positions[outcome.first : outcome.kept]
+        with self._storing():
+            self._journal.store.check_held()
+            if isinstance(outcome, Stored):
+                self._take_in(positions, outcome, batch.terms)
+            else:
+                self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
+        if last:
+            self._settled.append(batch.key)
+        self._flush_soon()
+        if last:
+            self._check_end()
+
+    def _keep_missing(self) -> None:
+        """Note nothing: what has not ended can be gone on with."""
+
+    # -- what became of electrons ------------------------------------------------------------
+
+    def _take_in(self, positions: Positions, stored: Stored, terms: Terms) -> None:
+        failed = stored.offsets - stored.first
+        try:
+            part = self._journal.take_in(positions, stored)
+        except FileNotFoundError:  # it was put aside, or the folder was tidied by hand
+            self._put_back(np.delete(numpy_values(positions), failed), terms)
+        else:
+            if part is not None:
+                self._ledger.add(part)
+        if len(failed):
+            self._keep_failures(Part(numpy_values(positions)[failed], stored.failed), terms)
+
+    def _keep(self, positions: Positions, outcome: Outcome, terms: Terms) -> None:
+        if not len(outcome):
+            return
+        left = self._journal.not_done(positions)
+        part = Part(positions, outcome, terms.attempt)
+        if len(left) < len(positions):
+            part = part.pick(np.isin(numpy_values(positions), left))
+        part.outcome = self._journal.storable(part.outcome)
+        bad = part.outcome.failed_mask()
+        if not bad.all():
+            good = part.pick(~bad) if bad.any() else part
+            self._journal.gather(good, partial(self._ledger.replace, self._ledger.add(good)))
+        if bad.any():
+            self._keep_failures(part.pick(bad), terms)
+
+    def _keep_failures(self, part: Part, terms: Terms) -> None:
+        """Take down electrons that all failed."""
+        left = self._journal.not_done(part.positions)
+        if len(left) < len(part):
+            part = part.pick(np.isin(numpy_values(part.positions), left))
+        part.attempt = terms.attempt
+        errors = part.outcome.errors(self._ledger.told_of(part))
+        self._try_again(part, terms)
+        self._ledger.add(part)
+        self._tell_failures(part)
+        # What was cancelled has not ended for whoever goes on with the run.
+        for_good = np.array([error.kind != "cancelled" for error in errors], dtype=bool)
+        positions = numpy_values(part.positions).tolist()
+        pairs = zip(positions, errors, strict=True)
+        self._journal.gather_errors(
+            pair for pair, kept in zip(pairs, for_good, strict=True) if kept
+        )
+        if part.replaced is not None:
+            for_good &= ~part.replaced
+        if for_good.any():
+            self._journal.gather_failed(part.pick(for_good))
+
+    # -- trying again ------------------------------------------------------------------------
+
+    def _prepare_retry(self) -> None:
+        if self._ledger.ended:
+            self._journal.store.hold_again()
+
+    def _take_out(self, again: np.ndarray) -> None:
+        self._journal.reopen(again)
+        with self._storing():
+            self._journal.rewrite_failed(again)
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def check_held(self) -> None:
+        """End the run where another process has taken its store over."""
+        if not self._ledger.ended:
+            with self._storing():
+                self._journal.store.check_held()
+
+    def detach(self) -> None:
+        """Leave what remains, and what is under way, to whoever holds the store next."""
+        self._leave("detached")
+
+    def suspend(self) -> None:
+        """Take back what has not begun, and leave what remains to whoever holds the store next."""
+        if self._suspending or self._ledger.ended:
+            return
+        self._suspending = True
+        self._stop()
+        self._conductor.post_later(HEED_SECONDS, partial(self._leave, "suspended"))
+        self._check_end()
+
+    def _leave(self, state: State) -> None:
+        if self._ledger.ended:
+            return
+        with self._storing():
+            self._journal.flush()
+            self._driver.let_go()
+            self._end(state)
+
+    def _flush_soon(self) -> None:
+        """Write what has been gathered: a little later, or now where it is much."""
+        if self._journal.is_full:
+            self._flush()
+        elif not self._flushing:
+            self._flushing = True
+            self._conductor.post_later(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._ledger.ended:
+            return
+        with self._storing():
+            self._journal.flush()
+            settled, self._settled = self._settled, []
+            if settled:
+                self._conductor.settle(self._plan.run_id, self._plan.definition.id, settled)
+            self._journal.merge_small(self._post_merge)
+
+    def _post_merge(self, end: Callable[[], None]) -> None:
+        def act() -> None:
+            with self._storing():
+                end()
+            self._check_end()
+
+        self._conductor.post(act)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """End the run where its store fails: what is not in it can be computed again."""
+        try:
+            yield
+        except (StoreError, OSError) as error:
+            if not self._ledger.ended:
+                told = error if isinstance(error, StoreError) else StoreError(str(error), error)
+                if not isinstance(error, StoreHeldError):  # else it is another's to stop
+                    self._stop()
+                self._driver.fail(told)
+
+    def _is_written(self) -> bool:
+        """Whether everything is in the store, in few files."""
+        self._flush()
+        journal = self._journal
+        if self._ledger.ended or journal.is_merging:
+            return False
+        with self._storing():
+            if journal.merge_small(self._post_merge, at=MERGE_AT_END):
+                return False
+            journal.unify()
+        return not self._ledger.ended
+
+    def _check_end(self) -> None:
+        remains = self._pending or self._delayed or not self.all_drawn
+        if self._suspending and self._driver.idle and remains:
+            self._leave("suspended")
+        super()._check_end()
+
+    def _close(self, state: State) -> None:
+        journal = self._journal
+        try:
+            journal.flush()
+            journal.store.end_session(state)
+            if state not in ("failed", "detached", "suspended"):
+                self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
+        except (StoreError, OSError) as error:
+            self._ledger.error = self._ledger.error or AtomizerError(str(error), error)
+        finally:
+            try:
+                journal.store.let_go()
+            except (StoreError, OSError) as error:  # whoever comes next is told how to take over
+                self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)

@@ -1,0 +1,191 @@
+"""What became of the electrons of a run, as its user looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atomizer_dask.errors import StoreError
+from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
+from atomizer_dask.ledger import Ledger
+from atomizer_dask.properties import Properties
+from atomizer_dask.selection import Selection
+from atomizer_dask.store import Store
+from atomizer_dask.stored import StoredPart, read_parts, to_dask
+from atomizer_dask.view import View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Results:
+    """What became of the electrons of a run, whether they are here or in a store.
+
+    Parameters
+    ----------
+    run_id
+        Whose they are.
+    view
+        The rows that are asked for.
+    ledger
+        What is known.
+    store
+        Where the run is kept, if it is.
+    allow_pickle
+        Whether columns of pickles may be read.
+    """
+
+    def __init__(
+        self, run_id: str, view: View, ledger: Ledger, store: Store | None, *, allow_pickle: bool
+    ) -> None:
+        self.id = run_id
+        self.sweep = view.sweep
+        self._view = view
+        self._ledger = ledger
+        self._store = store
+        self._allow_pickle = allow_pickle
+
+    @property
+    def store(self) -> str | None:
+        """Where it is kept: a path or a URL; None where it is not."""
+        return None if self._store is None else self._store.folder.url
+
+    def to_frame(
+        self,
+        metadata: bool = False,
+        *,
+        columns: Sequence[str] | None = None,
+        filters: Sequence[Any] | None = None,
+    ) -> pd.DataFrame:
+        """Return inputs and outputs, one row per electron that has ended, in sweep order.
+
+        Parameters
+        ----------
+        metadata
+            Add id, start, end (timezone-aware, UTC), duration, worker and attempts; of a run with
+            a store also code, the fingerprint of the code that ran.
+        columns
+            Only these: of a run with a store, others are not even read.
+        filters
+            Only rows of which all of these hold: triples of a column, a comparison
+            (``==  !=  <  <=  >  >=  in  not in``) and a value, as in `pandas.read_parquet`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            On the index of the DataFrame that was swept over, else on the position in the sweep.
+            A dict result has a column for each of its fields, any other one the column
+            ``result``; an array stays one array per row. Where electrons failed, outputs are
+            missing: integers and booleans are pandas' nullable ones then. An output with the name
+            of an input gets the prefix ``result_``. Its ``attrs`` name the run and its store.
+
+        Raises
+        ------
+        KeyError
+            Where there is no such column.
+        StoreCorruptedError
+            Where a file of the store is damaged; the message names it and says what to do.
+        """
+        wanted = Selection.of(columns, filters, metadata=metadata)
+        parts = self._parts(metadata=wanted.metadata, outputs=wanted.reads(self.sweep.names))
+        frame = to_frame(
+            self.sweep,
+            self._view.as_rows(parts),
+            self.id,
+            metadata=wanted.metadata,
+            electrons=self._view.electrons,
+            columns=wanted.columns,
+        )
+        frame = wanted.apply(frame)
+        frame.attrs = {"run_id": self.id, "store": self.store}
+        return frame
+
+    def _parts(self, *, metadata: bool, outputs: Collection[str] | None = None) -> list[Part]:
+        """Return what is known of the electrons, read from the store where it is there."""
+        while True:
+            ended, parts = self._ledger.ended, self._ledger.snapshot()
+            kept = [part for part in parts if isinstance(part, StoredPart)]
+            try:
+                read = read_parts(kept, metadata=metadata, outputs=outputs)
+            except FileNotFoundError as error:
+                self._look_again(error, ended)
+                continue
+            return [*read, *(part for part in parts if isinstance(part, Part))]
+
+    def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
+        """Find out where files went that were merged a moment ago; raise where nobody knows."""
+        raise error
+
+    def _workers(self) -> dict[str, dict[str, float]]:
+        """Return electrons and seconds by worker."""
+        work: dict[str, dict[str, float]] = {}
+        for part in self._parts(metadata=True, outputs=()):
+            starts, ends = part.outcome.times()
+            mine = work.setdefault(part.outcome.worker, {"electrons": 0, "seconds": 0.0})
+            mine["electrons"] += len(part)
+            mine["seconds"] += float((ends - starts).sum()) / 1e9
+        return work
+
+    def to_dask(self) -> Any:
+        """Return inputs and outputs as a ``dask.dataframe``, a partition per file of the store.
+
+        On the positions of the electrons, in no particular order. Nothing is read yet. Integers
+        and booleans are nullable where electrons failed.
+
+        Raises
+        ------
+        StoreError
+            Where the run has no store.
+        """
+        if self._store is None:
+            raise StoreError(f"{self.id} has no store: use to_frame, or map(..., store=...)")
+        return to_dask(self._store, allow_pickle=self._allow_pickle)
+
+    @property
+    def errors(self) -> pd.DataFrame:
+        """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker."""
+        history = self._ledger.history
+        return errors_frame(
+            self.sweep, self._view.as_rows(self._ledger.failed_parts()), self._view.as_keys(history)
+        )
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """A summary of `errors`, a row per kind and type of exception, the most frequent first.
+
+        Columns ``count``, ``first`` (the index label of the first one, for `errors` and
+        `replay`), ``message`` (of the first one) and ``hint`` (what to do).
+        """
+        return failures_frame(self.errors)
+
+    def __iter__(self) -> Iterator[Properties]:
+        """Yield the Properties of every electron, as they complete."""
+        ledger, position = self._ledger, 0
+        while True:
+            with ledger.changed:
+                ledger.changed.wait_for(lambda: len(ledger.parts) > position or ledger.ended)
+                parts = ledger.parts[position:]
+            if not parts:
+                if ledger.error is not None:
+                    raise ledger.error
+                return
+            position += len(parts)
+            for part in parts:
+                yield from ledger.properties_of(part)
+
+    async def __aiter__(self) -> AsyncIterator[Properties]:
+        ledger, position = self._ledger, 0
+        while True:
+            with ledger.changed:
+                parts, ended = ledger.parts[position:], ledger.ended
+                woken = ledger.wakeups.future()
+            position += len(parts)
+            for part in parts:
+                for properties in ledger.properties_of(part):
+                    yield properties
+            if not parts and ended:
+                break
+            if not parts:
+                await woken
+        if ledger.error is not None:
+            raise ledger.error
