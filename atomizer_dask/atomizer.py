@@ -26,7 +26,16 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.fingerprint import code_of
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.keeping import Kept, Options, begin, check_code, drop, resume, stored_atom
+from atomizer_dask.keeping import (
+    Kept,
+    Options,
+    begin,
+    check_code,
+    drop,
+    keep_atom,
+    resume,
+    stored_atom,
+)
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.loading import recover
 from atomizer_dask.outcome import Failure
@@ -384,12 +393,13 @@ class Atomizer:
         self.exec()
         conductor = self._carrier(for_sweep=True)
         assert isinstance(conductor, BatchConductor)
-        kept = resume(store, takeover=takeover)
+        kept = resume(store, takeover=takeover, allow_pickle=allow_pickle)
         try:
             definition = self.find(kept.atom_id) or conductor.fetch(kept.atom_id)
             if definition is None:
                 definition = stored_atom(kept, allow_pickle=allow_pickle)
-            check_code(kept.store, code_of(definition), accept=accept_changes)
+            if check_code(kept.store, code_of(definition), accept=accept_changes):
+                keep_atom(kept.store, definition)
             if drop_corrupted:
                 for name in drop(kept.store):
                     logger.warning("%s is damaged: its electrons are executed again", name)

@@ -153,7 +153,8 @@ def errors_frame(
     columns = _inputs(sweep, positions)
     more: dict[str, Any] = {}
     for name in ("kind", "type", "message", "traceback"):
-        more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array
+        texts = [row[name].encode(errors="backslashreplace").decode() for _, row in rows]
+        more[name] = pd.Series(texts, dtype="str").array  # halves of surrogate pairs it has not
     more["attempts"] = np.array([row["attempt"] for _, row in rows], dtype=np.int64)
     for name in ("worker", "tier"):
         more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array

@@ -1,8 +1,8 @@
 """The journal: writes down what becomes of the electrons of a run, as it becomes known.
 
 Results that workers wrote into the store are moved to where they count; what travelled is
-gathered and written twice a second. Small files are merged in a thread of its own, such that at
-no moment a row is missing, or there twice, for whoever reads the store after a crash.
+gathered and written twice a second. Small files are merged in a thread of its own; whoever attaches
+after a crash, in the middle of that too, finds every row once.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Journal:
 
     def reopen(self, positions: Positions) -> None:
         """Note that electrons that had ended have not."""
+        self._grow(positions)
         self._done[_indices(positions)] = False
 
     def _grow(self, positions: Positions) -> None:

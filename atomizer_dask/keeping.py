@@ -17,7 +17,13 @@ from atomizer_dask import codec
 from atomizer_dask.atom import Definition
 from atomizer_dask.chained import Chained, Picked
 from atomizer_dask.columns import Values, as_objects, python_values
-from atomizer_dask.errors import InvalidSweepError, RegistrationError, StoreChangedError, StoreError
+from atomizer_dask.errors import (
+    InvalidSweepError,
+    RegistrationError,
+    StoreChangedError,
+    StoreError,
+    UnstorableError,
+)
 from atomizer_dask.fingerprint import Code
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import read_holder
@@ -222,7 +228,7 @@ def _create(
     options: Options,
 ) -> None:
     described = save_sweep(store, 0, sweep, allow_pickle=options.allow_pickle)
-    store.write_bytes(ATOM, dump_atom(definition))
+    keep_atom(store, definition)
     store.manifest = {
         "run": run_id,
         "atom": {
@@ -238,6 +244,11 @@ def _create(
         "sweeps": [{**described, "first": 0}],
         "sessions": [],
     }
+
+
+def keep_atom(store: Store, definition: Definition) -> None:
+    """Keep the atom in a store, for who asks for pickles."""
+    store.write_bytes(ATOM, dump_atom(definition))
 
 
 def _code(code: Code) -> dict[str, Any]:
@@ -262,8 +273,10 @@ def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
         )
 
 
-def check_code(store: Store, code: Code, *, accept: bool) -> None:
+def check_code(store: Store, code: Code, *, accept: bool) -> bool:
     """Compare the atom and what it runs on with what the store was made with.
+
+    Returns whether they differ, and that is accepted.
 
     Raises
     ------
@@ -276,10 +289,10 @@ def check_code(store: Store, code: Code, *, accept: bool) -> None:
     changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
     versions = differences(last["versions"], facts)
     if before.fingerprint == code.fingerprint and not versions:
-        return
+        return False
     if accept:
         store.manifest["codes"].append(_code(code))
-        return
+        return True
     what = "\n".join([*versions, changes or ""]).strip() or "the code of the atom"
     raise StoreChangedError(
         f"{store.folder.url} was made with another {'atom' if changes else 'environment'}:\n"
@@ -290,17 +303,31 @@ def check_code(store: Store, code: Code, *, accept: bool) -> None:
     )
 
 
-def resume(url: Any, *, takeover: bool = False, detached: str = "", scheduler: str = "") -> Kept:
+def resume(
+    url: Any,
+    *,
+    takeover: bool = False,
+    detached: str = "",
+    scheduler: str = "",
+    allow_pickle: bool = True,
+) -> Kept:
     """Take hold of an existing store.
 
     Raises
     ------
     StoreHeldError
         Where another process holds it, and shall not be taken over.
+    UnstorableError
+        Where there may be pickles in it, and these must not be read.
     StoreError
         Where there is none.
     """
     store = Store.existing(url)
+    if store.manifest["options"]["allow_pickle"] and not allow_pickle:
+        raise UnstorableError(
+            f"{store.folder.url} may hold pickles, and reading them runs code of whoever wrote "
+            "them: where you trust it, attach(store, allow_pickle=True)"
+        )
     store.hold(takeover=takeover, detached=detached, scheduler=scheduler)
     try:
         return _kept(store, allow_pickle=None)
@@ -419,6 +446,7 @@ def _extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> Kept:
         assert isinstance(universe, Streamed)
         assert isinstance(sweep, Streamed)
         sweep.expect(universe.rows)
+        store.manifest["sweeps"][-1]["electrons"] = None  # its end is not known
         return Kept(store, sweep, View(sweep))
     if sorted(universe.names) != sorted(sweep.names):
         raise InvalidSweepError(
@@ -480,7 +508,12 @@ def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callabl
         drawn = sweep.drawn
         if drawn > written:
             rows = as_objects(sweep.rows[written:drawn])
-            coded = codec.encode(rows, allow_pickle=allow_pickle)
+            try:
+                coded = codec.encode(rows, allow_pickle=allow_pickle)
+            except UnstorableError as error:
+                raise UnstorableError(
+                    f"rows of the sweep cannot be kept in a store: {error.event.message}"
+                ) from error
             table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
             store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)
             written = drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,14 +16,19 @@ from atomizer_dask.adoption import adopt
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.columns import numpy_values
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
+from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import AtomizerError, StoreError, StoreHeldError
 from atomizer_dask.frame import Part
 from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan
+from atomizer_dask.store import Store
 from atomizer_dask.supply import Supply
+from atomizer_dask.sweep import Streamed
 from atomizer_dask.tables import Positions
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.5
 MERGE_AT_END = 16  # small files
@@ -65,6 +71,7 @@ class KeptSupply(Supply):
 
     def _begin(self, electrons: Positions) -> None:
         if self._in_flight:
+            self.tell(f"{sum(map(len, self._in_flight)):,} electrons may be under way already")
             found = adopt(electrons, self._in_flight, self._journal.not_done)
             for batch, told, kept in found.leases:
                 self._driver.adopt(batch, told, kept)
@@ -255,7 +262,9 @@ class KeptSupply(Supply):
         """End the run where its store fails: what is not in it can be computed again."""
         try:
             yield
-        except (StoreError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, StoreError | OSError):
+                logger.exception("the store of %s failed", self._plan.run_id)
             if not self._ledger.ended:
                 told = error if isinstance(error, StoreError) else StoreError(str(error), error)
                 if not isinstance(error, StoreHeldError):  # else it is another's to stop
@@ -284,6 +293,7 @@ class KeptSupply(Supply):
         journal = self._journal
         try:
             journal.flush()
+            self._describe_end(journal.store, state)
             journal.store.end_session(state)
             if state not in ("failed", "detached", "suspended"):
                 self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
@@ -294,3 +304,13 @@ class KeptSupply(Supply):
                 journal.store.let_go()
             except (StoreError, OSError) as error:  # whoever comes next is told how to take over
                 self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)
+
+    def _describe_end(self, store: Store, state: State) -> None:
+        """Note how many rows a stream had, and remove what workers wrote in vain."""
+        sweep = self._plan.sweep
+        if isinstance(sweep, Streamed) and not sweep.is_read:
+            ended = state == "finished"
+            store.manifest["sweeps"][-1]["electrons"] = sweep.length if ended else None
+        if state == "finished":  # by workers that were thought dead, and were not
+            for path in store.folder.files(INCOMING):
+                store.folder.remove(path)

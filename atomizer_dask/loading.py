@@ -106,16 +106,22 @@ def _load_failures(
         table = store.read(
             path, ["electron", "start", "end", "worker", "attempts", "code", "error"]
         )
-        for row in _rows(table):
+        twice = []
+        for number, row in enumerate(_rows(table)):
             position, attempt = row["electron"], row["attempts"]
             if position in ended or (
                 journal is not None and not len(journal.not_done(np.array([position])))
             ):
+                twice.append(number)
                 continue
             failed = attempts.get(position, {}).get(attempt) or _from_row(row)
             ended[position] = attempt
             if wanted is None or bool(among(wanted, np.array([position]))[0]):
                 lots[failed.worker, attempt, row["code"]].append((position, failed))
+        if twice and journal is not None:  # somebody died while failures were written anew
+            once = np.ones(len(table), dtype=bool)
+            once[twice] = False
+            store.write(path, store.read(path).filter(pa.array(once)))
     for (_, _, code), those in lots.items():
         part = part_of_failed(sorted(those, key=lambda pair: pair[0]))
         part.code = code

@@ -294,11 +294,19 @@ class Streamed(Sweep):
         self._drawn: list[Mapping[str, Any]] = []
         self._length: int | None = None
         self._expected: list[Mapping[str, Any]] = []
+        self.is_read = False
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
         """The rows that have been drawn so far."""
         return self._drawn
+
+    @classmethod
+    def read(cls, length: int | None) -> Streamed:
+        """Return one that was kept, of a length that is known where its iterator has ended."""
+        sweep = cls(iter(()))
+        sweep.is_read, sweep._length = True, length
+        return sweep
 
     def fill(self, rows: list[Mapping[str, Any]]) -> None:
         """Take rows for drawn that another process drew."""
@@ -342,7 +350,7 @@ class Streamed(Sweep):
         """
         for number, row in enumerate(self._source):
             if number < len(self._expected):
-                if row != self._expected[number]:
+                if not _is_same(row, self._expected[number]):
                     raise InvalidSweepError(
                         f"row {number} of the sweep is {_shown(row)}, in the store it is "
                         f"{_shown(self._expected[number])}: a stream can be extended, not changed"
@@ -374,6 +382,18 @@ class Streamed(Sweep):
             name for row in rows for name in row if wanted is None or name in wanted
         )
         return {name: _column([row.get(name) for row in rows]) for name in names}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two rows, or values in them, are alike; missing values are."""
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        same_shape = np.shape(one) == np.shape(other)
+        return same_shape and all(map(_is_same, np.ravel(one).tolist(), np.ravel(other).tolist()))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other) or bool(one != one and other != other)
 
 
 def _as_array(values: Values) -> Values:

@@ -97,7 +97,7 @@ def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool
         if described["kind"] == "grid":
             return Grid({a["name"]: _load_axis(store, a, allow_pickle) for a in described["axes"]})
         if described["kind"] == "stream":
-            return Streamed(iter(()))
+            return Streamed.read(described["electrons"])
         columns = _load_columns(store, f"{SWEEP}/{described['file']}", allow_pickle)
         if "index" not in described:
             return Table(columns)

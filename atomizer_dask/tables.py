@@ -157,7 +157,13 @@ def table_of_failed(
 
 
 def _text_of(failure: Failure) -> str:
-    return ": ".join(text for text in (failure.type or failure.kind, failure.message) if text)
+    texts = failure.type or failure.kind, failure.message
+    return _storable(": ".join(text for text in texts if text))
+
+
+def _storable(text: Any) -> Any:
+    """Return a text without halves of surrogate pairs, which UTF-8 has not."""
+    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
 
 
 def _table(
@@ -330,7 +336,7 @@ def table_of_failures(errors: Sequence[tuple[int, ElectronError]]) -> pa.Table:
         "electron": [position for position, _ in errors],
         "attempt": [error.attempt for _, error in errors],
         **{
-            name: [getattr(error, name) for _, error in errors]
+            name: [_storable(getattr(error, name)) for _, error in errors]
             for name in ("kind", "type", "message", "traceback", "tier", "worker", "start", "end")
         },
     }
