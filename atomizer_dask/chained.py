@@ -79,6 +79,17 @@ class Chained(Sweep):
     def as_arrays(self) -> Chained:  # noqa: D102
         return Chained([sweep.as_arrays() for sweep in self._sweeps])
 
+    def together(self, positions: range | np.ndarray) -> int:  # noqa: D102
+        first = int(positions[0])
+        number = int(np.searchsorted(self._starts, first, side="right")) - 1
+        begin, end = int(self._starts[number]), int(self._starts[number + 1])
+        if isinstance(positions, range):
+            inside: range | np.ndarray = range(first - begin, min(positions.stop, end) - begin)
+        else:
+            outside = (positions < begin) | (positions >= end)
+            inside = positions[: int(np.argmax(np.append(outside, True)))] - begin
+        return self._sweeps[number].together(inside)
+
     def take(self, start: int, stop: int) -> Inputs:  # noqa: D102
         number = int(np.searchsorted(self._starts, start, side="right")) - 1
         first = int(self._starts[number])

@@ -137,6 +137,8 @@ class Supply:
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
         positions, terms = self._pending.popleft()
         electrons = max(size.electrons, self._at_least)
+        if not self._plan.definition.vectorized:
+            electrons = min(electrons, self._plan.sweep.together(positions))
         if len(positions) > electrons:
             self._pending.appendleft((positions[electrons:], terms))
             positions = positions[:electrons]

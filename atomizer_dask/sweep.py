@@ -148,6 +148,13 @@ class Sweep(ABC):
     def pick(self, positions: np.ndarray) -> Inputs:
         """Return the inputs of the electrons at `positions`."""
 
+    def together(self, positions: range | np.ndarray) -> int:
+        """Return how many of these, from the first on, may be in one batch.
+
+        Others are of another type, which an electron must not take from its neighbours.
+        """
+        return len(positions)
+
     @abstractmethod
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:
         """Return all inputs as columns, or those of them that are wanted."""

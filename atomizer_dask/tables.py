@@ -158,7 +158,7 @@ def table_of_failed(
 
 def _text_of(failure: Failure) -> str:
     texts = failure.type or failure.kind, failure.message
-    return _storable(": ".join(text for text in texts if text))
+    return str(_storable(": ".join(text for text in texts if text)))
 
 
 def _storable(text: Any) -> Any:

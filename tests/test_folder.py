@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from atomizer_dask import Atomizer, MemoryConductor, Run, atom, deposit, grid, zipped
+from atomizer_dask import Run, atom, deposit, grid, zipped
 from atomizer_dask.errors import StoreCorruptedError, StoreError
 from atomizer_dask.folder import Folder
 

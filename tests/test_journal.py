@@ -493,7 +493,7 @@ def test_memory_of_the_client_stays_flat(local, store, monkeypatch):
 
 def test_closed_atomizer_leaves_what_can_be_attached_to(tmp_path, gate):
     store = tmp_path / "store"
-    with pytest.raises(RuntimeError), Atomizer(MemoryConductor(2), gated) as atomizer:
+    with pytest.raises(RuntimeError), Atomizer(MemoryConductor(2), gated) as atomizer:  # noqa: PT012
         run = atomizer.map(gated, grid(x=range(40), path=[gate.path], free=[10]), store=store)
         while run.progress.done < 10:
             time.sleep(0.01)

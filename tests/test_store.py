@@ -1,6 +1,5 @@
 """A run in a store: what is written is what the run would have given without one."""
 
-import json
 import os
 import re
 import time
@@ -22,11 +21,11 @@ from atomizer_dask import (
     Run,
     atom,
     deposit,
-    journal,
     grid,
+    journal,
     zipped,
 )
-from atomizer_dask.errors import StoreCorruptedError, StoreError, UnstorableError
+from atomizer_dask.errors import StoreError
 from atomizer_dask.folder import Folder
 from atomizer_dask.journal import Journal
 from atomizer_dask.store import Store
