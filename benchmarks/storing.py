@@ -82,20 +82,19 @@ def memory(scale: float, repeats: int) -> Iterator[Sample]:
     """MiB by which the client grows over a run of 100 million electrons with a store."""
     n = scaled(100e6, scale, least=1_000_000)
     sides = int(n**0.5)
-    with cluster_elsewhere() as address, folder() as stores:
-        with Atomizer(DaskConductor(address), halve) as atomizer:
-            atomizer.map(halve, grid(x=range(100), y=range(100))).wait(progress=False)
-            for number in range(repeats):
-                before = status("VmRSS")
-                Path("/proc/self/clear_refs").write_text("5")
-                start = time.perf_counter()
-                run = atomizer.map(
-                    halve, grid(x=range(sides), y=range(sides)), store=stores / str(number)
-                )
-                run.wait(progress=False)
-                took = time.perf_counter() - start
-                yield {
-                    "value": (status("VmHWM") - before) / 2**20,
-                    "electrons/s": sides**2 / took,
-                }
-                shutil.rmtree(stores / str(number))
+    whole = grid(x=range(sides), y=range(sides))
+    with (
+        cluster_elsewhere() as address,
+        folder() as stores,
+        Atomizer(DaskConductor(address), halve) as atomizer,
+    ):
+        atomizer.map(halve, grid(x=range(100), y=range(100))).wait(progress=False)
+        for number in range(repeats):
+            before = status("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")
+            start = time.perf_counter()
+            atomizer.map(halve, whole, store=stores / str(number)).wait(progress=False)
+            took = time.perf_counter() - start
+            grown = (status("VmHWM") - before) / 2**20
+            yield {"value": grown, "electrons/s": sides**2 / took}
+            shutil.rmtree(stores / str(number))

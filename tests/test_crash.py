@@ -188,8 +188,18 @@ def worker(file, folder, nanny):
     from distributed.cli.dask_worker import main
 
     main(
-        ["--scheduler-file", file, "--no-dashboard", "--nthreads", "1", "--death-timeout", "10"]
-        + ["--local-directory", folder, "--nanny" if nanny else "--no-nanny"]
+        [
+            "--scheduler-file",
+            file,
+            "--no-dashboard",
+            "--nthreads",
+            "1",
+            "--death-timeout",
+            "10",
+            "--local-directory",
+            folder,
+            "--nanny" if nanny else "--no-nanny",
+        ]
     )
 
 
@@ -243,9 +253,8 @@ class Site:
         found = []
         for nanny in self.nannies:
             with contextlib.suppress(psutil.Error):
-                for child in psutil.Process(nanny.pid).children():
-                    if "spawn_main" in " ".join(child.cmdline()):
-                        found.append(child.pid)
+                children = psutil.Process(nanny.pid).children()
+                found += [c.pid for c in children if "spawn_main" in " ".join(c.cmdline())]
         return found
 
     def kill_scheduler(self):
@@ -447,7 +456,7 @@ class Crash:
         twice, unexplained = Counter(), []
         kills = sorted(self.kills, key=lambda kill: kill.kind == "client")  # these last
         for (i, attempt), those in executions.items():
-            for (at, pid), (then, _) in zip(those, those[1:], strict=False):
+            for (at, pid), (then, _) in itertools.pairwise(those):
                 kill = next((k for k in kills if self.explains(k, i, at, pid, then)), None)
                 if kill is None:
                     unexplained.append((i, attempt, at, pid, then))

@@ -320,7 +320,11 @@ ALIKE = {
     ),
     "dates_and_ints": (np.array(["1970-01-01"], "M8[D]"), [0], 1),
     "categories": (pd.Series(pd.Categorical(["a", "b"])), pd.Series(["a", "c"]), 1),
-    "nullable": (pd.Series(pd.array([1, None], "Int64")), pd.Series(pd.array([None, 2], "Int64")), 1),
+    "nullable": (
+        pd.Series(pd.array([1, None], "Int64")),
+        pd.Series(pd.array([None, 2], "Int64")),
+        1,
+    ),
     "zones": (
         pd.Series(pd.date_range("2020", periods=2, tz="UTC")),
         pd.Series(pd.date_range("2020", periods=3, tz="UTC")), 1,
