@@ -180,7 +180,9 @@ class Ledger:
 
     def remember(self, position: int, error: ElectronError) -> None:
         """Note what an attempt failed with that is not the last."""
-        self.history[position] = (*self.history.get(position, ()), error.bare())
+        known = self.history.get(position, ())
+        if all(earlier.attempt != error.attempt for earlier in known):  # not told twice
+            self.history[position] = (*known, error.bare())
 
     def set_state(self, state: State, *, ended: bool = False) -> None:
         """Note what the run is doing."""

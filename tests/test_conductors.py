@@ -32,6 +32,7 @@ from atomizer_dask import (
     grid,
     zipped,
 )
+from atomizer_dask.conductors.once import OutcomeLostError, is_lost
 
 
 @atom(id="tests.double")
@@ -875,3 +876,19 @@ def test_registering_again_takes_what_the_atom_refers_to_now(atomizer):
     setting["factor"] = 3
     atomizer.register(scaled)
     assert atomizer.send(scaled, {"x": 1}).result(60).value() == 3
+
+
+def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin():
+    # The scheduler raises in its place what the first of its clients brought along, by value.
+    code = "import pickle, sys; from atomizer_dask.conductors.once import ByValue; "
+    code += "sys.stdout.buffer.write(pickle.dumps(ByValue()))"
+    command = [sys.executable, "-c", code]
+    brought = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    plugin = pickle.loads(brought)
+    try:
+        plugin.transition.__globals__["raise_lost"]()
+    except Exception as error:
+        raised = error
+    assert type(raised) is not OutcomeLostError
+    assert is_lost(raised)
+    assert not is_lost(ValueError("lost"))

@@ -39,6 +39,7 @@ from atomizer_dask import (
 from atomizer_dask.conductors.once import ONCE
 from atomizer_dask.journal import Journal
 
+ORPHAN_NS = 5_000_000_000  # in which a worker ends whose scheduler is gone
 ELECTRONS = 5000
 SEED = 5
 WITHIN = 60.0  # seconds, in which anything must happen
@@ -452,6 +453,7 @@ class Crash:
     def check_executions(self):
         """No more were executed twice than were in flight at the kills; return how many were."""
         executions = self.executions()
+        self.active = active_of(executions)
         assert {i for i, _ in executions} == {*range(self.electrons)}
         twice, unexplained = Counter(), []
         kills = sorted(self.kills, key=lambda kill: kill.kind == "client")  # these last
@@ -490,13 +492,25 @@ class Crash:
     def kills_told(self):
         return [(k.kind, k.at, k.pids, k.leased, len(k.stored)) for k in self.kills]
 
-    @staticmethod
-    def explains(kill, i, at, pid, then):
+    def explains(self, kill, i, at, pid, then):
         """Whether what was executed at one time was lost in a kill before the other."""
         if kill.kind == "client":
             return at <= kill.at <= then and i not in kill.stored
-        # What has been begun goes on for a moment after its scheduler is gone.
-        return kill.at <= then and pid in kill.pids and i not in kill.stored
+        # What has been begun goes on for a moment after its scheduler is gone, also in a child
+        # process that a worker starts then.
+        first, last = self.active[pid]
+        orphan = kill.kind == "scheduler" and kill.at < first <= last < kill.at + ORPHAN_NS
+        return kill.at <= then and (pid in kill.pids or orphan) and i not in kill.stored
+
+
+def active_of(executions):
+    """From when to when each process executed electrons."""
+    active = {}
+    for those in executions.values():
+        for at, pid in those:
+            first, last = active.get(pid, (at, at))
+            active[pid] = min(first, at), max(last, at)
+    return active
 
 
 def check_nothing_left(address):

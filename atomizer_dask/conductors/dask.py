@@ -46,7 +46,7 @@ from atomizer_dask.conductors.once import (
     ONCE,
     SETTLED,
     ByValue,
-    OutcomeLostError,
+    is_lost,
     kept_tasks,
     knows,
 )
@@ -336,8 +336,6 @@ class DaskConductor(BatchConductor):
             report = self._dropped(batch)
         except KilledWorker as error:
             report = self._died(batch, error)
-        except OutcomeLostError:
-            report = Dropped(batch.key)
         except UnpicklableError as error:
             if len(batch) > 1:
                 await self._carry_half(batch)
@@ -345,7 +343,9 @@ class DaskConductor(BatchConductor):
             failure = Failure("invalid_payload", "UnpicklableError", error.event.message)
             report = Arrived(batch.key, Outcome.all_failed(1, failure))
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
-            if self._client.status == "running":
+            if is_lost(error):
+                report = Dropped(batch.key)
+            elif self._client.status == "running":
                 report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
             else:
                 report = self._lost(batch, str(error))

@@ -130,6 +130,11 @@ class OutcomeLostError(Exception):
     """A worker died with an outcome that nobody had fetched."""
 
 
+def is_lost(error: BaseException) -> bool:
+    """Return whether an outcome is gone; by name, for the class came from whoever was first."""
+    return type(error).__name__ == OutcomeLostError.__name__
+
+
 def raise_lost() -> None:
     """Run in place of a batch whose outcome is gone."""
     raise OutcomeLostError
