@@ -322,17 +322,12 @@ class Atomizer:
         if definition.vectorized and store is None:
             inputs = inputs.as_arrays()
         run_id = f"{name or atom_id.rpartition('.')[2]}-{new_id()}"
-        options = Options(
-            limit,
-            policy,
-            copy_state,
-            allow_pickle,
-        )
+        options = Options(limit, policy, copy_state, allow_pickle)
         if store is not None:
             code = code_of(definition)
             kept = begin(store, run_id, definition, code, inputs, seed, options)
             run = self._start_kept(kept, definition, conductor, options)
-            return run.detach() if detached else run
+            return _detached(run) if detached else run
         plan = self._plan(run_id, definition, conductor, inputs, seed_of(seed), options)
         ledger = Ledger(run_id, atom_id)
         run = Run.begin(plan, conductor, self._listeners_of(plan), View(inputs), ledger)
@@ -705,6 +700,15 @@ class Atomizer:
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
+
+
+def _detached(run: Run) -> Run:
+    """Have the cluster go on with a run that nobody has a handle of yet."""
+    try:
+        return run.detach()
+    except AtomizerError:
+        run.suspend()
+        raise
 
 
 def _awaitable(future: Future[Properties]) -> ElectronFuture:

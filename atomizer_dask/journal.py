@@ -267,7 +267,12 @@ class Journal:
         encoded = encode_outputs(part.outcome, allow_pickle=self.allow_pickle)
         positions = numpy_values(part.positions)
         return table_of_good(
-            positions, inputs, encoded, part.attempt, self._code, allow_pickle=self.allow_pickle
+            positions,
+            inputs,
+            encoded,
+            part.attempt,
+            part.code or self._code,
+            allow_pickle=self.allow_pickle,
         )
 
     def _table_of_ended(self, parts: Sequence[Part]) -> pa.Table | None:

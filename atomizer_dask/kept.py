@@ -126,10 +126,13 @@ class KeptSupply(Supply):
         positions = batch.positions[outcome.first : outcome.kept]
         with self._storing():
             self._journal.store.check_held()
+            # Another process may have sent it, in another version of the atom.
+            code = "" if batch.sink is None else batch.sink.code
             if isinstance(outcome, Stored):
-                self._take_in(positions, outcome, batch.terms)
+                self._take_in(positions, outcome, batch.terms, code)
             else:
-                self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
+                whole = replace(outcome, first=0, kept=len(outcome))
+                self._keep(positions, whole, batch.terms, code)
         if last:
             self._settled.append(batch.key)
         self._flush_soon()
@@ -141,7 +144,7 @@ class KeptSupply(Supply):
 
     # -- what became of electrons ------------------------------------------------------------
 
-    def _take_in(self, positions: Positions, stored: Stored, terms: Terms) -> None:
+    def _take_in(self, positions: Positions, stored: Stored, terms: Terms, code: str) -> None:
         failed = stored.offsets - stored.first
         try:
             part = self._journal.take_in(positions, stored)
@@ -151,13 +154,14 @@ class KeptSupply(Supply):
             if part is not None:
                 self._ledger.add(part)
         if len(failed):
-            self._keep_failures(Part(numpy_values(positions)[failed], stored.failed), terms)
+            bad = Part(numpy_values(positions)[failed], stored.failed, code=code)
+            self._keep_failures(bad, terms)
 
-    def _keep(self, positions: Positions, outcome: Outcome, terms: Terms) -> None:
+    def _keep(self, positions: Positions, outcome: Outcome, terms: Terms, code: str = "") -> None:
         if not len(outcome):
             return
         left = self._journal.not_done(positions)
-        part = Part(positions, outcome, terms.attempt)
+        part = Part(positions, outcome, terms.attempt, code=code)
         if len(left) < len(positions):
             part = part.pick(np.isin(numpy_values(positions), left))
         part.outcome = self._journal.storable(part.outcome)
