@@ -24,7 +24,6 @@ from atomizer_dask.errors import (
     StoreError,
 )
 from atomizer_dask.events import Event, Stream
-from atomizer_dask.fingerprint import code_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.keeping import (
     Kept,
@@ -324,7 +323,7 @@ class Atomizer:
         run_id = f"{name or atom_id.rpartition('.')[2]}-{new_id()}"
         options = Options(limit, policy, copy_state, allow_pickle)
         if store is not None:
-            code = code_of(definition)
+            code = conductor.code_of(definition)
             kept = begin(store, run_id, definition, code, inputs, seed, options)
             run = self._start_kept(kept, definition, conductor, options)
             return _detached(run) if detached else run
@@ -393,7 +392,7 @@ class Atomizer:
             definition = self.find(kept.atom_id) or conductor.fetch(kept.atom_id)
             if definition is None:
                 definition = stored_atom(kept, allow_pickle=allow_pickle)
-            if check_code(kept.store, code_of(definition), accept=accept_changes):
+            if check_code(kept.store, conductor.code_of(definition), accept=accept_changes):
                 keep_atom(kept.store, definition)
             if drop_corrupted:
                 for name in drop(kept.store):

@@ -16,6 +16,7 @@ from atomizer_dask.commandline import (
     conductor_at,
     errors_as_text,
     exit_code,
+    heeding_termination,
     load_atom,
     show_failures,
     wait_for,
@@ -166,7 +167,7 @@ def map_(
         raise click.UsageError(
             "give --out FILE, --store DIR, or both: the results must go somewhere"
         )
-    with errors_as_text():
+    with heeding_termination(), errors_as_text():
         limit = _number_or_text(timeout)
         policy = Policy.of(on_failure, max_attempts, _number_or_text(backoff))
         seconds_of(limit, "timeout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -107,8 +108,8 @@ class _TerminatedError(BaseException):
 
 
 @contextmanager
-def until_terminated(run: Run) -> Iterator[None]:
-    """Suspend a run where the process is told to end, as a batch system does before it kills it."""
+def heeding_termination() -> Iterator[None]:
+    """Exit as with what is not all done where the process is told to end, as batch systems do."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -121,20 +122,35 @@ def until_terminated(run: Run) -> Iterator[None]:
     try:
         yield
     except _TerminatedError:
-        run.suspend()
-        click.echo(f"{run.id} is suspended; atomizer-dask resume {run.store} goes on", err=True)
+        click.echo("terminated before it was done", err=True)
+        _leave()
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+def _leave() -> NoReturn:
+    """Exit without waiting for the workers of a local cluster, which end with this process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INCOMPLETE)
+
+
 def wait_for(run: Run) -> None:
     """Wait for a run; interrupted twice it is cancelled, terminated it is suspended."""
-    if run.store is None:
+    try:
         with suppress(KeyboardInterrupt):  # by now it is cancelled
             run.wait()
-        return
-    with until_terminated(run), suppress(KeyboardInterrupt):
-        run.wait()
+    except _TerminatedError:
+        if run.store is None:
+            raise
+        run.suspend()
+        p = run.progress
+        click.echo(
+            f"{run.id} is suspended, {p.done + p.failed:,} electrons have ended; "
+            f"atomizer-dask resume {run.store} goes on",
+            err=True,
+        )
+        _leave()
 
 
 def exit_code(run: Run) -> int:

@@ -39,6 +39,8 @@ class Folder:
         import fsspec
         from fsspec.implementations.local import LocalFileSystem
 
+        if not isinstance(url, str | os.PathLike) or not os.fspath(url):
+            raise StoreError(f"a store is a folder's path or a URL, got {url!r}")
         text = os.fspath(url)
         try:
             self._fs, root = fsspec.core.url_to_fs(

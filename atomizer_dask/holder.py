@@ -58,16 +58,21 @@ class Holder:
         if self.host != socket.gethostname():
             return False
         try:
-            born: float = psutil.Process(self.pid).create_time()
-            return abs(born - self.born) > 1
+            process = psutil.Process(self.pid)
+            born: float = process.create_time()
+            # A zombie is dead, though its parent has not yet looked.
+            return abs(born - self.born) > 1 or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
         except psutil.AccessDenied:
             return False
 
     def __str__(self) -> str:
-        what = "the detached driver, " if self.detached else ""
-        return f"{what}process {self.pid} on {self.host}, since {self.since}"
+        who = f"process {self.pid} on {self.host}, since {self.since}"
+        if self.detached:
+            return f"the detached driver, {who}"
+        here = self.pid == os.getpid() and self.host == socket.gethostname()
+        return f"this very {who}" if here else who
 
     def dump(self) -> bytes:
         """Return it as it is written."""

@@ -21,7 +21,6 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError, StoreError
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
-from atomizer_dask.fingerprint import code_of
 from atomizer_dask.frame import to_frame
 from atomizer_dask.journal import Journal
 from atomizer_dask.keeping import Kept, described, look, options_of
@@ -408,9 +407,13 @@ class Run(Results):
         """
         course = self._driven
         course.conductor.check_open()
-        if n < 1 or not self._ledger.done:
-            raise ValueError(f"{n} of {self._ledger.done:,} electrons that ended well: none")
-        sample = draw(self._ledger.snapshot(), n, seed)
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"n must be a number of electrons, at least 1, got {n!r}")
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be a number of at least 0, got {tolerance!r}")
+        if not self._ledger.done:
+            raise ValueError(f"no electron of {self.id} has ended well: there is none to verify")
+        sample = draw(self._ledger.snapshot(), int(n), seed)
         plan = replace(course.plan, sink=None, root=f"{self.id}/verify-{new_id()}")
         ledger = Ledger(self.id, self.atom_id)
         listeners = replace(course.listeners, on_failure=_ignore_failure)
@@ -447,7 +450,7 @@ class Run(Results):
             "state": self.state,
             "sweep": repr(self.sweep),
             "options": options_of(plan.timeout, plan.policy, plan.copy_state),
-            "codes": [{"fingerprint": code_of(plan.definition).fingerprint}],
+            "codes": [{"fingerprint": self._driven.conductor.code_of(plan.definition).fingerprint}],
             "sessions": [{**surroundings(), **self._driven.conductor.whereabouts()}],
         }
 
@@ -498,7 +501,7 @@ class Run(Results):
         course.conductor.check_detachable(plan.sink)
         course.conductor.do(supply.detach)
         if self.state == "detached":
-            course.conductor.detach_run(self.id, plan.sink, plan.definition, plan.policy)
+            course.conductor.detach_run(self.id, plan.sink, plan.version, plan.policy)
         elif self._ledger.error is not None:
             raise self._ledger.error
         return self

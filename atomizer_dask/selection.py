@@ -102,7 +102,10 @@ class Selection:
 
 def _check_column(name: str, frame: pd.DataFrame) -> None:
     if name not in frame.columns:
-        raise KeyError(f"there is no column {name!r}; there are {list(frame.columns)}")
+        raise KeyError(
+            f"there is no column {name!r}; to_frame() without columns and filters shows which "
+            "there are"
+        )
 
 
 def _checked(each: Any) -> tuple[str, str, Any]:

@@ -14,6 +14,7 @@ from atomizer_dask.commandline import (
     conductor_at,
     errors_as_text,
     exit_code,
+    heeding_termination,
     load_atom,
     show_failures,
     wait_for,
@@ -143,7 +144,7 @@ def resume(
     """  # noqa: D301 - click wants it
     if detach and not scheduler:
         raise click.UsageError("--detach needs --scheduler: a local cluster ends with this command")
-    with errors_as_text():
+    with heeding_termination(), errors_as_text():
         target = target or _known_target(store, allow_pickle)
         atoms = [load_atom(target)] if target else []
         with conductor_at(scheduler, workers) as conductor, Atomizer(conductor, *atoms) as atomizer:

@@ -14,6 +14,7 @@ from atomizer_dask import (
     DaskConductor,
     MemoryConductor,
     Run,
+    StoreChangedError,
     StoreError,
     atom,
     grid,
@@ -162,3 +163,36 @@ def test_suspended_run_goes_on_where_it_was(where, request, tmp_path, sweep, exp
     pd.testing.assert_frame_equal(again.to_frame(), expected)
     assert executed(tmp_path) == ONCE
     atomizer.close()
+
+
+FACTOR = 2
+
+
+@atom(id="tests.detach.scaled")
+def scaled(x):
+    time.sleep(0.005)
+    return FACTOR * x
+
+
+def test_detached_run_executes_the_code_that_it_was_begun_with(cluster, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    with Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer:
+        run = atomizer.map(scaled, grid(x=range(200)), store=store)
+        until(lambda: run.progress.done > 5)
+        monkeypatch.setitem(scaled.function.__globals__, "FACTOR", 3)
+        run.detach()
+    until(lambda: Run.open(store).state == "finished")
+    assert Run.open(store).to_frame()["result"].tolist() == [2 * x for x in range(200)]
+
+
+def test_store_names_the_code_that_workers_execute(cluster, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    with Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer:
+        monkeypatch.setitem(scaled.function.__globals__, "FACTOR", 3)  # after it was registered
+        run = atomizer.map(scaled, grid(x=range(20)), store=store).wait()
+        assert run.to_frame()["result"].tolist() == [2 * x for x in range(20)]
+    with (
+        Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer,
+        pytest.raises(StoreChangedError, match="FACTOR"),
+    ):
+        atomizer.attach(store)

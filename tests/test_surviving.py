@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -129,7 +130,8 @@ def test_terminated_run_is_suspended_within_seconds_and_goes_on(cluster, command
     _, errors = process.communicate(timeout=30)
     assert time.monotonic() - before < 5
     assert process.returncode == 4
-    assert "is suspended; atomizer-dask resume" in errors
+    assert "is suspended" in errors
+    assert "atomizer-dask resume" in errors
     done = Run.open(store).progress
     assert 0 < done.done < 1000
     assert not (store / "holder.json").exists()
@@ -142,18 +144,38 @@ def test_terminated_run_is_suspended_within_seconds_and_goes_on(cluster, command
     assert len(frame) == 1000
 
 
-def test_run_whose_electrons_hang_is_suspended_within_seconds(cluster, folder):
-    from distributed import LocalCluster
+def test_run_whose_electrons_hang_is_suspended_within_seconds(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "map", f"{folder}/atoms.py:hangs", "--sweep", "in.csv",
+         "--store", "store", "--workers", "1"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: (folder / "store" / "run.json").exists())
+    until(lambda: Run.open(folder / "store").provenance["sessions"])
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - before < 5
+    assert process.returncode == 4
+    assert "is suspended" in errors
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []  # the local cluster has ended with the command
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as own:
-        process = start(own, folder, "hangs")
-        until(lambda: (folder / "store" / "run.json").exists())
-        until(lambda: Run.open(folder / "store").provenance["sessions"])
-        process.send_signal(signal.SIGTERM)
-        before = time.monotonic()
-        process.communicate(timeout=30)
-        assert time.monotonic() - before < 5
-        assert process.returncode == 4
+
+def test_command_that_is_terminated_while_it_starts_a_cluster_says_so(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "map", f"{folder}/atoms.py:slow", "--sweep", "in.csv",
+         "--store", "store", "--workers", "1"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: psutil.Process(process.pid).children())
+    process.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - before < 5
+    assert process.returncode == 4
+    assert "terminated before it was done" in errors
 
 
 def test_same_command_again_computes_only_what_is_new(command, folder):

@@ -80,7 +80,7 @@ def test_sample_is_as_large_as_can_be(local):
 
 def test_verifying_nothing_is_an_error(local):
     run = local.map(careless, grid(x=[1])).wait()
-    with pytest.raises(ValueError, match="0 of 1 electrons"):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
         run.verify(0)
 
 

@@ -24,6 +24,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, Site, replay
+from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
@@ -165,7 +166,11 @@ class BatchConductor(Conductor):
             f"a {type(self).__name__} cannot go on without this process; a DaskConductor can"
         )
 
-    def detach_run(self, run_id: str, sink: Sink, definition: Definition, policy: Policy) -> None:
+    def code_of(self, definition: Definition) -> Code:
+        """Return the code that electrons of an atom execute, which may have changed since."""
+        return code_of(definition)
+
+    def detach_run(self, run_id: str, sink: Sink, version: Any, policy: Policy) -> None:
         """Have a run go on without this process."""
         raise NotImplementedError
 

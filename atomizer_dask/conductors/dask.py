@@ -65,6 +65,7 @@ from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event
+from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.packing import Packed, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
@@ -131,6 +132,7 @@ class DaskConductor(BatchConductor):
         self._watch: asyncio.Task[None] | None = None
         self.channel = f"atomizer-{new_id()}"
         self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
+        self._codes: weakref.WeakKeyDictionary[Definition, Code] = weakref.WeakKeyDictionary()
         self._uploaded: set[str] = set()
         self._catalog: dict[str, str] = {}
         self._publishing = threading.Lock()
@@ -253,8 +255,9 @@ class DaskConductor(BatchConductor):
                 "it where they do, on a file system that they share or at a URL"
             )
 
-    def detach_run(self, run_id: str, sink: Sink, definition: Definition, policy: Policy) -> None:
+    def detach_run(self, run_id: str, sink: Sink, version: Any, policy: Policy) -> None:
         """Have a worker that sees the store drive a run from now on."""
+        code = self._ask(self._client.get_metadata, [METADATA, version])
         seeing = [
             worker
             for worker, does in self._ask(self._client.run, sees, sink, on_error="ignore").items()
@@ -264,7 +267,7 @@ class DaskConductor(BatchConductor):
         future = self._client.submit(
             drive_detached,
             sink.url,
-            dump_atom(definition),
+            code,
             policy,
             name,
             key=(name, run_id, DRIVER),
@@ -492,6 +495,7 @@ class DaskConductor(BatchConductor):
         if known is not None:
             return known
         with self._publishing:
+            self._codes[definition] = code_of(definition)
             data = dump_atom(definition)
             digest = blake2b(data, digest_size=16).hexdigest()
             if definition.singleton:  # whoever has the version alone must know
@@ -501,6 +505,11 @@ class DaskConductor(BatchConductor):
                 self._uploaded.add(digest)
             self._versions[definition] = digest
         return digest
+
+    def code_of(self, definition: Definition) -> Code:
+        """Return the code of an atom as the workers have it."""
+        self.version_of(definition)
+        return self._codes[definition]
 
     def publish(self, definition: Definition) -> None:
         """Make an atom known to every client of the scheduler, and to what its electrons send."""
