@@ -97,8 +97,9 @@ def _show_provenance(facts: dict[str, Any]) -> None:
         python = code["versions"]["python"]
         click.echo(f"code {code['fingerprint']} since {code['since']}: Python {python}, {packages}")
     for session in facts["sessions"]:
-        git = session["git"]
-        commit = "" if not git else f", git {git['commit'][:9]}{' (dirty)' if git['dirty'] else ''}"
+        git = session["git"] or {}
+        dirty = " (dirty)" if git.get("dirty") else ""
+        commit = f", git {git['commit'][:9]}{dirty}" if git.get("commit") else ""
         where = session["conductor"].get("scheduler") or session["conductor"]["conductor"]
         click.echo(
             f"from {session['start']} to {session['end'] or '?'}: {session['user']}@"

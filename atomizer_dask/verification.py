@@ -123,7 +123,8 @@ def compare(
         one = before[name]
         other = again[name] if name in again else pd.Series(None, index=before.index, dtype=object)
         equal = np.array([_is_same(a, b) for a, b in zip(one, other, strict=True)], dtype=bool)
-        gaps = np.array([_gap(a, b) for a, b in zip(one, other, strict=True)])
+        pairs = zip(one, other, equal, strict=True)
+        gaps = np.array([0.0 if same else _gap(a, b) for a, b, same in pairs])
         close = ~equal & (gaps <= tolerance)
         different = ~equal & ~close
         off = before.index[~equal]
@@ -132,28 +133,38 @@ def compare(
             "equal": int(equal.sum()),
             "close": int(close.sum()),
             "different": int(different.sum()),
-            "largest": float(np.nanmax(gaps[~equal], initial=0.0)),
+            "largest": float(np.max(gaps, initial=0.0)),
             "first": off[0] if len(off) else None,
         }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
+    compared = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
+    firsts = [row["first"] for row in rows.values()]
+    compared["first"] = pd.Series(firsts, index=compared.index, dtype=object)  # labels as they are
+    return compared
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Whether two values are the same to the last bit."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        one, other = np.asarray(a), np.asarray(b)
-        alike = one.shape == other.shape and one.dtype == other.dtype
-        return alike and (
-            one.tobytes() == other.tobytes() if one.dtype != object else bool(np.all(one == other))
-        )
-    try:
-        return bool(a == b) or (a != a and b != b) or (a is b)
-    except (TypeError, ValueError):  # NA has no truth; of other objects nothing is known
-        return a is b
+    """Whether two values are the same to the last bit; any NaN is the same as any other."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.dtype == object:
+            return all(map(_is_same, a.ravel().tolist(), b.ravel().tolist()))
+        return a.tobytes() == b.tobytes()
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_is_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, float | complex | np.inexact):
+        return np.asarray(a).tobytes() == np.asarray(b).tobytes() or bool(a != a and b != b)
+    return a is b or bool(a == b)
 
 
 def _gap(a: Any, b: Any) -> float:
     """Return by how much two values differ, relative to the larger; infinity for no numbers."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return max((_gap(a[key], b[key]) for key in a), default=0.0)
     try:
         one, other = np.asarray(a, dtype=complex), np.asarray(b, dtype=complex)
     except (TypeError, ValueError):
@@ -162,6 +173,8 @@ def _gap(a: Any, b: Any) -> float:
         return np.inf
     with np.errstate(all="ignore"):
         scale = np.maximum(np.abs(one), np.abs(other))
-        gap = np.where(one == other, 0.0, np.abs(one - other) / np.where(scale > 0, scale, 1.0))
+        gap = np.abs(one - other) / np.where(scale > 0, scale, 1.0)
+    gap = np.atleast_1d(gap)
+    gap[np.atleast_1d((one == other) | (np.isnan(one) & np.isnan(other)))] = 0.0
     largest = float(np.max(gap, initial=0.0))
     return np.inf if np.isnan(largest) else largest

@@ -99,6 +99,30 @@ def test_comparing_tells_equal_close_and_different():
     assert row["first"] == 1
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([np.nan, 1.0], [np.nan, 1.0], "equal"),
+        ({"a": [1.0, np.nan]}, {"a": [1.0, np.nan]}, "equal"),
+        (0.0, -0.0, "close"),
+        (1, True, "close"),
+        (np.array([np.nan, 1.0]), np.array([np.nan, 1.0 + 1e-13]), "close"),
+        ({"a": [1.0]}, {"a": [1.0 + 1e-13]}, "close"),
+        ({"a": [1.0]}, {"b": [1.0]}, "different"),
+        (np.array([1.0]), np.array([1.0, 2.0]), "different"),
+        ("a", "b", "different"),
+        (None, 1.0, "different"),
+    ],
+)
+def test_values_of_all_kinds_are_compared(one, other, expected):
+    before = pd.DataFrame({"a": pd.Series([one, 1], dtype=object)})
+    again = pd.DataFrame({"a": pd.Series([other, 1], dtype=object)})
+    row = compare(before, again, ["a"], 1e-9).loc["a"]
+    assert row[expected] == (2 if expected == "equal" else 1)
+    assert row["equal"] + row["close"] + row["different"] == 2
+    assert row["first"] == (None if expected == "equal" else 0)
+
+
 # -- provenance ----------------------------------------------------------------------------------
 
 
