@@ -298,8 +298,9 @@ def check_code(store: Store, code: Code, *, accept: bool) -> bool:
         f"{store.folder.url} was made with another {'atom' if changes else 'environment'}:\n"
         f"{what}\n"
         "Results of both would stand side by side. Give another store, undo the change, or go on "
-        "with atomizer.attach(store, accept_changes=True): to_frame(metadata=True) then says in "
-        "the column 'code' which electrons ran under which."
+        "with atomizer.attach(store, accept_changes=True), or atomizer-dask resume "
+        "--accept-changes: to_frame(metadata=True) then says in the column 'code' which electrons "
+        "ran under which."
     )
 
 
@@ -396,7 +397,7 @@ def described(store: Store) -> dict[str, Any]:
         "store": store.folder.url,
         "state": manifest["state"],
         "created": manifest["created"],
-        "holder": None if holder is None else str(holder),
+        "holder": None if holder is None or holder.is_dead else str(holder),
         "sweep": manifest["sweeps"][-1],
         "options": manifest["options"],
         "codes": codes,

@@ -42,23 +42,27 @@ def status(store: str, watch: bool) -> None:
         run = Run.open(store)
         facts = run.provenance
         click.echo(f"{run.id} of {run.atom_id} in {run.store}")
-        click.echo(_line(run, run.progress.rate))
+        click.echo(_line(run, facts["holder"] is not None))
         if watch:
             run = _watch(store, run)
             facts = run.provenance
         if facts["holder"]:
             click.echo(f"held by {facts['holder']}")
+        elif run.state in ("running", "suspended", "cancelled", "failed"):
+            click.echo(f"nobody works on it: atomizer-dask resume {store} goes on")
         if run.progress.failed:
             show_failures(run)
         _show_provenance(facts)
     raise SystemExit(exit_code(run))
 
 
-def _line(run: Run, rate: float) -> str:
+def _line(run: Run, held: bool, rate: float | None = None) -> str:
     p = run.progress
+    rate = p.rate if rate is None else rate
     total = "?" if p.total is None else f"{p.total:,}"
     share = f" ({(p.done + p.failed) / p.total:.1%})" if p.total else ""
-    left = None if p.total is None or not rate else (p.total - p.done - p.failed) / rate
+    known = held and p.total is not None and rate
+    left = (p.total - p.done - p.failed) / rate if known else None  # type: ignore[operator]
     eta = f", {_duration(left)} left" if left else ""
     return (
         f"{run.state}: {p.done + p.failed:,} of {total} electrons{share}, {p.failed:,} failed, "
@@ -75,12 +79,13 @@ def _duration(seconds: float) -> str:
 def _watch(store: str, run: Run) -> Run:
     """Print a line whenever something has changed, until nobody works on the run any more."""
     before, seen = run.progress, time.monotonic()
-    while run.provenance["holder"] is not None:
+    # A detached run has no holder until a worker has a thread for its driver.
+    while run.provenance["holder"] is not None or run.state == "detached":
         time.sleep(WATCH_SECONDS)
         run = Run.open(store)
         now, at = run.progress, time.monotonic()
         if _known(now) != _known(before):
-            click.echo(_line(run, (_known(now) - _known(before)) / (at - seen)))
+            click.echo(_line(run, True, (_known(now) - _known(before)) / (at - seen)))
             before, seen = now, at
     return run
 
