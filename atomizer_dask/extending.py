@@ -1,0 +1,157 @@
+"""The sweeps of a store: all that it knows of as one, and how another one is added."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from atomizer_dask import codec
+from atomizer_dask.chained import Chained, Picked
+from atomizer_dask.columns import Values, as_objects, python_values
+from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
+from atomizer_dask.matching import match
+from atomizer_dask.store import SWEEP, Store
+from atomizer_dask.sweep import Grid, Streamed, Sweep
+from atomizer_dask.sweepfile import load_sweep, save_sweep
+from atomizer_dask.view import View
+
+ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
+
+
+def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
+    """Return all electrons of a store, and what its last sweep was about."""
+    segments: list[Sweep] = []
+    view = None
+    for described in store.manifest["sweeps"]:
+        sweep = load_sweep(store, described, allow_pickle=allow_pickle)
+        if isinstance(sweep, Streamed):
+            sweep.fill(load_rows(store, allow_pickle=allow_pickle))
+        if "which" not in described:
+            segments.append(sweep)
+            view = View(sweep)
+            continue
+        table = store.read(f"{SWEEP}/{described['which']}")
+        electrons = table.column("electron").to_numpy()
+        view = View(sweep, electrons)
+        if len(new := _new_rows(electrons, described["first"])):
+            segments.append(Picked(sweep, new))
+    assert view is not None
+    return (segments[0] if len(segments) == 1 else Chained(segments)), view
+
+
+def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
+    """Return which rows are electrons that no earlier sweep had, in their order."""
+    new = np.flatnonzero(electrons >= first)
+    return new[np.argsort(electrons[new], kind="stable")]
+
+
+def extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> tuple[Sweep, View]:
+    """Return the same for another sweep in a store: old rows keep the electrons that they had.
+
+    Raises
+    ------
+    InvalidSweepError
+        Where it has other inputs.
+    StoreError
+        Where one of them is a stream, and the other is not.
+    """
+    universe, last = sweeps_of(store, allow_pickle)
+    streams = isinstance(universe, Streamed), isinstance(sweep, Streamed)
+    if any(streams):
+        if not all(streams):
+            raise StoreError(
+                f"{store.folder.url} and the sweep given are not both streams: give another folder"
+            )
+        assert isinstance(universe, Streamed)
+        assert isinstance(sweep, Streamed)
+        sweep.expect(universe.rows)
+        store.manifest["sweeps"][-1]["electrons"] = None  # its end is not known
+        return sweep, View(sweep)
+    if sorted(universe.names) != sorted(sweep.names):
+        raise InvalidSweepError(
+            f"{store.folder.url} has the inputs {sorted(universe.names)}, the sweep has "
+            f"{sorted(sweep.names)}: to extend a run give all of these, or another folder"
+        )
+    if last.electrons is None and _is_same_grid(universe, sweep):
+        return universe, View(sweep)  # of which no row need be looked at
+    known = universe.length or 0
+    electrons = match(universe.columns(), sweep.columns())
+    new = electrons < 0
+    electrons[new] = known + np.arange(int(new.sum()))
+    before = np.arange(known) if last.electrons is None else last.electrons
+    if np.array_equal(electrons, before) and _looks_like(last.sweep, sweep):
+        return universe, View(sweep, last.electrons)
+    number = len(store.manifest["sweeps"])
+    described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)
+    which = f"{number}-electrons.parquet"
+    store.write(f"{SWEEP}/{which}", pa.table({"electron": electrons}))
+    store.manifest["sweeps"].append({**described, "first": known, "which": which})
+    if new.any():
+        universe = Chained([universe, Picked(sweep, np.flatnonzero(new))])
+    return universe, View(sweep, electrons)
+
+
+def _is_same_grid(one: Sweep, other: Sweep) -> bool:
+    if not (isinstance(one, Grid) and isinstance(other, Grid)):
+        return False
+    return list(one.axes) == list(other.axes) and all(
+        _is_same_axis(values, other.axes[name]) for name, values in one.axes.items()
+    )
+
+
+def _is_same_axis(one: Values, other: Values) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return isinstance(one, range) and isinstance(other, range) and one == other
+
+
+def _looks_like(one: Sweep, other: Sweep) -> bool:
+    """Whether frames of two sweeps with the same rows have the same columns and index."""
+    columns, others = one.columns(), other.columns()
+    if list(columns) != list(others) or any(
+        getattr(values, "dtype", np.int64) != getattr(others[name], "dtype", np.int64)
+        for name, values in columns.items()
+    ):
+        return False
+    if one.index is None or other.index is None:
+        return one.index is other.index
+    return bool(one.index.identical(other.index))
+
+
+def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:
+    """Return what writes rows of a streamed sweep that have been drawn and are not yet written."""
+    written = sweep.drawn
+
+    def write() -> None:
+        nonlocal written
+        drawn = sweep.drawn
+        if drawn > written:
+            rows = as_objects(sweep.rows[written:drawn])
+            try:
+                coded = codec.encode(rows, allow_pickle=allow_pickle)
+            except UnstorableError as error:
+                raise UnstorableError(
+                    f"rows of the sweep cannot be kept in a store: {error.event.message}"
+                ) from error
+            table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
+            store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)
+            written = drawn
+
+    return write
+
+
+def load_rows(store: Store, *, allow_pickle: bool) -> list[Mapping[str, Any]]:
+    """Return the rows of a streamed sweep that were written."""
+    rows: list[Mapping[str, Any]] = []
+    for path in store.folder.files(SWEEP):
+        if path.startswith(f"{SWEEP}/{ROWS}"):
+            table = store.read(path)
+            note = json.loads(table.schema.metadata[b"note"])
+            rows += python_values(
+                codec.decode(table.column("row"), note, allow_pickle=allow_pickle)
+            )
+    return rows
