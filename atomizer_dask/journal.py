@@ -387,10 +387,6 @@ class Journal:
                 if not len(self.not_done(electrons)):
                     self.store.folder.remove(path)
 
-    def close(self) -> None:
-        """End its thread."""
-        self._merger.shutdown()
-
 
 def _nothing() -> None:
     """Do nothing."""
