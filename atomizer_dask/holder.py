@@ -72,7 +72,7 @@ class Holder:
         if self.detached:
             return f"the detached driver, {who}"
         here = self.pid == os.getpid() and self.host == socket.gethostname()
-        return f"this very {who}" if here else who
+        return f"{who} (this very one)" if here else who
 
     def dump(self) -> bytes:
         """Return it as it is written."""
