@@ -13,7 +13,7 @@ import numpy as np
 from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.outcome import Column, Outcome, utc
-from atomizer_dask.sweep import Sweep, numpy_or_extension, take
+from atomizer_dask.sweep import Sweep, numpy_or_extension
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,12 +294,11 @@ def _is_whole(positions: Any, count: int | None) -> bool:
 
 
 def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None) -> dict[str, Any]:
-    columns = {}
-    for name, values in sweep.columns(wanted).items():
-        whole = len(values) == len(positions)
-        chosen = values if whole else take(values, numpy_values(positions))
-        columns[name] = _series(chosen, owned=not whole or isinstance(values, range))
-    return columns
+    if _is_whole(positions, sweep.length):
+        columns = sweep.columns(wanted).items()
+        return {name: _series(v, owned=isinstance(v, range)) for name, v in columns}
+    columns = sweep.columns_at(numpy_values(positions), wanted).items()
+    return {name: _series(values, owned=True) for name, values in columns}
 
 
 def _outputs(parts: Sequence[Part]) -> dict[str, Any]:

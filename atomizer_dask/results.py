@@ -11,7 +11,7 @@ from atomizer_dask.ledger import Ledger
 from atomizer_dask.properties import Properties
 from atomizer_dask.selection import Selection
 from atomizer_dask.store import Store
-from atomizer_dask.stored import StoredPart, read_parts, to_dask
+from atomizer_dask.stored import StoredPart, add_work, read_parts, to_dask, work_of
 from atomizer_dask.view import View
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Results:
         columns
             Only these: of a run with a store, others are not even read.
         filters
-            Only rows of which all of these hold: triples of a column, a comparison
+            Only rows of which all of these hold, which are the only ones of a store that are held
+            in memory: triples of a column, a comparison
             (``==  !=  <  <=  >  >=  in  not in``) and a value, as in `pandas.read_parquet`.
 
         Returns
@@ -87,7 +88,8 @@ class Results:
             Where a file of the store is damaged; the message names it and says what to do.
         """
         wanted = Selection.of(columns, filters, metadata=metadata)
-        parts = self._parts(metadata=wanted.metadata, outputs=wanted.reads(self.sweep.names))
+        outputs = wanted.reads(self.sweep.names)
+        parts = self._parts(metadata=wanted.metadata, outputs=outputs, where=wanted)
         frame = to_frame(
             self.sweep,
             self._view.as_rows(parts),
@@ -100,13 +102,19 @@ class Results:
         frame.attrs = {"run_id": self.id, "store": self.store}
         return frame
 
-    def _parts(self, *, metadata: bool, outputs: Collection[str] | None = None) -> list[Part]:
+    def _parts(
+        self,
+        *,
+        metadata: bool,
+        outputs: Collection[str] | None = None,
+        where: Selection | None = None,
+    ) -> list[Part]:
         """Return what is known of the electrons, read from the store where it is there."""
         while True:
             ended, parts = self._ledger.ended, self._ledger.snapshot()
             kept = [part for part in parts if isinstance(part, StoredPart)]
             try:
-                read = read_parts(kept, metadata=metadata, outputs=outputs)
+                read = read_parts(kept, metadata=metadata, outputs=outputs, where=where)
             except FileNotFoundError as error:
                 self._look_again(error, ended)
                 continue
@@ -118,12 +126,18 @@ class Results:
 
     def _workers(self) -> dict[str, dict[str, float]]:
         """Return electrons and seconds by worker."""
-        work: dict[str, dict[str, float]] = {}
-        for part in self._parts(metadata=True, outputs=()):
-            starts, ends = part.outcome.times()
-            mine = work.setdefault(part.outcome.worker, {"electrons": 0, "seconds": 0.0})
-            mine["electrons"] += len(part)
-            mine["seconds"] += float((ends - starts).sum()) / 1e9
+        while True:
+            ended, parts = self._ledger.ended, self._ledger.snapshot()
+            kept = [part for part in parts if isinstance(part, StoredPart)]
+            try:
+                work = work_of(kept)  # file by file: of 100 million electrons, too
+            except FileNotFoundError as error:
+                self._look_again(error, ended)
+                continue
+            break
+        for part in parts:
+            if isinstance(part, Part):
+                add_work(work, part.outcome.worker, *part.outcome.times())
         return work
 
     def to_dask(self) -> Any:

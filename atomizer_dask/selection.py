@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from atomizer_dask.frame import METADATA_PREFIX, OUTPUT_PREFIX
 
 if TYPE_CHECKING:
@@ -82,6 +84,21 @@ class Selection:
         facts = {name.removeprefix(METADATA_PREFIX) for name in self.columns} & METADATA
         return wanted | facts
 
+    def mask(self, column_of: Callable[[str], pd.Series | None], count: int) -> np.ndarray:
+        """Return which of `count` rows to keep, as far as the columns that are there can tell.
+
+        Parameters
+        ----------
+        column_of
+            Returns a column, or None where it is not there.
+        """
+        kept = np.ones(count, dtype=bool)
+        for name, comparison, value in self.filters:
+            if (column := column_of(name)) is not None:
+                matches = _COMPARISONS[comparison](column, value)
+                kept &= matches.fillna(False).to_numpy(dtype=bool)
+        return kept
+
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the columns and rows that were asked for.
 
@@ -90,9 +107,10 @@ class Selection:
         KeyError
             Where there is no such column.
         """
-        for name, comparison, value in self.filters:
+        for name, _, _ in self.filters:
             _check_column(name, frame)
-            frame = frame[_COMPARISONS[comparison](frame[name], value).fillna(False).astype(bool)]
+        if self.filters:
+            frame = frame[self.mask(frame.get, len(frame))]
         if self.shown is None:
             return frame
         for name in self.shown:

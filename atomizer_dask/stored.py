@@ -9,12 +9,14 @@ from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.folder import Folder
 from atomizer_dask.frame import Part, frame_of_columns
 from atomizer_dask.outcome import Column
+from atomizer_dask.selection import Selection
 from atomizer_dask.store import FAILED, PROPERTIES, Store
 from atomizer_dask.tables import decode, fields_of, parts_of
 
@@ -95,16 +97,16 @@ class StoredPart:
         """The file that it is in by now."""
         return self._file.name
 
-    def columns(self, metadata: bool, outputs: Collection[str] | None) -> list[str] | None:
-        """Return which columns of its file to read; all where None."""
-        if metadata and outputs is None:
-            return None
+    def columns(
+        self, metadata: bool, outputs: Collection[str] | None, inputs: Collection[str] = ()
+    ) -> list[str]:
+        """Return which columns of its file to read."""
         schema = self.store.schema_of(f"{PROPERTIES}/{self.name}")
         facts = ["start", "end", "worker", "attempts", "code"] if metadata else []
         wanted = [
             field.physical
             for field in fields_of(schema)
-            if field.role == "output" and (outputs is None or field.name in outputs)
+            if (field.name in inputs if field.role == "input" else _is_in(field.name, outputs))
         ]
         return ["electron", *wanted, *facts]
 
@@ -133,6 +135,10 @@ class StoredPart:
             return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
 
 
+def _is_in(name: str, names: Collection[str] | None) -> bool:
+    return names is None or name in names
+
+
 def among(wanted: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Return which positions a mask, which may end before them, says."""
     inside = positions < len(wanted)
@@ -145,6 +151,7 @@ def read_parts(
     *,
     metadata: bool,
     outputs: Collection[str] | None = None,
+    where: Selection | None = None,
 ) -> list[Part]:
     """Return results that are in a store, file by file.
 
@@ -154,19 +161,72 @@ def read_parts(
         Read also when and where they ran.
     outputs
         Which outputs; all of them where None.
+    where
+        Which rows: others are forgotten as soon as their file has been read.
 
     Raises
     ------
     FileNotFoundError
         Where files were merged in the meantime: ask again.
     """
+    filtered = {name for name, _, _ in where.filters} if where is not None else set()
     known = {part.name: part for part in parts}
     read: list[Part] = []
     for name, part in known.items():
-        table = part.store.read(f"{PROPERTIES}/{name}", part.columns(metadata, outputs))
+        columns = part.columns(metadata, outputs, filtered)
+        table = part.store.read(f"{PROPERTIES}/{name}", columns)
+        if where is not None and filtered:
+            column_of = partial(_series_of, table, part.allow_pickle)
+            table = table.filter(pa.array(where.mask(column_of, len(table))))
         if len(table):
             read += parts_of(table, metadata=metadata, allow_pickle=part.allow_pickle)
     return read
+
+
+def _series_of(table: pa.Table, allow_pickle: bool, name: str) -> Any:
+    """Return an input or an output as a column of the frame, None where it has another name."""
+    fields = [field for field in fields_of(table.schema) if field.name == name]
+    if len(fields) != 1:
+        return None
+    column = decode(table.column(fields[0].physical), fields[0].note, allow_pickle=allow_pickle)
+    frame = frame_of_columns({name: column}, {}, pd.RangeIndex(len(table)), nullable=False)
+    return frame[name]
+
+
+Work = dict[str, dict[str, float]]
+
+
+def work_of(parts: Iterable[StoredPart]) -> Work:
+    """Return electrons and seconds by worker, of the files that parts are in.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where files were merged in the meantime: ask again.
+    """
+    work: Work = {}
+    for name, store in {part.name: part.store for part in parts}.items():
+        table = store.read(f"{PROPERTIES}/{name}", ["start", "end", "worker"])
+        starts, ends = (
+            table.column(which).cast(pa.int64()).to_numpy() for which in ("start", "end")
+        )
+        workers = table.column("worker").cast(pa.string()).combine_chunks().dictionary_encode()
+        codes = workers.indices.to_numpy()
+        for code, worker in enumerate(workers.dictionary.to_pylist()):
+            add_work(work, worker, starts[codes == code], ends[codes == code])
+    return work
+
+
+def add_work(work: Work, worker: str, starts: np.ndarray, ends: np.ndarray) -> None:
+    """Add electrons, from when to when they ran in nanoseconds, to what a worker has done.
+
+    Those that were executed at once, by a vectorised atom, count once.
+    """
+    mine = work.setdefault(worker, {"electrons": 0, "seconds": 0.0})
+    another = np.ones(len(starts), dtype=bool)
+    another[1:] = (starts[1:] != starts[:-1]) | (ends[1:] != ends[:-1])
+    mine["electrons"] += len(starts)
+    mine["seconds"] += float((ends - starts)[another].sum()) / 1e9
 
 
 def to_dask(store: Store, *, allow_pickle: bool) -> Any:
@@ -190,8 +250,6 @@ def _read_frame(url: str, nullable: bool, allow_pickle: bool, path: str) -> Any:
 
 
 def _frame_of(table: Any, nullable: bool, allow_pickle: bool) -> Any:
-    import pandas as pd
-
     columns: dict[str, dict[str, Column]] = {"input": {}, "output": {}}
     for field in fields_of(table.schema):
         column = table.column(field.physical)

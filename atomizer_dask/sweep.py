@@ -159,6 +159,12 @@ class Sweep(ABC):
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:
         """Return all inputs as columns, or those of them that are wanted."""
 
+    def columns_at(
+        self, positions: np.ndarray, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        """Return the inputs at `positions` as columns, of the types that `columns` gives."""
+        return {name: take(v, positions) for name, v in self.columns(wanted).items()}
+
     def payload(self, position: int) -> dict[str, Any]:
         """Return the inputs of one electron."""
         from atomizer_dask.columns import python_values
@@ -220,9 +226,17 @@ class Grid(Sweep):
         return self._slice(self._sent, start, stop)
 
     def pick(self, positions: np.ndarray) -> Columns:  # noqa: D102
-        axes = zip(self._sent.items(), self._strides, strict=True)
-        data = {n: take(values, positions // stride % len(values)) for (n, values), stride in axes}
-        return Columns(data, len(positions))
+        return Columns(self._at(self._sent, positions), len(positions))
+
+    def columns_at(  # noqa: D102
+        self, positions: np.ndarray, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        found = self._at(self._axes, positions)
+        return {name: v for name, v in found.items() if wanted is None or name in wanted}
+
+    def _at(self, columns: dict[str, Values], positions: np.ndarray) -> dict[str, Values]:
+        axes = zip(columns.items(), self._strides, strict=True)
+        return {n: take(values, positions // stride % len(values)) for (n, values), stride in axes}
 
     def _slice(self, columns: dict[str, Values], start: int, stop: int) -> GridSlice:
         axes = []

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import time
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,22 @@ def test_provenance_says_where_results_come_from(atomizer, kept, tmp_path):
     assert sum(worker["electrons"] for worker in facts["workers"].values()) == 500
     assert all(worker["seconds"] > 0 for worker in facts["workers"].values())
     assert len(facts["codes"]) == 1
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_seconds_of_workers_are_those_that_they_were_busy(local, kept, tmp_path):
+    @atom(id="tests.verification.slices", vectorized=True)
+    def slices(x):
+        time.sleep(0.002)
+        return x
+
+    store = tmp_path / "store" if kept else None
+    began = time.perf_counter()
+    run = local.map(slices, grid(x=range(100_000)), store=store).wait()
+    took = time.perf_counter() - began
+    (work,) = run.provenance["workers"].values()
+    assert work["electrons"] == 100_000
+    assert 0.002 <= work["seconds"] <= 2 * took  # two threads
 
 
 def test_provenance_of_an_opened_run(local, tmp_path):
