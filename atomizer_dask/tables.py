@@ -279,13 +279,14 @@ def _part(table: pa.Table, allow_pickle: bool) -> Part:
         for field in fields_of(table.schema)
         if field.role == "output"
     }
-    here = set(table.column_names)
-    if "start" in here and len(table):
-        starts = table.column("start").cast(pa.int64()).to_numpy()
-        ends = table.column("end").cast(pa.int64()).to_numpy()
-    else:
-        starts = ends = np.zeros(len(table), dtype=np.int64)
-    first = int(starts.min()) if len(starts) else 0
+    here, count = set(table.column_names), len(table)
+    first, starts, ends = 0, None, np.zeros(1)
+    counts: np.ndarray | None = np.array([count])
+    if "start" in here and count:
+        began = table.column("start").cast(pa.int64()).to_numpy()
+        ended = table.column("end").cast(pa.int64()).to_numpy()
+        first = int(began.min())
+        starts, ends, counts = (began - first) / 1e9, (ended - first) / 1e9, None
     ours = json.loads((table.schema.metadata or {}).get(_OURS, b"{}"))
     outcome = Outcome(
         kept=len(table),
@@ -294,9 +295,9 @@ def _part(table: pa.Table, allow_pickle: bool) -> Part:
         codes=[],
         failures=[],
         start_ns=first,
-        starts=(starts - first) / 1e9,
-        ends=(ends - first) / 1e9,
-        counts=None,
+        starts=starts,
+        ends=ends,
+        counts=counts,
         worker=_only(table, "worker"),
         scalar=bool(ours.get("scalar", True)),
     )
