@@ -32,7 +32,7 @@ from atomizer_dask import (
     grid,
     zipped,
 )
-from atomizer_dask.conductors.once import OutcomeLostError, is_lost
+from atomizer_dask.conductors.once import ADOPTED, ONCE, SETTLED, OutcomeLostError, is_lost
 
 
 @atom(id="tests.double")
@@ -892,3 +892,19 @@ def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin()
     assert type(raised) is not OutcomeLostError
     assert is_lost(raised)
     assert not is_lost(ValueError("lost"))
+
+
+@pytest.mark.dask
+def test_client_that_died_as_it_asked_for_a_batch_is_given_none(cluster):
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        DaskConductor(cluster.scheduler_address).close()  # which brings the plugin
+        future = client.submit(int, key=("asked for", "run", ONCE), pure=False)
+        future.result(timeout=30)
+        client.log_event(ADOPTED, {"key": future.key, "client": "Client-that-died"})
+        wanted_by = client.run_on_scheduler(_clients_of, "Client-that-died")
+        client.log_event(SETTLED, {"run": "run", "keys": None})
+    assert wanted_by == []
+
+
+def _clients_of(name, dask_scheduler):
+    return [client for client in dask_scheduler.clients if client == name]

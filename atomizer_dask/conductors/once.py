@@ -58,6 +58,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler.client_releases_keys([key], keeper_of(key[1]))
 
     def _give(self, key: Any, client: str) -> None:
+        if client not in self._scheduler.clients:
+            return  # it has died since it asked, and would want the task for ever
         if key in self._scheduler.tasks:
             self._scheduler.client_desires_keys([key], client)
         else:
