@@ -305,9 +305,7 @@ class Atomizer:
         limit = seconds_of(timeout, "timeout")
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
-        self.exec()
-        conductor = self._carrier(for_sweep=True)
-        assert isinstance(conductor, BatchConductor)
+        conductor = self._sweeper()
         atom_id, definition = self._resolve(atom)
         if definition is None:
             definition = conductor.fetch(atom_id)
@@ -384,9 +382,7 @@ class Atomizer:
         RegistrationError
             Where its atom is not registered here.
         """
-        self.exec()
-        conductor = self._carrier(for_sweep=True)
-        assert isinstance(conductor, BatchConductor)
+        conductor = self._sweeper()
         kept = resume(store, takeover=takeover, allow_pickle=allow_pickle)
         try:
             definition = self.find(kept.atom_id) or conductor.fetch(kept.atom_id)
@@ -405,9 +401,7 @@ class Atomizer:
 
     def go_on(self, store: Any, definition: Definition, *, policy: Policy, detached: str) -> Run:
         """Go on with a run on the cluster itself, in the task `detached`; see `Run.detach`."""
-        self.exec()
-        conductor = self._carrier(for_sweep=True)
-        assert isinstance(conductor, BatchConductor)
+        conductor = self._sweeper()
         kept = resume(store, detached=detached)
         options = replace(kept.options_with("fail"), policy=policy)
         return self._start_kept(kept, definition, conductor, options)
@@ -430,12 +424,13 @@ class Atomizer:
             recover(store, ledger, journal, wanted)
             ledger.begin()
             store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
-            run = Run.begin(plan, conductor, self._listeners_of(plan), kept.view, ledger, journal)
+            listeners = self._listeners_of(plan)
+            run = Run.begin(plan, conductor, listeners, kept.view, ledger, journal, in_flight)
         except BaseException:
             store.let_go()
             raise
         self._runs[run_id] = run
-        run.start(kept.to_do(journal), in_flight)
+        run.start(kept.to_do(journal))
         return run
 
     def _plan(
@@ -474,6 +469,13 @@ class Atomizer:
         known = self.find(definition.id)
         same = known is not None and _stands_for_the_same(known, definition)
         return definition.id, known if same else definition
+
+    def _sweeper(self) -> BatchConductor:
+        """Return the conductor that a sweep goes through, at work."""
+        self.exec()
+        conductor = self._carrier(for_sweep=True)
+        assert isinstance(conductor, BatchConductor)
+        return conductor
 
     def _carrier(self, *, for_sweep: bool = False) -> Conductor:
         """Return the first conductor that is still there."""

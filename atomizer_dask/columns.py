@@ -136,6 +136,16 @@ def objects_of(part: np.ndarray) -> list[Any]:
     return part.tolist() if part.ndim == 1 and part.dtype.kind in "biufc" else list(part)
 
 
+def look_up(table: np.ndarray, positions: np.ndarray, missing: Any) -> np.ndarray:
+    """Return what stands at `positions`, and `missing` for those beyond the end.
+
+    >>> look_up(np.array([5, 6]), np.array([1, 7]), -1)
+    array([ 6, -1])
+    """
+    inside = positions < len(table)
+    return np.where(inside, table[np.where(inside, positions, 0)], missing)
+
+
 def python_values(values: Values) -> list[Any]:
     """Return what pandas' ``itertuples`` would give: Python numbers, Timestamps, objects.
 

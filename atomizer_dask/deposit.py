@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomizer_dask.batch import Batch, Sink
-from atomizer_dask.columns import Values, column, numpy_values, size_of
+from atomizer_dask.columns import Values, column, size_of
 from atomizer_dask.folder import Folder
+from atomizer_dask.frame import Part
 from atomizer_dask.holder import HOLDER
 from atomizer_dask.outcome import Outcome, Stored
-from atomizer_dask.sweep import Inputs, Rows
-from atomizer_dask.tables import encode_outputs, pick_good, table_of_good
+from atomizer_dask.sweep import Inputs, Rows, numpy_or_extension
+from atomizer_dask.tables import encode_outputs, table_of_good
 
 logger = logging.getLogger(__name__)
 
@@ -78,33 +79,24 @@ def _is_small(outcome: Outcome) -> bool:
 
 
 def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
-    encoded = encode_outputs(outcome, allow_pickle=sink.allow_pickle)
-    outcome = encoded.outcome
-    failed = np.asarray(outcome.failed, dtype=np.int64)
-    count = len(outcome)
-    name, nbytes = "", 0
-    if len(failed) < count:
-        positions = numpy_values(batch.positions[outcome.first : outcome.kept])
+    outcome, outputs = encode_outputs(outcome, allow_pickle=sink.allow_pickle)
+    bad, name = outcome.failed_mask(), ""
+    if not bad.all():
+        part = Part(batch.positions[outcome.first : outcome.kept], outcome, batch.terms.attempt)
         inputs = columns_of(batch.cut(outcome.first, outcome.kept))
-        table = table_of_good(
-            np.delete(positions, failed) if len(failed) else positions,
-            pick_good(inputs, failed, count),
-            encoded,
-            batch.terms.attempt,
-            sink.code,
-            allow_pickle=sink.allow_pickle,
-        )
+        if bad.any():
+            part = part.pick(~bad)
+            inputs = {n: numpy_or_extension(values)[~bad] for n, values in inputs.items()}
+        table = table_of_good(part, inputs, outputs, sink.code, allow_pickle=sink.allow_pickle)
         name = f"{batch.key}-{outcome.first}.parquet"
         folder.write_with(f"{INCOMING}/{name}", partial(write_table, table))
-        nbytes = table.nbytes
     return Stored(
         first=outcome.first,
         kept=outcome.kept,
         seconds=outcome.seconds,
         name=name,
-        nbytes=nbytes,
-        offsets=failed + outcome.first,
-        failed=outcome.pick(outcome.failed_mask()) if len(failed) else Outcome.none(),
+        offsets=np.flatnonzero(bad) + outcome.first,
+        failed=outcome.pick(bad) if bad.any() else Outcome.none(),
     )
 
 

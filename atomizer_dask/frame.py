@@ -110,12 +110,12 @@ def to_frame(
     positions, order = _positions(parts)
     count = sweep.length
     whole = _is_whole(positions, count)
-    outputs = _renamed(_ordered(_outputs(parts), order), OUTPUT_PREFIX, sweep.names)
+    outputs = renamed(_ordered(_outputs(parts), order), OUTPUT_PREFIX, sweep.names)
     if metadata:
         taken = (*sweep.names, *outputs)
         named = positions if electrons is None else electrons[numpy_values(positions)]
         facts = {"id": _ids(run_id, named), **_ordered(_metadata(parts), order)}
-        outputs |= _renamed(facts, METADATA_PREFIX, taken)
+        outputs |= renamed(facts, METADATA_PREFIX, taken)
     if columns is not None:
         outputs = {name: values for name, values in outputs.items() if name in columns}
     if sweep.frame is not None and whole and columns is None:
@@ -160,7 +160,7 @@ def errors_frame(
         more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array
     more["seconds"] = np.array([row["seconds"] for _, row in rows], dtype=np.float64)
     more["history"] = as_objects([row["history"] for _, row in rows])
-    columns |= _renamed(more, METADATA_PREFIX, sweep.names)
+    columns |= renamed(more, METADATA_PREFIX, sweep.names)
     index = pd.Index(positions) if sweep.index is None else sweep.index.take(positions)
     return _framed(columns, index)
 
@@ -256,19 +256,19 @@ def _framed(columns: dict[str, Any], index: pd.Index) -> pd.DataFrame:
     return frame
 
 
-def _renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
+def renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
     """Return `columns` with a prefix where their name is `taken`, or would be by that."""
     used = {*taken}
     own = columns.keys() - used
-    renamed = {}
+    named = {}
     for name, values in columns.items():
         while name in used:
             name = prefix + name
             if name in own:
                 name = prefix + name
         used.add(name)
-        renamed[name] = values
-    return renamed
+        named[name] = values
+    return named
 
 
 def _positions(parts: Sequence[Part]) -> tuple[Any, np.ndarray | None]:
@@ -319,9 +319,7 @@ def _output(parts: Sequence[Part], name: str) -> Any:
         column = outcome.results.get(name)
         here = np.zeros(len(outcome), dtype=bool)
         if column is not None and len(column.values):
-            good = np.ones(len(outcome), dtype=bool)
-            good[np.asarray(outcome.failed, dtype=np.int64)] = False
-            here[good] = True if column.present is None else column.present
+            here[~outcome.failed_mask()] = True if column.present is None else column.present
             values.append(column.values)
         present.append(here)
     if not values:
@@ -405,7 +403,7 @@ def frame_of_columns(
             else values
             for name, values in made.items()
         }
-    return _framed({**columns, **_renamed(made, OUTPUT_PREFIX, inputs)}, index)
+    return _framed({**columns, **renamed(made, OUTPUT_PREFIX, inputs)}, index)
 
 
 def _row_values(column: Column) -> Any:

@@ -33,8 +33,6 @@ class Holder:
         When it took hold of the store, ISO 8601 in UTC.
     detached
         The name of the task that drives the run on the cluster; empty where a client does.
-    scheduler
-        Of which cluster.
     """
 
     token: str
@@ -43,14 +41,13 @@ class Holder:
     born: float
     since: str
     detached: str = ""
-    scheduler: str = ""
 
     @classmethod
-    def here(cls, detached: str = "", scheduler: str = "") -> Holder:
+    def here(cls, detached: str = "") -> Holder:
         """Return this process as one."""
         born = psutil.Process().create_time()
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(new_id(), socket.gethostname(), os.getpid(), born, since, detached, scheduler)
+        return cls(new_id(), socket.gethostname(), os.getpid(), born, since, detached)
 
     @property
     def is_dead(self) -> bool:

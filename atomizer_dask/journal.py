@@ -8,14 +8,16 @@ after a crash, in the middle of that too, finds every row once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from atomizer_dask.coded import Coded
 from atomizer_dask.columns import numpy_values
 from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
@@ -27,6 +29,7 @@ from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
 from atomizer_dask.stored import File, StoredPart
 from atomizer_dask.sweep import Inputs
 from atomizer_dask.tables import (
+    Encoded,
     Positions,
     encode_outputs,
     table_of_failed,
@@ -74,7 +77,7 @@ class Journal:
         self._code = code
         self._inputs_of = inputs_of
         self._done = np.zeros(0, dtype=bool)
-        self._gathered: list[tuple[Part, Callable[[StoredPart], None]]] = []
+        self._gathered: list[tuple[pa.Table, Callable[[StoredPart], None]]] = []
         self._gathered_rows = 0
         self._failed: list[Part] = []
         self._errors: list[tuple[int, ElectronError]] = []
@@ -162,7 +165,7 @@ class Journal:
         """Take in a file of ``incoming`` of which no receipt has come."""
         positions = self.store.read(f"{INCOMING}/{name}", ["electron"]).column(0).to_numpy()
         nobody = Outcome.none()
-        receipt = Stored(0, len(positions), 0.0, name, 0, np.empty(0, dtype=np.int64), nobody)
+        receipt = Stored(0, len(positions), 0.0, name, np.empty(0, dtype=np.int64), nobody)
         return self.take_in(positions, receipt)
 
     def add_file(self, name: str, count: int) -> StoredPart:
@@ -182,21 +185,32 @@ class Journal:
         count = file.count if count is None else count
         return StoredPart(self.store, file, start, count, allow_pickle=self.allow_pickle)
 
-    def storable(self, outcome: Outcome) -> Outcome:
-        """Return an outcome in which what cannot be stored is a failure."""
-        return encode_outputs(outcome, allow_pickle=self.allow_pickle).outcome
+    def encode(self, outcome: Outcome) -> Encoded:
+        """Return an outcome in which what cannot be stored is a failure, and its outputs."""
+        return encode_outputs(outcome, allow_pickle=self.allow_pickle)
 
-    def gather(self, part: Part, written: Callable[[StoredPart], None]) -> None:
+    def gather(
+        self, part: Part, outputs: Mapping[str, Coded], written: Callable[[StoredPart], None]
+    ) -> None:
         """Have good electrons written soon.
 
         Parameters
         ----------
+        outputs
+            Of them, as `encode` gave them.
         written
             Called when they are.
         """
+        table = table_of_good(
+            part,
+            columns_of(self._inputs_of(part.positions)),
+            outputs,
+            part.code or self._code,
+            allow_pickle=self.allow_pickle,
+        )
         self.mark_done(part.positions)
-        self._gathered.append((part, written))
-        self._gathered_rows += len(part)
+        self._gathered.append((table, written))
+        self._gathered_rows += len(table)
 
     def gather_failed(self, part: Part) -> None:
         """Have failed electrons written soon."""
@@ -246,34 +260,20 @@ class Journal:
 
     def _write_gathered(self) -> None:
         while self._gathered:
-            tables: list[pa.Table] = []
-            first = self._table_of(self._gathered[0][0])
-            for part, _ in self._gathered:
-                table = first if not tables else self._table_of(part)
-                if not table.schema.equals(first.schema, check_metadata=True):
-                    break
-                tables.append(table)
+            schema = self._gathered[0][0].schema
+            alike = takewhile(
+                lambda pair: pair[0].schema.equals(schema, check_metadata=True), self._gathered
+            )
+            those = list(alike)
+            whole = pa.concat_tables([table for table, _ in those]).combine_chunks()
             name = f"{new_id()}.parquet"
-            self.store.write(f"{PROPERTIES}/{name}", pa.concat_tables(tables).combine_chunks())
-            file, start = self._add_file(name, sum(map(len, tables))), 0
-            those, self._gathered = self._gathered[: len(tables)], self._gathered[len(tables) :]
-            for part, written in those:
-                written(self._stored(file, start, len(part)))
-                start += len(part)
+            self.store.write(f"{PROPERTIES}/{name}", whole)
+            file, start = self._add_file(name, len(whole)), 0
+            del self._gathered[: len(those)]
+            for table, written in those:
+                written(self._stored(file, start, len(table)))
+                start += len(table)
         self._gathered_rows = 0
-
-    def _table_of(self, part: Part) -> pa.Table:
-        inputs = columns_of(self._inputs_of(part.positions))
-        encoded = encode_outputs(part.outcome, allow_pickle=self.allow_pickle)
-        positions = numpy_values(part.positions)
-        return table_of_good(
-            positions,
-            inputs,
-            encoded,
-            part.attempt,
-            part.code or self._code,
-            allow_pickle=self.allow_pickle,
-        )
 
     def _table_of_ended(self, parts: Sequence[Part]) -> pa.Table | None:
         tables = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,10 +25,10 @@ from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import State
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import OnFailure, Policy
-from atomizer_dask.provenance import differences, surroundings
+from atomizer_dask.provenance import differences, versions
 from atomizer_dask.store import FAILURES, MERGING, PROPERTIES, Store, now
 from atomizer_dask.streams import seed_of
-from atomizer_dask.sweep import Inputs, Streamed, Sweep
+from atomizer_dask.sweep import Streamed, Sweep
 from atomizer_dask.sweepfile import save_sweep
 from atomizer_dask.tables import Positions
 from atomizer_dask.view import View
@@ -155,17 +154,11 @@ class Kept:
     def journal(self, universe: Sweep) -> Journal:
         """Return what writes down what becomes of the electrons."""
         allow_pickle = bool(self.store.manifest["options"]["allow_pickle"])
-
-        def inputs_of(positions: Positions) -> Inputs:
-            if isinstance(positions, range):
-                return universe.take(positions.start, positions.stop)
-            return universe.pick(positions)
-
         writer = None
         if isinstance(universe, Streamed):
             writer = rows_writer(self.store, universe, allow_pickle=allow_pickle)
         return Journal(
-            self.store, self.code, inputs_of, allow_pickle=allow_pickle, write_rows=writer
+            self.store, self.code, universe.inputs_of, allow_pickle=allow_pickle, write_rows=writer
         )
 
     def to_do(self, journal: Journal) -> Positions:
@@ -245,11 +238,7 @@ def keep_atom(store: Store, definition: Definition) -> None:
 
 
 def _code(code: Code) -> dict[str, Any]:
-    return {**code.to_json(), "since": now(), "versions": _versions(surroundings())}
-
-
-def _versions(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: facts[name] for name in ("python", "packages")}
+    return {**code.to_json(), "since": now(), "versions": versions()}
 
 
 def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
@@ -278,15 +267,14 @@ def check_code(store: Store, code: Code, *, accept: bool) -> bool:
     """
     last = store.manifest["codes"][-1]
     before = Code.from_json(last)
-    facts = _versions(surroundings())
     changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
-    versions = differences(last["versions"], facts)
-    if before.fingerprint == code.fingerprint and not versions:
+    others = differences(last["versions"], versions())
+    if before.fingerprint == code.fingerprint and not others:
         return False
     if accept:
         store.manifest["codes"].append(_code(code))
         return True
-    what = "\n".join([*versions, changes or ""]).strip() or "the code of the atom"
+    what = "\n".join([*others, changes or ""]).strip() or "the code of the atom"
     raise StoreChangedError(
         f"{store.folder.url} was made with another {'atom' if changes else 'environment'}:\n"
         f"{what}\n"
@@ -298,12 +286,7 @@ def check_code(store: Store, code: Code, *, accept: bool) -> bool:
 
 
 def resume(
-    url: Any,
-    *,
-    takeover: bool = False,
-    detached: str = "",
-    scheduler: str = "",
-    allow_pickle: bool = True,
+    url: Any, *, takeover: bool = False, detached: str = "", allow_pickle: bool = True
 ) -> Kept:
     """Take hold of an existing store.
 
@@ -317,14 +300,15 @@ def resume(
         Where there is none.
     """
     store = Store.existing(url)
-    if store.manifest["options"]["allow_pickle"] and not allow_pickle:
+    pickled = bool(store.manifest["options"]["allow_pickle"])
+    if pickled and not allow_pickle:
         raise UnstorableError(
             f"{store.folder.url} may hold pickles, and reading them runs code of whoever wrote "
             "them: where you trust it, attach(store, allow_pickle=True)"
         )
-    store.hold(takeover=takeover, detached=detached, scheduler=scheduler)
+    store.hold(takeover=takeover, detached=detached)
     try:
-        return _kept(store, allow_pickle=None)
+        return Kept(store, *sweeps_of(store, pickled))
     except BaseException:
         store.let_go()
         raise
@@ -332,12 +316,7 @@ def resume(
 
 def look(url: Any, *, allow_pickle: bool) -> Kept:
     """Return what a store is about, without touching it."""
-    return _kept(Store.existing(url), allow_pickle=allow_pickle)
-
-
-def _kept(store: Store, allow_pickle: bool | None) -> Kept:
-    if allow_pickle is None:
-        allow_pickle = store.manifest["options"]["allow_pickle"]
+    store = Store.existing(url)
     return Kept(store, *sweeps_of(store, allow_pickle))
 
 

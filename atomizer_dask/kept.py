@@ -43,6 +43,8 @@ class KeptSupply(Supply):
         As of a `Supply`.
     journal
         Where it is written down.
+    in_flight
+        Batches that another process sent, in that order.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class KeptSupply(Supply):
         ledger: Ledger,
         listeners: Listeners,
         journal: Journal,
+        in_flight: Sequence[Batch],
     ) -> None:
         super().__init__(plan, conductor, ledger, listeners)
         # Later than those of whoever worked on the run before, which workers may remember.
@@ -61,13 +64,9 @@ class KeptSupply(Supply):
         self._flushing = False
         self._settled: list[str] = []  # batches that the conductor may forget, once all is written
         self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
-        self._in_flight: Sequence[Batch] = ()
+        self._in_flight = in_flight
 
     # -- beginning ---------------------------------------------------------------------------
-
-    def wait_for(self, in_flight: Sequence[Batch]) -> None:
-        """Wait for batches that another process sent, in that order; to be said before `start`."""
-        self._in_flight = in_flight
 
     def _begin(self, electrons: Positions) -> None:
         if self._in_flight:
@@ -164,11 +163,12 @@ class KeptSupply(Supply):
         part = Part(positions, outcome, terms.attempt, code=code)
         if len(left) < len(positions):
             part = part.pick(np.isin(numpy_values(positions), left))
-        part.outcome = self._journal.storable(part.outcome)
+        part.outcome, outputs = self._journal.encode(part.outcome)
         bad = part.outcome.failed_mask()
         if not bad.all():
             good = part.pick(~bad) if bad.any() else part
-            self._journal.gather(good, partial(self._ledger.replace, self._ledger.add(good)))
+            written = partial(self._ledger.replace, self._ledger.add(good))
+            self._journal.gather(good, outputs, written)
         if bad.any():
             self._keep_failures(part.pick(bad), terms)
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from atomizer_dask.columns import look_up
 from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import StoreCorruptedError
 from atomizer_dask.journal import Journal, finish_failed, finish_merge
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.outcome import Failure
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
-from atomizer_dask.stored import File, StoredPart, among
+from atomizer_dask.stored import File, StoredPart
 from atomizer_dask.tables import Failed, failures_of, part_of_failed
 
 Attempts = dict[int, dict[int, Failed]]
@@ -106,21 +107,22 @@ def _load_failures(
         table = store.read(
             path, ["electron", "start", "end", "worker", "attempts", "code", "error"]
         )
-        twice = []
+        positions = table.column("electron").to_numpy()
+        once = np.ones(len(table), dtype=bool)
+        if journal is not None:
+            once = np.isin(positions, journal.not_done(positions))
+        asked = once if wanted is None else look_up(wanted, positions, False)
         for number, row in enumerate(_rows(table)):
             position, attempt = row["electron"], row["attempts"]
-            if position in ended or (
-                journal is not None and not len(journal.not_done(np.array([position])))
-            ):
-                twice.append(number)
+            once[number] &= position not in ended
+            if not once[number]:
                 continue
             failed = attempts.get(position, {}).get(attempt) or _from_row(row)
             ended[position] = attempt
-            if wanted is None or bool(among(wanted, np.array([position]))[0]):
+            if asked[number]:
                 lots[failed.worker, attempt, row["code"]].append((position, failed))
-        if twice and journal is not None:  # somebody died while failures were written anew
-            once = np.ones(len(table), dtype=bool)
-            once[twice] = False
+        if journal is not None and not once.all():
+            # Somebody died while failures were written anew.
             store.write(path, store.read(path).filter(pa.array(once)))
     for (_, _, code), those in lots.items():
         part = part_of_failed(sorted(those, key=lambda pair: pair[0]))

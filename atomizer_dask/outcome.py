@@ -331,8 +331,6 @@ class Stored:
         How long it took.
     name
         Of the file; empty where all have failed.
-    nbytes
-        Of the file.
     offsets
         Of those that failed, in the batch.
     failed
@@ -343,7 +341,6 @@ class Stored:
     kept: int
     seconds: float
     name: str
-    nbytes: int
     offsets: np.ndarray
     failed: Outcome
 

@@ -35,13 +35,17 @@ def surroundings() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "user": _user(),
-        "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": _packages(),
+        **versions(),
         "git": _git(),
         "directory": _directory(),
         "argv": [str(argument) for argument in sys.argv],
     }
+
+
+def versions() -> dict[str, Any]:
+    """Return those of them that decide the bits of results: of Python and of packages."""
+    return {"python": platform.python_version(), "packages": _packages()}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -54,8 +58,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     >>> differences(before, {"python": "3.13.1", "packages": {"numpy": "2.4.0"}})
     ['Python 3.11.9, now 3.13.1', 'numpy 2.3.1, now 2.4.0']
     """
-    versions = [{"Python": of.get("python"), **(of.get("packages") or {})} for of in (before, now)]
-    was, is_now = versions
+    was, is_now = (
+        {"Python": of.get("python"), **(of.get("packages") or {})} for of in (before, now)
+    )
     return [
         f"{name} {version}, now {is_now[name]}"
         for name, version in was.items()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
@@ -16,6 +17,8 @@ from atomizer_dask.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 
 class Results:
@@ -110,15 +113,20 @@ class Results:
         where: Selection | None = None,
     ) -> list[Part]:
         """Return what is known of the electrons, read from the store where it is there."""
+        read = partial(read_parts, metadata=metadata, outputs=outputs, where=where)
+        stored, here = self._read(read)
+        return [*stored, *here]
+
+    def _read(self, read: Callable[[list[StoredPart]], T]) -> tuple[T, list[Part]]:
+        """Return what `read` makes of what is in the store, and what is not there."""
         while True:
             ended, parts = self._ledger.ended, self._ledger.snapshot()
-            kept = [part for part in parts if isinstance(part, StoredPart)]
             try:
-                read = read_parts(kept, metadata=metadata, outputs=outputs, where=where)
+                stored = read([part for part in parts if isinstance(part, StoredPart)])
             except FileNotFoundError as error:
                 self._look_again(error, ended)
                 continue
-            return [*read, *(part for part in parts if isinstance(part, Part))]
+            return stored, [part for part in parts if isinstance(part, Part)]
 
     def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
         """Find out where files went that were merged a moment ago; raise where nobody knows."""
@@ -126,18 +134,9 @@ class Results:
 
     def _workers(self) -> dict[str, dict[str, float]]:
         """Return electrons and seconds by worker."""
-        while True:
-            ended, parts = self._ledger.ended, self._ledger.snapshot()
-            kept = [part for part in parts if isinstance(part, StoredPart)]
-            try:
-                work = work_of(kept)  # file by file: of 100 million electrons, too
-            except FileNotFoundError as error:
-                self._look_again(error, ended)
-                continue
-            break
-        for part in parts:
-            if isinstance(part, Part):
-                add_work(work, part.outcome.worker, *part.outcome.times())
+        work, here = self._read(work_of)  # file by file: of 100 million electrons, too
+        for part in here:
+            add_work(work, part.outcome.worker, *part.outcome.times())
         return work
 
     def to_dask(self) -> Any:

@@ -130,6 +130,7 @@ class Run(Results):
         view: View,
         ledger: Ledger,
         journal: Journal | None = None,
+        in_flight: Sequence[Batch] = (),
     ) -> Run:
         """Return a run that can be started: what `Atomizer.map` does."""
         run = cls(
@@ -151,7 +152,7 @@ class Run(Results):
         supply = (
             Supply(plan, conductor, ledger, told)
             if journal is None
-            else KeptSupply(plan, conductor, ledger, told, journal)
+            else KeptSupply(plan, conductor, ledger, told, journal, in_flight)
         )
         run._course = Course(plan, conductor, listeners, supply)
         run._reopen()
@@ -192,12 +193,9 @@ class Run(Results):
             allow_pickle=allow_pickle,
         )
 
-    def start(self, electrons: Positions, in_flight: Sequence[Batch] = ()) -> None:
+    def start(self, electrons: Positions) -> None:
         """Begin to send electrons, but for those of batches that are in flight already."""
-        supply = self._driven.supply
-        if isinstance(supply, KeptSupply):
-            supply.wait_for(in_flight)
-        supply.start(electrons)
+        self._driven.supply.start(electrons)
 
     @property
     def _driven(self) -> Course:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
 
 import pyarrow as pa
 
 from atomizer_dask import forms
-
-
-def _note_of(field: pa.Field) -> dict[str, Any]:
-    ours = (field.metadata or {}).get(b"atomizer")
-    return {} if ours is None else json.loads(ours)
+from atomizer_dask.tables import OURS, facts_of
 
 
 def with_notes(schema: pa.Schema) -> list[tuple[str, str, str]]:
     """Return what of a schema decides how its tables are read."""
-    return [(f.name, str(f.type), json.dumps(_note_of(f), sort_keys=True)) for f in schema]
+    return [(f.name, str(f.type), json.dumps(facts_of(f), sort_keys=True)) for f in schema]
 
 
 def common_schema(one: pa.Schema, other: pa.Schema) -> pa.Schema:
@@ -34,20 +29,20 @@ def common_schema(one: pa.Schema, other: pa.Schema) -> pa.Schema:
             fields.append((one if name in one.names else other).field(name))
             continue
         a, b = one.field(name), other.field(name)
-        if a.type == b.type and _note_of(a) == _note_of(b):
+        if a.type == b.type and facts_of(a) == facts_of(b):
             fields.append(a)
             continue
-        facts_a = _note_of(a)
+        facts_a = facts_of(a)
         kind, note = forms.common(
-            (a.type, facts_a.get("note", {})), (b.type, _note_of(b).get("note", {}))
+            (a.type, facts_a.get("note", {})), (b.type, facts_of(b).get("note", {}))
         )
         ours = json.dumps({**facts_a, "note": note}, sort_keys=True)
-        fields.append(pa.field(name, kind, a.nullable, metadata={b"atomizer": ours}))
+        fields.append(pa.field(name, kind, a.nullable, metadata={OURS: ours}))
     return pa.schema(fields, metadata=one.metadata)
 
 
 def _is_ours(schema: pa.Schema, name: str) -> bool:
-    return name in schema.names and bool(_note_of(schema.field(name)))
+    return name in schema.names and bool(facts_of(schema.field(name)))
 
 
 def recoded(table: pa.Table, target: pa.Schema, allow_pickle: bool) -> pa.Table:
@@ -58,7 +53,7 @@ def recoded(table: pa.Table, target: pa.Schema, allow_pickle: bool) -> pa.Table:
             arrays.append(pa.nulls(len(table), field.type))
             continue
         here, column = table.schema.field(field.name), table.column(field.name)
-        note, to_note = _note_of(here).get("note", {}), _note_of(field).get("note", {})
+        note, to_note = facts_of(here).get("note", {}), facts_of(field).get("note", {})
         if here.type == field.type and note == to_note:
             arrays.append(column.combine_chunks())
         else:

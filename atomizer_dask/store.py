@@ -131,7 +131,7 @@ class Store:
 
     # -- holding it --------------------------------------------------------------------------
 
-    def hold(self, *, takeover: bool = False, detached: str = "", scheduler: str = "") -> None:
+    def hold(self, *, takeover: bool = False, detached: str = "") -> None:
         """Become the one who works on it, and read again what others may have written.
 
         Raises
@@ -141,7 +141,7 @@ class Store:
         StoreError
             Where nothing can be written there.
         """
-        me = Holder.here(detached, scheduler)
+        me = Holder.here(detached)
         with self._writing("take hold of it"):
             self.folder.make()
             take_hold(self.folder, me, takeover=takeover)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from atomizer_dask.columns import look_up
 from atomizer_dask.errors import StoreError
 from atomizer_dask.folder import Folder
 from atomizer_dask.frame import Part, frame_of_columns
@@ -89,7 +90,7 @@ class StoredPart:
     def among(self, wanted: np.ndarray, positions: np.ndarray) -> StoredPart:
         """Return it such that of its electrons, at `positions`, those of a mask count."""
         self.wanted = wanted
-        self._count = int(among(wanted, positions).sum())
+        self._count = int(look_up(wanted, positions, False).sum())
         return self
 
     @property
@@ -129,7 +130,7 @@ class StoredPart:
             here = np.zeros(len(table), dtype=bool)
             here[first + self._start : first + self._start + self._rows] = True
             if self.wanted is not None:
-                here &= among(self.wanted, table.column("electron").to_numpy())
+                here &= look_up(self.wanted, table.column("electron").to_numpy(), False)
             # Not a slice: of sliced arrays of arrays, Arrow's filter and take give other elements.
             rows = table.filter(pa.array(here))
             return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
@@ -137,13 +138,6 @@ class StoredPart:
 
 def _is_in(name: str, names: Collection[str] | None) -> bool:
     return names is None or name in names
-
-
-def among(wanted: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Return which positions a mask, which may end before them, says."""
-    inside = positions < len(wanted)
-    among: np.ndarray = inside & wanted[np.where(inside, positions, 0)]
-    return among
 
 
 def read_parts(

@@ -28,7 +28,7 @@ from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Inputs, Streamed
+from atomizer_dask.sweep import Streamed
 from atomizer_dask.tables import Positions
 
 _CANCELLED = Failure("cancelled", "", "the run was cancelled")
@@ -149,7 +149,7 @@ class Supply:
 
     def batch(self, key: str, positions: Positions, terms: Terms, seconds: float) -> Batch:
         """Return some electrons as a batch."""
-        plan, inputs, earlier = self._plan, self._inputs(positions), None
+        plan, earlier = self._plan, None
         if terms.attempt > 1:
             history = self._ledger.history
             earlier = [history.get(position, ()) for position in map(int, positions)]
@@ -157,7 +157,7 @@ class Supply:
             key=key,
             atom_id=plan.definition.id,
             version=plan.version,
-            inputs=inputs,
+            inputs=plan.sweep.inputs_of(positions),
             positions=positions,
             stream=self._stream,
             origin=plan.origin,
@@ -170,11 +170,6 @@ class Supply:
             seconds=seconds,
             sink=plan.sink,
         )
-
-    def _inputs(self, positions: Positions) -> Inputs:
-        if isinstance(positions, range):
-            return self._plan.sweep.take(positions.start, positions.stop)
-        return self._plan.sweep.pick(positions)
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         self._put_back(batch.positions[start:stop], terms)

@@ -148,6 +148,12 @@ class Sweep(ABC):
     def pick(self, positions: np.ndarray) -> Inputs:
         """Return the inputs of the electrons at `positions`."""
 
+    def inputs_of(self, positions: range | np.ndarray) -> Inputs:
+        """Return the inputs of some electrons, however they are named."""
+        if isinstance(positions, range):
+            return self.take(positions.start, positions.stop)
+        return self.pick(positions)
+
     def together(self, positions: range | np.ndarray) -> int:
         """Return how many of these, from the first on, may be in one batch.
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from atomizer_dask.columns import numpy_values
+from atomizer_dask.columns import look_up, numpy_values
 from atomizer_dask.frame import Part
 from atomizer_dask.sweep import Streamed, Sweep
 
@@ -71,9 +71,7 @@ class View:
         rows[self.electrons] = np.arange(len(self.electrons))
         seen = []
         for part in map(Part.current, parts):
-            positions = numpy_values(part.positions)
-            inside = positions < len(rows)
-            found = np.where(inside, rows[np.where(inside, positions, 0)], -1)
+            found = look_up(rows, numpy_values(part.positions), -1)
             kept = part.pick(found >= 0)
             seen.append(Part(found[found >= 0], kept.outcome, part.attempt, code=part.code))
         return [part for part in seen if len(part)]

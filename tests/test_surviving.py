@@ -57,23 +57,25 @@ def command(cluster, folder):
     return invoke
 
 
-def start(cluster, folder, atom):
-    options = ["--sweep", "in.csv", "--store", "store", "--seed", "5"]
-    script = [sys.executable, "-c", SCRIPT]
-    return subprocess.Popen(
-        [
-            *script,
-            "map",
-            f"{folder}/atoms.py:{atom}",
-            *options,
-            "--scheduler",
-            cluster.scheduler_address,
-        ],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(folder, atom, *where):
+    command = [sys.executable, "-c", SCRIPT, "map", f"{folder}/atoms.py:{atom}"]
+    options = ["--sweep", "in.csv", "--store", "store", "--seed", "5", *where]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *options], cwd=folder, text=True, **pipes)
+
+
+def start_on(cluster, folder, atom):
+    return start(folder, atom, "--scheduler", cluster.scheduler_address)
+
+
+def terminate(process):
+    """Return what a command that is told to end says, within the time that it has for it."""
+    process.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - before < 5
+    assert process.returncode == 4
+    return errors
 
 
 def until(condition, seconds=30):
@@ -123,13 +125,9 @@ def test_status_of_what_is_no_store(command, folder):
 
 def test_terminated_run_is_suspended_within_seconds_and_goes_on(cluster, command, folder):
     store = folder / "store"
-    process = start(cluster, folder, "slow")
+    process = start_on(cluster, folder, "slow")
     until(lambda: len(executed(folder)) > 100)
-    process.send_signal(signal.SIGTERM)
-    before = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - before < 5
-    assert process.returncode == 4
+    errors = terminate(process)
     assert "is suspended" in errors
     assert "atomizer-dask resume" in errors
     done = Run.open(store).progress
@@ -145,36 +143,20 @@ def test_terminated_run_is_suspended_within_seconds_and_goes_on(cluster, command
 
 
 def test_run_whose_electrons_hang_is_suspended_within_seconds(folder):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, "map", f"{folder}/atoms.py:hangs", "--sweep", "in.csv",
-         "--store", "store", "--workers", "1"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start(folder, "hangs", "--workers", "1")
     until(lambda: (folder / "store" / "run.json").exists())
     until(lambda: Run.open(folder / "store").provenance["sessions"])
     workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    before = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - before < 5
-    assert process.returncode == 4
+    errors = terminate(process)
     assert "is suspended" in errors
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []  # the local cluster has ended with the command
 
 
 def test_command_that_is_terminated_while_it_starts_a_cluster_says_so(folder):
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, "map", f"{folder}/atoms.py:slow", "--sweep", "in.csv",
-         "--store", "store", "--workers", "1"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start(folder, "slow", "--workers", "1")
     until(lambda: psutil.Process(process.pid).children())
-    process.send_signal(signal.SIGTERM)
-    before = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - before < 5
-    assert process.returncode == 4
+    errors = terminate(process)
     assert "terminated before it was done" in errors
 
 
@@ -216,7 +198,7 @@ def test_resume_refuses_another_atom_unless_told(command, folder):
 
 def test_resume_may_leave_it_to_the_cluster(cluster, command, folder):
     store = folder / "store"
-    process = start(cluster, folder, "slow")
+    process = start_on(cluster, folder, "slow")
     until(lambda: len(executed(folder)) > 50)
     process.kill()
     process.communicate()
@@ -227,7 +209,7 @@ def test_resume_may_leave_it_to_the_cluster(cluster, command, folder):
 
 
 def test_watching_status_ends_with_the_run(cluster, folder):
-    process = start(cluster, folder, "slow")
+    process = start_on(cluster, folder, "slow")
     until(lambda: (folder / "store" / "run.json").exists())
     shown = subprocess.run(
         [sys.executable, "-c", SCRIPT, "status", "store", "--watch"],
