@@ -7,10 +7,9 @@ import threading
 import weakref
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from html import escape
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.batch import Origin, Sink
@@ -23,6 +22,7 @@ from atomizer_dask.errors import (
     RegistrationError,
     StoreError,
 )
+from atomizer_dask.eventlog import EventLog
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.keeping import (
@@ -44,6 +44,7 @@ from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
+from atomizer_dask.showing import Shown
 from atomizer_dask.streams import seed_of
 from atomizer_dask.sweep import Streamed, Sweep, as_sweep
 from atomizer_dask.view import View
@@ -53,13 +54,18 @@ logger = logging.getLogger(__name__)
 _CLOSE_SECONDS = 2.0  # for running electrons to heed that they are cancelled
 
 
-class Atomizer:
+class Atomizer(Shown):
     """The runtime: a registry of atoms and conductors, and the streams of what happens.
 
     Parameters
     ----------
     *values
         Atoms (functions, `Atom` subclasses, instances of them) and conductors.
+
+    Attributes
+    ----------
+    recent
+        The newest events, for whoever looks: reading takes none away.
 
     Raises
     ------
@@ -82,6 +88,7 @@ class Atomizer:
     """
 
     def __init__(self, *values: Any) -> None:
+        self.recent = EventLog()
         self._registry = Registry()
         self._executing = False
         self._closed = False
@@ -567,6 +574,10 @@ class Atomizer:
         run = self._runs.get(event.run_id)
         if run is not None:
             run.note(event)
+        elif event.conductor_id and not event.run_id:  # a worker is lost: it concerns all of them
+            for other in list(self._runs.values()):
+                if other.state in ("running", "paused"):
+                    other.recent.note(event)
         self._put_event(event)
 
     def report(self, error: AtomizerError) -> None:
@@ -577,6 +588,7 @@ class Atomizer:
             logger.info("%s", error)
 
     def _put_event(self, event: Event) -> None:
+        self.recent.note(event)
         for stream in self._event_streams:
             stream.put(event)
 
@@ -591,6 +603,26 @@ class Atomizer:
         """Note what went wrong in a function of the user that is not an atom."""
         logger.warning("%s", message, exc_info=error)
         self.report(AtomizerError(Event(message, level="error"), error))
+
+    @property
+    def state(self) -> Literal["open", "closed"]:
+        """Whether anything can be sent."""
+        return "closed" if self._closed else "open"
+
+    @property
+    def runs(self) -> list[Run]:
+        """Its runs that somebody still has a handle of, the oldest first."""
+        return list(self._runs.values())
+
+    @property
+    def atoms(self) -> dict[str, Definition]:
+        """The atoms that it knows, by id: its own, and those registered for all."""
+        return {**registered.atoms, **self._registry.atoms}
+
+    @property
+    def conductors(self) -> dict[str, Any]:
+        """Its conductors, by id."""
+        return dict(self._registry.conductors)
 
     def _hint(self, atom_id: str) -> str:
         known = Registry()
@@ -678,6 +710,7 @@ class Atomizer:
             events.close()
         for errors in self._error_streams:
             errors.close()
+        self._look_anew()
 
     def __enter__(self) -> Self:
         return self.exec()
@@ -697,10 +730,8 @@ class Atomizer:
 
     def __repr__(self) -> str:
         conductors = ", ".join(self._registry.conductors) or "none"
-        return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}>"
-
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
+        state = ", closed" if self._closed else ""
+        return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
 
 
 def _detached(run: Run) -> Run:

@@ -69,6 +69,12 @@ class Ledger:
         """Whether nothing more will come, unless somebody tries again."""
         return self._seconds is not None
 
+    @property
+    def seconds(self) -> float:
+        """How long the run has been under way, or was."""
+        with self.changed:
+            return monotonic() - self._started if self._seconds is None else self._seconds
+
     def rate(self) -> float:
         """Return electrons per second, lately or, at the end, overall."""
         with self.changed:
@@ -122,7 +128,7 @@ class Ledger:
     def failed_parts(self) -> list[Part]:
         """Return what tells of failed electrons, without those that are tried again."""
         with self.changed:
-            some = [part for part in self.parts if isinstance(part, Part)]
+            some = [p for p in self.parts if isinstance(p, Part) and len(p.outcome.failed)]
         current = [part.pick(part.outcome.failed_mask()) for part in map(Part.current, some)]
         return [part for part in current if len(part)]
 

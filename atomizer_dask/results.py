@@ -132,7 +132,33 @@ class Results:
         """Find out where files went that were merged a moment ago; raise where nobody knows."""
         raise error
 
-    def _workers(self) -> dict[str, dict[str, float]]:
+    # -- pieces of it, for whoever shows it while it is under way ---------------------------------
+
+    def parts_since(self, number: int) -> list[Part | StoredPart]:
+        """Return the pieces in which results came, from one of them on."""
+        with self._ledger.changed:
+            return self._ledger.parts[number:]
+
+    def rows_of(self, parts: Sequence[Part | StoredPart]) -> list[Part]:
+        """Return pieces, read where they are in the store, as rows of the sweep."""
+        loaded: list[Part] = []
+        for part in parts:
+            loaded += part.load() if isinstance(part, StoredPart) else [part]
+        return [part for part in map(Part.current, self._view.as_rows(loaded)) if len(part)]
+
+    def failed_rows(self) -> list[Part]:
+        """Return what tells of failed electrons, as rows of the sweep."""
+        return self._view.as_rows(self._ledger.failed_parts())
+
+    def frame_of(self, parts: Sequence[Part]) -> pd.DataFrame:
+        """Return rows of the sweep as a frame."""
+        return to_frame(self.sweep, parts, self.id)
+
+    def electron_id(self, row: int) -> str:
+        """Return the id of the electron that stands for a row of the sweep."""
+        return f"{self.id}-{self._view.electron(row)}"
+
+    def work(self) -> dict[str, dict[str, float]]:
         """Return electrons and seconds by worker."""
         work, here = self._read(work_of)  # file by file: of 100 million electrons, too
         for part in here:
@@ -158,9 +184,7 @@ class Results:
     def errors(self) -> pd.DataFrame:
         """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker."""
         history = self._ledger.history
-        return errors_frame(
-            self.sweep, self._view.as_rows(self._ledger.failed_parts()), self._view.as_keys(history)
-        )
+        return errors_frame(self.sweep, self.failed_rows(), self._view.as_keys(history))
 
     @property
     def failures(self) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from math import inf
 from numbers import Integral
 from time import monotonic, sleep
@@ -18,10 +17,10 @@ import numpy as np
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import ElectronError, StoreError
+from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
+from atomizer_dask.eventlog import EventLog
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
-from atomizer_dask.frame import to_frame
 from atomizer_dask.journal import Journal
 from atomizer_dask.keeping import Kept, described, look, options_of
 from atomizer_dask.kept import KeptSupply
@@ -32,6 +31,7 @@ from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.results import Results
+from atomizer_dask.showing import Shown
 from atomizer_dask.store import Store
 from atomizer_dask.supply import Supply
 from atomizer_dask.tables import Positions
@@ -84,7 +84,7 @@ class Course:
     supply: Supply
 
 
-class Run(Results):
+class Run(Shown, Results):
     """Many electrons of one atom over one sweep, under way.
 
     Made by `Atomizer.map`. It can be waited for, awaited, and iterated; what is finished can be
@@ -101,6 +101,8 @@ class Run(Results):
         With which the same bits come again.
     events
         A `Stream` of what its electrons emit and what happens to it.
+    recent
+        The newest of these events and of its failures, for whoever looks: reading takes none away.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class Run(Results):
         self.atom_id = atom_id
         self.seed = seed
         self.events: EventStream[Event] = EventStream(KEPT_EVENTS)
+        self.recent = EventLog()
         self._course = course
+        self._told_failure: Failure | None = None
 
     @classmethod
     def begin(
@@ -144,7 +148,7 @@ class Run(Results):
         )
         told = Listeners(
             on_event=run._tell,
-            on_failure=listeners.on_failure,
+            on_failure=run._tell_failure,
             on_problem=listeners.on_problem,
             on_end=run._close,
             on_reopen=run._reopen,
@@ -222,6 +226,37 @@ class Run(Results):
         return self._ledger.state
 
     @property
+    def error(self) -> AtomizerError | None:
+        """Why it ended as ``failed``, which `wait` raises."""
+        return self._ledger.error
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been under way, or was."""
+        return self._ledger.seconds
+
+    @property
+    def retried(self) -> int:
+        """How many electrons have been tried more than once."""
+        return len(self._ledger.history)
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether it can be paused, cancelled and retried: not where it is only looked at."""
+        return self._course is not None
+
+    @property
+    def conductor(self) -> BatchConductor | None:
+        """What carries its electrons; None where it is only looked at."""
+        return None if self._course is None else self._course.conductor
+
+    def look_again(self) -> None:
+        """Look at what has become of a run that was opened, and that is under way elsewhere."""
+        if self._course is None:
+            kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
+            self._ledger = _ledger_of(kept, self._allow_pickle)
+
+    @property
     def progress(self) -> Progress:
         """A snapshot of how far it is."""
         ledger, supply = self._ledger, None if self._course is None else self._course.supply
@@ -273,6 +308,7 @@ class Run(Results):
                 break
             except KeyboardInterrupt:
                 interrupt(self)
+        self._settle()
         if not ended:
             p = self.progress
             raise TimeoutError(
@@ -420,12 +456,10 @@ class Run(Results):
         ledger.join()
         if ledger.error is not None:
             raise ledger.error
-        before = self._frame_of(sample.parts)
+        before = self.frame_of(self._view.as_rows(sample.parts))
         names = [name for name in before.columns if name not in self.sweep.names]
-        return compare(before, self._frame_of(ledger.snapshot()), names, tolerance)
-
-    def _frame_of(self, parts: Sequence[Any]) -> pd.DataFrame:
-        return to_frame(self.sweep, self._view.as_rows(parts), self.id)
+        after = self.frame_of(self.rows_of(ledger.snapshot()))
+        return compare(before, after, names, tolerance)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -436,7 +470,7 @@ class Run(Results):
         It can be written as JSON. Of a run without a store, what is true of this process.
         """
         facts = described(self._store) if self._store is not None else self._described()
-        return {**facts, "workers": self._workers()}
+        return {**facts, "workers": self.work()}
 
     def _described(self) -> dict[str, Any]:
         plan = self._driven.plan
@@ -586,13 +620,9 @@ class Run(Results):
             f"<Run {self.id} of {self.atom_id}: {self.state}, {p.done:,} of {total} done{failed}>"
         )
 
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
-
     def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
         if self._course is None:
-            kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
-            self._ledger = _ledger_of(kept, self._allow_pickle)
+            self.look_again()
         elif ended:
             raise StoreError(
                 f"another process has gone on with {self.store} since {self.id} ended here: "
@@ -605,17 +635,35 @@ class Run(Results):
     # -- what happens to it ------------------------------------------------------------------
 
     def note(self, event: Event) -> None:
-        """Keep an event that concerns this run; from any thread."""
+        """Keep an event of this run; from any thread."""
+        self.recent.note(event)
         self.events.put(event)
 
     def _tell(self, event: Event) -> None:
         self.note(event)
         self._driven.listeners.on_event(event)
 
+    def _tell_failure(self, failure: Failure, position: int) -> None:
+        if failure is not self._told_failure:  # alike failures that came together are one object
+            self._told_failure = failure
+            why = f"{failure.type}: {failure.message}" if failure.type else failure.message
+            self.recent.note(
+                Event(
+                    f"failed: {why}",
+                    electron_id=f"{self.id}-{position}",
+                    atom_id=self.atom_id,
+                    level="error",
+                    run_id=self.id,
+                )
+            )
+        self._driven.listeners.on_failure(failure, position)
+
     def _reopen(self) -> None:
+        self._look_anew()
         self.events = EventStream(KEPT_EVENTS, self._driven.listeners.on_problem)
 
     def _close(self) -> None:
+        self._look_anew()
         self.events.close()
         if self._ledger.failed and self.state == "finished":
             self._warn_of_failures()

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
-from html import escape
 from itertools import groupby
 from time import monotonic
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.sending import ElectronSource, Sent
+from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
@@ -30,6 +30,7 @@ from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
+from atomizer_dask.showing import Shown
 from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Listener(Protocol):
         """Note an error."""
 
 
-class BatchConductor(Conductor):
+class BatchConductor(Shown, Conductor):
     """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
 
     def __init__(self, id: str) -> None:
@@ -177,6 +178,17 @@ class BatchConductor(Conductor):
     def whereabouts(self) -> dict[str, Any]:
         """Return where it carries electrons, for the record."""
         return {"conductor": type(self).__name__, "threads": self.threads}
+
+    @abstractmethod
+    def status(self) -> ConductorStatus:
+        """Return how it is and who its workers are, as last heard of."""
+
+    @property
+    def state(self) -> ConductorState:
+        """Whether electrons can be sent: ``connected``, ``closed``, or ``gone``."""
+        if self._closed:
+            return "closed"
+        return "connected" if self._gone is None else "gone"
 
     def in_flight(self, run_id: str) -> list[Batch]:
         """Return the batches of a run that outlived who submitted them, in that order."""
@@ -404,6 +416,7 @@ class BatchConductor(Conductor):
             already, self._closed = self._closed, True
         if already:
             return
+        self._look_anew()
         self._pause.set()
         error = ConductorError(Event("the conductor was closed", conductor_id=self.id))
         if self._dispatcher is not None:
@@ -477,11 +490,7 @@ class BatchConductor(Conductor):
         self._sources.clear()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "gone" if self._gone else "open"
-        return f"<{type(self).__name__} {self.id}: {self.threads} threads, {state}>"
-
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
+        return f"<{type(self).__name__} {self.id}: {self.threads} threads, {self.state}>"
 
 
 class ChildConductor(Conductor):

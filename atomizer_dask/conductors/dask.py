@@ -50,6 +50,7 @@ from atomizer_dask.conductors.once import (
     kept_tasks,
     knows,
 )
+from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.conductors.worker import (
     METADATA,
     census,
@@ -64,7 +65,7 @@ from atomizer_dask.conductors.worker import (
 from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
-from atomizer_dask.events import Event
+from atomizer_dask.events import Event, Level
 from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.packing import Packed, pack, unpack_outcome
@@ -279,6 +280,23 @@ class DaskConductor(BatchConductor):
         while not (future.done() or self._ask(self._client.run_on_scheduler, knows, future.key)):
             self._pause.wait(JOIN_SECONDS)
 
+    @property
+    def state(self) -> ConductorState:
+        """Whether electrons can be sent: ``connected``, ``reconnecting``, ``closed``, ``gone``."""
+        state = super().state
+        if state == "connected" and self._client.status != "running":
+            return "reconnecting"
+        return state
+
+    def status(self) -> ConductorStatus:
+        """Return how it is and who its workers are, asking the scheduler where it answers."""
+        state = self.state
+        if state != "connected":
+            return ConductorStatus(state, self._address)
+        known = self._ask(self._client.scheduler_info, n_workers=-1)["workers"]
+        workers = tuple(_status_of(address, facts) for address, facts in known.items())
+        return ConductorStatus(state, self._address, workers, self._client.dashboard_link or "")
+
     def whereabouts(self) -> dict[str, Any]:
         """Return where it carries electrons, for the record."""
         there = {"scheduler": self._address, "workers": sorted(self._workers)}
@@ -372,7 +390,9 @@ class DaskConductor(BatchConductor):
 
     def _died(self, batch: Batch, error: KilledWorker) -> Report:
         worker = getattr(error.last_worker, "address", str(error.last_worker))
-        self._workers.discard(worker)
+        if worker in self._workers:
+            self._workers.discard(worker)
+            self._tell(f"worker {worker} died; what it had in hands is executed again", "warning")
         once = is_singleton(batch.version) and (batch.version, worker) not in self._told_of
         if once and batch.key in self._posts:
             self._told_of.add((batch.version, worker))
@@ -568,11 +588,17 @@ class DaskConductor(BatchConductor):
             self.lose(self._error("the scheduler is gone"))
 
     def _note_workers(self, threads: Mapping[str, int]) -> None:
-        if self._workers and not threads and self._posts:
-            message = "no workers are left; what is under way waits for new ones"
-            self.emit(self.channel, Event(message, conductor_id=self.id, level="warning"))
-        self._workers = set(threads)
+        before, self._workers = self._workers, set(threads)
+        for worker in sorted(before - self._workers):
+            self._tell(f"worker {worker} left", "warning" if self._posts else "info")
+        for worker in sorted(self._workers - before):
+            self._tell(f"worker {worker} joined")
+        if before and not threads and self._posts:
+            self._tell("no workers are left; what is under way waits for new ones", "warning")
         self._threads = sum(threads.values())
+
+    def _tell(self, message: str, level: Level = "info") -> None:
+        self.emit(self.channel, Event(message, conductor_id=self.id, level=level))
 
     def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call what asks the scheduler; it may be gone, which nothing else has noticed yet."""
@@ -657,6 +683,19 @@ def _kept_key(atom_id: str, key: str, run_id: str) -> Any:
     return (f"{atom_id}-{key}", run_id, ONCE)
 
 
+def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
+    """Return what the scheduler knows of a worker; it has no metrics before its first heartbeat."""
+    metrics = facts.get("metrics", {})
+    return WorkerStatus(
+        address=address,
+        host=facts["host"],
+        threads=facts["nthreads"],
+        executing=metrics.get("task_counts", {}).get("executing", 0),
+        memory=metrics.get("memory", 0),
+        memory_limit=facts.get("memory_limit") or None,
+    )
+
+
 def _minor(python: str) -> str:
     return ".".join(python.split(".")[:2])
 
@@ -678,6 +717,9 @@ class WorkerConductor(DaskConductor):
         self._worker = worker
         self._client, self._cluster, self._owns_client = client, None, False
         self._prepare()
+
+    def _tell(self, message: str, level: Level = "info") -> None:
+        """Tell nobody which workers there are: the conductor of the client does."""
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         self._worker.log_event(channel, ("events", dump_events([event])))

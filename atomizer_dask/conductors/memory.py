@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import threading
 from collections.abc import Callable
 from hashlib import blake2b
@@ -11,9 +12,12 @@ from heapq import heappop, heappush
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import psutil
+
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.deposit import Depository
 from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
 from atomizer_dask.events import Event
@@ -47,6 +51,17 @@ class MemoryConductor(BatchConductor):
     def threads(self) -> int:
         """How many electrons are executed at a time."""
         return self._threads
+
+    def status(self) -> ConductorStatus:
+        """Return how it is; its one worker is this process."""
+        here = WorkerStatus(
+            address=self._site.name,
+            host=platform.node(),
+            threads=self._threads,
+            executing=self._pool.busy,
+            memory=psutil.Process().memory_info().rss,
+        )
+        return ConductorStatus(self.state, "this process", (here,))
 
     def version_of(self, definition: Definition) -> Definition:
         """Return the atom itself: it need not travel."""
@@ -147,6 +162,12 @@ class _Pool:
         self._members: set[int] = set()
         self._idle = 0
         self._closed = False
+
+    @property
+    def busy(self) -> int:
+        """How many of the threads have a task."""
+        with self._changed:
+            return len(self._members) - self._idle
 
     def submit(self, task: Callable[[], Any], priority: int) -> None:
         with self._changed:

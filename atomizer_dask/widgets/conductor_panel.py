@@ -1,0 +1,38 @@
+"""The live panel of a conductor: its cluster, and whether that answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.status import ConductorStatus
+from atomizer_dask.widgets.crew import Crew
+from atomizer_dask.widgets.facts import conductor_facts, status_of
+from atomizer_dask.widgets.panel import Panel
+
+CONDUCTOR_SECONDS = 1.0
+
+
+class ConductorPanel(Panel):
+    """The live panel of a conductor."""
+
+    def __init__(self, conductor: BatchConductor) -> None:
+        self._crew = Crew()
+        self._status = ConductorStatus("connected", "")
+        super().__init__(conductor)
+
+    @property
+    def pace(self) -> float | None:
+        """Once a second while it may change."""
+        return CONDUCTOR_SECONDS if self.thing.state in ("connected", "reconnecting") else None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the head says."""
+        self._status = status_of(self.thing)
+        self._crew.note(self._status)
+        busy = self._crew.busy(self._status.workers)
+        return {**conductor_facts(self.thing, self._status), "busy": busy}
+
+    def look(self) -> dict[str, Any]:
+        """Return its workers."""
+        return {"workers": self._crew.rows(self._status)}

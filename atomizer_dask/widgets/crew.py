@@ -1,0 +1,73 @@
+"""Who works on a run, and how much each of them has done."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from typing import Any
+
+from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
+from atomizer_dask.frame import Part
+from atomizer_dask.run import Run
+from atomizer_dask.widgets.text import clean, rounded
+
+SAMPLES = 10  # of how many threads are busy; one a second
+
+
+class Crew:
+    """The workers of a conductor: how busy they were lately, and what they did for a run."""
+
+    def __init__(self) -> None:
+        self._busy: dict[str, deque[float]] = {}
+        self._electrons: defaultdict[str, int] = defaultdict(int)
+        self._seen = 0
+
+    def note(self, status: ConductorStatus) -> None:
+        """Take down how busy the workers are now."""
+        known = {worker.address for worker in status.workers}
+        self._busy = {address: b for address, b in self._busy.items() if address in known}
+        for worker in status.workers:
+            samples = self._busy.setdefault(worker.address, deque(maxlen=SAMPLES))
+            samples.append(min(1.0, worker.executing / max(1, worker.threads)))
+
+    def count(self, run: Run) -> None:
+        """Take down which worker has done what has ended since the last time."""
+        if run.store is not None:  # what has ended there, workers have written themselves
+            self._electrons.update({w: int(f["electrons"]) for w, f in run.work().items()})
+            return
+        for part in run.parts_since(self._seen):
+            self._seen += 1
+            assert isinstance(part, Part)
+            self._electrons[part.outcome.worker] += len(part)
+
+    def busy(self, workers: Iterable[WorkerStatus]) -> float:
+        """Return the share of all threads that were busy lately."""
+        threads = sum(worker.threads for worker in workers)
+        busy = sum(worker.threads * self._share(worker.address) for worker in workers)
+        return rounded(busy / threads, 2) if threads else 0.0
+
+    def _share(self, address: str) -> float:
+        samples = self._busy.get(address, ())
+        return sum(samples) / len(samples) if samples else 0.0
+
+    def rows(self, status: ConductorStatus) -> list[dict[str, Any]]:
+        """Return a row per worker, those that are gone but have done something last."""
+        here = [self._row(worker) for worker in status.workers]
+        known = {worker.address for worker in status.workers}
+        gone = [
+            {"address": clean(address), "gone": True, "electrons": electrons}
+            for address, electrons in self._electrons.items()
+            if address and address not in known
+        ]
+        return here + gone
+
+    def _row(self, worker: WorkerStatus) -> dict[str, Any]:
+        return {
+            "address": clean(worker.address),
+            "host": clean(worker.host),
+            "threads": worker.threads,
+            "electrons": self._electrons.get(worker.address, 0),
+            "busy": rounded(self._share(worker.address), 2),
+            "memory": rounded(worker.memory),
+            "limit": worker.memory_limit,
+        }

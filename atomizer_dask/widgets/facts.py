@@ -1,0 +1,160 @@
+"""What a panel says about a run, an atomizer or a conductor, as JSON; no widget in it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.status import ConductorStatus
+from atomizer_dask.errors import AtomizerError
+from atomizer_dask.events import Event
+from atomizer_dask.run import Run
+from atomizer_dask.widgets.text import bytes_text, cell, clean, count_text, rounded
+
+MESSAGE = 240  # characters
+ENDED = ("finished", "cancelled", "failed", "suspended", "detached")
+GOING = ("running", "paused")
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """Return what the head of a run's panel says.
+
+    ``elapsed`` is in seconds; ``cancelled`` electrons, which never ran, are no part of ``failed``.
+    """
+    progress, state = run.progress, run.state
+    cancelled = _count_cancelled(run) if state == "cancelled" and progress.failed else 0
+    failed = progress.failed - cancelled
+    idle = state == "paused" and not progress.running
+    return {
+        "kind": "run",
+        "id": clean(run.id),
+        "atom": clean(run.atom_id.rpartition(".")[2]),
+        "atom_id": clean(run.atom_id),
+        "state": state,
+        "label": _label(state, failed, cancelled),
+        "elapsed": run.seconds,
+        "total": progress.total,
+        "done": progress.done,
+        "failed": failed,
+        "cancelled": cancelled,
+        "running": progress.running,
+        "pending": progress.pending,
+        "retried": run.retried,
+        "rate": 0.0 if idle else rounded(progress.rate),
+        "eta": None if idle or progress.eta is None else rounded(progress.eta),
+        "store": run.store and clean(run.store),
+        "error": run.error and cell(str(run.error.event.message), MESSAGE),
+        "can": _can(run, progress.failed),
+    }
+
+
+def _count_cancelled(run: Run) -> int:
+    count = 0
+    for part in run.failed_rows():
+        kinds = [failure.kind == "cancelled" for failure in part.outcome.failures]
+        count += sum(kinds[code] for code in part.outcome.codes)
+    return count
+
+
+def _label(state: str, failed: int, cancelled: int) -> str:
+    parts = [state]
+    if state in ENDED and failed:
+        parts.append(f"{count_text(failed)} failed")
+    if cancelled:
+        parts.append(f"{count_text(cancelled)} did not run")
+    return ", ".join(parts)
+
+
+def _can(run: Run, failed: int) -> list[str]:
+    if not run.is_driven:
+        return []
+    if run.state == "running":
+        return ["pause", "cancel", *(["retry"] if failed else [])]
+    if run.state == "paused":
+        return ["resume", "cancel"]
+    return ["retry"] if failed and run.state in ("finished", "cancelled") else []
+
+
+def event_row(number: int, event: Event) -> list[Any]:
+    """Return an event as a row of the list: number, milliseconds, level, message, whom."""
+    message = event.message
+    if event.fields:
+        message += "  " + "  ".join(f"{k}={cell(v)}" for k, v in event.fields.items())
+    electron = event.electron_id.removeprefix(f"{event.run_id}-") if event.run_id else ""
+    if not electron and event.electron_id:
+        electron = event.electron_id
+    atom = event.atom_id.rpartition(".")[2]
+    return [
+        number,
+        round(event.time.timestamp() * 1000),
+        event.level,
+        cell(message, MESSAGE),
+        cell(atom, 40),
+        cell(_with_commas(electron), 40),
+    ]
+
+
+def _with_commas(electron: str) -> str:
+    return f"{int(electron):,}" if electron.isdecimal() else electron
+
+
+def status_of(conductor: BatchConductor) -> ConductorStatus:
+    """Return how a conductor is; the scheduler may go away as one asks."""
+    try:
+        return conductor.status()
+    except AtomizerError:
+        return ConductorStatus("reconnecting", "")
+
+
+def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[str, Any]:
+    """Return what the panel of a conductor says."""
+    threads = sum(worker.threads for worker in status.workers)
+    memory = sum(worker.memory for worker in status.workers)
+    return {
+        "kind": "conductor",
+        "id": clean(conductor.id),
+        "type": type(conductor).__name__,
+        "state": status.state,
+        "address": clean(status.address),
+        "dashboard": clean(status.dashboard),
+        "threads": threads,
+        "memory": bytes_text(memory),
+    }
+
+
+def atomizer_facts(atomizer: Atomizer) -> dict[str, Any]:
+    """Return what the panel of an atomizer says."""
+    return {
+        "kind": "atomizer",
+        "state": atomizer.state,
+        "runs": [_run_row(run) for run in reversed(atomizer.runs[-RUNS:])],
+        "run_count": len(atomizer.runs),
+        "atoms": [_atom_row(definition) for definition in atomizer.atoms.values()],
+        "conductors": [_conductor_row(c) for c in atomizer.conductors.values()],
+    }
+
+
+RUNS = 50
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    facts = run_facts(run)
+    wanted = ("id", "atom", "state", "label", "total", "done", "failed", "cancelled", "running")
+    return {name: facts[name] for name in wanted}
+
+
+def _atom_row(definition: Definition) -> dict[str, Any]:
+    code = getattr(definition, "function", None) or getattr(definition, "cls", None)
+    doc = inspect.getdoc(code) or ""
+    text = repr(definition).removeprefix("<Atom ").removesuffix(">")
+    return {"id": clean(definition.id), "text": cell(text, 120), "doc": cell(doc.partition("\n")[0], 120)}
+
+
+def _conductor_row(conductor: Any) -> dict[str, Any]:
+    row = {"id": clean(str(conductor.id)), "type": type(conductor).__name__}
+    if isinstance(conductor, BatchConductor):
+        row |= {"state": conductor.state, "threads": conductor.threads}
+    return row

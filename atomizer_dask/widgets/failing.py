@@ -1,0 +1,73 @@
+"""The failures of a run, grouped by kind and exception, as its panel shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.frame import HINTS, Part
+from atomizer_dask.outcome import Failure
+from atomizer_dask.run import Run
+from atomizer_dask.widgets.text import cell, clean
+
+GROUPS = 20
+EXAMPLES = 5
+TRACEBACK = 4000  # characters: the end, where it says what happened
+
+
+def failure_groups(run: Run) -> list[dict[str, Any]]:
+    """Return the failed electrons of a run by kind and type of exception, the most frequent first.
+
+    Each group has ``kind``, ``type``, ``count``, ``message``, ``traceback`` and ``hint``, and of
+    the first few electrons ``inputs``, ``attempt``, ``worker`` and the line that replays it.
+    """
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for part in run.failed_rows():
+        for failure, rows in _by_failure(part):
+            key = failure.kind, failure.type
+            group = groups.setdefault(key, {"failure": failure, "count": 0, "rows": []})
+            group["count"] += len(rows)
+            wanted = EXAMPLES - len(group["rows"])
+            group["rows"] += [(int(row), part) for row in rows[:wanted]]
+    ordered = sorted(groups.values(), key=lambda group: -group["count"])
+    return [_described(run, group) for group in ordered]
+
+
+def _by_failure(part: Part) -> Iterator[tuple[Failure, Any]]:
+    """Yield each distinct failure of a part and the rows that failed with it."""
+    rows, codes = part.failed_positions(), np.asarray(part.outcome.codes)
+    if len(part.outcome.failures) == 1:
+        yield part.outcome.failures[0], rows
+        return
+    for code, failure in enumerate(part.outcome.failures):
+        mine = rows[codes == code]
+        if len(mine):
+            yield failure, mine
+
+
+def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
+    failure: Failure = group["failure"]
+    traceback = failure.traceback
+    if len(traceback) > TRACEBACK:
+        traceback = "...\n" + traceback[-TRACEBACK:].partition("\n")[2]
+    return {
+        "kind": failure.kind,
+        "type": clean(failure.type),
+        "count": group["count"],
+        "message": cell(failure.message, 300),
+        "traceback": clean(traceback),
+        "hint": HINTS.get(failure.kind, ""),
+        "examples": [_example(run, row, part) for row, part in group["rows"]],
+    }
+
+
+def _example(run: Run, row: int, part: Part) -> dict[str, Any]:
+    inputs = "  ".join(f"{name}={cell(v)}" for name, v in run.sweep.payload(row).items())
+    return {
+        "inputs": clean(inputs),
+        "attempt": part.attempt,
+        "worker": clean(part.outcome.worker),
+        "replay": f"run.replay({run.electron_id(row)!r})",
+    }

@@ -1,0 +1,695 @@
+// The live panel of a run, an atomizer or a conductor.
+//
+// Whatever comes from Python is text and is put into the page as text: nothing here parses HTML.
+// The page sets no trait. It sends small messages: {hello} when it has nothing yet, {tabs} that
+// are open, {views} there are, {column} of the results, and {do} for a button.
+
+const KEPT = 500;
+const TABS = {
+  run: ["events", "failures", "workers", "results"],
+  atomizer: ["runs", "events", "atoms", "conductors"],
+  conductor: ["workers"],
+};
+const GOING = ["running", "paused"];
+const SVG = "http://www.w3.org/2000/svg";
+
+// -- text ------------------------------------------------------------------------------------
+
+const whole = new Intl.NumberFormat("en-US");
+const count = (n) => (n == null ? "?" : whole.format(n));
+
+const digits = (x) => String(Number(x.toPrecision(3)));
+
+function rate(x) {
+  for (const [size, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
+    if (x >= size) return `${digits(x / size)} ${unit}/s`;
+  return `${digits(x)} /s`;
+}
+
+const two = (n) => String(n).padStart(2, "0");
+
+function seconds(s) {
+  if (s < 59.95) return `${s.toFixed(1)} s`;
+  const n = Math.round(s);
+  if (n < 3600) return `${Math.floor(n / 60)} min ${two(n % 60)} s`;
+  if (n < 172800) return `${Math.floor(n / 3600)} h ${two(Math.floor((n % 3600) / 60))} min`;
+  return `${Math.floor(n / 86400)} d ${Math.floor((n % 86400) / 3600)} h`;
+}
+
+function bytes(x) {
+  for (const [size, unit] of [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"]])
+    if (x >= size) return `${digits(x / size)} ${unit}`;
+  return `${digits(x / 1024)} KiB`;
+}
+
+// Rounded down: nothing is at 100 % before it is all there.
+const percent = (part, of) =>
+  part === of ? "100 %" : `${(Math.floor((1000 * part) / of) / 10).toFixed(1)} %`;
+
+const plural = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
+
+function clock(ms) {
+  const t = new Date(ms);
+  const milli = String(t.getMilliseconds()).padStart(3, "0");
+  return `${two(t.getHours())}:${two(t.getMinutes())}:${two(t.getSeconds())}.${milli}`;
+}
+
+// -- elements --------------------------------------------------------------------------------
+
+function dress(element, options, children) {
+  for (const [name, value] of Object.entries(options || {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value != null && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+const h = (tag, options, ...children) => dress(document.createElement(tag), options, children);
+const svg = (tag, options, ...children) =>
+  dress(document.createElementNS(SVG, tag), options, children);
+
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function show(element, shown) {
+  element.hidden = !shown;
+}
+
+const button = (text, act, options = {}) =>
+  h("button", { type: "button", onclick: act, ...options }, text);
+
+// Replaces the children only where what they are made of has changed: selections survive.
+function fill(element, data, make) {
+  const key = JSON.stringify(data);
+  if (element.dataset.made === key) return;
+  element.dataset.made = key;
+  element.replaceChildren(...make());
+}
+
+// -- the head of a run -----------------------------------------------------------------------
+
+function runHead(send) {
+  const dot = h("span", { class: "dot", "aria-hidden": "true" });
+  const name = h("span", { class: "name" });
+  const label = h("span", { class: "mute label", role: "status", "aria-live": "polite" });
+  const id = h("span", { class: "faint mono id" });
+  const elapsed = h("span", { class: "mute elapsed", title: "elapsed" });
+  const actions = h("span", { class: "actions" });
+  const bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": "0" });
+  const parts = Object.fromEntries(
+    ["done", "failed", "running", "cancelled"].map((part) => [part, h("i", { class: part })]),
+  );
+  bar.append(...Object.values(parts));
+  const stats = {};
+  const stat = (key) => {
+    const value = h("b");
+    const under = h("span");
+    const box = h("div", { class: `stat ${key}` }, value, under);
+    stats[key] = { box, value, under };
+    return box;
+  };
+  const spark = svg("svg", { class: "spark", viewBox: "0 0 150 34", role: "img" });
+  const error = h("div", { class: "problem", role: "alert", hidden: true });
+  const top = h("div", { class: "head" }, dot, name, label, id, h("span", { class: "grow" }),
+    elapsed, actions);
+  const line = h("div", { class: "stats" }, stat("count"), stat("share"), stat("rate"),
+    stat("bad"), h("span", { class: "grow" }), spark);
+  let asking = false;
+  let since = 0;
+  let state = {};
+
+  function act(what) {
+    asking = false;
+    send({ do: what });
+    drawActions();
+  }
+
+  function ask() {
+    asking = true;
+    drawActions();
+    actions.querySelector(".keep").focus();
+  }
+
+  function drawActions() {
+    const can = state.can || [];
+    if (!can.includes("cancel")) asking = false;
+    fill(actions, [can, asking], () => {
+      if (asking) {
+        return [
+          h("span", { class: "mute" }, "Cancel the run?"),
+          button("Yes, cancel", () => act("cancel"), { class: "danger" }),
+          button("No", () => { asking = false; drawActions(); }, { class: "keep" }),
+        ];
+      }
+      const buttons = [];
+      if (can.includes("pause")) buttons.push(button("Pause", () => act("pause")));
+      if (can.includes("resume")) buttons.push(button("Resume", () => act("resume")));
+      if (can.includes("cancel")) buttons.push(button("Cancel", ask));
+      if (can.includes("retry")) buttons.push(button("Retry failed", () => act("retry")));
+      return buttons;
+    });
+  }
+  actions.addEventListener("keydown", (event) => {
+    if (asking && event.key === "Escape") { asking = false; drawActions(); }
+  });
+
+  function tick() {
+    const going = GOING.includes(state.state) && !state.lost;
+    const more = going ? (performance.now() - since) / 1000 : 0;
+    say(elapsed, state.elapsed == null ? "" : seconds(state.elapsed + more));
+  }
+
+  function update(now, renewed) {
+    state = now;
+    if (renewed) since = performance.now();
+    const { done = 0, failed = 0, running = 0, cancelled = 0, total } = state;
+    const going = GOING.includes(state.state);
+    const ended = done + failed + cancelled;
+    const mood = state.lost ? "lost" : failed && !going ? "bad" : state.state;
+    dot.className = `dot ${mood}`;
+    say(name, state.atom || "");
+    name.title = state.atom_id || "";
+    say(label, state.lost ? `${state.label}; the kernel is gone` : state.label || "");
+    say(id, state.id || "");
+    id.title = state.store ? `kept in ${state.store}` : "not kept in a store";
+    const of = total || ended + running || 1;
+    for (const [part, n] of Object.entries({ done, failed, running, cancelled })) {
+      parts[part].style.width = total == null ? "" : `${(100 * n) / of}%`;
+    }
+    bar.classList.toggle("unknown", total == null && going);
+    const text = total == null
+      ? `${plural(ended, "electron")} ended, of an unknown number`
+      : `${count(ended)} of ${plural(total, "electron")} ended, ${count(failed)} failed`;
+    bar.setAttribute("aria-label", `progress of ${state.atom}`);
+    bar.setAttribute("aria-valuetext", text);
+    bar.title = text;
+    if (total != null) {
+      bar.setAttribute("aria-valuemax", total);
+      bar.setAttribute("aria-valuenow", ended);
+    }
+    say(stats.count.value, count(done));
+    say(stats.count.under, total == null ? "electrons so far" : `of ${plural(total, "electron")}`);
+    show(stats.share.box, total != null);
+    if (total != null) say(stats.share.value, percent(ended, total));
+    say(stats.share.under, going
+      ? state.state === "paused" ? (running ? `${count(running)} still running` : "paused")
+        : state.eta == null ? "time left unknown" : `${seconds(state.eta)} left`
+      : "ended");
+    say(stats.rate.value, rate(state.rate || 0));
+    const crew = state.workers;
+    say(stats.rate.under, crew
+      ? `${plural(crew.count, "worker")}${going ? `, ${Math.round(100 * crew.busy)} % busy` : ""}`
+      : "electrons per second");
+    show(stats.bad.box, failed > 0 || state.retried > 0);
+    say(stats.bad.value, count(failed));
+    stats.bad.box.classList.toggle("none", failed === 0);
+    say(stats.bad.under, `failed${state.retried ? `, ${count(state.retried)} retried` : ""}`);
+    drawSpark(spark, state.spark || []);
+    show(error, Boolean(state.error));
+    say(error, state.error || "");
+    drawActions();
+    tick();
+  }
+  return { elements: [top, bar, line, error], update, tick };
+}
+
+function drawSpark(spark, points) {
+  fill(spark, points, () => {
+    const last = points.length ? points[points.length - 1] : [1, 0];
+    const highest = Math.max(...points.map(([, r]) => r), 1e-12);
+    const at = ([t, r]) => `${((150 * t) / last[0]).toFixed(1)},${(31 - (28 * r) / highest).toFixed(1)}`;
+    const label = `rate over the run: at most ${rate(points.length ? highest : 0)}`;
+    spark.setAttribute("aria-label", label);
+    return [
+      svg("title", {}, label),
+      svg("line", { x1: 0, x2: 150, y1: 33, y2: 33 }),
+      ...(points.length > 1 ? [svg("polyline", { points: points.map(at).join(" ") })] : []),
+    ];
+  });
+}
+
+// -- the tabs --------------------------------------------------------------------------------
+
+function eventsTab(rows) {
+  const filter = h("input", { type: "search", placeholder: "Filter events",
+    "aria-label": "Show only events with this text", oninput: () => draw() });
+  const level = h("select", { "aria-label": "Show only events of this level and above",
+    onchange: () => draw() },
+    ...[["", "All levels"], ["info", "Info and above"], ["warning", "Warnings and errors"],
+      ["error", "Errors"]].map(([value, text]) => h("option", { value }, text)));
+  const shown = h("span", { class: "faint small" });
+  const hold = button("Hold", () => (held ? release() : holdOn()),
+    { title: "Hold the list still, or follow what is new" });
+  const list = h("div", { class: "events", role: "log", "aria-live": "off", tabindex: "0",
+    "aria-label": "events, the newest first" });
+  const drawn = new Map();
+  let held = null;
+  let total = 0;
+
+  function holdOn() { held = rows.list.slice(); draw(); }
+  function release() { held = null; list.scrollTop = 0; draw(); }
+  // Whoever scrolls down is reading: what is new must not push that away.
+  list.addEventListener("scroll", () => { if (!held && list.scrollTop > 8) holdOn(); });
+
+  function matches([, , its, message, atom, electron]) {
+    const ranks = ["debug", "info", "warning", "error"];
+    if (level.value && ranks.indexOf(its) < ranks.indexOf(level.value)) return false;
+    const text = filter.value.toLowerCase();
+    return !text || `${message} ${atom} ${electron}`.toLowerCase().includes(text);
+  }
+
+  function make([, ms, its, message, atom, electron]) {
+    const kind = { error: "err", warning: "warn" }[its] || "mute";
+    return h("div", { class: "ev" },
+      h("span", { class: "mono faint", title: new Date(ms).toISOString() }, clock(ms)),
+      h("span", { class: `lv ${kind}` }, its),
+      h("span", { class: "what" }, message),
+      h("span", { class: "mono faint who" }, `${atom} ${electron}`.trim()));
+  }
+
+  function draw() {
+    const from = held || rows.list;
+    const wanted = from.filter(matches);
+    const numbers = new Set(wanted.map((row) => row[0]));
+    for (const [number, element] of drawn) {
+      if (!numbers.has(number)) { element.remove(); drawn.delete(number); }
+    }
+    let before = list.firstChild;
+    for (const row of wanted) {
+      let element = drawn.get(row[0]);
+      if (!element) {
+        element = make(row);
+        drawn.set(row[0], element);
+      }
+      if (element === before) before = before.nextSibling;
+      else list.insertBefore(element, before);
+    }
+    const filtered = wanted.length < from.length ? `${count(wanted.length)} of ` : "";
+    say(shown, from.length < total || filtered
+      ? `${filtered}newest ${count(from.length)} of ${count(total)}` : plural(total, "event"));
+    const fresh = held ? rows.list.filter((row) => !held.length || row[0] > held[0][0]).length : 0;
+    say(hold, held ? (fresh ? `Follow, ${count(fresh)} new` : "Follow") : "Hold");
+    hold.setAttribute("aria-pressed", String(Boolean(held)));
+  }
+
+  return {
+    element: h("div", {}, h("div", { class: "tools" }, filter, level,
+      h("span", { class: "grow" }), shown, hold), list),
+    update({ news }) { total = (news && news.total) || 0; draw(); },
+    badge: ({ news }) => [news && news.total, false],
+  };
+}
+
+function failuresTab(send) {
+  const element = h("div", { class: "failures" });
+  const drawn = new Map();
+
+  function make(key) {
+    const kind = h("span", { class: "chip" });
+    const type = h("b");
+    const message = h("span", { class: "what" });
+    const number = h("span", { class: "mute nowrap" });
+    const body = h("div");
+    let group = {};
+    const retry = button("Retry", (event) => {
+      event.preventDefault();
+      send({ do: "retry", kind: group.kind, type: group.type });
+    }, { title: "Execute these electrons again" });
+    const box = h("details", {}, h("summary", {}, kind, type, message,
+      h("span", { class: "grow" }), number, retry), body);
+    function update(now, can) {
+      group = now;
+      say(kind, group.kind);
+      say(type, group.type);
+      say(message, group.message);
+      say(number, plural(group.count, "electron"));
+      show(retry, can);
+      fill(body, [group.traceback, group.hint, group.examples], () => [
+        ...(group.traceback ? [h("pre", { tabindex: "0" }, group.traceback)] : []),
+        ...group.examples.flatMap(example),
+        ...(group.hint ? [h("div", { class: "mute small" }, group.hint)] : []),
+      ]);
+    }
+    const made = { box, update };
+    drawn.set(key, made);
+    return made;
+  }
+
+  function example({ inputs, attempt, worker, replay }) {
+    const line = h("code", {}, replay);
+    const copy = button("Copy", async () => {
+      try {
+        await navigator.clipboard.writeText(replay);
+        say(copy, "Copied");
+      } catch {
+        getSelection().selectAllChildren(line); // a page without TLS may not write there
+        say(copy, "Selected");
+      }
+    }, { class: "slight", "aria-label": `Copy ${replay}` });
+    return [h("div", { class: "example" },
+      h("div", { class: "mono mute" }, inputs, h("span", { class: "faint" },
+        `  ·  attempt ${attempt}${worker ? ` on ${worker}` : ""}`)),
+      h("div", { class: "mono faint" }, line, " ", copy))];
+  }
+
+  return {
+    element,
+    update({ state, failures }) {
+      const groups = failures || [];
+      const keys = groups.map(({ kind, type }) => JSON.stringify([kind, type]));
+      for (const [key, { box }] of drawn) {
+        if (!keys.includes(key)) { box.remove(); drawn.delete(key); }
+      }
+      const none = element.querySelector(".none");
+      if (none) none.remove();
+      if (!groups.length) {
+        const waits = state.failed + state.cancelled > 0;
+        element.prepend(h("div", { class: "none mute" }, waits ? "Looking ..." : "No failures."));
+      }
+      groups.forEach((group, place) => {
+        const made = drawn.get(keys[place]) || make(keys[place]);
+        if (element.children[place] !== made.box) {
+          element.insertBefore(made.box, element.children[place] || null);
+        }
+        made.update(group, (state.can || []).includes("retry"));
+      });
+    },
+    badge: ({ state }) => [state.failed, state.failed > 0],
+  };
+}
+
+function table(head, rows, label) {
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    h("table", {},
+      h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, ...rows.map((row) =>
+        h("tr", {}, ...row.map((it) => h("td", {}, it instanceof Node ? it : String(it))))))));
+}
+
+const meter = (share) => h("span", { class: "meter", title: `${Math.round(100 * share)} %` },
+  h("i", { style: `width:${100 * share}%` }));
+
+function workersTab(withElectrons) {
+  const element = h("div", {});
+  const row = (w) => {
+    const electrons = withElectrons ? [count(w.electrons)] : [];
+    if (w.gone) return [w.address, "gone", "", ...electrons, "", ""];
+    const busy = h("span", {}, meter(w.busy), ` ${Math.round(100 * w.busy)} %`);
+    const memory = bytes(w.memory) + (w.limit ? ` of ${bytes(w.limit)}` : "");
+    return [w.address, w.host, w.threads, ...electrons, busy, memory];
+  };
+  return {
+    element,
+    update({ workers }) {
+      const head = ["worker", "host", "threads", ...(withElectrons ? ["electrons"] : []), "busy",
+        "memory"];
+      fill(element, workers, () => (workers || []).length
+        ? [table(head, workers.map(row), "workers")]
+        : [h("div", { class: "mute" }, "No workers.")]);
+    },
+    badge: ({ state, workers }) =>
+      [state.workers ? state.workers.count : (workers || []).length, false],
+  };
+}
+
+function resultsTab(send) {
+  const choice = h("select", { "aria-label": "Output to draw",
+    onchange: () => send({ column: choice.value }) });
+  const frame = h("div", {});
+  const chart = h("div", { class: "chart" });
+  const words = h("div", { class: "faint small" });
+  const right = h("div", { class: "drawing" }, choice, chart, words);
+  return {
+    element: h("div", { class: "results" }, frame, right),
+    update({ state, results }) {
+      const { columns = [], rows = [], hidden = 0 } = results || {};
+      fill(frame, [columns, rows, hidden, state.done], () => {
+        if (!columns.length) {
+          return [h("div", { class: "mute" }, state.done ? "Looking ..." : "No results yet.")];
+        }
+        const more = hidden ? `, ${plural(hidden, "further column")}` : "";
+        return [table(["", ...columns], rows, "first and last results"),
+          h("div", { class: "faint small" },
+            `first and last of ${plural(state.done + state.failed, "row")}${more}`)];
+      });
+      const { outputs = [], column = "", chart: drawing } = results || {};
+      fill(choice, outputs, () => outputs.map((name) => h("option", { value: name }, name)));
+      choice.value = column;
+      show(right, outputs.length > 0);
+      fill(chart, drawing, () => (drawing ? [drawChart(drawing, column)] : []));
+      say(words, drawing ? describeChart(drawing) : "nothing that could be drawn");
+    },
+    badge: () => [null, false],
+  };
+}
+
+function describeChart({ kind, bars, labels, mean, spread, of }) {
+  return kind === "histogram"
+    ? `${labels[0]} to ${labels[1]}; mean ${mean}, standard deviation ${spread} of ${count(of)}`
+    : `the most frequent of ${count(of)}`;
+}
+
+function drawChart(drawing, column) {
+  const { kind, bars, labels } = drawing;
+  const highest = Math.max(...bars);
+  const label = `${kind} of ${column}: ${describeChart(drawing)}`;
+  if (kind === "counts") {
+    return h("div", { class: "counts", role: "img", "aria-label": label },
+      ...bars.flatMap((n, place) => [h("span", { class: "what" }, labels[place]),
+        meter(n / highest), h("span", { class: "faint small" }, count(n))]));
+  }
+  const width = 240 / bars.length;
+  return svg("svg", { viewBox: "0 0 240 90", class: "histogram", role: "img", "aria-label": label },
+    svg("title", {}, label),
+    ...bars.map((n, place) => svg("rect", { x: (place * width).toFixed(2), width: (width * 0.9).toFixed(2),
+      y: (88 - (84 * n) / highest).toFixed(2), height: ((84 * n) / highest).toFixed(2) })),
+    svg("line", { x1: 0, x2: 240, y1: 89, y2: 89 }));
+}
+
+function runsTab(send) {
+  const element = h("div", { class: "runs" });
+  const row = (run) => {
+    const of = run.total || run.done + run.failed + run.cancelled + run.running || 1;
+    const bar = h("div", { class: "bar" }, ...["done", "failed", "running", "cancelled"].map(
+      (part) => h("i", { class: part, style: `width:${(100 * run[part]) / of}%` })));
+    const act = (what, text) => button(text, () => send({ do: what, run: run.id }),
+      { "aria-label": `${text} ${run.id}` });
+    return h("div", { class: "run" },
+      h("span", { class: `dot ${run.failed && !GOING.includes(run.state) ? "bad" : run.state}` }),
+      h("b", {}, run.atom), h("span", { class: "faint mono id" }, run.id), bar,
+      h("span", { class: "nowrap" }, `${count(run.done)} of ${count(run.total)}`),
+      h("span", { class: "mute" }, run.label),
+      run.state === "running" ? act("pause", "Pause") : null,
+      run.state === "paused" ? act("resume", "Resume") : null);
+  };
+  return {
+    element,
+    update({ state }) {
+      fill(element, state.runs, () => (state.runs || []).length
+        ? state.runs.map(row) : [h("div", { class: "mute" }, "No runs yet.")]);
+    },
+    badge: ({ state }) => [state.run_count, false],
+  };
+}
+
+function listTab(name, head, row) {
+  const element = h("div", {});
+  return {
+    element,
+    update({ state }) {
+      const items = state[name] || [];
+      fill(element, items, () => items.length
+        ? [table(head, items.map(row), name)] : [h("div", { class: "mute" }, `No ${name}.`)]);
+    },
+    badge: ({ state }) => [(state[name] || []).length, false],
+  };
+}
+
+// -- the heads of the others -----------------------------------------------------------------
+
+function plainHead(describe) {
+  const dot = h("span", { class: "dot" });
+  const name = h("span", { class: "name" });
+  const label = h("span", { class: "mute label", role: "status", "aria-live": "polite" });
+  const place = h("span", { class: "faint mono id" });
+  const link = h("a", { target: "_blank", rel: "noopener noreferrer" }, "Dask dashboard");
+  const words = h("div", { class: "mute" });
+  return {
+    elements: [h("div", { class: "head" }, dot, name, label, place, h("span", { class: "grow" }),
+      link), words],
+    tick() {},
+    update(state) {
+      const facts = describe(state);
+      dot.className = `dot ${state.lost ? "lost" : state.state}`;
+      say(name, facts.name);
+      say(label, state.lost ? "the kernel is gone" : state.state);
+      say(place, facts.place || "");
+      say(words, facts.words);
+      const safe = /^https?:\/\//.test(facts.link || "");
+      show(link, safe);
+      if (safe) link.href = facts.link;
+    },
+  };
+}
+
+const conductorHead = () => plainHead((s) => ({
+  name: s.type, place: s.address, link: s.dashboard,
+  words: `${plural(s.threads, "thread")}, ${Math.round(100 * (s.busy || 0))} % busy, ${s.memory}`,
+}));
+
+const atomizerHead = () => plainHead((s) => ({
+  name: "Atomizer",
+  words: [plural(s.run_count || 0, "run"), plural((s.atoms || []).length, "atom"),
+    plural((s.conductors || []).length, "conductor")].join(", "),
+}));
+
+const KINDS = {
+  run: {
+    head: runHead,
+    tab: { events: (send, rows) => eventsTab(rows), failures: failuresTab,
+      workers: () => workersTab(true), results: resultsTab },
+  },
+  atomizer: {
+    head: atomizerHead,
+    tab: { runs: runsTab, events: (send, rows) => eventsTab(rows),
+      atoms: () => listTab("atoms", ["atom", ""], (a) => [a.text, a.doc]),
+      conductors: () => listTab("conductors", ["conductor", "id", "state", "threads"],
+        (c) => [c.type, c.id, c.state || "", c.threads == null ? "" : c.threads]) },
+  },
+  conductor: { head: conductorHead, tab: { workers: () => workersTab(false) } },
+};
+
+// -- a view ----------------------------------------------------------------------------------
+
+let made = 0;
+
+function makeView(model, rows, send, onTab) {
+  const kind = model.get("state").kind || "run";
+  const prefix = `az-${Date.now().toString(36)}-${made++}`;
+  const head = KINDS[kind].head(send);
+  const note = h("div", { class: "problem", role: "alert", hidden: true });
+  const strip = h("div", { class: "tabs", role: "tablist" });
+  const tabs = {};
+  for (const name of TABS[kind]) {
+    const tab = KINDS[kind].tab[name](send, rows);
+    const badge = h("em", {});
+    const title = name[0].toUpperCase() + name.slice(1);
+    tab.badgeElement = badge;
+    tab.handle = h("button", { type: "button", role: "tab", id: `${prefix}-${name}`,
+      "aria-controls": `${prefix}-${name}-panel`, onclick: () => open(name) }, title, badge);
+    tab.panel = h("div", { role: "tabpanel", id: `${prefix}-${name}-panel`,
+      "aria-labelledby": `${prefix}-${name}` }, tab.element);
+    tabs[name] = tab;
+    strip.append(tab.handle);
+  }
+  strip.addEventListener("keydown", (event) => {
+    const names = TABS[kind];
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = names[(names.indexOf(view.tab) + step + names.length) % names.length];
+    open(next);
+    tabs[next].handle.focus();
+  });
+  const root = h("div", { class: `az az-${kind}`, role: "region" }, ...head.elements, note, strip,
+    ...Object.values(tabs).map((tab) => tab.panel));
+
+  function open(name) {
+    view.tab = name;
+    for (const [its, tab] of Object.entries(tabs)) {
+      tab.handle.setAttribute("aria-selected", String(its === name));
+      tab.handle.tabIndex = its === name ? 0 : -1;
+      show(tab.panel, its === name);
+    }
+    update(false);
+    onTab();
+  }
+
+  function update(renewed) {
+    const facts = Object.fromEntries(["news", "failures", "workers", "results"].map(
+      (name) => [name, model.get(name)]));
+    facts.state = { ...model.get("state"), lost: rows.lost };
+    if (rows.lost) facts.state.can = [];
+    root.setAttribute("aria-label", `${kind} ${facts.state.id || ""}`.trim());
+    head.update(facts.state, renewed);
+    say(note, facts.state.note || "");
+    show(note, Boolean(facts.state.note));
+    for (const [name, tab] of Object.entries(tabs)) {
+      const [number, bad] = tab.badge(facts);
+      say(tab.badgeElement, number ? count(number) : "");
+      tab.badgeElement.className = bad ? "bad" : "";
+      if (name === view.tab) tab.update(facts);
+    }
+  }
+
+  const view = { root, update, tick: head.tick, open, tab: TABS[kind][0] };
+  return view;
+}
+
+// Hides what a saved notebook keeps of this panel, for here it is alive.
+function hideStill(id) {
+  const key = `atomizer-still-${id}`;
+  if (!id || document.getElementById(key)) return;
+  const still = `[data-atomizer-still="${id}"]`;
+  const rule = `${still}, .jp-OutputArea-child:has(${still}) { display: none !important }`;
+  document.head.append(h("style", { id: key }, rule));
+}
+
+export default () => {
+  const rows = { list: [], lost: false };
+  const views = new Set();
+  let send = () => {};
+  let waiting = false;
+  let renewed = false;
+
+  function draw() {
+    waiting = false;
+    for (const view of views) view.update(renewed);
+    renewed = false;
+  }
+
+  function drawSoon() {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(draw);
+  }
+
+  function take(news) {
+    const known = new Set(rows.list.map((row) => row[0]));
+    const fresh = ((news && news.rows) || []).filter((row) => !known.has(row[0]));
+    if (!fresh.length) return;
+    rows.list = [...fresh, ...rows.list].sort((a, b) => b[0] - a[0]).slice(0, KEPT);
+  }
+
+  const tell = () => send({ views: views.size, tabs: [...new Set([...views].map((v) => v.tab))] });
+
+  return {
+    initialize({ model }) {
+      send = (message) => { if (!rows.lost) model.send(message); };
+      take(model.get("news"));
+      model.on("change:news", () => { take(model.get("news")); drawSoon(); });
+      model.on("change:state", () => { renewed = true; drawSoon(); });
+      for (const name of ["failures", "workers", "results"]) model.on(`change:${name}`, drawSoon);
+      model.on("change:still", () => hideStill(model.get("still")));
+      model.on("comm_live_update", () => { rows.lost = true; drawSoon(); });
+      send({ hello: true });
+    },
+    render({ model, el }) {
+      const view = makeView(model, rows, (message) => send(message), tell);
+      views.add(view);
+      el.append(view.root);
+      view.open(view.tab);
+      view.update(true);
+      const timer = setInterval(() => view.tick(), 200);
+      hideStill(model.get("still"));
+      return () => {
+        clearInterval(timer);
+        views.delete(view);
+        tell();
+      };
+    },
+  };
+};

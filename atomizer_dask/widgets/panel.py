@@ -1,0 +1,296 @@
+"""The widget that all panels are: what they have in common on the side of Python.
+
+The page never sets a trait and the panel answers no request: the page sends small messages, which
+are kept until the next refresh, and a refresh sends at most one update. So one thread alone works
+on a panel, whichever thread Jupyter delivers messages in.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import anywidget
+import IPython.display
+import traitlets
+
+from atomizer_dask.eventlog import EventLog
+from atomizer_dask.showing import in_kernel
+from atomizer_dask.widgets.facts import event_row
+from atomizer_dask.widgets.refresher import Refresher
+from atomizer_dask.widgets.still import still_of
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+UPDATE_SECONDS = 0.21  # a little less than five updates a second
+STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps
+BYTES_PER_SECOND = 36_000  # of all that is sent, so that peaks stay below 50 kB
+BURST = 10_000
+FRONT = Path(__file__).parent / "front"
+
+refresher = Refresher()
+
+
+class Panel(anywidget.AnyWidget):
+    """A live panel of something: a run, an atomizer, a conductor.
+
+    Parameters
+    ----------
+    thing
+        What it shows. Once no page shows the panel any more, the panel does not keep it alive.
+
+    Attributes
+    ----------
+    state
+        What the head says.
+    news
+        Events that came since the last update, and how many there were in all.
+    failures, workers, results
+        What the tabs say.
+    still
+        By what the page finds, and hides, what a saved notebook keeps of it.
+    """
+
+    _esm = FRONT / "panel.js"
+    _css = FRONT / "panel.css"
+
+    state = traitlets.Dict().tag(sync=True)
+    news = traitlets.Dict().tag(sync=True)
+    failures = traitlets.List().tag(sync=True)
+    workers = traitlets.List().tag(sync=True)
+    results = traitlets.Dict().tag(sync=True)
+    still = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, thing: Any) -> None:
+        self._weak = weakref.ref(thing)
+        self._strong: Any = thing
+        self._messages: deque[dict[str, Any]] = deque()
+        self._refreshing = threading.RLock()
+        self._sent: dict[str, Any] = {}
+        self._next_event = 0
+        self._unsent: deque[tuple[int, list[Any]]] = deque()
+        self._allowance, self._allowed_at = float(BURST), monotonic()
+        self._stills: list[Any] = []
+        self._still_at, self._still_state = 0.0, ""
+        self.wanted: set[str] = {"events"}
+        self.note = ""
+        super().__init__()
+        self.on_msg(self._take_message)
+        _answer_while_busy(self.comm)
+        self.refresh()
+
+    @property
+    def thing(self) -> Any:
+        """What it shows; None where nobody has it any more."""
+        return self._weak()
+
+    # -- for each kind of panel ----------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the head says; what is in ``elapsed`` alone is no reason for an update."""
+        raise NotImplementedError
+
+    def look(self) -> dict[str, Any]:
+        """Return the traits of the tabs that are open, where it is time to look at them again."""
+        return {}
+
+    def do(self, what: str, message: dict[str, Any]) -> None:
+        """Do what a button says; in a thread of its own, for it may take long."""
+        raise NotImplementedError
+
+    @property
+    def log(self) -> EventLog | None:
+        """The events that it shows."""
+        return None
+
+    @property
+    def pace(self) -> float | None:
+        """After how many seconds to look again; None where nothing will change by itself."""
+        return UPDATE_SECONDS
+
+    # -- keeping it up to date -----------------------------------------------------------------
+
+    def refresh(self) -> float | None:
+        """Send what is new, in one message at most; return when to look again."""
+        with self._refreshing:
+            afresh = self._read_messages()
+            if self.thing is None:
+                gone = "no variable holds this any more, so that nothing can be done about it"
+                self.state = {**self.state, "can": [], "note": gone}
+                return None
+            facts = {**self.facts(), "note": self.note}
+            changed = self.look()
+            if afresh or _lasting(facts) != self._sent.get("state"):
+                changed["state"] = facts
+                self._sent["state"] = _lasting(facts)
+            changed = {n: v for n, v in changed.items() if n == "state" or self._is_new(n, v)}
+            if (news := self._gather_news(_size(changed))) is not None:
+                changed["news"] = news
+            with self.hold_sync():
+                for name, value in changed.items():
+                    setattr(self, name, value)
+            self._keep_still()
+            if self._unsent:
+                return UPDATE_SECONDS
+            return self.pace
+
+    def _is_new(self, name: str, value: Any) -> bool:
+        new = self._sent.get(name) != value
+        self._sent[name] = value
+        return new
+
+    def _gather_news(self, used: int) -> dict[str, Any] | None:
+        """Return as many of the newest events that the page has not got as may be sent now."""
+        if self.log is None:
+            return None
+        now = monotonic()
+        grown = self._allowance + BYTES_PER_SECOND * (now - self._allowed_at)
+        self._allowance, self._allowed_at = min(grown, BURST) - used, now
+        fresh = self.log.since(self._next_event)
+        if fresh:
+            self._next_event = fresh[-1][0] + 1
+            self._unsent.extend((n, event_row(n, event)) for n, event in fresh)
+        first = self.log.total - len(self.log)
+        while self._unsent and self._unsent[0][0] < first:
+            self._unsent.popleft()  # it is none of the newest any more
+        rows = []
+        while self._unsent and self._allowance > 0:
+            row = self._unsent.pop()[1]  # the newest first
+            self._allowance -= _size(row)
+            rows.append(row)
+        if not rows and self._sent.get("total") == self.log.total:
+            return None
+        self._sent["total"] = self.log.total
+        return {"rows": rows, "total": self.log.total, "levels": self.log.counts}
+
+    # -- what the page says --------------------------------------------------------------------
+
+    def _take_message(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
+        self._messages.append(message)
+        refresher.look_at(self)
+
+    def _read_messages(self) -> bool:
+        """Take note of what the page said; return whether it has a new view to fill."""
+        afresh = False
+        while self._messages:
+            message = self._messages.popleft()
+            if "views" in message:
+                self._strong = self.thing if message["views"] else None
+            if "tabs" in message:
+                self.wanted = {str(tab) for tab in message["tabs"]}
+            if message.get("hello"):
+                afresh = True
+                self._send_events_again()
+            if "do" in message:
+                threading.Thread(
+                    target=self._act, args=(message,), name="atomizer-button", daemon=True
+                ).start()
+            self.hear(message)
+        return afresh
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take note of what the page says to this kind of panel."""
+
+    def _send_events_again(self) -> None:
+        self._next_event = 0
+        self._unsent.clear()
+
+    def _act(self, message: dict[str, Any]) -> None:
+        try:
+            self.do(str(message["do"]), message)
+            self.note = ""
+        except Exception as error:  # noqa: BLE001 - it is shown to whoever pressed the button
+            self.note = f"{type(error).__name__}: {error}"
+        refresher.look_at(self)
+
+    # -- what a saved notebook keeps -------------------------------------------------------------
+
+    def show_here(self) -> None:
+        """Display it in the cell that is being executed.
+
+        Twice: as it is now, which a saved notebook keeps and which the live view hides, and live.
+        """
+        self.still = self.model_id
+        html = still_of(self.thing, self.model_id)
+        text = {"text/plain": repr(self.thing), "text/html": html}
+        handle = IPython.display.display(text, raw=True, display_id=True)
+        live = {
+            WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id},
+            "text/plain": "",
+            "text/html": "",
+        }
+        IPython.display.display(live, raw=True)
+        with self._refreshing:
+            self._stills.append(handle)
+        refresher.look_at(self)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Return the live view, and for what cannot show it the state as it is now."""
+        text = {"text/plain": repr(self.thing), "text/html": still_of(self.thing)}
+        if not in_kernel():
+            return text
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        return {**text, WIDGET_VIEW: view}
+
+    def _keep_still(self) -> None:
+        """Bring what a saved notebook keeps up to date, every now and then and at the end."""
+        if not self._stills:
+            return
+        now, state = monotonic(), self._sent["state"]
+        another = state["state"] != self._still_state
+        if another or (now - self._still_at > STILL_SECONDS and self.pace is not None):
+            self.keep_still()
+
+    def settle(self) -> None:
+        """Show all that is new, here and now, also in what a saved notebook keeps."""
+        with self._refreshing:
+            self.refresh()
+            if self._stills and self.thing is not None:
+                self.keep_still()
+
+    def keep_still(self) -> None:
+        """Bring what a saved notebook keeps up to date."""
+        with self._refreshing:
+            self._still_at, self._still_state = monotonic(), self._sent["state"]["state"]
+            html = still_of(self.thing, self.model_id)
+            if html == self._sent.get("still"):
+                return
+            self._sent["still"] = html
+            for handle in self._stills:
+                text = {"text/plain": repr(self.thing), "text/html": html}
+                handle.update(text, raw=True)
+
+    def close(self) -> None:
+        """Show nothing any more, and keep nothing alive."""
+        refresher.forget(self)
+        self._strong = None
+        super().close()
+
+
+def _answer_while_busy(comm: Any) -> None:
+    """Let messages of the page in while the kernel executes a cell, where page and kernel can.
+
+    JupyterLab sends them through a subshell, a thread of its own, and ipykernel 7.4 sends them
+    back to the thread that the widget was made in, for handlers that work there alone. Ours may be
+    called in any, for it does nothing but keep the message.
+    """
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = _as_sent
+
+
+def _as_sent(data: Any, subshell: Any) -> Any:
+    """Return the subshell that the page chose."""
+    return subshell
+
+
+def _lasting(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != "elapsed"}
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes it takes to send."""
+    return len(json.dumps(value, default=str))

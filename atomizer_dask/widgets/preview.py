@@ -1,0 +1,137 @@
+"""The results of a run at a glance: the ends of its frame, and how one output is distributed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomizer_dask.frame import Part
+from atomizer_dask.run import Run
+from atomizer_dask.widgets.text import cell, clean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = 5  # at each end of the frame
+COLUMNS = 12
+SAMPLED = 20_000  # values
+LOOKED_AT = 200  # pieces of the results; fewer where they have to be read from a store
+READ = 6
+BINS = 24
+
+
+def preview(run: Run, column: str = "") -> dict[str, Any]:
+    """Return the first and last rows that have ended, and the distribution of an output.
+
+    Parameters
+    ----------
+    run
+        Whose.
+    column
+        Which output; the first one of numbers where it is empty or none of the frame's.
+    """
+    parts = _some(run)
+    if not parts:
+        return {"columns": [], "rows": [], "outputs": [], "column": "", "chart": None}
+    sample = run.frame_of(_sampled(parts))
+    outputs = [name for name in sample.columns if name not in run.sweep.names]
+    if column not in outputs:
+        numeric = [name for name in outputs if _is_number(sample[name])]
+        column = (numeric or outputs or [""])[0]
+    ends = run.frame_of(_ends(parts))
+    shown = [*ends.columns][:COLUMNS]
+    rows = _rows(ends, shown)
+    return {
+        "columns": [clean(str(name)) for name in shown],
+        "hidden": len(ends.columns) - len(shown),
+        "rows": rows if len(rows) <= 2 * ROWS else [*rows[:ROWS], *rows[-ROWS:]],
+        "outputs": [clean(str(name)) for name in outputs],
+        "column": clean(column),
+        "chart": _chart(sample[column]) if column else None,
+    }
+
+
+def _some(run: Run) -> list[Part]:
+    """Return some of what has ended: all the pieces there are, or as many evenly chosen ones."""
+    pieces = run.parts_since(0)
+    limit = READ if run.store is not None else LOOKED_AT
+    if len(pieces) > limit:
+        chosen = np.linspace(0, len(pieces) - 1, limit).round().astype(int)
+        pieces = [pieces[index] for index in chosen.tolist()]
+    return run.rows_of(pieces)
+
+
+def _sampled(parts: Sequence[Part]) -> list[Part]:
+    total = sum(map(len, parts))
+    step = -(-total // SAMPLED)
+    return parts if step <= 1 else [_every(part, step) for part in parts]  # type: ignore[return-value]
+
+
+def _every(part: Part, step: int) -> Part:
+    wanted = np.zeros(len(part), dtype=bool)
+    wanted[::step] = True
+    return part.pick(wanted)
+
+
+def _ends(parts: Sequence[Part]) -> list[Part]:
+    """Return the electrons that come first and last in the sweep."""
+    positions = np.concatenate([np.asarray(part.positions) for part in parts])
+    if len(positions) <= 2 * ROWS:
+        return list(parts)
+    low = np.partition(positions, ROWS - 1)[ROWS - 1]
+    high = np.partition(positions, -ROWS)[-ROWS]
+    ends = []
+    for part in parts:
+        mine = np.asarray(part.positions)
+        wanted = (mine <= low) | (mine >= high)
+        if wanted.any():
+            ends.append(part.pick(wanted))
+    return ends
+
+
+def _rows(frame: pd.DataFrame, columns: Sequence[str]) -> list[list[str]]:
+    texts = [[cell(value, 24) for value in frame[name]] for name in columns]
+    return [
+        [cell(label, 24), *(text[position] for text in texts)]
+        for position, label in enumerate(frame.index)
+    ]
+
+
+def _is_number(values: pd.Series) -> bool:
+    return values.dtype.kind in "iuf" or str(values.dtype).startswith(("Int", "UInt", "Float"))
+
+
+def _chart(values: pd.Series) -> dict[str, Any] | None:
+    """Return bars of a histogram, or of the most frequent values where they are no numbers."""
+    present = values.dropna()
+    if not len(present):
+        return None
+    if _is_number(values):
+        numbers = present.to_numpy(dtype=float)
+        return _histogram(numbers[np.isfinite(numbers)])
+    if present.map(np.ndim).gt(0).any():
+        return None
+    counts = Counter(cell(value, 24) for value in present).most_common(10)
+    return {
+        "kind": "counts",
+        "labels": [label for label, _ in counts],
+        "bars": [count for _, count in counts],
+        "of": len(present),
+    }
+
+
+def _histogram(numbers: np.ndarray) -> dict[str, Any] | None:
+    if not len(numbers):
+        return None
+    bars, edges = np.histogram(numbers, bins=BINS if np.ptp(numbers) else 1)
+    return {
+        "kind": "histogram",
+        "bars": bars.tolist(),
+        "labels": [cell(float(edges[0])), cell(float(edges[-1]))],
+        "mean": cell(float(numbers.mean())),
+        "spread": cell(float(numbers.std())),
+        "of": len(numbers),
+    }

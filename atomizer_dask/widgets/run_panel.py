@@ -1,0 +1,145 @@
+"""The live panel of a run."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+from atomizer_dask.conductors.status import ConductorStatus
+from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.eventlog import EventLog
+from atomizer_dask.run import Run
+from atomizer_dask.widgets.course import Course
+from atomizer_dask.widgets.crew import Crew
+from atomizer_dask.widgets.facts import GOING, run_facts
+from atomizer_dask.widgets.failing import failure_groups
+from atomizer_dask.widgets.panel import UPDATE_SECONDS, Panel
+from atomizer_dask.widgets.preview import preview
+from atomizer_dask.widgets.refresher import SHARE
+
+CREW_SECONDS = 1.0
+TAB_SECONDS = 1.0
+ELSEWHERE_SECONDS = 2.0  # between two looks at a run that another process works on
+RATE_CHANGE = 0.1  # by less the rate is not sent anew while nothing else changes
+
+
+class RunPanel(Panel):
+    """The live panel of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._course, self._crew = Course(), Crew()
+        self._status: ConductorStatus | None = None
+        self._due: dict[str, float] = {}
+        self._told: dict[str, Any] = {}
+        self._spark: list[list[float]] = []
+        self._column = ""
+        super().__init__(run)
+
+    @property
+    def log(self) -> EventLog | None:
+        """The events of the run."""
+        run: Run = self.thing
+        return run.recent
+
+    @property
+    def pace(self) -> float | None:
+        """Five times a second while it goes on, then not at all."""
+        if self.thing.state not in GOING:
+            return None
+        return UPDATE_SECONDS if self.thing.is_driven else ELSEWHERE_SECONDS
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the head says."""
+        run: Run = self.thing
+        if not run.is_driven and run.state in GOING:
+            run.look_again()
+        self._look_at_workers(run)
+        facts = self._steady(run_facts(run))
+        going = facts["state"] in GOING
+        ended = facts["done"] + facts["failed"] + facts["cancelled"]
+        self._course.note(facts["elapsed"], ended, last=not going)
+        if self._told.get("ended") != ended or not self._spark or not going:
+            self._told["ended"] = ended
+            self._spark = self._course.rates()
+        return {**facts, "spark": self._spark, "workers": self._crew_facts()}
+
+    def _steady(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return it with the rate told before, where only that has changed, and not by much."""
+        rest = {n: v for n, v in facts.items() if n not in ("rate", "eta", "elapsed")}
+        before = self._told.get("rate", 0.0)
+        if self._told.get("rest") == rest and abs(facts["rate"] - before) <= RATE_CHANGE * before:
+            return {**facts, "rate": before, "eta": self._told["eta"]}
+        self._told |= {"rest": rest, "rate": facts["rate"], "eta": facts["eta"]}
+        return facts
+
+    def _look_at_workers(self, run: Run) -> None:
+        if run.conductor is None or run.state not in GOING or not self._is_due("crew"):
+            return
+        began = monotonic()
+        try:
+            self._status = run.conductor.status()
+        except AtomizerError:  # the scheduler is gone, which the run is told by its conductor
+            return
+        self._crew.note(self._status)
+        self._put_off("crew", CREW_SECONDS, began)
+
+    def _crew_facts(self) -> dict[str, Any] | None:
+        if self._status is None:
+            return None
+        workers = self._status.workers
+        busy = self._crew.busy(workers)
+        return {"count": len(workers), "threads": sum(w.threads for w in workers), "busy": busy}
+
+    def look(self) -> dict[str, Any]:
+        """Return what the open tabs show, each looked at as often as its cost allows."""
+        run: Run = self.thing
+        looks = {
+            "failures": lambda: failure_groups(run),
+            "workers": lambda: self._worker_rows(run),
+            "results": lambda: preview(run, self._column),
+        }
+        progress = run.progress
+        ended = progress.done, progress.failed, run.retried, run.state
+        changed = {}
+        for tab, find in looks.items():
+            same = tab != "workers" and self._told.get(tab) == (ended, self._column)
+            if tab in self.wanted and not same and self._is_due(tab):
+                began = monotonic()
+                changed[tab] = find()
+                self._told[tab] = ended, self._column
+                self._put_off(tab, TAB_SECONDS, began)
+        return changed
+
+    def _worker_rows(self, run: Run) -> list[dict[str, Any]]:
+        self._crew.count(run)
+        return self._crew.rows(self._status or ConductorStatus("closed", ""))
+
+    def _is_due(self, what: str) -> bool:
+        return self._due.get(what, 0.0) <= monotonic() or self.thing.state not in GOING
+
+    def _put_off(self, what: str, seconds: float, began: float) -> None:
+        now = monotonic()
+        self._due[what] = now + max(seconds, (now - began) / SHARE)
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """Take note of which output the page wants to see."""
+        if "column" in message:
+            self._column = str(message["column"])
+            self._due.pop("results", None)
+        for tab in message.get("tabs", ()):
+            self._due.pop(tab, None)
+
+    def do(self, what: str, message: dict[str, Any]) -> None:
+        """Do what a button says."""
+        run: Run = self.thing
+        if what == "retry" and "type" in message:
+            wanted = message["kind"], message["type"]
+
+            def is_meant(error: ElectronError) -> bool:
+                return (error.kind, error.type) == wanted
+
+            run.retry(where=is_meant)
+        elif what in ("pause", "resume", "cancel", "retry"):
+            getattr(run, what)()
+        else:
+            raise ValueError(f"the page asked for {what!r}, which this panel does not know")
