@@ -44,6 +44,8 @@ class Course:
             samples.pop()  # a rest has a beginning and an end
         elif samples and not last and seconds - samples[-1][0] < self._step:
             return
+        elif last and len(samples) > 1 and seconds - samples[-1][0] < self._step / 2:
+            samples.pop()  # of a few milliseconds there is no rate to speak of
         if samples and seconds <= samples[-1][0]:
             return
         samples.append((seconds, ended))

@@ -28,6 +28,8 @@ def run_facts(run: Run) -> dict[str, Any]:
     cancelled = _count_cancelled(run) if state == "cancelled" and progress.failed else 0
     failed = progress.failed - cancelled
     idle = state == "paused" and not progress.running
+    elapsed = run.seconds
+    rate = (progress.done + failed) / max(elapsed, 1e-9) if cancelled else progress.rate
     return {
         "kind": "run",
         "id": clean(run.id),
@@ -35,7 +37,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "atom_id": clean(run.atom_id),
         "state": state,
         "label": _label(state, failed, cancelled),
-        "elapsed": run.seconds,
+        "elapsed": elapsed,
         "total": progress.total,
         "done": progress.done,
         "failed": failed,
@@ -43,7 +45,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "running": progress.running,
         "pending": progress.pending,
         "retried": run.retried,
-        "rate": 0.0 if idle else rounded(progress.rate),
+        "rate": 0.0 if idle else rounded(rate),
         "eta": None if idle or progress.eta is None else rounded(progress.eta),
         "store": run.store and clean(run.store),
         "error": run.error and cell(str(run.error.event.message), MESSAGE),
@@ -150,7 +152,11 @@ def _atom_row(definition: Definition) -> dict[str, Any]:
     code = getattr(definition, "function", None) or getattr(definition, "cls", None)
     doc = inspect.getdoc(code) or ""
     text = repr(definition).removeprefix("<Atom ").removesuffix(">")
-    return {"id": clean(definition.id), "text": cell(text, 120), "doc": cell(doc.partition("\n")[0], 120)}
+    return {
+        "id": clean(definition.id),
+        "text": cell(text, 120),
+        "doc": cell(doc.partition("\n")[0], 120),
+    }
 
 
 def _conductor_row(conductor: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import anywidget
+import comm
 import IPython.display
 import traitlets
 
@@ -80,7 +81,8 @@ class Panel(anywidget.AnyWidget):
         self.note = ""
         super().__init__()
         self.on_msg(self._take_message)
-        _answer_while_busy(self.comm)
+        if in_kernel():
+            comm.get_comm_manager().register_comm(_Direct(self.comm))
         self.refresh()
 
     @property
@@ -271,20 +273,19 @@ class Panel(anywidget.AnyWidget):
         super().close()
 
 
-def _answer_while_busy(comm: Any) -> None:
-    """Let messages of the page in while the kernel executes a cell, where page and kernel can.
+class _Direct:
+    """A comm as the manager of comms knows it, with nothing but what that needs of one.
 
-    JupyterLab sends them through a subshell, a thread of its own, and ipykernel 7.4 sends them
-    back to the thread that the widget was made in, for handlers that work there alone. Ours may be
-    called in any, for it does nothing but keep the message.
+    JupyterLab sends messages through a subshell, a thread of its own, so that they are not kept
+    waiting while a cell is executed. For comms of its own kind ipykernel 7.4 sends them back to
+    the thread that the widget was made in, since handlers may work there alone. Ours does nothing
+    but keep the message, so that it may be called in any.
     """
-    if hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = _as_sent
 
-
-def _as_sent(data: Any, subshell: Any) -> Any:
-    """Return the subshell that the page chose."""
-    return subshell
+    def __init__(self, comm: Any) -> None:
+        self.comm_id = comm.comm_id
+        self.handle_msg = comm.handle_msg
+        self.handle_close = comm.handle_close
 
 
 def _lasting(facts: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     """
     parts = _some(run)
     if not parts:
-        return {"columns": [], "rows": [], "outputs": [], "column": "", "chart": None}
+        return {}
     sample = run.frame_of(_sampled(parts))
     outputs = [name for name in sample.columns if name not in run.sweep.names]
     if column not in outputs:
@@ -47,7 +47,8 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     return {
         "columns": [clean(str(name)) for name in shown],
         "hidden": len(ends.columns) - len(shown),
-        "rows": rows if len(rows) <= 2 * ROWS else [*rows[:ROWS], *rows[-ROWS:]],
+        "first": rows[:ROWS],
+        "last": rows[ROWS:][-ROWS:],
         "outputs": [clean(str(name)) for name in outputs],
         "column": clean(column),
         "chart": _chart(sample[column]) if column else None,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.01  # of the time of this process that a panel may take
+SHARE = 0.01  # of the time of a processor that a panel may take
 
 
 class Refreshed(Protocol):
@@ -28,6 +29,7 @@ class Refresher:
 
     def __init__(self) -> None:
         self._due: dict[Refreshed, float] = {}
+        self._costs: WeakKeyDictionary[Refreshed, float] = WeakKeyDictionary()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -50,14 +52,17 @@ class Refresher:
 
     def _work(self) -> None:
         while (panel := self._next()) is not None:
-            began = monotonic()
+            began = thread_time()
             try:
                 seconds = panel.refresh()
             except Exception:
                 logger.exception("a panel cannot be refreshed, and stays as it is")
                 continue
             if seconds is not None:
-                self.look_at(panel, max(seconds, (monotonic() - began) / SHARE))
+                cost = thread_time() - began
+                usual = min(cost, self._costs.get(panel, 0.0))  # the first time is no measure
+                self._costs[panel] = cost
+                self.look_at(panel, max(seconds, usual / SHARE))
 
     def _next(self) -> Refreshed | None:
         """Wait for the panel that is due next; None where there is none left."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 from atomizer_dask.conductors.status import ConductorStatus
@@ -30,6 +30,7 @@ class RunPanel(Panel):
         self._course, self._crew = Course(), Crew()
         self._status: ConductorStatus | None = None
         self._due: dict[str, float] = {}
+        self._costs: dict[str, float] = {}
         self._told: dict[str, Any] = {}
         self._spark: list[list[float]] = []
         self._column = ""
@@ -56,7 +57,7 @@ class RunPanel(Panel):
         self._look_at_workers(run)
         facts = self._steady(run_facts(run))
         going = facts["state"] in GOING
-        ended = facts["done"] + facts["failed"] + facts["cancelled"]
+        ended = facts["done"] + facts["failed"]
         self._course.note(facts["elapsed"], ended, last=not going)
         if self._told.get("ended") != ended or not self._spark or not going:
             self._told["ended"] = ended
@@ -75,7 +76,7 @@ class RunPanel(Panel):
     def _look_at_workers(self, run: Run) -> None:
         if run.conductor is None or run.state not in GOING or not self._is_due("crew"):
             return
-        began = monotonic()
+        began = thread_time()
         try:
             self._status = run.conductor.status()
         except AtomizerError:  # the scheduler is gone, which the run is told by its conductor
@@ -104,7 +105,7 @@ class RunPanel(Panel):
         for tab, find in looks.items():
             same = tab != "workers" and self._told.get(tab) == (ended, self._column)
             if tab in self.wanted and not same and self._is_due(tab):
-                began = monotonic()
+                began = thread_time()
                 changed[tab] = find()
                 self._told[tab] = ended, self._column
                 self._put_off(tab, TAB_SECONDS, began)
@@ -118,8 +119,10 @@ class RunPanel(Panel):
         return self._due.get(what, 0.0) <= monotonic() or self.thing.state not in GOING
 
     def _put_off(self, what: str, seconds: float, began: float) -> None:
-        now = monotonic()
-        self._due[what] = now + max(seconds, (now - began) / SHARE)
+        cost = thread_time() - began
+        usual = min(cost, self._costs.get(what, 0.0))  # the first time is no measure
+        self._costs[what] = cost
+        self._due[what] = monotonic() + max(seconds, usual / SHARE)
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take note of which output the page wants to see."""

@@ -5,13 +5,20 @@ Styles are inline, for notebooks that are not trusted are stripped of classes an
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import atomizer_facts, conductor_facts, run_facts, status_of
+from atomizer_dask.widgets.facts import (
+    GOING,
+    atomizer_facts,
+    conductor_facts,
+    run_facts,
+    status_of,
+)
 from atomizer_dask.widgets.failing import failure_groups
 from atomizer_dask.widgets.text import (
     bytes_text,
@@ -64,7 +71,7 @@ def _hide_broken(live: str) -> str:
 
 def _run(run: Run) -> str:
     facts = run_facts(run)
-    ended = facts["done"] + facts["failed"] + facts["cancelled"]
+    ended = facts["done"] + facts["failed"]
     numbers = [f"<b>{count_text(facts['done'])}</b> of {count_text(facts['total'])} electrons"]
     if facts["total"]:
         numbers.append(percent_text(ended, facts["total"]))
@@ -73,7 +80,9 @@ def _run(run: Run) -> str:
         numbers.append(f"{seconds_text(facts['eta'])} left")
     if facts["failed"]:
         numbers.append(f'<span style="{ERROR}">{count_text(facts["failed"])} failed</span>')
-    head = _head(facts["atom"], facts["label"], facts["id"], seconds_text(facts["elapsed"]))
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    since = f"as of {now}" if facts["state"] in GOING else seconds_text(facts["elapsed"])
+    head = _head(facts["atom"], facts["label"], facts["id"], since)
     error = f'<div style="{ERROR}">{escape(facts["error"])}</div>' if facts["error"] else ""
     failures = "".join(map(_failure, failure_groups(run))) if facts["failed"] else ""
     return f"{head}{_bar(facts)}<div>{' &nbsp;·&nbsp; '.join(numbers)}</div>{error}{failures}"
@@ -105,7 +114,7 @@ def _failure(group: dict[str, Any]) -> str:
     what = escape(" ".join(filter(None, (group["kind"], group["type"]))))
     return (
         f'<details style="margin-top:6px"><summary><span style="{ERROR}">{what}</span> '
-        f"{escape(group['message'])} &nbsp;<span style=\"{MUTED}\">"
+        f'{escape(group["message"])} &nbsp;<span style="{MUTED}">'
         f"{count_text(group['count'])} electrons</span></summary>"
         f'<pre style="white-space:pre-wrap;margin:4px 0">{escape(group["traceback"])}</pre>'
         f'<div style="{MUTED}"><code>{escape(first["inputs"])}</code><br>'

@@ -141,7 +141,7 @@ function runHead(send) {
         return [
           h("span", { class: "mute" }, "Cancel the run?"),
           button("Yes, cancel", () => act("cancel"), { class: "danger" }),
-          button("No", () => { asking = false; drawActions(); }, { class: "keep" }),
+          button("Keep running", () => { asking = false; drawActions(); }, { class: "keep" }),
         ];
       }
       const buttons = [];
@@ -167,15 +167,16 @@ function runHead(send) {
     if (renewed) since = performance.now();
     const { done = 0, failed = 0, running = 0, cancelled = 0, total } = state;
     const going = GOING.includes(state.state);
-    const ended = done + failed + cancelled;
-    const mood = state.lost ? "lost" : failed && !going ? "bad" : state.state;
+    const ended = done + failed;
+    const lost = state.lost && going;
+    const mood = lost ? "lost" : failed && !going ? "bad" : state.state;
     dot.className = `dot ${mood}`;
     say(name, state.atom || "");
     name.title = state.atom_id || "";
-    say(label, state.lost ? `${state.label}; the kernel is gone` : state.label || "");
+    say(label, lost ? `was ${state.label}; the kernel is gone` : state.label || "");
     say(id, state.id || "");
     id.title = state.store ? `kept in ${state.store}` : "not kept in a store";
-    const of = total || ended + running || 1;
+    const of = total || ended + running + cancelled || 1;
     for (const [part, n] of Object.entries({ done, failed, running, cancelled })) {
       parts[part].style.width = total == null ? "" : `${(100 * n) / of}%`;
     }
@@ -238,8 +239,8 @@ function eventsTab(rows) {
     "aria-label": "Show only events with this text", oninput: () => draw() });
   const level = h("select", { "aria-label": "Show only events of this level and above",
     onchange: () => draw() },
-    ...[["", "All levels"], ["info", "Info and above"], ["warning", "Warnings and errors"],
-      ["error", "Errors"]].map(([value, text]) => h("option", { value }, text)));
+    ...[["", "All levels"], ["info", "Info +"], ["warning", "Warning +"],
+      ["error", "Error"]].map(([value, text]) => h("option", { value }, text)));
   const shown = h("span", { class: "faint small" });
   const hold = button("Hold", () => (held ? release() : holdOn()),
     { title: "Hold the list still, or follow what is new" });
@@ -425,15 +426,18 @@ function resultsTab(send) {
   return {
     element: h("div", { class: "results" }, frame, right),
     update({ state, results }) {
-      const { columns = [], rows = [], hidden = 0 } = results || {};
-      fill(frame, [columns, rows, hidden, state.done], () => {
+      const { columns = [], first = [], last = [], hidden = 0 } = results || {};
+      const ended = state.done + state.failed;
+      fill(frame, [columns, first, last, hidden, ended], () => {
         if (!columns.length) {
           return [h("div", { class: "mute" }, state.done ? "Looking ..." : "No results yet.")];
         }
+        const gap = ended > first.length + last.length ? [["⋮", ...columns.map(() => "")]] : [];
+        const rows = [...first, ...gap, ...last];
         const more = hidden ? `, ${plural(hidden, "further column")}` : "";
         return [table(["", ...columns], rows, "first and last results"),
           h("div", { class: "faint small" },
-            `first and last of ${plural(state.done + state.failed, "row")}${more}`)];
+            `${gap.length ? "first and last of " : ""}${plural(ended, "row")}${more}`)];
       });
       const { outputs = [], column = "", chart: drawing } = results || {};
       fill(choice, outputs, () => outputs.map((name) => h("option", { value: name }, name)));
