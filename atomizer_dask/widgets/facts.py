@@ -160,7 +160,7 @@ def _atom_row(definition: Definition) -> dict[str, Any]:
 
 
 def _conductor_row(conductor: Any) -> dict[str, Any]:
-    row = {"id": clean(str(conductor.id)), "type": type(conductor).__name__}
+    row: dict[str, Any] = {"id": clean(str(conductor.id)), "type": type(conductor).__name__}
     if isinstance(conductor, BatchConductor):
         row |= {"state": conductor.state, "threads": conductor.threads}
     return row

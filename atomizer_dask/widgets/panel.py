@@ -17,8 +17,8 @@ from typing import Any
 
 import anywidget
 import comm
-import IPython.display
 import traitlets
+from IPython.display import display
 
 from atomizer_dask.eventlog import EventLog
 from atomizer_dask.showing import in_kernel
@@ -59,12 +59,12 @@ class Panel(anywidget.AnyWidget):
     _esm = FRONT / "panel.js"
     _css = FRONT / "panel.css"
 
-    state = traitlets.Dict().tag(sync=True)
-    news = traitlets.Dict().tag(sync=True)
-    failures = traitlets.List().tag(sync=True)
-    workers = traitlets.List().tag(sync=True)
-    results = traitlets.Dict().tag(sync=True)
-    still = traitlets.Unicode().tag(sync=True)
+    state: Any = traitlets.Dict().tag(sync=True)
+    news: Any = traitlets.Dict().tag(sync=True)
+    failures: Any = traitlets.List().tag(sync=True)
+    workers: Any = traitlets.List().tag(sync=True)
+    results: Any = traitlets.Dict().tag(sync=True)
+    still: Any = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, thing: Any) -> None:
         self._weak = weakref.ref(thing)
@@ -82,7 +82,7 @@ class Panel(anywidget.AnyWidget):
         super().__init__()
         self.on_msg(self._take_message)
         if in_kernel():
-            comm.get_comm_manager().register_comm(_Direct(self.comm))
+            comm.get_comm_manager().register_comm(_Direct(self.comm))  # type: ignore[arg-type]
         self.refresh()
 
     @property
@@ -141,7 +141,7 @@ class Panel(anywidget.AnyWidget):
             return self.pace
 
     def _is_new(self, name: str, value: Any) -> bool:
-        new = self._sent.get(name) != value
+        new: bool = self._sent.get(name) != value
         self._sent[name] = value
         return new
 
@@ -219,13 +219,15 @@ class Panel(anywidget.AnyWidget):
         self.still = self.model_id
         html = still_of(self.thing, self.model_id)
         text = {"text/plain": repr(self.thing), "text/html": html}
-        handle = IPython.display.display(text, raw=True, display_id=True)
+        handle = display(  # type: ignore[no-untyped-call]
+            text, raw=True, display_id=True
+        )
         live = {
             WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id},
             "text/plain": "",
             "text/html": "",
         }
-        IPython.display.display(live, raw=True)
+        display(live, raw=True)  # type: ignore[no-untyped-call]
         with self._refreshing:
             self._stills.append(handle)
         refresher.look_at(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic, thread_time
 from typing import Any
 
@@ -94,7 +95,7 @@ class RunPanel(Panel):
     def look(self) -> dict[str, Any]:
         """Return what the open tabs show, each looked at as often as its cost allows."""
         run: Run = self.thing
-        looks = {
+        looks: dict[str, Callable[[], Any]] = {
             "failures": lambda: failure_groups(run),
             "workers": lambda: self._worker_rows(run),
             "results": lambda: preview(run, self._column),

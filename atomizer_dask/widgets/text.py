@@ -13,9 +13,9 @@ CELL = 60  # characters of a value in a table
 
 
 def clean(text: str) -> str:
-    """Return a text that can be sent: halves of surrogate pairs, which UTF-8 has not, replaced.
+    r"""Return a text that can be sent: halves of surrogate pairs, which UTF-8 has not, replaced.
 
-    >>> clean("a\\ud800b")
+    >>> clean("a\ud800b")
     'a?b'
     """
     return text.encode(errors="replace").decode()
