@@ -27,10 +27,10 @@ from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.loading import load
 from atomizer_dask.outcome import Failure
+from atomizer_dask.pictures import Pictures
 from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.provenance import surroundings
-from atomizer_dask.results import Results
 from atomizer_dask.showing import Shown
 from atomizer_dask.store import Store
 from atomizer_dask.supply import Supply
@@ -84,7 +84,7 @@ class Course:
     supply: Supply
 
 
-class Run(Shown, Results):
+class Run(Shown, Pictures):
     """Many electrons of one atom over one sweep, under way.
 
     Made by `Atomizer.map`. It can be waited for, awaited, and iterated; what is finished can be

@@ -1,0 +1,136 @@
+"""What every picture of a run has: matplotlib, a figure, a heading, texts that are only texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from atomizer_dask.events import shorten
+
+LONGEST_NAME = 60
+LONGEST_LINE = 75  # that has room above an Axes
+FAILED_COLOUR = "tab:red"
+
+
+def pyplot(what: str) -> Any:
+    """Return ``matplotlib.pyplot``, for `what` is asked for.
+
+    Raises
+    ------
+    ImportError
+        Where it is not installed; the message says how to.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs matplotlib: pip install 'atomizer_dask[plot]'", name="matplotlib"
+        ) from error
+    return plt
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What stands above a picture of a run.
+
+    Parameters
+    ----------
+    run_id, atom_id
+        What it shows.
+    done, failed
+        How many electrons ended well, and in a failure.
+    total
+        How many there are; None while that is unknown.
+    """
+
+    run_id: str
+    atom_id: str
+    done: int
+    failed: int
+    total: int | None
+
+    @property
+    def name(self) -> str:
+        """The atom, without the module that it is in."""
+        words = self.atom_id.replace("<locals>", "locals").split(".")
+        plain = all(word.isidentifier() for word in words)
+        return shorten(words[-1] if plain else self.atom_id, LONGEST_NAME)
+
+    def details(self, *notes: str) -> str:
+        """Return the lines below the name: which run, how many electrons, and what else to know."""
+        ended = self.done + self.failed
+        some = ended != self.total
+        count = f"{ended:,} of {'?' if self.total is None else f'{self.total:,}'}"
+        count = f"{count if some else f'{ended:,}'} electron{'' if self.total == 1 else 's'}"
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        facts = " · ".join([shorten(self.run_id, LONGEST_NAME), count + failed])
+        noted = " · ".join(filter(None, notes))
+        between = " · " if len(facts) + len(noted) < LONGEST_LINE else "\n"
+        return f"{facts}{between}{noted}" if noted else facts
+
+    def check_ended(self, *, well: bool = False) -> None:
+        """See to it that there is something to show.
+
+        Raises
+        ------
+        ValueError
+            Where no electron has ended, or, with `well`, ended well.
+        """
+        if not self.done + self.failed:
+            raise ValueError(
+                f"no electron of {self.run_id} has ended yet: run.wait() waits for them, "
+                "run.progress says how far it is"
+            )
+        if well and not self.done:
+            raise ValueError(
+                f"all {self.failed:,} electrons of {self.run_id} that have ended failed: there is "
+                "nothing to draw; run.failures says why"
+            )
+
+    def write_over(self, ax: Any, *notes: str) -> None:
+        """Write it above an Axes."""
+        details = self.details(*notes)
+        ax.set_title(self.name, pad=20 + 11 * details.count("\n"), parse_math=False)
+        ax.annotate(
+            details, (0.5, 1), (0, 6), xycoords="axes fraction",
+            textcoords="offset points", ha="center", va="bottom", fontsize="small", alpha=0.7,
+            parse_math=False,
+        )  # fmt: skip
+
+    def write_above(self, figure: Any, *notes: str) -> None:
+        """Write it above all Axes of a figure."""
+        text = f"{self.name}\n{self.details(*notes)}"
+        figure.suptitle(text, fontsize="medium", parse_math=False)
+
+
+def new_axes(plt: Any, width: float | None = None, height: float | None = None) -> Any:
+    """Return an Axes on a figure of its own, on which nothing is cut off."""
+    size = plt.rcParams["figure.figsize"]
+    figsize = width or size[0], height or size[1]
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def as_value(plt: Any, figure: Any) -> Any:
+    """Return a figure such that a notebook shows it once.
+
+    Jupyter's inline backend shows the figures that pyplot holds at the end of a cell, and the
+    notebook the value of its last line: this figure would be both.
+    """
+    if "inline" in plt.get_backend():
+        plt.close(figure)
+    return figure
+
+
+def write_legend(ax: Any, handles: Iterable[Any], labels: Iterable[str], **options: Any) -> None:
+    """Add a legend whose texts are taken as they are."""
+    # A label that begins with an underscore is one that matplotlib leaves out.
+    shown = [f"\N{ZERO WIDTH SPACE}{label}" if label[:1] == "_" else label for label in labels]
+    legend = ax.legend(list(handles), shown, fontsize="small", **options)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def label(axis: Any, text: str) -> None:
+    """Label an axis with a text that is taken as it is."""
+    axis.set_label_text(shorten(text, LONGEST_NAME), parse_math=False)

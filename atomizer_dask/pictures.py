@@ -1,0 +1,223 @@
+"""What became of the electrons of a run, to look at rather than to read.
+
+Neither matplotlib nor xarray is loaded before somebody asks for a picture or a Dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from atomizer_dask.frame import OUTPUT_PREFIX, Part, renamed, to_frame
+from atomizer_dask.results import Results
+from atomizer_dask.stored import StoredPart, read_parts
+
+if TYPE_CHECKING:
+    from atomizer_dask.canvas import Heading
+
+T = TypeVar("T")
+LARGEST_SEED = 2**63  # that fits the integers of files
+
+
+class Pictures(Results):
+    """What became of the electrons of a run, as pictures and on the axes of its grid."""
+
+    atom_id: str
+    seed: int
+
+    def plot(
+        self,
+        y: str | Sequence[str] | None = None,
+        *,
+        x: str | None = None,
+        hue: str | None = None,
+        over: str | Sequence[str] | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw outputs against the inputs that vary, of what has ended so far.
+
+        One input gives a line, two give a heat map; where there are more, say which to draw.
+        Of electrons with equal inputs the mean is drawn; along a line with its standard error, as
+        bars or, of many points, as a band. An input that is called ``replica``, ``replicate``,
+        ``repeat``, ``trial``, ``seed`` or ``sample`` counts replicas: it is averaged over.
+        Failed electrons are missing points and cells. Texts and booleans are categories, times
+        are times, and the axis of a geometric series is logarithmic.
+
+        Parameters
+        ----------
+        y
+            Which outputs; all numbers, booleans and durations where not given. ``"duration"`` is
+            how long an electron took.
+        x
+            The input to draw along, from left to right.
+        hue
+            An input with a line for each of its values: at most 10. Where `x` is given and one
+            other input varies that has no more, it is that one.
+        over
+            Inputs to average over, besides replicas.
+        ax
+            Where to draw: an Axes, or a list of one for each output; a new figure where not given.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            Of several outputs the `matplotlib.figure.Figure` with an Axes for each, unless `ax`
+            is one Axes, which has a line for each then.
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is not installed.
+        KeyError
+            Where there is no such input or output.
+        ValueError
+            Where nothing has ended well yet, nothing can be drawn, or there is more than one way.
+
+        Notes
+        -----
+        Of millions of electrons no more is drawn than can be seen: neighbouring values of an
+        input are averaged then, which the picture says.
+
+        Examples
+        --------
+        ``run.plot("energy", x="temperature", hue="size")``
+        """
+        from atomizer_dask.plotting import plot
+        from atomizer_dask.roles import names_of
+
+        heading = self._heading()
+        heading.check_ended(well=True)
+        if y is None:
+            frame = self.to_frame()
+        else:
+            outputs = [y] if isinstance(y, str) else y
+            frame = self.to_frame(columns=[*names_of(self.sweep), *outputs])
+        return plot(frame, self.sweep, heading, y, x, hue, over, ax)
+
+    def timeline(self, ax: Any = None) -> Any:
+        """Draw when which worker was busy, and when electrons failed there.
+
+        A lane per worker, and as many as it ran electrons at once. Failed attempts are marked,
+        those that others followed too, and processes that died of an electron. A worker that was
+        killed from outside is one whose lane ends: what it had in hands ran elsewhere.
+
+        Parameters
+        ----------
+        ax
+            Where to draw; a new figure where not given.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is not installed.
+        ValueError
+            Where no electron has run yet.
+
+        Notes
+        -----
+        Spans that cannot be told apart are drawn as one: some thousands of the longest run.
+        """
+        from atomizer_dask.spans import spans_of, spans_of_attempts
+        from atomizer_dask.timing import timeline
+
+        heading = self._heading()
+        heading.check_ended()
+        spans = self._of_each_part(spans_of)
+        earlier = self._view.as_keys(dict(self._ledger.history))
+        spans += spans_of_attempts(chain.from_iterable(earlier.values()))
+        return timeline(spans, heading, ax)
+
+    def durations(self, ax: Any = None) -> Any:
+        """Draw how long electrons took: a histogram, with the median and the 95th percentile.
+
+        Failed electrons are apart, and the percentiles are those of the others where there are
+        any. Where electrons were executed in one call, as those of a vectorised atom are, it is
+        the duration of calls. On a logarithmic axis where durations differ by more than a
+        hundredfold.
+
+        Parameters
+        ----------
+        ax
+            Where to draw; a new figure where not given.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is not installed.
+        ValueError
+            Where no electron has run yet.
+        """
+        from atomizer_dask.spans import durations_of
+        from atomizer_dask.timing import durations
+
+        heading = self._heading()
+        heading.check_ended()
+        return durations(self._of_each_part(durations_of), heading, ax)
+
+    def to_xarray(self) -> Any:
+        """Return the outputs of a run over a ``grid`` on its axes, for labelled arrays.
+
+        Returns
+        -------
+        xarray.Dataset
+            The axes of the grid, replicas too, are dimensions and coordinates; each output is a
+            variable. Where an electron has failed, or has not ended yet, a value is missing: NaN,
+            NaT or None. Integers and booleans are floats where some are missing, and stay what
+            they are where none is. Arrays of one shape and dtype have further dimensions,
+            ``{output}_dim0`` and so on; other objects stay objects. Times with a zone are UTC.
+            An axis with a value twice has it twice: ``sel`` gives both. An axis of arrays has the
+            coordinate ``{axis}_values``. Its ``attrs`` are run_id, atom, seed (as text beyond 63
+            bits, for the sake of files) and, of a run that has one, store.
+
+        Raises
+        ------
+        ImportError
+            Where xarray is not installed.
+        ValueError
+            Where the sweep is not a grid.
+
+        Examples
+        --------
+        ``run.to_xarray()["energy"].mean("replica").sel(size=64)``
+        """
+        from atomizer_dask.gridded import check_grid, to_dataset
+
+        sweep = check_grid(self.id, self.sweep)
+        parts = self._view.as_rows(self._parts(metadata=False))
+        raw = dict.fromkeys(name for part in parts for name in part.outcome.results)
+        named = renamed(raw, OUTPUT_PREFIX, sweep.names)
+        outputs = to_frame(sweep, parts, self.id, columns=named.keys())
+        seed = self.seed if self.seed < LARGEST_SEED else str(self.seed)
+        attrs: dict[str, Any] = {"run_id": self.id, "atom": self.atom_id, "seed": seed}
+        if self.store is not None:
+            attrs["store"] = self.store
+        return to_dataset(sweep, outputs, attrs)
+
+    def _heading(self) -> Heading:
+        from atomizer_dask.canvas import Heading
+
+        ledger = self._ledger
+        with ledger.changed:
+            done, failed = ledger.done, ledger.failed
+        return Heading(self.id, self.atom_id, done, failed, self.sweep.length)
+
+    def _of_each_part(self, read: Callable[[Part], T]) -> list[T]:
+        """Return what `read` makes of when and where electrons ran, file after file."""
+
+        def of_files(parts: list[StoredPart]) -> list[T]:
+            files = {part.name: part for part in parts}.values()
+            loaded = (read_parts([part], metadata=True, outputs=()) for part in files)
+            return [read(part) for each in loaded for part in self._view.as_rows(each)]
+
+        stored, here = self._read(of_files)
+        current = self._view.as_rows(part.current() for part in here)
+        return [*stored, *(read(part) for part in current if len(part))]

@@ -1,0 +1,202 @@
+"""Which inputs a picture of outputs is drawn along, and over which it averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from atomizer_dask.places import as_ordered, distinct_of
+from atomizer_dask.sweep import Grid, Streamed, Sweep
+
+REPLICAS = {"replica", "replicate", "repeat", "trial", "seed", "sample"}
+MOST_LINES = 10  # as many as matplotlib has colours
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What each input is there for.
+
+    Parameters
+    ----------
+    x
+        Drawn from left to right.
+    across
+        Drawn from bottom to top, of a heat map; None where there are lines.
+    hue
+        Has a line per value.
+    over
+        Those that are averaged over.
+    joined
+        Whether neighbours along `x` belong together, so that a line may join them.
+    """
+
+    x: str
+    across: str | None = None
+    hue: str | None = None
+    over: tuple[str, ...] = ()
+    joined: bool = True
+
+
+def names_of(sweep: Sweep) -> list[str]:
+    """Return the names of all inputs, also of those that only a later row of a stream has."""
+    rows = sweep.rows if isinstance(sweep, Streamed) else []
+    return list(dict.fromkeys([*sweep.names, *(name for row in rows for name in row)]))
+
+
+class Inputs:
+    """The inputs of the electrons that have ended, as far as they vary.
+
+    Parameters
+    ----------
+    run_id
+        Whose they are.
+    sweep
+        Where they come from.
+    frame
+        A row per electron.
+    """
+
+    def __init__(self, run_id: str, sweep: Sweep, frame: pd.DataFrame) -> None:
+        self._run_id = run_id
+        self._frame = frame
+        self.names = [name for name in names_of(sweep) if name in frame.columns]
+        self.is_grid = isinstance(sweep, Grid)
+        sizes = dict(zip(sweep.names, sweep.shape, strict=True)) if isinstance(sweep, Grid) else {}
+        self._codes = cache(self._codes_of)
+        self.varying = [name for name in self.names if sizes.get(name, self.count(name)) > 1]
+
+    def _codes_of(self, name: str) -> np.ndarray:
+        return distinct_of(self._frame[name])[0]
+
+    def count(self, name: str) -> int:
+        """Return how many values an input has."""
+        return int(self._codes(name).max(initial=-1)) + 1
+
+    def is_ordered(self, name: str) -> bool:
+        """Return whether an input is a number or a time."""
+        return as_ordered(name, self._frame[name])[0] is not None
+
+    def determine(self, known: Iterable[str], name: str) -> bool:
+        """Return whether who knows some inputs of an electron knows this one."""
+        before = np.zeros(len(self._frame), dtype=np.int64)
+        for each in known:
+            before = self._combined(before, each)
+        count = int(before.max(initial=-1)) + 1
+        return int(self._combined(before, name).max(initial=-1)) + 1 == count
+
+    def _combined(self, codes: np.ndarray, name: str) -> np.ndarray:
+        joined = codes * (self.count(name) + 1) + self._codes(name)
+        combined: np.ndarray = pd.factorize(joined)[0]
+        return combined
+
+    def roles(self, x: str | None, hue: str | None, over: str | Sequence[str] | None) -> Roles:
+        """Return what each input is there for, where the user says so, and where not.
+
+        Raises
+        ------
+        KeyError
+            Where there is no such input.
+        ValueError
+            Where that makes no sense, or there is more than one way.
+        """
+        averaged = [over] if isinstance(over, str) else list(over or ())
+        chosen = [name for name in (x, hue) if name is not None]
+        self._check(chosen, averaged)
+        averaged += [
+            name
+            for name in self.varying
+            if name.lower() in REPLICAS and name not in [*chosen, *averaged]
+        ]
+        free = [name for name in self.varying if name not in [*chosen, *averaged]]
+        free = self._without_doubles(free)
+        if x is None and hue is None and len(free) == 2:
+            return Roles(free[0], across=free[1], over=tuple(averaged))
+        if x is None:
+            x = self._first(free, averaged, hue, given=over is not None)
+        averaged = [name for name in averaged if name != x and name in self.varying]
+        told = [x] if hue is None else [x, hue]
+        left = [name for name in free if name not in told]
+        rest = [name for name in left if not self.determine(told, name)]
+        if hue is None and len(rest) == 1 and self.count(rest[0]) <= MOST_LINES:
+            hue = rest.pop()
+        if rest:
+            raise ValueError(self._too_many(x, hue, rest, averaged))
+        if hue is not None and self.count(hue) > MOST_LINES:
+            raise ValueError(
+                f"hue={hue!r} has {self.count(hue):,} values, and a line for each: at most "
+                f"{MOST_LINES} can be told apart; draw along it, x={hue!r}, or average, "
+                f"over={hue!r}"
+            )
+        joined = self.is_ordered(x) and not any(map(self.is_ordered, left if left != [hue] else []))
+        return Roles(x, hue=hue, over=tuple(averaged), joined=joined)
+
+    def _check(self, chosen: list[str], averaged: list[str]) -> None:
+        for name in [*chosen, *averaged]:
+            if name not in self.names:
+                raise KeyError(
+                    f"{self._run_id} has no input {name!r}, its inputs are "
+                    f"{', '.join(self.names) or 'none'}"
+                )
+        doubles = {name for name in chosen if [*chosen, *averaged].count(name) > 1}
+        if doubles:
+            raise ValueError(f"{doubles.pop()!r} can be only one of x, hue and over")
+
+    def _without_doubles(self, free: list[str]) -> list[str]:
+        """Return inputs without those that are but another name of one of them, as labels are."""
+        if self.is_grid:
+            return free
+        ordered = [name for name in free if self.is_ordered(name)]
+        kept = list(ordered)
+        for name in free:
+            if name not in ordered and not any(self.determine([other], name) for other in kept):
+                kept.append(name)
+        return [name for name in free if name in kept]
+
+    def _first(self, free: list[str], averaged: list[str], hue: str | None, *, given: bool) -> str:
+        """Return what to draw along where nobody says it."""
+        ordered = [name for name in free if self.is_ordered(name)]
+        spare = [*ordered, *free] or ([] if given else averaged)
+        spare = spare or [name for name in self.names if name not in [*averaged, hue]]
+        if not spare:
+            raise ValueError(
+                f"{self._run_id} has no other input than {', '.join(self.names)}: there is nothing "
+                "left to draw along; leave out hue= and over=, or give x="
+            )
+        return spare[0]
+
+    def _too_many(self, x: str, hue: str | None, rest: list[str], averaged: list[str]) -> str:
+        told = ", ".join(f"{name} ({self.count(name):,} values)" for name in self.varying)
+        others = sorted({*rest, *([] if hue is None else [hue])}, key=self.count)
+        line = hue or next((name for name in others if self.count(name) <= MOST_LINES), None)
+        over = [name for name in others if name != line]
+        example = f"x={x!r}" + (f", hue={line!r}" if line else "")
+        example += f", over={over!r}" if over else ""
+        return (
+            f"{self._run_id} varies {told}: say what to draw along, what to draw a line for each "
+            f"of (at most {MOST_LINES}), and what to average over, as in run.plot({example})"
+        )
+
+
+def describe(over: Sequence[str]) -> str:
+    """Return what error bars stand for."""
+    where = f" over {', '.join(over)}" if over else ""
+    return f"mean ± standard error{where}"
+
+
+def values_of(frame: pd.DataFrame, name: str) -> Any:
+    """Return the values of an output as floats, and its name with a unit; None where none are.
+
+    Booleans are 0 and 1, and times that passed are seconds.
+    """
+    column = frame[name]
+    kind = getattr(column.dtype, "kind", "O")
+    if kind == "m":
+        return column.dt.total_seconds().to_numpy(), f"{name} (s)"
+    if kind in "biuf" and not isinstance(column.dtype, pd.CategoricalDtype):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan), name
+    return None
