@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.batch import Origin, Sink
@@ -44,10 +44,13 @@ from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
-from atomizer_dask.showing import Shown
+from atomizer_dask.showing import Shown, widgets
 from atomizer_dask.streams import seed_of
 from atomizer_dask.sweep import Streamed, Sweep, as_sweep
 from atomizer_dask.view import View
+
+if TYPE_CHECKING:
+    from atomizer_dask.widgets.explore import Explorer
 
 logger = logging.getLogger(__name__)
 
@@ -313,11 +316,7 @@ class Atomizer(Shown):
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
         conductor = self._sweeper()
-        atom_id, definition = self._resolve(atom)
-        if definition is None:
-            definition = conductor.fetch(atom_id)
-        if definition is None:
-            raise RegistrationError(f"no atom {atom_id!r} is registered; {self._hint(atom_id)}")
+        definition = self._definition_of(atom, conductor)
         inputs = as_sweep(sweep)
         if not isinstance(inputs, Streamed):
             definition.check_fields(inputs.names)
@@ -325,7 +324,7 @@ class Atomizer(Shown):
         definition.check_copy_state(copy_state)
         if definition.vectorized and store is None:
             inputs = inputs.as_arrays()
-        run_id = f"{name or atom_id.rpartition('.')[2]}-{new_id()}"
+        run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
         options = Options(limit, policy, copy_state, allow_pickle)
         if store is not None:
             code = conductor.code_of(definition)
@@ -333,11 +332,63 @@ class Atomizer(Shown):
             run = self._start_kept(kept, definition, conductor, options)
             return _detached(run) if detached else run
         plan = self._plan(run_id, definition, conductor, inputs, seed_of(seed), options)
-        ledger = Ledger(run_id, atom_id)
+        ledger = Ledger(run_id, definition.id)
         run = Run.begin(plan, conductor, self._listeners_of(plan), View(inputs), ledger)
         self._runs[run.id] = run
         run.start(range(0 if inputs.length is None else inputs.length))
         return run
+
+    def explore(self, atom: Any, /, **ranges: Any) -> Explorer:
+        """Return controls for an atom's parameters, with what it returns shown beside them.
+
+        Whenever a control changes, one electron is sent, and those that nobody waits for any more
+        are cancelled. What was there before stays until there is something new.
+
+        Parameters
+        ----------
+        atom
+            An atom or its id.
+        **ranges
+            For each parameter what `ipywidgets.interact` understands: ``(min, max)``,
+            ``(min, max, step)``, a number, a boolean, a text, a list or a dict of choices, a list
+            of ``(label, value)``, a widget, or ``ipywidgets.fixed(value)``. Parameters without a
+            range get a control where their default is a number, a boolean or a text.
+
+        Returns
+        -------
+        Explorer
+            A widget, which also has ``result``, a ``frame`` of all electrons tried, and a button
+            that maps the atom over the ranges given. Each electron has a random stream of its
+            own: where the same inputs shall give the same bits, make the seed a parameter.
+
+        Raises
+        ------
+        InvalidPayloadError
+            Where a parameter has neither range nor default, or there is none of that name.
+        InvalidSweepError
+            Where no control can be made of a range.
+        RegistrationError
+            Where there is no atom of that id.
+        ConductorError
+            Where no conductor is left.
+
+        Examples
+        --------
+        >>> from atomizer_dask import MemoryConductor, atom
+        >>> @atom
+        ... def area(width, height=2):
+        ...     return width * height
+        >>> with Atomizer(MemoryConductor(), area) as atomizer:
+        ...     explorer = atomizer.explore(area, width=(1, 5)).wait()
+        ...     explorer.controls["width"].value = 4
+        ...     explorer.wait().frame[["width", "height", "result"]]
+           width  height  result
+        0      3       2       6
+        1      4       2       8
+        """
+        definition = self._definition_of(atom, self._sweeper())
+        explorer: Explorer = widgets().Explorer(self, definition, ranges)
+        return explorer
 
     def attach(
         self,
@@ -476,6 +527,14 @@ class Atomizer(Shown):
         known = self.find(definition.id)
         same = known is not None and _stands_for_the_same(known, definition)
         return definition.id, known if same else definition
+
+    def _definition_of(self, atom: Any, conductor: BatchConductor) -> Definition:
+        """Return an atom, also one that another client of the same scheduler registered."""
+        atom_id, definition = self._resolve(atom)
+        definition = definition or conductor.fetch(atom_id)
+        if definition is None:
+            raise RegistrationError(f"no atom {atom_id!r} is registered; {self._hint(atom_id)}")
+        return definition
 
     def _sweeper(self) -> BatchConductor:
         """Return the conductor that a sweep goes through, at work."""

@@ -1,0 +1,49 @@
+"""Which panel shows what: each thing has one, however often it is displayed."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.run import Run
+from atomizer_dask.widgets.atomizer_panel import AtomizerPanel
+from atomizer_dask.widgets.conductor_panel import ConductorPanel
+from atomizer_dask.widgets.panel import Panel, refresher
+from atomizer_dask.widgets.run_panel import RunPanel
+from atomizer_dask.widgets.still import still_of
+
+_panels: weakref.WeakKeyDictionary[Any, Panel] = weakref.WeakKeyDictionary()
+
+
+def panel_of(thing: Any) -> Panel:
+    """Return the live panel of a run, an atomizer or a conductor; always the same one."""
+    panel = _panels.get(thing)
+    if panel is None or panel.comm is None:  # it was closed
+        kinds = {Run: RunPanel, Atomizer: AtomizerPanel}
+        kind = next((kinds[k] for k in kinds if isinstance(thing, k)), ConductorPanel)
+        panel = _panels[thing] = kind(thing)
+        refresher.look_at(panel)
+    return panel
+
+
+def display(thing: Any) -> None:
+    """Show a thing in the cell that is being executed."""
+    panel_of(thing).show_here()
+
+
+def look_anew(thing: Any) -> None:
+    """Have the panel of a thing, if there is one, show what has just changed."""
+    if (panel := _panels.get(thing)) is not None:
+        refresher.look_at(panel)
+
+
+def settle(thing: Any) -> None:
+    """Bring what a saved notebook keeps of a thing up to date, before anything else happens."""
+    if (panel := _panels.get(thing)) is not None:
+        panel.settle()
+
+
+def still(thing: Any) -> str:
+    """Return a thing as HTML, as it is now."""
+    return still_of(thing)
