@@ -67,6 +67,13 @@ def shown(explorer):
     return "".join(json.dumps(output["data"]) for output in explorer._output.outputs)
 
 
+def _within(widget):
+    parts = [widget]
+    for child in getattr(widget, "children", ()):
+        parts += _within(child)
+    return parts
+
+
 # -- electrons ----------------------------------------------------------------------------------
 
 
@@ -186,6 +193,17 @@ def test_closing_cancels_the_electron_under_way(look):
     assert not explorer._latest._thread.is_alive()
     explorer.close()
     given_up.set()
+
+
+def test_closing_closes_all_that_was_made_and_nothing_of_the_user(look):
+    mine = ipywidgets.IntSlider(3, 1, 5)
+    explorer = look(area, width=mine).wait(SECONDS)
+    made = [widget for widget in _within(explorer) if widget is not mine]
+    explorer.close()
+    assert [widget for widget in made if widget.comm is not None] == []
+    assert mine.comm is not None
+    mine.value = 4
+    assert len(explorer.frame) == 1
 
 
 def test_a_closed_atomizer_is_told_of_in_the_panel(local):

@@ -22,6 +22,7 @@ from atomizer_dask.sweep import Grid, grid
 
 _FEWEST_STEPS = 10  # of a slider whose step nobody gave
 _STEPS = 100  # what it gets instead
+_LONGEST = 24  # characters of a name that are shown
 _BOUNDS = ("min", "max", "step", "options")  # traits that say what a control offers
 _SEVERAL = (ipywidgets.SelectMultiple, ipywidgets.SelectionRangeSlider)  # whose value is several
 
@@ -36,10 +37,13 @@ class Control:
         A widget with a value, or `ipywidgets.fixed`.
     is_swept
         A range was given for it: a sweep takes all of its values, else the one that it has.
+    is_ours
+        It was made here, and is closed with what it is in; a widget that was given is the user's.
     """
 
     widget: Any
     is_swept: bool
+    is_ours: bool
 
     @property
     def value(self) -> Any:
@@ -123,11 +127,20 @@ def controls_of(definition: Definition, ranges: Mapping[str, Any]) -> dict[str, 
     controls = {}
     for name in dict.fromkeys([*defaults, *ranges]):
         default = defaults.get(name, Parameter.empty)
-        if name in ranges:
-            controls[name] = Control(_widget(name, ranges[name], default), is_swept=True)
-        elif _has_control(default):
-            controls[name] = Control(_widget(name, default, default), is_swept=False)
+        given = ranges.get(name, default)
+        if name in ranges or _has_control(default):
+            widget = _widget(name, given, default)
+            controls[name] = Control(widget, name in ranges, is_ours=widget is not given)
+            if widget is not given:
+                _fit(widget, longest=max(map(len, [*defaults, *ranges])))
     return controls
+
+
+def _fit(widget: Any, longest: int) -> None:
+    """Give names the place that they need, and have narrow pages keep all of it in sight."""
+    widget.style.description_width = f"{min(max(longest, 8), _LONGEST) + 1}ch"
+    widget.layout.width, widget.layout.max_width = "auto", "100%"
+    widget.layout.min_width = "0"
 
 
 def _check_names(definition: FunctionAtom, ranges: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ _STYLE = """<style>
 .atomizer-stale { opacity: 0.5; }
 .atomizer-note { font-size: 0.85em; opacity: 0.75; }
 .atomizer-error { border-left: 3px solid #c62828; padding-left: 0.6em; overflow-wrap: anywhere; }
-.atomizer-error pre { max-height: 20em; overflow: auto; }
+.atomizer-error pre { max-height: 20em; overflow: auto; white-space: pre; }
 </style>"""
 
 
@@ -143,8 +143,12 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             control.widget.unobserve(self._on_value, "value")
             if control.is_swept and control.bounds:
                 control.widget.unobserve(self._on_bounds, control.bounds)
+            if control.is_ours:
+                control.widget.close()
         self._latest.close()
-        for part in (self._status, self._failure, self._output, self._note, self.button):
+        style, both, runs = self.children
+        left, right = both.children
+        for part in (*right.children, self.button, self._note, left, right, both, style, runs):
             part.close()
         super().close()
 
@@ -152,7 +156,10 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
     def _arranged(self) -> list[Any]:
         shown = [w for w in self.controls.values() if isinstance(w, ipywidgets.DOMWidget)]
-        left = ipywidgets.VBox([*shown, self.button, self._note], layout={"flex": "0 1 auto"})
+        left = ipywidgets.VBox(
+            [*shown, self.button, self._note],
+            layout={"flex": "0 1 24em", "min_width": "0", "max_width": "100%"},
+        )
         right = ipywidgets.VBox(
             [self._status, self._failure, self._output],
             layout={"flex": "1 1 20em", "min_width": "0", "overflow": "auto"},
@@ -242,7 +249,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             self._fail(error)
             return
         self._failure.value = ""
-        self._say(f"{properties.duration.total_seconds():.3g} s")
+        seconds = properties.duration.total_seconds()
+        self._say(f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms")
         self._output.remove_class("atomizer-stale")
 
     def _fail(self, error: BaseException | None) -> None:
