@@ -342,8 +342,8 @@ class Atomizer(Shown):
         """Return controls for an atom's parameters, with what it returns shown beside them.
 
         Whenever a control changes, one electron is sent, and those that nobody waits for any more
-        are cancelled: an atom that takes long should heed ``context.cancelled``, or it goes on. What
-        was there before stays until there is something new.
+        are cancelled: an atom that takes long should heed ``context.cancelled``, or it goes on.
+        What was there before stays until there is something new.
 
         Parameters
         ----------
