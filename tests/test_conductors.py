@@ -66,7 +66,7 @@ def test_conductor_is_one(conductor):
     assert isinstance(conductor, Conductor)
     assert conductor.threads == 2
     assert conductor.id in repr(conductor)
-    assert conductor._repr_html_().startswith("<code>&lt;")
+    assert conductor.state in conductor._repr_html_()
 
 
 def test_electron_is_executed_and_has_properties(atomizer):
