@@ -193,13 +193,14 @@ def failures_frame(errors: pd.DataFrame) -> pd.DataFrame:
     return summary.set_index(["kind", "type"])
 
 
+# No longer than pandas shows: it cuts a text at 50 characters.
 HINTS = {
-    "exception": "run.replay(first) runs it here, for a debugger; run.errors has the traceback",
-    "timeout": "run.retry(where=lambda e: e.kind == 'timeout', timeout=...) gives it longer",
-    "killed": "its process died: look for a crash in compiled code, or for too little memory",
+    "exception": "run.replay(first) runs it here, for a debugger",
+    "timeout": "run.retry(timeout=...) gives it longer",
+    "killed": "a crash in compiled code, or too little memory?",
     "cancelled": "run.retry() goes on with these",
     "invalid_payload": "the inputs do not fit the atom's parameters",
-    "rejected": "the worker could not take it: is what the atom imports installed there?",
+    "rejected": "does the worker have what the atom imports?",
 }
 
 
