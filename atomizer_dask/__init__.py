@@ -22,9 +22,10 @@ from atomizer_dask.errors import (
     UnstorableError,
 )
 from atomizer_dask.events import Event, Stream
+from atomizer_dask.progress import Progress
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import register
-from atomizer_dask.run import Progress, Run
+from atomizer_dask.run import Run
 from atomizer_dask.sweep import grid, zipped
 
 __version__ = "0.1.0"

@@ -9,10 +9,11 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
-from html import escape
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+from atomizer_dask import markup
+from atomizer_dask.brief import brief, one_line
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
 
@@ -68,6 +69,13 @@ class Atom(ABC):
             The request, with its payload.
         """
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, an instance of the atom {one_line(self.id)}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        return _card(self, type(self), state=_state_of(self))
+
 
 class Definition(ABC):
     """An atom as it is registered: what a conductor needs to know to execute it."""
@@ -96,8 +104,9 @@ class Definition(ABC):
     def check_outputs(self, names: Iterable[str]) -> None:  # noqa: B027 - most declare none
         """Raise `InvalidSweepError` where a declared output has the name of an input."""
 
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        return _card(self, None)
 
 
 class FunctionAtom(Definition):
@@ -212,12 +221,17 @@ class FunctionAtom(Definition):
         return by_position, [name for name in given if name not in by_position]
 
     def _signature(self) -> str:
-        shown = (str(p) for name, p in self.parameters.items() if name != CONTEXT)
+        shown = (_shown(p) for name, p in self.parameters.items() if name != CONTEXT)
         return f"({', '.join(shown)})"
 
     def __repr__(self) -> str:
-        kind = ", vectorised" if self.vectorized else ""
-        return f"<Atom {self.id}{self._signature()}{kind}>"
+        signature = one_line(self._signature(), 100)
+        return f"<Atom {', '.join([one_line(self.id) + signature, *_marks_of(self)])}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        name = getattr(self.function, "__name__", "")
+        return _card(self, self.function, f"{name}{self._signature()}")
 
 
 class ClassAtom(Definition):
@@ -271,7 +285,11 @@ class ClassAtom(Definition):
         return self.cls() if self.instance is None else copy.deepcopy(self.instance)
 
     def __repr__(self) -> str:
-        return f"<Atom {self.id}>"
+        return f"<Atom {', '.join([one_line(self.id), *_marks_of(self)])}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        return _card(self, self.cls, state=_state_of(self.instance) if self.instance else {})
 
 
 C = TypeVar("C", bound=type[Atom])
@@ -376,6 +394,41 @@ def as_definition(value: Any) -> Definition | None:
     if isinstance(value, type):
         return ClassAtom(value) if issubclass(value, Atom) else None
     return FunctionAtom(value) if callable(value) else None
+
+
+def _marks_of(of: Atom | Definition) -> list[str]:
+    """Return what is special about how it is executed."""
+    vectorised = ["vectorised"] if getattr(of, "vectorized", False) else []
+    options = ("isolation", of.isolation), ("singleton", of.singleton)
+    return vectorised + [f"{name} {one_line(chosen)}" for name, chosen in options if chosen]
+
+
+def _state_of(instance: Atom) -> dict[str, Any]:
+    return dict(getattr(instance, "__dict__", {}))
+
+
+def _card(
+    of: Atom | Definition, source: Any, signature: str = "", state: Mapping[str, Any] | None = None
+) -> markup.Html:
+    documentation = getattr(source, "__doc__", None) or ""
+    first = next(iter(inspect.cleandoc(documentation[:2000]).splitlines()), "")
+    call = {"signature": markup.code(signature, 200) if signature else None}
+    kept = markup.fields(state, "state") if state else {}
+    return markup.card(
+        "Atom",
+        markup.Html(f"<div>{markup.text(first, 300)}</div>") if first else None,
+        markup.facts(call | kept),
+        beside=[markup.code(of.id), *map(markup.badge, _marks_of(of))],
+    )
+
+
+def _shown(parameter: Parameter) -> str:
+    """Return a parameter as in a signature, however large its default is."""
+    bare = one_line(str(parameter.replace(default=Parameter.empty)))
+    if parameter.default is Parameter.empty:
+        return bare
+    equals = "=" if parameter.annotation is Parameter.empty else " = "
+    return f"{bare}{equals}{brief(parameter.default, 40)}"
 
 
 def _id_of(function: Callable[..., Any]) -> str:

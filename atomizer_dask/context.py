@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atomizer_dask import markup
+from atomizer_dask.brief import one_line
 from atomizer_dask.events import Event, Level
 from atomizer_dask.streams import uniform
 
@@ -146,8 +147,30 @@ class Context:
     def __repr__(self) -> str:
         batch = self._lease.batch
         if self._count is None:
-            return f"<Context of electron {batch.electron_id(self._offset)} for {batch.atom_id}>"
-        return f"<Context of {self._count} electrons for {batch.atom_id}>"
+            return f"<Context of electron {one_line(self._id())} for {one_line(batch.atom_id)}>"
+        return f"<Context of {self._count:,} electrons for {one_line(batch.atom_id)}>"
 
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
+    def _id(self) -> str:
+        return self._lease.batch.electron_id(self._offset)
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        single = self._count is None
+        failures = self.failures if self._count is None else ()
+        rows = {
+            "atom": markup.code(self._lease.batch.atom_id),
+            "electron": markup.code(self._id()) if single else None,
+            "electrons": None if single else markup.text(f"{self._count:,}, from {self._id()}"),
+            "attempt": markup.text(str(self.attempt)),
+            "deadline": markup.time(self.deadline),
+        }
+        earlier = [
+            [markup.text(str(failure.attempt)), markup.text(failure.event.message)]
+            for failure in failures
+        ]
+        return markup.card(
+            "Context",
+            markup.facts(rows),
+            markup.table(["attempt", "failed with"], earlier) if earlier else None,
+            beside=[markup.badge("cancelled", "warning") if self.cancelled else None],
+        )

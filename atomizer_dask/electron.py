@@ -6,10 +6,10 @@ import itertools
 import os
 import secrets
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
-from atomizer_dask.events import shorten
+from atomizer_dask import markup
+from atomizer_dask.brief import brief, one_line
 from atomizer_dask.policy import OnFailure, Policy, seconds_of
 
 _OPTIONS = {"timeout", "copy_state", "on_failure", "max_attempts", "backoff"}
@@ -116,18 +116,18 @@ class Electron:
         return Policy.of(self.on_failure, self.max_attempts, self.backoff)
 
     def __repr__(self) -> str:
-        return f"<Electron {self.id} for {self.atom_id}: {shorten(repr(self.payload))}>"
+        return f"<Electron {one_line(self.id)} for {one_line(self.atom_id)}: {brief(self.payload)}>"
 
-    def _repr_html_(self) -> str:
-        rows = {"atom": self.atom_id, "id": self.id, "payload": repr(self.payload)[:500]}
-        return html_table("Electron", rows)
-
-
-def html_table(title: str, rows: dict[str, Any]) -> str:
-    """Return a small two-column HTML table, everything in it escaped."""
-    body = "".join(
-        f"<tr><th style='text-align:left'>{escape(str(name))}</th>"
-        f"<td style='text-align:left'><pre style='margin:0'>{escape(str(value))}</pre></td></tr>"
-        for name, value in rows.items()
-    )
-    return f"<table><caption><b>{escape(title)}</b></caption>{body}</table>"
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        asked = {
+            option: markup.value(value)
+            for option in ("timeout", "copy_state", "on_failure", "max_attempts", "backoff")
+            if (value := getattr(self, option)) != getattr(Electron, option)
+        }
+        atom = {"atom": markup.code(self.atom_id), "sender": markup.code(self.sender_id)}
+        return markup.card(
+            "Electron",
+            markup.facts(atom | markup.fields(self.payload, "payload") | asked),
+            beside=[markup.code(self.id)],
+        )

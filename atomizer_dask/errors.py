@@ -19,14 +19,18 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from html import escape
 from typing import Any, Literal
 
-from atomizer_dask.events import Event, shorten
+from atomizer_dask import markup
+from atomizer_dask.brief import one_line
+from atomizer_dask.events import Event
 
 Kind = Literal[
     "exception", "timeout", "killed", "cancelled", "unknown_atom", "invalid_payload", "rejected"
 ]
+
+
+_LONG = 400  # characters of a message
 
 
 def text_of(error: BaseException) -> str:
@@ -35,6 +39,16 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as broken:  # noqa: BLE001 - a __str__ that raises must cost nobody anything
         return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def _message(message: str) -> markup.Html:
+    shown = markup.text(message, _LONG)
+    rest = markup.details("the whole message", message if len(message) > _LONG else "")
+    return markup.joined(markup.Html(f"<div>{shown}</div>"), rest)
 
 
 class AtomizerError(Exception):
@@ -64,10 +78,26 @@ class AtomizerError(Exception):
         return f"atomizer error {self.event}{behind}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {shorten(str(self), 200)}>"
+        return f"<{type(self).__name__}: {one_line(str(self), 200)}>"
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(getattr(self, 'traceback', '') or str(self))}</pre>"
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        return markup.card(
+            type(self).__name__, *self._told(), beside=[markup.badge(*self._mark()), *self._whose()]
+        )
+
+    def _told(self) -> list[markup.Html | None]:
+        """Return what went wrong as parts of a `markup.card`."""
+        behind = "" if self.internal is None else _named(self.internal)
+        return [_message(self.event.message), markup.facts({"internal": markup.text(behind)})]
+
+    def _mark(self) -> tuple[str, markup.Tone]:
+        return self.event.level, markup.TONES_OF_LEVELS.get(self.event.level, "plain")
+
+    def _whose(self) -> list[markup.Html | None]:
+        event = self.event
+        ids = event.conductor_id, event.atom_id, event.electron_id, event.run_id
+        return [markup.code(whose) for whose in ids if whose]
 
 
 class RegistrationError(AtomizerError, TypeError):
@@ -169,6 +199,29 @@ class ElectronError(AtomizerError):
     def duration(self) -> timedelta | None:
         """Time from start to end of the attempt; None where it never ran."""
         return None if self.start is None or self.end is None else self.end - self.start
+
+    def _told(self) -> list[markup.Html | None]:
+        """Return what the electron failed with as parts of a `markup.card`."""
+        behind = self.internal
+        is_other = behind is not None and type(behind).__name__ != self.type
+        ran = {
+            "worker": markup.code(self.worker),
+            "attempt": markup.text(str(self.attempt)),
+            "start": markup.time(self.start),
+            "duration": markup.text(markup.duration(self.duration)),
+            "ended by": markup.text(self.tier),
+            "internal": markup.text(_named(behind)) if behind and is_other else None,
+        }
+        if not self.worker:
+            del ran["worker"]
+        return [
+            _message(self.event.message),
+            markup.facts(ran),
+            markup.details("traceback", self.traceback, is_open=True),
+        ]
+
+    def _mark(self) -> tuple[str, markup.Tone]:
+        return self.kind, "warning" if self.kind == "cancelled" else "bad"
 
     def bare(self) -> ElectronError:
         """Return it without the exception itself, which not everybody can unpickle."""

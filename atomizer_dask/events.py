@@ -9,13 +9,19 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from html import escape
+from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
+
+from atomizer_dask import markup
+from atomizer_dask.brief import one_line
 
 logger = logging.getLogger(__name__)
 
 Level = Literal["debug", "info", "warning", "error"]
 T = TypeVar("T")
+
+_LONG = 300  # characters of a message
+_NEWEST = 5  # items of a stream
 
 
 def shorten(text: str, length: int = 60) -> str:
@@ -83,11 +89,27 @@ class Event:
         return " ".join(part for part in (f"[{ids}]" if ids else "", self.message) if part)
 
     def __repr__(self) -> str:
-        return f"<Event {self.time:%H:%M:%S.%f} {self.level}: {shorten(str(self), 200)}>"
+        return f"<Event {self.time:%H:%M:%S.%f} {self.level}: {one_line(str(self), 200)}>"
 
-    def _repr_html_(self) -> str:
-        return (
-            f"<code>{self.time:%H:%M:%S.%f}</code> <b>{escape(self.level)}</b> {escape(str(self))}"
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        ids = {
+            "electron": self.electron_id,
+            "atom": self.atom_id,
+            "conductor": self.conductor_id,
+            "run": self.run_id,
+        }
+        level = markup.badge(self.level, markup.TONES_OF_LEVELS.get(self.level, "plain"))
+        long = self.message if len(str(self.message)) > _LONG or "\n" in self.message else ""
+        return markup.card(
+            "Event",
+            markup.Html(f"<div>{markup.text(self.message, _LONG)}</div>"),
+            markup.details("the whole message", long),
+            markup.facts(
+                {name: markup.code(whose) for name, whose in ids.items() if whose}
+                | (markup.fields(self.fields, "fields") if self.fields else {})
+            ),
+            beside=[level, markup.muted(f"{self.time:%Y-%m-%d %H:%M:%S.%f}"[:-3] + " UTC")],
         )
 
 
@@ -252,4 +274,19 @@ class Stream(Generic[T]):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<Stream {state}, {len(self)} unread, {self.dropped} dropped>"
+        return f"<Stream {state}, {len(self):,} unread, {self.dropped:,} dropped>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        with self._changed:  # looking takes nothing away
+            newest = list(islice(reversed(self._items), _NEWEST))
+        unread = len(self)
+        lines = [[markup.value(item, 160)] for item in newest]
+        more = f"and {unread - len(newest):,} older" if unread > len(newest) else ""
+        state = markup.badge("closed") if self._closed else markup.badge("open", "good")
+        dropped = f"{self.dropped:,} dropped" if self.dropped else ""
+        return markup.card(
+            "Stream",
+            markup.table(["newest first"], lines, more) if lines else None,
+            beside=[state, markup.muted(f"{unread:,} unread"), markup.text(dropped)],
+        )

@@ -12,6 +12,8 @@ from threading import Condition
 from time import monotonic
 from typing import Any
 
+from atomizer_dask import markup
+from atomizer_dask.brief import one_line
 from atomizer_dask.events import log_problem
 from atomizer_dask.properties import Properties
 
@@ -169,3 +171,33 @@ class ElectronFuture(Future[Properties]):
 
     def __await__(self) -> Generator[Any, None, Properties]:
         return asyncio.wrap_future(self).__await__()
+
+    def _told_state(self) -> str:
+        if self._state == FINISHED and self._exception is not None:
+            return "failed"
+        return "cancelled" if self.cancelled() else self._state.lower()
+
+    def _found(self) -> object:
+        """Return what it has come to, None while that is unknown."""
+        return self._exception or self._result if self._state == FINISHED else None
+
+    def __repr__(self) -> str:
+        found = self._found()
+        after = "" if found is None else f", {one_line(repr(found), 160)}"
+        return f"<ElectronFuture: {self._told_state()}{after}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        state, found = self._told_state(), self._found()
+        inner = getattr(found, "_repr_html_", None)
+        shown = markup.Html(inner()) if inner else markup.text(repr(found)) if found else None
+        return markup.card("ElectronFuture", shown, beside=[markup.badge(state, _TONES[state])])
+
+
+_TONES: dict[str, markup.Tone] = {
+    "pending": "plain",
+    "running": "busy",
+    "finished": "good",
+    "cancelled": "warning",
+    "failed": "bad",
+}

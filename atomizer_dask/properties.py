@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from atomizer_dask.electron import html_table
+from atomizer_dask import markup
+from atomizer_dask.brief import brief, one_line
 from atomizer_dask.errors import AtomizerError
-from atomizer_dask.events import shorten
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,27 +92,49 @@ class Properties:
         raise self.error from self.error.internal
 
     def __repr__(self) -> str:
-        outcome = repr(self.result) if self.error is None else self.error.event.message
-        shown = shorten(outcome)
-        state = "" if self.error is None else "failed, "
+        failed = self.error and f"failed, {one_line(self.error.event.message)}"
         seconds = self.duration.total_seconds()
-        whose = f"{self.electron_id} ({self.atom_id})"
+        whose = f"{one_line(self.electron_id)} ({one_line(self.atom_id)})"
         tries = "" if self.attempts == 1 else f", attempt {self.attempts}"
-        return f"<Properties of {whose}: {state}{shown} in {seconds:.3g} s{tries}>"
+        return f"<Properties of {whose}: {failed or brief(self.result)} in {seconds:.3g} s{tries}>"
 
-    def _repr_html_(self) -> str:
-        rows = {
-            "electron": self.electron_id,
-            "atom": self.atom_id,
-            "start": self.start.isoformat(),
-            "duration": f"{self.duration.total_seconds():.6f} s",
-            "worker": self.worker,
-            "attempts": self.attempts,
-        }
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        return markup.card("Properties", *self._told(), beside=[self._mark(), self._whose()])
+
+    def _mark(self) -> markup.Html:
         if self.error is None:
-            rows["result"] = repr(self.result)[:2000]
-        else:
-            if tier := getattr(self.error, "tier", ""):
-                rows["ended by"] = tier
-            rows["error"] = getattr(self.error, "traceback", "") or str(self.error)
-        return html_table("Properties", rows)
+            return markup.badge("done", "good")
+        return markup.badge(getattr(self.error, "kind", "failed"), "bad")
+
+    def _whose(self) -> markup.Html:
+        return markup.joined(markup.code(self.electron_id), markup.muted(f"of {self.atom_id}"))
+
+    def _told(self) -> list[markup.Html | None]:
+        result = markup.fields(self.result, "result") if self.error is None else {}
+        ran = {
+            "duration": markup.text(markup.duration(self.duration)),
+            "start": markup.time(self.start),
+            "worker": markup.code(self.worker) if self.worker else None,
+            "attempts": markup.text(str(self.attempts)) if self.attempts != 1 else None,
+        }
+        earlier = [
+            markup.details(f"attempt {number}: {failure.event.message}", _traceback(failure))
+            or markup.Html(
+                f"<div>{markup.muted(f'attempt {number}: {failure.event.message}')}</div>"
+            )
+            for number, failure in enumerate(self.failures, 1)
+        ]
+        if self.error is None:
+            return [markup.facts(result | ran), *earlier]
+        ran["ended by"] = markup.text(getattr(self.error, "tier", ""))
+        return [
+            markup.Html(f"<div>{markup.text(self.error.event.message, 400)}</div>"),
+            markup.facts(ran),
+            markup.details("traceback", _traceback(self.error), is_open=True),
+            *earlier,
+        ]
+
+
+def _traceback(error: AtomizerError) -> str:
+    return getattr(error, "traceback", "")

@@ -30,6 +30,7 @@ from atomizer_dask.outcome import Failure
 from atomizer_dask.pictures import Pictures
 from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import seconds_of
+from atomizer_dask.progress import Progress
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.showing import Shown
 from atomizer_dask.store import Store
@@ -46,32 +47,6 @@ logger = logging.getLogger(__name__)
 
 KEPT_EVENTS = 10_000
 MERGE_SECONDS = 0.01  # between removing files and having them under another name
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, at one moment.
-
-    Parameters
-    ----------
-    total
-        How many electrons there are; None while a streamed sweep has not ended.
-    done, failed, running, pending
-        How many ended well, ended in a failure, are with the workers, are still to be sent. They
-        add up to `total`, or to what has been drawn.
-    rate
-        Electrons per second: over the last seconds, or over the whole of a run that has ended.
-    eta
-        Seconds until the end at that rate; None where that cannot be known.
-    """
-
-    total: int | None
-    done: int
-    failed: int
-    running: int
-    pending: int
-    rate: float
-    eta: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from atomizer_dask.commandline import (
     wait_for,
 )
 from atomizer_dask.keeping import stored_target
-from atomizer_dask.run import Progress, Run
+from atomizer_dask.progress import Progress
+from atomizer_dask.run import Run
 
 WATCH_SECONDS = 1.0
 

@@ -10,15 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from html import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atomizer_dask import axes, markup
+from atomizer_dask.brief import brief, one_line
 from atomizer_dask.columns import Values, as_objects, column, numpy_values, size_of
 from atomizer_dask.errors import InvalidSweepError
-from atomizer_dask.events import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,11 +182,28 @@ class Sweep(ABC):
 
     def __repr__(self) -> str:
         size = "a stream of" if self.length is None else f"{self.length:,}"
-        fields = ", ".join(self.names) or "unknown fields"
+        fields = one_line(", ".join(self.names) or "unknown fields", 120)
         return f"<{type(self).__name__}: {size} electrons of {fields}>"
 
-    def _repr_html_(self) -> str:
-        return f"<code>{escape(repr(self))}</code>"
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        count = self.length or 0
+        head = self.take(0, min(axes.HEAD, count))
+        assert not isinstance(head, Rows)
+        columns = self._described()
+        return markup.card(
+            type(self).__name__,
+            axes.described(columns, with_counts=isinstance(self, Grid)),
+            axes.head(head.columns(), count),
+            beside=[markup.muted(f"{count:,} electrons"), markup.text(self._shape_text())],
+        )
+
+    def _described(self) -> Mapping[str, Values]:
+        """Return the columns, or axes, without making any."""
+        return {}
+
+    def _shape_text(self) -> str:
+        return ""
 
 
 class Grid(Sweep):
@@ -222,6 +239,12 @@ class Grid(Sweep):
             size_of(values) / len(values) / stride
             for values, stride in zip(self._axes.values(), self._strides, strict=True)
         )
+
+    def _described(self) -> Mapping[str, Values]:
+        return self._axes
+
+    def _shape_text(self) -> str:
+        return " x ".join(f"{size:,}" for size in self.shape) if len(self.shape) > 1 else ""
 
     def as_arrays(self) -> Grid:  # noqa: D102
         converted = copy(self)
@@ -296,6 +319,13 @@ class Table(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return sum(size_of(values) for values in self._columns.values()) / self._length
 
+    def _described(self) -> Mapping[str, Values]:
+        return self._columns
+
+    def _shape_text(self) -> str:
+        index = self.index
+        return "" if index is None else f"with an index of {index.dtype}"
+
     def as_arrays(self) -> Table:  # noqa: D102
         converted = copy(self)
         converted._sent = {name: _as_array(values) for name, values in self._columns.items()}
@@ -366,6 +396,18 @@ class Streamed(Sweep):
     @property
     def row_bytes(self) -> float:  # noqa: D102
         return 256.0
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        rows = list(self._drawn[: axes.HEAD])
+        columns = {name: as_objects([row.get(name) for row in rows]) for name in self.names}
+        known = f"{self.drawn:,} drawn so far" if self._length is None else ""
+        length = "of unknown length" if self._length is None else f"{self._length:,} electrons"
+        return markup.card(
+            type(self).__name__,
+            axes.head(columns, self._length or self.drawn) if rows else None,
+            beside=[markup.muted(length), markup.text(known)],
+        )
 
     def draw(self) -> Iterator[int]:
         """Draw row after row, and yield after each how many there are.
@@ -600,4 +642,4 @@ def _values(name: str, values: Any) -> Values:
 
 
 def _shown(value: Any) -> str:
-    return shorten(repr(value))
+    return brief(value)

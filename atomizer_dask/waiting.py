@@ -9,7 +9,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from atomizer_dask.run import Progress, Run
+    from atomizer_dask.progress import Progress
+    from atomizer_dask.run import Run
 
 UPDATE_SECONDS = 0.1
 TWICE_SECONDS = 1.0  # in which a second interrupt of a notebook belongs to the first

@@ -1,0 +1,71 @@
+"""How far a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atomizer_dask import markup
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Progress:
+    """How far a run is, at one moment.
+
+    Parameters
+    ----------
+    total
+        How many electrons there are; None while a streamed sweep has not ended.
+    done, failed, running, pending
+        How many ended well, ended in a failure, are with the workers, are still to be sent. They
+        add up to `total`, or to what has been drawn.
+    rate
+        Electrons per second: over the last seconds, or over the whole of a run that has ended.
+    eta
+        Seconds until the end at that rate; None where that cannot be known.
+    """
+
+    total: int | None
+    done: int
+    failed: int
+    running: int
+    pending: int
+    rate: float
+    eta: float | None
+
+    def _pace(self) -> str:
+        """Return the rate and what is left at that, as far as they are known."""
+        left = f"{markup.duration(self.eta)} left" if self.eta else ""
+        return ", ".join(filter(None, (f"{markup.rate(self.rate)}" if self.rate else "", left)))
+
+    def __repr__(self) -> str:
+        total = "?" if self.total is None else f"{self.total:,}"
+        states = ("failed", self.failed), ("running", self.running), ("pending", self.pending)
+        some = [f"{number:,} {state}" for state, number in states if number]
+        pace = [self._pace()] if self._pace() else []
+        return f"<Progress: {', '.join([f'{self.done:,} of {total} done', *some, *pace])}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        known = self.total or self.done + self.failed + self.running + self.pending
+        share = 1 / max(known, 1)
+        ended = (self.done + self.failed) * share
+        total = "an unknown number of" if self.total is None else f"{self.total:,}"
+        shares: list[tuple[float, markup.Tone]] = [
+            (self.done * share, "busy"),
+            (self.failed * share, "bad"),
+            (self.running * share, "plain"),
+        ]
+        failed = markup.badge(f"{self.failed:,} failed", "bad") if self.failed else None
+        return markup.card(
+            "Progress",
+            markup.bar(shares),
+            markup.facts(
+                {
+                    "done": markup.text(f"{self.done:,} of {total} electrons"),
+                    "running": markup.text(f"{self.running:,}" if self.running else ""),
+                    "pending": markup.text(f"{self.pending:,}" if self.pending else ""),
+                    "rate": markup.text(self._pace()),
+                }
+            ),
+            beside=[markup.text(f"{100 * ended:.1f} %") if self.total else None, failed],
+        )
