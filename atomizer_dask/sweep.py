@@ -75,7 +75,9 @@ class GridSlice:
         counts = np.full(end - begin, stride)
         counts[0] -= self.start - begin * stride
         counts[-1] -= end * stride - self.stop
-        return np.repeat(numpy_or_extension(blocks), counts, axis=0)
+        if isinstance(blocks, range | np.ndarray):
+            return np.repeat(numpy_values(blocks), counts, axis=0)
+        return blocks.repeat(counts)  # of pandas, which knows no axis
 
 
 @dataclass(frozen=True, slots=True)

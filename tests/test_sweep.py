@@ -57,6 +57,16 @@ def test_last_axis_of_a_grid_is_the_fastest():
     assert rows_of(sweep) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
 
 
+def test_pandas_axes_may_stand_anywhere_in_a_grid():
+    days = pd.date_range("2026-01-01", periods=2, tz="UTC")
+    kinds = pd.Categorical(["low", "high", "low"])
+    sweep = grid(day=days, kind=kinds, x=[1, 2])
+    columns = sweep.columns()
+    assert list(columns["day"]) == [day for day in days for _ in range(6)]
+    assert list(columns["kind"]) == ["low", "low", "high", "high", "low", "low"] * 2
+    assert list(sweep.take(3, 8).columns()["kind"]) == ["high", "low", "low", "low", "low"]
+
+
 def test_grid_is_never_materialised():
     sweep = grid(a=range(10**6), b=range(10**6), c=range(10**6))
     assert sweep.length == 10**18
