@@ -10,6 +10,7 @@ from atomizer_dask.events import shorten
 
 LONGEST_NAME = 60
 LONGEST_LINE = 75  # that has room above an Axes
+LETTERS_PER_INCH = 12
 FAILED_COLOUR = "tab:red"
 
 
@@ -111,15 +112,14 @@ def new_axes(plt: Any, width: float | None = None, height: float | None = None) 
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
-def as_value(plt: Any, figure: Any) -> Any:
-    """Return a figure such that a notebook shows it once.
+def show_once(plt: Any, figure: Any) -> None:
+    """See to it that a notebook shows a figure once that it is given as a value.
 
     Jupyter's inline backend shows the figures that pyplot holds at the end of a cell, and the
     notebook the value of its last line: this figure would be both.
     """
     if "inline" in plt.get_backend():
         plt.close(figure)
-    return figure
 
 
 def write_legend(ax: Any, handles: Iterable[Any], labels: Iterable[str], **options: Any) -> None:
@@ -133,4 +133,8 @@ def write_legend(ax: Any, handles: Iterable[Any], labels: Iterable[str], **optio
 
 def label(axis: Any, text: str) -> None:
     """Label an axis with a text that is taken as it is."""
-    axis.set_label_text(shorten(text, LONGEST_NAME), parse_math=False)
+    room = LONGEST_NAME
+    if axis.axis_name == "y":
+        height = axis.axes.get_window_extent().height / axis.axes.figure.dpi
+        room = max(10, min(room, int(LETTERS_PER_INCH * height)))
+    axis.set_label_text(shorten(text, room), parse_math=False)

@@ -95,7 +95,7 @@ def _cells(values: pd.Series, count: int) -> np.ndarray:
 
 
 def _plain(values: pd.Series) -> np.ndarray:
-    """Return a column as NumPy has it: missing values are NaN, NaT or None.
+    """Return a column as NumPy has it: missing values are NaN, and NaT among times.
 
     Integers and booleans become floats where some are missing, and times with a zone are UTC.
     """
@@ -117,7 +117,7 @@ def _plain(values: pd.Series) -> np.ndarray:
         if stacked.ndim > 1:
             return _spread(stacked, np.flatnonzero(~missing), len(values))
     objects = objects.copy()
-    objects[missing] = None
+    objects[missing] = np.nan  # as xarray has it, and pandas among texts
     return objects
 
 
@@ -127,7 +127,7 @@ def _spread(known: np.ndarray, positions: np.ndarray, count: int) -> np.ndarray:
         return known
     if known.dtype.kind in "biu":
         known = known.astype(np.float64)
-    missing: Any = {"f": np.nan, "c": np.nan, "M": "NaT", "m": "NaT"}.get(known.dtype.kind)
+    missing: Any = "NaT" if known.dtype.kind in "mM" else np.nan
     cells = np.full((count, *known.shape[1:]), missing, dtype=known.dtype)
     cells[positions] = known
     return cells

@@ -71,6 +71,8 @@ class Pictures(Results):
             Where matplotlib is not installed.
         KeyError
             Where there is no such input or output.
+        TypeError
+            Where `y` names nothing.
         ValueError
             Where nothing has ended well yet, nothing can be drawn, or there is more than one way.
 
@@ -88,10 +90,12 @@ class Pictures(Results):
 
         heading = self._heading()
         heading.check_ended(well=True)
+        if not (y is None or isinstance(y, str | Sequence)):
+            raise TypeError(f"y must be the name of an output or a list of names, got {y!r}")
         if y is None:
             frame = self.to_frame()
         else:
-            outputs = [y] if isinstance(y, str) else y
+            outputs = [y] if isinstance(y, str) else list(y)
             frame = self.to_frame(columns=[*names_of(self.sweep), *outputs])
         return plot(frame, self.sweep, heading, y, x, hue, over, ax)
 
@@ -171,8 +175,8 @@ class Pictures(Results):
         xarray.Dataset
             The axes of the grid, replicas too, are dimensions and coordinates; each output is a
             variable. Where an electron has failed, or has not ended yet, a value is missing: NaN,
-            NaT or None. Integers and booleans are floats where some are missing, and stay what
-            they are where none is. Arrays of one shape and dtype have further dimensions,
+            or NaT among times. Integers and booleans are floats where some are missing, and stay
+            what they are where none is. Arrays of one shape and dtype have further dimensions,
             ``{output}_dim0`` and so on; other objects stay objects. Times with a zone are UTC.
             An axis with a value twice has it twice: ``sel`` gives both. An axis of arrays has the
             coordinate ``{axis}_values``. Its ``attrs`` are run_id, atom, seed (as text beyond 63

@@ -86,8 +86,8 @@ class Places:
         if self.kind == "category":
             return self.labels
         if self.kind == "time":
-            return [str(pd.Timestamp(value)) for value in self.values]
-        return [f"{value:.6g}" for value in self.values]
+            return list(pd.DatetimeIndex(self.values).astype(str))
+        return [f"{value:.10g}" for value in self.values]
 
     def mark(self, axis: Any, *, each: bool = False) -> None:
         """Give an axis its scale, ticks and label; a tick for `each` value where there is room."""
@@ -137,8 +137,10 @@ def places_of(name: str, values: pd.Series, most: int) -> Places:
     Raises
     ------
     ValueError
-        Where there are too many categories.
+        Where there are too many categories, or no value at all.
     """
+    if values.isna().all():
+        raise ValueError(f"all values of {name} are missing: choose another input with x=")
     ordered, name = as_ordered(name, values)
     if ordered is None:
         return _categories(name, values)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.canvas import Heading, as_value, label, new_axes, pyplot, write_legend
+from atomizer_dask.canvas import Heading, label, new_axes, pyplot, show_once, write_legend
 from atomizer_dask.places import Places, places_of
 from atomizer_dask.roles import Inputs, Roles, describe, names_of, values_of
 from atomizer_dask.sweep import Sweep
@@ -63,13 +63,12 @@ def plot(
         heading.write_over(panels[0], *notes)
         return panels[0]
     figure = panels[0].figure
-    if ax is not None:
-        return figure
-    if picture.shared:
-        for panel in panels:
-            panel.label_outer()
-    heading.write_above(figure, *notes)
-    return as_value(plt, figure)
+    if ax is None:
+        if picture.shared:
+            _label_lowest(panels, picture.layout(len(panels))[1])
+        heading.write_above(figure, *notes)
+        show_once(plt, figure)
+    return figure
 
 
 def _outputs(
@@ -135,6 +134,15 @@ def _panels(plt: Any, ax: Any, count: int, picture: _Lines | _Map) -> list[Any]:
     return [ax] * count
 
 
+def _label_lowest(panels: list[Any], columns: int) -> None:
+    """Label the common axis of panels below the lowest of each column alone."""
+    for panel in panels[:-columns]:
+        label(panel.xaxis, "")
+        panel.tick_params(labelbottom=False)
+    for panel in panels[-columns:]:
+        panel.tick_params(labelbottom=True)
+
+
 class _Lines:
     """Outputs from bottom to top along an input, a line for each value of another one."""
 
@@ -150,7 +158,8 @@ class _Lines:
 
     def layout(self, count: int) -> tuple[int, int]:
         """Return rows and columns of panels."""
-        return count, 1
+        columns = 1 if count <= 3 else 2 if count <= 8 else 3
+        return -(-count // columns), columns
 
     def draw(self, ax: Any, output: Output) -> list[str]:
         """Draw an output, and return what the reader must know."""

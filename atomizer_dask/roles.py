@@ -112,18 +112,24 @@ class Inputs:
             for name in self.varying
             if name.lower() in REPLICAS and name not in [*chosen, *averaged]
         ]
-        free = [name for name in self.varying if name not in [*chosen, *averaged]]
-        free = self._without_doubles(free)
+        taken = [*chosen, *averaged]
+        free = self._without_doubles([name for name in self.varying if name not in taken])
         if x is None and hue is None and len(free) == 2:
-            return Roles(free[0], across=free[1], over=tuple(averaged))
+            over = tuple(name for name in averaged if name in self.varying)
+            return Roles(free[0], across=free[1], over=over)
         if x is None:
-            x = self._first(free, averaged, hue, given=over is not None)
+            x = self._first(free, averaged, hue, given=bool(over))
         averaged = [name for name in averaged if name != x and name in self.varying]
+        return self._lines(x, hue, free, averaged)
+
+    def _lines(self, x: str, hue: str | None, free: list[str], averaged: list[str]) -> Roles:
+        """Return what each input is there for, where there are lines along `x`."""
         told = [x] if hue is None else [x, hue]
-        left = [name for name in free if name not in told]
-        rest = [name for name in left if not self.determine(told, name)]
+        others = [name for name in free if name not in told]
+        rest = [name for name in others if not self.determine(told, name)]
         if hue is None and len(rest) == 1 and self.count(rest[0]) <= MOST_LINES:
             hue = rest.pop()
+            others.remove(hue)
         if rest:
             raise ValueError(self._too_many(x, hue, rest, averaged))
         if hue is not None and self.count(hue) > MOST_LINES:
@@ -132,8 +138,8 @@ class Inputs:
                 f"{MOST_LINES} can be told apart; draw along it, x={hue!r}, or average, "
                 f"over={hue!r}"
             )
-        joined = self.is_ordered(x) and not any(map(self.is_ordered, left if left != [hue] else []))
-        return Roles(x, hue=hue, over=tuple(averaged), joined=joined)
+        alone = self.is_grid or not any(map(self.is_ordered, others))
+        return Roles(x, hue=hue, over=tuple(averaged), joined=alone and self.is_ordered(x))
 
     def _check(self, chosen: list[str], averaged: list[str]) -> None:
         for name in [*chosen, *averaged]:
