@@ -1,8 +1,11 @@
-"""Fixtures: one Dask cluster of processes for the whole session, and each conductor in turn."""
+"""Fixtures: what tests run on, from a Dask cluster for all of them to a real browser."""
 
+import os
 from pathlib import Path
 
+import browsing
 import pytest
+import serving
 from distributed import LocalCluster
 from hypothesis import settings
 
@@ -11,6 +14,15 @@ from atomizer_dask.registry import registered
 
 settings.register_profile("atomizer", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("atomizer")
+
+
+def need(what, missing):
+    """Skip a test for which something is missing, or fail it where ATOMIZER_REQUIRE names it."""
+    if not missing:
+        return
+    if what in os.environ.get("ATOMIZER_REQUIRE", "").split(","):
+        pytest.fail(f"{what} tests must run here (ATOMIZER_REQUIRE), and lack {missing}")
+    pytest.skip(f"{what} tests lack {missing}")
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +96,74 @@ def gate(tmp_path):
     gate = Gate(tmp_path)
     yield gate
     gate.open()
+
+
+PAGES = pytest.StashKey[list]()
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory):
+    """A JupyterLab server, which serves Notebook too."""
+    need("browser", ", ".join(browsing.missing()))
+    server = serving.Jupyter(tmp_path_factory.mktemp("jupyter")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser; for a module only, since its thread has a running event loop until it ends."""
+    need("browser", ", ".join(browsing.missing()))
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = browsing.Chromium(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def pages(request):
+    """The pages of a test; a picture is kept of those of a test that fails."""
+    pages = request.node.stash.setdefault(PAGES, [])
+    yield pages
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture
+def open_notebook(jupyter, chromium, pages):
+    """Open cells, or the notebook of a path, in JupyterLab or Notebook, with a kernel."""
+
+    def open_notebook(source, theme="light", *, width=1200, height=1000, app="lab"):
+        page = chromium.page(theme, width, height)
+        pages.append(browsing.Notebook(page, jupyter, source, theme, app))
+        return pages[-1]
+
+    return open_notebook
+
+
+@pytest.fixture
+def open_voila(chromium, pages, tmp_path_factory):
+    """Open cells, or the notebook of a path, as an application of Voila."""
+    servers = []
+
+    def open_voila(source, theme="light", *, width=1200, height=1000):
+        servers.append(serving.Voila(tmp_path_factory.mktemp("voila")).start(source, theme))
+        pages.append(browsing.View(chromium.page(theme, width, height), servers[-1]))
+        pages[-1].page.goto(servers[-1].url())
+        return pages[-1]
+
+    yield open_voila
+    for server in servers:
+        server.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keep a picture of what a test that fails was looking at."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for number, page in enumerate(item.stash.get(PAGES, [])):
+            page.screenshot(f"failed-{item.name}-{number}")
+    return report

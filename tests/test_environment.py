@@ -13,6 +13,7 @@ CONDA_NAMES = {
     "dask": "dask-core",
     "duckdb": "python-duckdb",
     "matplotlib": "matplotlib-base",
+    "playwright": "playwright-python",  # playwright is what it drives, of Node.js
 }
 CONDA_ALONE = {"pip"}  # it installs this package itself
 
