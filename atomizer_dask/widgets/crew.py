@@ -6,10 +6,11 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
+from atomizer_dask.brief import plain
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.frame import Part
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.text import clean, rounded
+from atomizer_dask.widgets.text import rounded
 
 SAMPLES = 10  # of how many threads are busy; one a second
 
@@ -55,7 +56,7 @@ class Crew:
         here = [self._row(worker) for worker in status.workers]
         known = {worker.address for worker in status.workers}
         gone = [
-            {"address": clean(address), "gone": True, "electrons": electrons}
+            {"address": plain(address), "gone": True, "electrons": electrons}
             for address, electrons in self._electrons.items()
             if address and address not in known
         ]
@@ -63,8 +64,8 @@ class Crew:
 
     def _row(self, worker: WorkerStatus) -> dict[str, Any]:
         return {
-            "address": clean(worker.address),
-            "host": clean(worker.host),
+            "address": plain(worker.address),
+            "host": plain(worker.host),
             "threads": worker.threads,
             "electrons": self._electrons.get(worker.address, 0),
             "busy": rounded(self._share(worker.address), 2),

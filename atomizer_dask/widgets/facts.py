@@ -7,12 +7,13 @@ from typing import Any
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.brief import plain
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.text import bytes_text, cell, clean, count_text, rounded
+from atomizer_dask.widgets.text import bytes_text, cell, count_text, rounded
 
 MESSAGE = 240  # characters
 ENDED = ("finished", "cancelled", "failed", "suspended", "detached")
@@ -32,9 +33,9 @@ def run_facts(run: Run) -> dict[str, Any]:
     rate = (progress.done + failed) / max(elapsed, 1e-9) if cancelled else progress.rate
     return {
         "kind": "run",
-        "id": clean(run.id),
-        "atom": clean(run.atom_id.rpartition(".")[2]),
-        "atom_id": clean(run.atom_id),
+        "id": plain(run.id),
+        "atom": plain(run.atom_id.rpartition(".")[2]),
+        "atom_id": plain(run.atom_id),
         "state": state,
         "label": _label(state, failed, cancelled),
         "elapsed": elapsed,
@@ -47,7 +48,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "retried": run.retried,
         "rate": 0.0 if idle else rounded(rate),
         "eta": None if idle or progress.eta is None else rounded(progress.eta),
-        "store": run.store and clean(run.store),
+        "store": run.store and plain(run.store),
         "error": run.error and cell(str(run.error.event.message), MESSAGE),
         "can": _can(run, progress.failed),
     }
@@ -117,11 +118,11 @@ def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[
     memory = sum(worker.memory for worker in status.workers)
     return {
         "kind": "conductor",
-        "id": clean(conductor.id),
+        "id": plain(conductor.id),
         "type": type(conductor).__name__,
         "state": status.state,
-        "address": clean(status.address),
-        "dashboard": clean(status.dashboard),
+        "address": plain(status.address),
+        "dashboard": plain(status.dashboard),
         "threads": threads,
         "memory": bytes_text(memory),
     }
@@ -153,14 +154,14 @@ def _atom_row(definition: Definition) -> dict[str, Any]:
     doc = inspect.getdoc(code) or ""
     text = repr(definition).removeprefix("<Atom ").removesuffix(">")
     return {
-        "id": clean(definition.id),
+        "id": plain(definition.id),
         "text": cell(text, 120),
         "doc": cell(doc.partition("\n")[0], 120),
     }
 
 
 def _conductor_row(conductor: Any) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": clean(str(conductor.id)), "type": type(conductor).__name__}
+    row: dict[str, Any] = {"id": plain(str(conductor.id)), "type": type(conductor).__name__}
     if isinstance(conductor, BatchConductor):
         row |= {"state": conductor.state, "threads": conductor.threads}
     return row

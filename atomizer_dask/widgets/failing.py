@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from atomizer_dask.brief import plain
 from atomizer_dask.frame import HINTS, Part
 from atomizer_dask.outcome import Failure
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.text import cell, clean
+from atomizer_dask.widgets.text import cell
 
 GROUPS = 20
 EXAMPLES = 5
@@ -54,10 +55,10 @@ def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
         traceback = "...\n" + traceback[-TRACEBACK:].partition("\n")[2]
     return {
         "kind": failure.kind,
-        "type": clean(failure.type),
+        "type": plain(failure.type),
         "count": group["count"],
         "message": cell(failure.message, 300),
-        "traceback": clean(traceback),
+        "traceback": plain(traceback),
         "hint": HINTS.get(failure.kind, ""),
         "examples": [_example(run, row, part) for row, part in group["rows"]],
     }
@@ -66,8 +67,8 @@ def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
 def _example(run: Run, row: int, part: Part) -> dict[str, Any]:
     inputs = "  ".join(f"{name}={cell(v)}" for name, v in run.sweep.payload(row).items())
     return {
-        "inputs": clean(inputs),
+        "inputs": plain(inputs),
         "attempt": part.attempt,
-        "worker": clean(part.outcome.worker),
+        "worker": plain(part.outcome.worker),
         "replay": f"run.replay({run.electron_id(row)!r})",
     }

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atomizer_dask.brief import plain
 from atomizer_dask.frame import Part
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.text import cell, clean
+from atomizer_dask.widgets.text import cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,12 +46,12 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     shown = [*ends.columns][:COLUMNS]
     rows = _rows(ends, shown)
     return {
-        "columns": [clean(str(name)) for name in shown],
+        "columns": [plain(str(name)) for name in shown],
         "hidden": len(ends.columns) - len(shown),
         "first": rows[:ROWS],
         "last": rows[ROWS:][-ROWS:],
-        "outputs": [clean(str(name)) for name in outputs],
-        "column": clean(column),
+        "outputs": [plain(str(name)) for name in outputs],
+        "column": plain(column),
         "chart": _chart(sample[column]) if column else None,
     }
 

@@ -7,39 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.events import shorten
+from atomizer_dask.brief import one_line
 
 CELL = 60  # characters of a value in a table
-
-
-def clean(text: str) -> str:
-    r"""Return a text that can be sent: halves of surrogate pairs, which UTF-8 has not, replaced.
-
-    >>> clean("a\ud800b")
-    'a?b'
-    """
-    return text.encode(errors="replace").decode()
 
 
 def cell(value: Any, length: int = CELL) -> str:
     """Return a value as it stands in a table.
 
-    >>> cell(0.1 + 0.2), cell(3), cell("x"), cell(None), cell(np.zeros((2, 3)))
-    ('0.3', '3', 'x', '', 'array (2, 3)')
+    >>> cell(0.1 + 0.2), cell(3), cell("x"), cell(None), cell(np.zeros((20, 3)))
+    ('0.3', '3', 'x', '', 'ndarray float64 (20, 3), 480 B')
     """
     if value is None:
         return ""
-    if isinstance(value, str):
-        return clean(shorten(value, length))
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else f"{value:.6g}"
-    if isinstance(value, np.ndarray) and value.size > 8:
-        return f"array {value.shape}"
-    try:
-        text = str(value)
-    except Exception as error:  # noqa: BLE001 - the user's __str__; the panel goes on
-        text = f"<{type(value).__name__} that raises {type(error).__name__}>"
-    return clean(shorten(" ".join(text.split()), length))
+    return one_line(value, length)
 
 
 def count_text(count: int | None) -> str:
