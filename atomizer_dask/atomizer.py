@@ -637,7 +637,7 @@ class Atomizer(Shown):
         elif event.conductor_id and not event.run_id:  # a worker is lost: it concerns all of them
             for other in list(self._runs.values()):
                 if other.state in ("running", "paused"):
-                    other.recent.note(event)
+                    other.overhear(event)
         self._put_event(event)
 
     def report(self, error: AtomizerError) -> None:

@@ -103,8 +103,8 @@ class Pictures(Results):
         """Draw when which worker was busy, and when electrons failed there.
 
         A lane per worker, and as many as it ran electrons at once. Failed attempts are marked,
-        those that others followed too, and processes that died of an electron. A worker that was
-        killed from outside is one whose lane ends: what it had in hands ran elsewhere.
+        those that others followed too, processes that died of an electron, and workers that were
+        lost while the run went on here: what they had in hands ran elsewhere.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class Pictures(Results):
         spans = self._of_each_part(spans_of)
         earlier = self._view.as_keys(dict(self._ledger.history))
         spans += spans_of_attempts(chain.from_iterable(earlier.values()))
-        return timeline(spans, heading, ax)
+        return timeline(spans, heading, self._lost_workers, ax)
 
     def durations(self, ax: Any = None) -> Any:
         """Draw how long electrons took: a histogram, with the median and the 95th percentile.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,6 +48,7 @@ class Results:
         self._ledger = ledger
         self._store = store
         self._allow_pickle = allow_pickle
+        self._lost_workers: dict[str, datetime] = {}
 
     @property
     def store(self) -> str | None:

@@ -614,6 +614,12 @@ class Run(Shown, Pictures):
         self.recent.note(event)
         self.events.put(event)
 
+    def overhear(self, event: Event) -> None:
+        """Take note of what happens to the conductor while it carries this run."""
+        self.recent.note(event)
+        if event.level == "warning" and "worker" in event.fields:
+            self._lost_workers[event.fields["worker"]] = event.time
+
     def _tell(self, event: Event) -> None:
         self.note(event)
         self._driven.listeners.on_event(event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,9 @@ LOG_SPREAD = 100
 _UNITS = ((86_400.0, 3 * 86_400, "days"), (3600.0, 3 * 3600, "hours"), (60.0, 300, "minutes"))
 
 
-def timeline(spans: Sequence[Spans], heading: Heading, ax: Any) -> Any:
+def timeline(
+    spans: Sequence[Spans], heading: Heading, lost: Mapping[str, datetime], ax: Any
+) -> Any:
     """Draw what `Run.timeline` describes, and return the Axes."""
     plt = pyplot("run.timeline")
     plan = schedule(spans)
@@ -33,6 +35,7 @@ def timeline(spans: Sequence[Spans], heading: Heading, ax: Any) -> Any:
     unit, named = _unit(max(lane.ends.max() for lane in plan.lanes))
     middles = _draw_lanes(ax, plan, unit)
     drawn = _mark_failures(ax, plan, middles, unit)
+    drawn |= _mark_losses(ax, plan, middles, unit, lost)
     _name_workers(ax, plan, middles)
     began = datetime.fromtimestamp(plan.began / 1e9, UTC)
     label(ax.xaxis, f"{named} since {began:%Y-%m-%d %H:%M:%S} UTC")
@@ -79,6 +82,25 @@ def _mark_failures(
         style = {"marker": "X", "s": 70, "c": FAILED_COLOUR, "edgecolors": "white", "zorder": 3}
         drawn["process died"] = ax.scatter(*zip(*where, strict=True), **style)
     return drawn
+
+
+def _mark_losses(
+    ax: Any,
+    plan: Schedule,
+    reach: dict[str, tuple[float, float]],
+    unit: float,
+    lost: Mapping[str, datetime],
+) -> dict[str, Any]:
+    """Mark when workers were lost that had done something, and return what to say of that."""
+    where = [
+        ((time.timestamp() - plan.began / 1e9) / (unit / 1e9), np.mean(reach[worker]))
+        for worker, time in lost.items()
+        if worker in reach
+    ]
+    if not where:
+        return {}
+    style = {"marker": "X", "s": 70, "c": "0.4", "edgecolors": "white", "zorder": 3}
+    return {"worker lost": ax.scatter(*zip(*where, strict=True), **style)}
 
 
 def _name_workers(ax: Any, plan: Schedule, reach: dict[str, tuple[float, float]]) -> None:

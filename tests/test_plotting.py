@@ -1,5 +1,7 @@
 """Pictures of a run: what is drawn, and what is written beside it."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atomizer_dask import Run, atom, grid, zipped
+from atomizer_dask import Atomizer, DaskConductor, Run, atom, grid, zipped
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.frame import Part
 from atomizer_dask.outcome import Failure, Outcome
@@ -523,6 +525,29 @@ def test_timeline_marks_failures_and_retries(local):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["failed"]
     assert ax.get_xlabel().startswith("seconds since ")
     assert "8 electrons, 1 failed" in texts(ax)[1]
+
+
+@pytest.mark.dask
+def test_timeline_marks_workers_that_were_lost(gate):
+    path = gate.path
+
+    @atom
+    def waits(x):
+        while x >= 4 and not os.path.exists(path):
+            time.sleep(0.01)
+        return os.getpid()
+
+    with Atomizer(DaskConductor(workers=2), waits) as atomizer:
+        run = atomizer.map(waits, grid(x=range(8)))
+        first = next(iter(run)).value()
+        os.kill(first, signal.SIGKILL)
+        while not any(
+            "worker" in e.fields and e.level == "warning" for _, e in run.recent.since(0)
+        ):
+            time.sleep(0.05)
+        gate.open()
+        ax = run.wait().timeline()
+    assert "worker lost" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_durations_tell_median_and_the_failed_apart(local):

@@ -392,7 +392,8 @@ class DaskConductor(BatchConductor):
         worker = getattr(error.last_worker, "address", str(error.last_worker))
         if worker in self._workers:
             self._workers.discard(worker)
-            self._tell(f"worker {worker} died; what it had in hands is executed again", "warning")
+            message = f"worker {worker} died; what it had in hands is executed again"
+            self._tell(message, "warning", worker=worker)
         once = is_singleton(batch.version) and (batch.version, worker) not in self._told_of
         if once and batch.key in self._posts:
             self._told_of.add((batch.version, worker))
@@ -590,15 +591,17 @@ class DaskConductor(BatchConductor):
     def _note_workers(self, threads: Mapping[str, int]) -> None:
         before, self._workers = self._workers, set(threads)
         for worker in sorted(before - self._workers):
-            self._tell(f"worker {worker} left", "warning" if self._posts else "info")
+            level: Level = "warning" if self._posts else "info"
+            self._tell(f"worker {worker} left", level, worker=worker)
         for worker in sorted(self._workers - before):
-            self._tell(f"worker {worker} joined")
+            self._tell(f"worker {worker} joined", worker=worker)
         if before and not threads and self._posts:
             self._tell("no workers are left; what is under way waits for new ones", "warning")
         self._threads = sum(threads.values())
 
-    def _tell(self, message: str, level: Level = "info") -> None:
-        self.emit(self.channel, Event(message, conductor_id=self.id, level=level))
+    def _tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+        event = Event(message, conductor_id=self.id, level=level, fields=fields)
+        self.emit(self.channel, event)
 
     def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Call what asks the scheduler; it may be gone, which nothing else has noticed yet."""
@@ -718,7 +721,7 @@ class WorkerConductor(DaskConductor):
         self._client, self._cluster, self._owns_client = client, None, False
         self._prepare()
 
-    def _tell(self, message: str, level: Level = "info") -> None:
+    def _tell(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Tell nobody which workers there are: the conductor of the client does."""
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
