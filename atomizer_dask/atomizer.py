@@ -481,7 +481,7 @@ class Atomizer(Shown):
             journal = kept.journal(universe)
             wanted = kept.view.mask()
             recover(store, ledger, journal, wanted)
-            ledger.begin()
+            ledger.begin(kept.seconds_told)
             store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
             listeners = self._listeners_of(plan)
             run = Run.begin(plan, conductor, listeners, kept.view, ledger, journal, in_flight)

@@ -116,13 +116,20 @@ class Kept:
 
     @property
     def seconds(self) -> float:
-        """How long anybody has worked on it."""
+        """How long anybody has worked on it, whoever does so now included."""
         held = read_holder(self.store.folder) is not None
+        return self._seconds(now() if held else None)
+
+    @property
+    def seconds_told(self) -> float:
+        """How long those worked on it who could say that they left."""
+        return self._seconds(None)
+
+    def _seconds(self, open_end: str | None) -> float:
         spans = [
-            datetime.fromisoformat(session["end"] or now())
-            - datetime.fromisoformat(session["start"])
+            datetime.fromisoformat(end) - datetime.fromisoformat(session["start"])
             for session in self.store.manifest["sessions"]
-            if session["end"] or held
+            if (end := session["end"] or open_end)
         ]
         return sum(span.total_seconds() for span in spans)
 

@@ -61,6 +61,7 @@ class Ledger:
         self._atom_id = atom_id
         self._started = monotonic()
         self._before = 0  # electrons that others had brought to their end
+        self._earlier = 0.0  # seconds that others had worked on it
         self._seconds: float | None = None
         self._times: deque[tuple[float, int]] = deque([(self._started, 0)])
 
@@ -73,7 +74,8 @@ class Ledger:
     def seconds(self) -> float:
         """How long the run has been under way, or was."""
         with self.changed:
-            return monotonic() - self._started if self._seconds is None else self._seconds
+            now = monotonic() - self._started if self._seconds is None else self._seconds
+            return self._earlier + now
 
     def rate(self) -> float:
         """Return electrons per second, lately or, at the end, overall."""
@@ -161,9 +163,10 @@ class Ledger:
             self.wakeups.wake()
             return len(self.parts) - 1
 
-    def begin(self) -> None:
-        """Note that all that is known so far comes from a store."""
+    def begin(self, seconds: float) -> None:
+        """Note that all that is known so far comes from a store, and took others some seconds."""
         with self.changed:
+            self._earlier = seconds
             self._before = self.done + self.failed
             self._started = monotonic()
             self._times = deque([(self._started, 0)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -21,6 +21,7 @@ from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
 from atomizer_dask.eventlog import EventLog
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
+from atomizer_dask.history import events_before, failed
 from atomizer_dask.journal import Journal
 from atomizer_dask.keeping import Kept, described, look, options_of
 from atomizer_dask.kept import KeptSupply
@@ -135,6 +136,8 @@ class Run(Shown, Pictures):
         )
         run._course = Course(plan, conductor, listeners, supply)
         run._reopen()
+        if journal is not None:
+            run._recall(journal.store.manifest["sessions"][:-1])  # the last one is our own
         return run
 
     @classmethod
@@ -162,7 +165,7 @@ class Run(Shown, Pictures):
         ``Run.open("runs/ising").to_frame(columns=["temperature", "energy"])``
         """
         kept = look(store, allow_pickle=allow_pickle)
-        return cls(
+        run = cls(
             kept.run_id,
             kept.atom_id,
             kept.seed,
@@ -171,6 +174,13 @@ class Run(Shown, Pictures):
             store=kept.store,
             allow_pickle=allow_pickle,
         )
+        run._recall(kept.store.manifest["sessions"])
+        return run
+
+    def _recall(self, sessions: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what happened before this process had the run in hands."""
+        for event in events_before(self.id, self.atom_id, sessions, self._ledger):
+            self.recent.note(event)
 
     def start(self, electrons: Positions) -> None:
         """Begin to send electrons, but for those of batches that are in flight already."""
@@ -627,16 +637,7 @@ class Run(Shown, Pictures):
     def _tell_failure(self, failure: Failure, position: int) -> None:
         if failure is not self._told_failure:  # alike failures that came together are one object
             self._told_failure = failure
-            why = f"{failure.type}: {failure.message}" if failure.type else failure.message
-            self.recent.note(
-                Event(
-                    f"failed: {why}",
-                    electron_id=f"{self.id}-{position}",
-                    atom_id=self.atom_id,
-                    level="error",
-                    run_id=self.id,
-                )
-            )
+            self.recent.note(failed(self.id, self.atom_id, failure, position))
         self._driven.listeners.on_failure(failure, position)
 
     def _reopen(self) -> None:
