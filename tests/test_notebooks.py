@@ -4,8 +4,9 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
