@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from dask.utils import format_bytes
+
 from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.brief import plain
@@ -13,7 +15,7 @@ from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.text import bytes_text, cell, count_text, rounded
+from atomizer_dask.widgets.text import cell, count_text, rounded
 
 MESSAGE = 240  # characters
 ENDED = ("finished", "cancelled", "failed", "suspended", "detached")
@@ -125,7 +127,7 @@ def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[
         "address": plain(status.address),
         "dashboard": plain(status.dashboard),
         "threads": threads,
-        "memory": bytes_text(memory),
+        "memory": format_bytes(memory),
     }
 
 

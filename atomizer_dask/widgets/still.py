@@ -1,15 +1,16 @@
-"""A panel as it is at one moment: plain HTML, for what cannot show widgets and for what is saved.
-
-Styles are inline, for notebooks that are not trusted are stripped of classes and style sheets.
-"""
+"""A panel as it is at one moment: plain HTML, for saved notebooks and pages without widgets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from html import escape
 from typing import Any
 
+from dask.utils import format_bytes
+
+from atomizer_dask import markup
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.markup import Html
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.crew import Crew
 from atomizer_dask.widgets.facts import (
@@ -20,23 +21,21 @@ from atomizer_dask.widgets.facts import (
     status_of,
 )
 from atomizer_dask.widgets.failing import failure_groups
-from atomizer_dask.widgets.text import (
-    bytes_text,
-    count_text,
-    percent_text,
-    rate_text,
-    seconds_text,
-)
+from atomizer_dask.widgets.text import count_text, percent_text
 
-MUTED = "color:var(--jp-ui-font-color2,#777)"
-ERROR = "color:var(--jp-error-color1,#d32f2f)"
-EDGE = "var(--jp-border-color2,#ccc)"
-COLORS = {
-    "done": "var(--jp-brand-color1,#1976d2)",
-    "failed": "var(--jp-error-color1,#d32f2f)",
-    "running": "var(--jp-brand-color3,#90caf9)",
-}
 STILL_RUNS, STILL_WORKERS = 10, 20
+TONES: dict[str, markup.Tone] = {
+    "running": "busy",
+    "paused": "warning",
+    "reconnecting": "warning",
+    "cancelled": "warning",
+    "failed": "bad",
+    "gone": "bad",
+    "closed": "plain",
+    "suspended": "plain",
+    "detached": "plain",
+}
+BAR: dict[str, markup.Tone] = {"done": "busy", "failed": "bad", "running": "plain"}
 
 
 def still_of(thing: Any, live: str = "") -> str:
@@ -55,109 +54,99 @@ def still_of(thing: Any, live: str = "") -> str:
         body = _atomizer(thing)
     else:
         body = _conductor(thing)
-    frame = f"border:1px solid {EDGE};border-radius:6px;padding:10px 14px;max-width:900px"
-    mark = f' data-atomizer-still="{escape(live)}"' if live else ""
-    return f'<div{mark} style="{frame}">{body}</div>{_hide_broken(live)}'
+    return f'<div data-atomizer-still="{live}">{body}</div>{_hide_broken(live)}' if live else body
 
 
 def _hide_broken(live: str) -> str:
     """Return what hides the message of Jupyter that the widget of another kernel is not there."""
-    if not live:
-        return ""
-    here = f'.jp-OutputArea-child:has([data-atomizer-still="{escape(live)}"])'
+    here = f'.jp-OutputArea-child:has([data-atomizer-still="{live}"])'
     beside = ".jp-OutputArea-child:not(:has(.az))"
     return f"<style>{here} + {beside}{{display:none}}</style>"
 
 
-def _run(run: Run) -> str:
+def _run(run: Run) -> Html:
     facts = run_facts(run)
-    ended = facts["done"] + facts["failed"]
-    numbers = [f"<b>{count_text(facts['done'])}</b> of {count_text(facts['total'])} electrons"]
-    if facts["total"]:
-        numbers.append(percent_text(ended, facts["total"]))
-    numbers.append(rate_text(facts["rate"]))
-    if facts["state"] == "running" and facts["eta"] is not None:
-        numbers.append(f"{seconds_text(facts['eta'])} left")
-    if facts["failed"]:
-        numbers.append(f'<span style="{ERROR}">{count_text(facts["failed"])} failed</span>')
+    total, failed = facts["total"], facts["failed"]
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    since = f"as of {now}" if facts["state"] in GOING else seconds_text(facts["elapsed"])
-    head = _head(facts["atom"], facts["label"], facts["id"], since)
-    error = f'<div style="{ERROR}">{escape(facts["error"])}</div>' if facts["error"] else ""
-    failures = "".join(map(_failure, failure_groups(run))) if facts["failed"] else ""
-    return f"{head}{_bar(facts)}<div>{' &nbsp;·&nbsp; '.join(numbers)}</div>{error}{failures}"
-
-
-def _head(name: str, state: str, id: str, right: str = "") -> str:
-    return (
-        f'<div><b>{escape(name)}</b> &nbsp;<span style="{MUTED}">{escape(state)}</span> &nbsp;'
-        f'<code style="{MUTED};background:none">{escape(id)}</code> &nbsp;'
-        f'<span style="{MUTED}">{escape(right)}</span></div>'
+    going = facts["state"] in GOING
+    since = f"as of {now}" if going else markup.duration(facts["elapsed"])
+    shares = [(facts[name] / (total or 1), tone) for name, tone in BAR.items()]
+    return markup.card(
+        facts["atom"],
+        markup.bar(shares) if total else None,
+        Html(f"<div>{_numbers(facts)}</div>"),
+        Html(f"<div>{markup.text(facts['error'], 500)}</div>") if facts["error"] else None,
+        *(_failure(group) for group in (failure_groups(run) if failed else [])),
+        beside=[
+            markup.badge(facts["label"], _tone(facts["state"], failed)),
+            markup.code(facts["id"]),
+            markup.muted(since),
+        ],
     )
 
 
-def _bar(facts: dict[str, Any]) -> str:
-    total = facts["total"] or 0
-    if not total:
-        return ""
-    cells = "".join(
-        f'<div style="width:{100 * facts[name] / total:.3f}%;background:{color};height:8px;'
-        'float:left"></div>'
-        for name, color in COLORS.items()
-    )
-    style = "background:var(--jp-layout-color2,#eee);border-radius:4px;overflow:hidden;height:8px"
-    return f'<div style="{style};margin:8px 0">{cells}</div>'
+def _tone(state: str, failed: int) -> markup.Tone:
+    return "bad" if failed and state not in GOING else TONES.get(state, "good")
 
 
-def _failure(group: dict[str, Any]) -> str:
-    first = group["examples"][0] if group["examples"] else {"inputs": "", "replay": ""}
-    what = escape(" ".join(filter(None, (group["kind"], group["type"]))))
-    return (
-        f'<details style="margin-top:6px"><summary><span style="{ERROR}">{what}</span> '
-        f'{escape(group["message"])} &nbsp;<span style="{MUTED}">'
-        f"{count_text(group['count'])} electrons</span></summary>"
-        f'<pre style="white-space:pre-wrap;margin:4px 0">{escape(group["traceback"])}</pre>'
-        f'<div style="{MUTED}"><code>{escape(first["inputs"])}</code><br>'
-        f"<code>{escape(first['replay'])}</code></div></details>"
-    )
+def _numbers(facts: dict[str, Any]) -> Html:
+    total, going = facts["total"], facts["state"] == "running"
+    ended = percent_text(facts["done"] + facts["failed"], total) if total else ""
+    left = f"{markup.duration(facts['eta'])} left" if going and facts["eta"] is not None else ""
+    failed = f"{count_text(facts['failed'])} failed" if facts["failed"] else ""
+    done = f"{count_text(facts['done'])} of {count_text(total)} electrons"
+    told = filter(None, (done, ended, markup.rate(facts["rate"]), left, failed))
+    return markup.joined(*map(markup.text, told), by=" &nbsp;·&nbsp; ")
 
 
-def _atomizer(atomizer: Atomizer) -> str:
+def _failure(group: dict[str, Any]) -> Html | None:
+    first = group["examples"][0]
+    what = " ".join(filter(None, (group["kind"], group["type"], group["message"])))
+    content = "\n".join(filter(None, (group["traceback"], first["inputs"], first["replay"])))
+    return markup.details(f"{count_text(group['count'])} failed: {what}", content)
+
+
+def _atomizer(atomizer: Atomizer) -> Html:
     facts = atomizer_facts(atomizer)
     runs = [
         [row["atom"], row["id"], row["label"], f"{row['done']:,} of {count_text(row['total'])}"]
         for row in facts["runs"][:STILL_RUNS]
     ]
-    atoms = [[row["text"], row["doc"]] for row in facts["atoms"]]
     conductors = [
-        [row["type"], row["id"], row.get("state", ""), f"{row.get('threads', '?')} threads"]
+        [row["type"], row["id"], row.get("state", ""), row.get("threads", "")]
         for row in facts["conductors"]
     ]
-    head = _head("Atomizer", facts["state"], "")
-    return head + _table("Runs", runs) + _table("Conductors", conductors) + _table("Atoms", atoms)
+    atoms = [[row["text"], row["doc"]] for row in facts["atoms"]]
+    return markup.card(
+        "Atomizer",
+        _table(["run", "id", "state", "done"], runs, facts["run_count"]),
+        _table(["conductor", "id", "state", "threads"], conductors, len(conductors)),
+        _table(["atom", "what it does"], atoms, len(atoms)),
+        beside=[markup.badge(facts["state"], TONES.get(facts["state"], "good"))],
+    )
 
 
-def _conductor(conductor: Any) -> str:
+def _conductor(conductor: Any) -> Html:
     status = status_of(conductor)
     facts = conductor_facts(conductor, status)
     crew = Crew()
     crew.note(status)
     rows = [
-        [w["address"], f"{w['threads']} threads", bytes_text(w["memory"])]
-        for w in crew.rows(status)[:STILL_WORKERS]
+        [worker["address"], worker["host"], worker["threads"], format_bytes(int(worker["memory"]))]
+        for worker in crew.rows(status)[:STILL_WORKERS]
     ]
-    numbers = f"{len(status.workers)} workers, {facts['threads']} threads, {facts['memory']}"
-    head = _head(facts["type"], facts["state"], facts["address"])
-    return f"{head}<div>{numbers}</div>{_table('Workers', rows)}"
-
-
-def _table(title: str, rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td style="text-align:left">{escape(str(text))}</td>' for text in row)
-        + "</tr>"
-        for row in rows
+    return markup.card(
+        facts["type"],
+        _table(["worker", "host", "threads", "memory"], rows, len(status.workers)),
+        beside=[
+            markup.badge(facts["state"], TONES.get(facts["state"], "good")),
+            markup.code(facts["address"]),
+            markup.muted(f"{facts['threads']:,} threads, {facts['memory']}"),
+        ],
     )
-    return f'<div style="{MUTED};margin-top:8px">{title}</div><table>{body}</table>'
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[Any]], of: int) -> Html | None:
+    cells = [[markup.text(str(cell)) for cell in row] for row in rows]
+    more = f"and {of - len(cells):,} more" if of > len(cells) else ""
+    return markup.table(names, cells, more) if cells else None

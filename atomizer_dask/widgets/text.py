@@ -34,46 +34,6 @@ def count_text(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def rate_text(rate: float) -> str:
-    """Return a number per second.
-
-    >>> rate_text(59_812), rate_text(0.25), rate_text(0)
-    ('59.8 k/s', '0.25 /s', '0 /s')
-    """
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if rate >= size:
-            return f"{rate / size:.3g} {unit}/s"
-    return f"{rate:.3g} /s"
-
-
-def seconds_text(seconds: float) -> str:
-    """Return how long something takes.
-
-    >>> seconds_text(0.02), seconds_text(12.44), seconds_text(200), seconds_text(7500)
-    ('0.0 s', '12.4 s', '3 min 20 s', '2 h 05 min')
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def bytes_text(size: float) -> str:
-    """Return an amount of memory.
-
-    >>> bytes_text(2_200_000_000)
-    '2.05 GiB'
-    """
-    for factor, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size / 2**10:.3g} KiB"
-
-
 def percent_text(part: int, whole: int) -> str:
     """Return a share, rounded down: nothing is at 100 % before it is all there.
 
