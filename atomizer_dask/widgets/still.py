@@ -21,7 +21,7 @@ from atomizer_dask.widgets.facts import (
     status_of,
 )
 from atomizer_dask.widgets.failing import failure_groups
-from atomizer_dask.widgets.text import count_text, percent_text
+from atomizer_dask.widgets.text import count_text, percent_text, plural_text
 
 STILL_RUNS, STILL_WORKERS = 10, 20
 TONES: dict[str, markup.Tone] = {
@@ -94,7 +94,7 @@ def _numbers(facts: dict[str, Any]) -> Html:
     ended = percent_text(facts["done"] + facts["failed"], total) if total else ""
     left = f"{markup.duration(facts['eta'])} left" if going and facts["eta"] is not None else ""
     failed = f"{count_text(facts['failed'])} failed" if facts["failed"] else ""
-    done = f"{count_text(facts['done'])} of {count_text(total)} electrons"
+    done = f"{count_text(facts['done'])} of {plural_text(total, 'electron')}"
     told = filter(None, (done, ended, markup.rate(facts["rate"]), left, failed))
     return markup.joined(*map(markup.text, told), by=" &nbsp;·&nbsp; ")
 
@@ -141,7 +141,7 @@ def _conductor(conductor: Any) -> Html:
         beside=[
             markup.badge(facts["state"], TONES.get(facts["state"], "good")),
             markup.code(facts["address"]),
-            markup.muted(f"{facts['threads']:,} threads, {facts['memory']}"),
+            markup.muted(f"{plural_text(facts['threads'], 'thread')}, {facts['memory']}"),
         ],
     )
 

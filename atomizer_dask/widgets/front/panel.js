@@ -144,11 +144,13 @@ function runHead(send) {
           button("Keep running", () => { asking = false; drawActions(); }, { class: "keep" }),
         ];
       }
+      // Cancel is last and stays where it is when something has failed; a second click on it
+      // by mistake meets "Keep running".
       const buttons = [];
+      if (can.includes("retry")) buttons.push(button("Retry failed", () => act("retry")));
       if (can.includes("pause")) buttons.push(button("Pause", () => act("pause")));
       if (can.includes("resume")) buttons.push(button("Resume", () => act("resume")));
       if (can.includes("cancel")) buttons.push(button("Cancel", ask));
-      if (can.includes("retry")) buttons.push(button("Retry failed", () => act("retry")));
       return buttons;
     });
   }
@@ -192,6 +194,7 @@ function runHead(send) {
       bar.setAttribute("aria-valuenow", ended);
     }
     say(stats.count.value, count(done));
+    stats.count.value.style.minWidth = total == null ? "" : `${count(total).length}ch`;
     say(stats.count.under, total == null ? "electrons so far" : `of ${plural(total, "electron")}`);
     show(stats.share.box, total != null);
     if (total != null) say(stats.share.value, percent(ended, total));
@@ -315,19 +318,21 @@ function failuresTab(send) {
     const number = h("span", { class: "mute nowrap" });
     const body = h("div");
     let group = {};
-    const retry = button("Retry", (event) => {
-      event.preventDefault();
-      send({ do: "retry", kind: group.kind, type: group.type });
-    }, { title: "Execute these electrons again" });
-    const box = h("details", {}, h("summary", {}, kind, type, message,
-      h("span", { class: "grow" }), number, retry), body);
+    const retry = button("Retry", () => send({ do: "retry", kind: group.kind, type: group.type }),
+      { title: "Execute these electrons again" });
+    // Beside the summary: a button within another one is none for those who use a screen reader.
+    const box = h("div", { class: "failure" }, h("details", {}, h("summary", {}, kind, type,
+      message, h("span", { class: "grow" }), number), body), retry);
     function update(now, can) {
       group = now;
       say(kind, group.kind);
+      kind.className = `chip ${group.kind === "cancelled" ? "cancelled" : ""}`;
       say(type, group.type);
       say(message, group.message);
       say(number, plural(group.count, "electron"));
       show(retry, can);
+      retry.setAttribute("aria-label", `Retry ${group.kind} ${group.type}`.trim());
+      box.classList.toggle("can-retry", can);
       fill(body, [group.traceback, group.hint, group.examples], () => [
         ...(group.traceback ? [h("pre", { tabindex: "0" }, group.traceback)] : []),
         ...group.examples.flatMap(example),
@@ -382,12 +387,17 @@ function failuresTab(send) {
   };
 }
 
+const isNumber = (it) => !(it instanceof Node) && /^[-+]?([\d,]*\.?\d*(e[-+]?\d+)?|inf)$/.test(it);
+
 function table(head, rows, label) {
+  const sides = head.map((_, place) => (rows.every((row) => isNumber(row[place])) ? "num" : null));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
     h("table", {},
-      h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
+      h("thead", {}, h("tr", {}, ...head.map((text, place) =>
+        h("th", { scope: "col", class: sides[place] }, text)))),
       h("tbody", {}, ...rows.map((row) =>
-        h("tr", {}, ...row.map((it) => h("td", {}, it instanceof Node ? it : String(it))))))));
+        h("tr", {}, ...row.map((it, place) =>
+          h("td", { class: sides[place] }, it instanceof Node ? it : String(it))))))));
 }
 
 const meter = (share) => h("span", { class: "meter", title: `${Math.round(100 * share)} %` },
@@ -398,7 +408,8 @@ function workersTab(withElectrons) {
   const row = (w) => {
     const electrons = withElectrons ? [count(w.electrons)] : [];
     if (w.gone) return [w.address, "gone", "", ...electrons, "", ""];
-    const busy = h("span", {}, meter(w.busy), ` ${Math.round(100 * w.busy)} %`);
+    const busy = h("span", {}, meter(w.busy),
+      h("span", { class: "share-of" }, `${Math.round(100 * w.busy)} %`));
     const memory = bytes(w.memory) + (w.limit ? ` of ${bytes(w.limit)}` : "");
     return [w.address, w.host, w.threads, ...electrons, busy, memory];
   };
@@ -435,7 +446,7 @@ function resultsTab(send) {
         const gap = ended > first.length + last.length ? [["⋮", ...columns.map(() => "")]] : [];
         const rows = [...first, ...gap, ...last];
         const more = hidden ? `, ${plural(hidden, "further column")}` : "";
-        return [table(["", ...columns], rows, "first and last results"),
+        return [table(["row", ...columns], rows, "first and last results"),
           h("div", { class: "faint small" },
             `${gap.length ? "first and last of " : ""}${plural(ended, "row")}${more}`)];
       });
@@ -483,8 +494,8 @@ function runsTab(send) {
       { "aria-label": `${text} ${run.id}` });
     return h("div", { class: "run" },
       h("span", { class: `dot ${run.failed && !GOING.includes(run.state) ? "bad" : run.state}` }),
-      h("b", {}, run.atom), h("span", { class: "faint mono id" }, run.id), bar,
-      h("span", { class: "nowrap" }, `${count(run.done)} of ${count(run.total)}`),
+      h("b", { class: "name" }, run.atom), h("span", { class: "faint mono id" }, run.id), bar,
+      h("span", { class: "nowrap count" }, `${count(run.done)} of ${count(run.total)}`),
       h("span", { class: "mute" }, run.label),
       run.state === "running" ? act("pause", "Pause") : null,
       run.state === "paused" ? act("resume", "Resume") : null);
@@ -559,7 +570,7 @@ const KINDS = {
   atomizer: {
     head: atomizerHead,
     tab: { runs: runsTab, events: (send, rows) => eventsTab(rows),
-      atoms: () => listTab("atoms", ["atom", ""], (a) => [a.text, a.doc]),
+      atoms: () => listTab("atoms", ["atom", "what it does"], (a) => [a.text, a.doc]),
       conductors: () => listTab("conductors", ["conductor", "id", "state", "threads"],
         (c) => [c.type, c.id, c.state || "", c.threads == null ? "" : c.threads]) },
   },
