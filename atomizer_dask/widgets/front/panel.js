@@ -5,6 +5,7 @@
 // are open, {views} there are, {column} of the results, and {do} for a button.
 
 const KEPT = 500;
+const PATIENCE = 10000; // milliseconds
 const TABS = {
   run: ["events", "failures", "workers", "results"],
   atomizer: ["runs", "events", "atoms", "conductors"],
@@ -175,7 +176,7 @@ function runHead(send) {
     dot.className = `dot ${mood}`;
     say(name, state.atom || "");
     name.title = state.atom_id || "";
-    say(label, lost ? `was ${state.label}; the kernel is gone` : state.label || "");
+    say(label, lost ? `was ${state.label}; ${state.lost}` : state.label || "");
     say(id, state.id || "");
     id.title = state.store ? `kept in ${state.store}` : "not kept in a store";
     const of = total || ended + running + cancelled || 1;
@@ -540,7 +541,7 @@ function plainHead(describe) {
       const facts = describe(state);
       dot.className = `dot ${state.lost ? "lost" : state.state}`;
       say(name, facts.name);
-      say(label, state.lost ? "the kernel is gone" : state.state);
+      say(label, state.lost || state.state);
       say(place, facts.place || "");
       say(words, facts.words);
       const safe = /^https?:\/\//.test(facts.link || "");
@@ -626,7 +627,7 @@ function makeView(model, rows, send, onTab) {
   function update(renewed) {
     const facts = Object.fromEntries(["news", "failures", "workers", "results"].map(
       (name) => [name, model.get(name)]));
-    facts.state = { ...model.get("state"), lost: rows.lost };
+    facts.state = { ...model.get("state"), lost: rows.lost || rows.silent };
     if (rows.lost) facts.state.can = [];
     root.setAttribute("aria-label", `${kind} ${facts.state.id || ""}`.trim());
     head.update(facts.state, renewed);
@@ -654,7 +655,7 @@ function hideStill(id) {
 }
 
 export default () => {
-  const rows = { list: [], lost: false };
+  const rows = { list: [], lost: "", silent: "" };
   const views = new Set();
   let send = () => {};
   let waiting = false;
@@ -686,10 +687,17 @@ export default () => {
       send = (message) => { if (!rows.lost) model.send(message); };
       take(model.get("news"));
       model.on("change:news", () => { take(model.get("news")); drawSoon(); });
-      model.on("change:state", () => { renewed = true; drawSoon(); });
+      model.on("change:state", () => { renewed = true; rows.silent = ""; drawSoon(); });
       for (const name of ["failures", "workers", "results"]) model.on(`change:${name}`, drawSoon);
       model.on("change:still", () => hideStill(model.get("still")));
-      model.on("comm_live_update", () => { rows.lost = true; drawSoon(); });
+      model.on("comm_live_update", () => { rows.lost = "the kernel is gone"; drawSoon(); });
+      // What a notebook was saved with looks alive too.
+      const shown = model.get("state");
+      setTimeout(() => {
+        if (model.get("state") !== shown) return;
+        rows.silent = "the kernel does not answer";
+        drawSoon();
+      }, PATIENCE);
       send({ hello: true });
     },
     render({ model, el }) {
