@@ -60,6 +60,16 @@ def brief(value: Any, length: int = 60) -> str:
     return one_line(text, length)
 
 
+def counted(number: int | None, what: str) -> str:
+    """Return a number of things and their name.
+
+    >>> counted(1, "electron"), counted(2000, "electron")
+    ('1 electron', '2,000 electrons')
+    """
+    some = "?" if number is None else f"{number:,}"
+    return f"{some} {what}{'' if number == 1 else 's'}"
+
+
 def size(number: float) -> str:
     """Return a number of bytes as people say it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -12,7 +12,7 @@ import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.outcome import Column, Outcome, utc
+from atomizer_dask.outcome import Column, Failure, Outcome, utc
 from atomizer_dask.sweep import Sweep, numpy_or_extension
 
 if TYPE_CHECKING:
@@ -69,6 +69,18 @@ class Part:
         if isinstance(self.positions, range):
             return failed + self.positions.start
         return self.positions[failed]
+
+    def by_failure(self) -> Iterator[tuple[Failure, np.ndarray]]:
+        """Yield each distinct failure, and where in the sweep those are that failed with it."""
+        positions, failures = self.failed_positions(), self.outcome.failures
+        if len(failures) == 1:
+            yield failures[0], positions
+            return
+        codes = np.asarray(self.outcome.codes)
+        for code, failure in enumerate(failures):
+            mine = positions[codes == code]
+            if len(mine):
+                yield failure, mine
 
 
 def to_frame(
@@ -153,8 +165,7 @@ def errors_frame(
     columns = _inputs(sweep, positions)
     more: dict[str, Any] = {}
     for name in ("kind", "type", "message", "traceback"):
-        texts = [row[name].encode(errors="backslashreplace").decode() for _, row in rows]
-        more[name] = pd.Series(texts, dtype="str").array  # halves of surrogate pairs it has not
+        more[name] = pd.Series([_encodable(row[name]) for _, row in rows], dtype="str").array
     more["attempts"] = np.array([row["attempt"] for _, row in rows], dtype=np.int64)
     for name in ("worker", "tier"):
         more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array
@@ -165,35 +176,48 @@ def errors_frame(
     return _framed(columns, index)
 
 
-def failures_frame(errors: pd.DataFrame) -> pd.DataFrame:
-    """Return a summary of what `errors_frame` returned: a row per kind and type of exception."""
+def failures_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
+    """Return a summary of the failed electrons: a row per kind and type of exception.
+
+    Parameters
+    ----------
+    sweep
+        The inputs.
+    parts
+        The outcomes.
+    """
     import pandas as pd
 
-    named = {
-        name: METADATA_PREFIX + name if METADATA_PREFIX + name in errors else name
-        for name in ("kind", "type", "message")
-    }
-    rows = []
-    for (kind, type_), group in errors.groupby([named["kind"], named["type"]], sort=False):
-        first = group.iloc[0]
-        rows.append(
-            {
-                "kind": kind,
-                "type": type_,
-                "count": len(group),
-                "first": group.index[0],
-                "message": first[named["message"]],
-                "hint": HINTS.get(str(kind), ""),
-            }
+    groups: dict[tuple[str, str], tuple[int, int, str]] = {}  # count, first position, its message
+    for part in _current(parts):
+        for failure, positions in part.by_failure():
+            key = failure.kind, _encodable(failure.type)
+            first, message = int(positions.min()), _encodable(failure.message)
+            count, known, its = groups.get(key, (0, first, message))
+            earliest = (first, message) if first < known else (known, its)
+            groups[key] = (count + len(positions), *earliest)
+    rows = [
+        {
+            "kind": kind,
+            "type": type_,
+            "count": count,
+            "first": first if sweep.index is None else sweep.index[first],
+            "message": message,
+            "hint": HINTS.get(kind, ""),
+        }
+        for (kind, type_), (count, first, message) in sorted(
+            groups.items(), key=lambda group: (-group[1][0], group[1][1])
         )
+    ]
     columns = ["kind", "type", "count", "first", "message", "hint"]
-    summary = pd.DataFrame(rows, columns=columns).sort_values(
-        "count", ascending=False, kind="stable"
-    )
-    return summary.set_index(["kind", "type"])
+    return pd.DataFrame(rows, columns=columns).set_index(["kind", "type"])
 
 
-# No longer than pandas shows: it cuts a text at 50 characters.
+def _encodable(text: str) -> str:
+    """Return a text without halves of surrogate pairs, which no column of texts can hold."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 HINTS = {
     "exception": "run.replay(first) runs it here, for a debugger",
     "timeout": "run.retry(timeout=...) gives it longer",

@@ -195,7 +195,7 @@ class Results:
         Columns ``count``, ``first`` (the index label of the first one, for `errors` and
         `replay`), ``message`` (of the first one) and ``hint`` (what to do).
         """
-        return failures_frame(self.errors)
+        return failures_frame(self.sweep, self.failed_rows())
 
     def __iter__(self) -> Iterator[Properties]:
         """Yield the Properties of every electron, as they complete."""

@@ -57,11 +57,12 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 
 def _count_cancelled(run: Run) -> int:
-    count = 0
-    for part in run.failed_rows():
-        kinds = [failure.kind == "cancelled" for failure in part.outcome.failures]
-        count += sum(kinds[code] for code in part.outcome.codes)
-    return count
+    return sum(
+        len(rows)
+        for part in run.failed_rows()
+        for failure, rows in part.by_failure()
+        if failure.kind == "cancelled"
+    )
 
 
 def _label(state: str, failed: int, cancelled: int) -> str:

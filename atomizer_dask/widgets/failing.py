@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from atomizer_dask.brief import plain
 from atomizer_dask.frame import HINTS, Part
@@ -26,7 +23,7 @@ def failure_groups(run: Run) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for part in run.failed_rows():
-        for failure, rows in _by_failure(part):
+        for failure, rows in part.by_failure():
             key = failure.kind, failure.type
             group = groups.setdefault(key, {"failure": failure, "count": 0, "rows": []})
             group["count"] += len(rows)
@@ -34,18 +31,6 @@ def failure_groups(run: Run) -> list[dict[str, Any]]:
             group["rows"] += [(int(row), part) for row in rows[:wanted]]
     ordered = sorted(groups.values(), key=lambda group: -group["count"])
     return [_described(run, group) for group in ordered]
-
-
-def _by_failure(part: Part) -> Iterator[tuple[Failure, Any]]:
-    """Yield each distinct failure of a part and the rows that failed with it."""
-    rows, codes = part.failed_positions(), np.asarray(part.outcome.codes)
-    if len(part.outcome.failures) == 1:
-        yield part.outcome.failures[0], rows
-        return
-    for code, failure in enumerate(part.outcome.failures):
-        mine = rows[codes == code]
-        if len(mine):
-            yield failure, mine
 
 
 def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dask.utils import format_bytes
 
 from atomizer_dask import markup
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.brief import counted
 from atomizer_dask.markup import Html
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.crew import Crew
@@ -21,7 +22,7 @@ from atomizer_dask.widgets.facts import (
     status_of,
 )
 from atomizer_dask.widgets.failing import failure_groups
-from atomizer_dask.widgets.text import count_text, percent_text, plural_text
+from atomizer_dask.widgets.text import count_text, percent_text
 
 STILL_RUNS, STILL_WORKERS = 10, 20
 TONES: dict[str, markup.Tone] = {
@@ -94,7 +95,7 @@ def _numbers(facts: dict[str, Any]) -> Html:
     ended = percent_text(facts["done"] + facts["failed"], total) if total else ""
     left = f"{markup.duration(facts['eta'])} left" if going and facts["eta"] is not None else ""
     failed = f"{count_text(facts['failed'])} failed" if facts["failed"] else ""
-    done = f"{count_text(facts['done'])} of {plural_text(total, 'electron')}"
+    done = f"{count_text(facts['done'])} of {counted(total, 'electron')}"
     told = filter(None, (done, ended, markup.rate(facts["rate"]), left, failed))
     return markup.joined(*map(markup.text, told), by=" &nbsp;·&nbsp; ")
 
@@ -141,7 +142,7 @@ def _conductor(conductor: Any) -> Html:
         beside=[
             markup.badge(facts["state"], TONES.get(facts["state"], "good")),
             markup.code(facts["address"]),
-            markup.muted(f"{plural_text(facts['threads'], 'thread')}, {facts['memory']}"),
+            markup.muted(f"{counted(facts['threads'], 'thread')}, {facts['memory']}"),
         ],
     )
 

@@ -34,15 +34,6 @@ def count_text(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def plural_text(count: int | None, what: str) -> str:
-    """Return a number of things and their name.
-
-    >>> plural_text(1, "electron"), plural_text(2000, "electron")
-    ('1 electron', '2,000 electrons')
-    """
-    return f"{count_text(count)} {what}{'' if count == 1 else 's'}"
-
-
 def percent_text(part: int, whole: int) -> str:
     """Return a share, rounded down: nothing is at 100 % before it is all there.
 
