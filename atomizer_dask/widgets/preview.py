@@ -128,12 +128,20 @@ def _chart(values: pd.Series) -> dict[str, Any] | None:
 def _histogram(numbers: np.ndarray) -> dict[str, Any] | None:
     if not len(numbers):
         return None
-    bars, edges = np.histogram(numbers, bins=BINS if np.ptp(numbers) else 1)
+    low, high = float(numbers.min()), float(numbers.max())
+    bars, _ = np.histogram(numbers, bins=_bins(numbers, low, high))
     return {
         "kind": "histogram",
         "bars": bars.tolist(),
-        "labels": [cell(float(edges[0])), cell(float(edges[-1]))],
+        "labels": [cell(low), cell(high)],
         "mean": cell(float(numbers.mean())),
         "spread": cell(float(numbers.std())),
         "of": len(numbers),
     }
+
+
+def _bins(numbers: np.ndarray, low: float, high: float) -> Any:
+    """Return as many bins as are drawn, or one for each of a few whole numbers."""
+    if high - low < BINS and (numbers == np.round(numbers)).all():
+        return np.arange(low, high + 2) - 0.5
+    return BINS
