@@ -169,9 +169,9 @@ function runHead(send) {
     state = now;
     if (renewed) since = performance.now();
     const { done = 0, failed = 0, running = 0, cancelled = 0, total } = state;
-    const going = GOING.includes(state.state);
     const ended = done + failed;
-    const lost = state.lost && going;
+    const lost = state.lost && GOING.includes(state.state);
+    const going = GOING.includes(state.state) && !lost;
     const mood = lost ? "lost" : failed && !going ? "bad" : state.state;
     dot.className = `dot ${mood}`;
     say(name, state.atom || "");
@@ -202,7 +202,7 @@ function runHead(send) {
     say(stats.share.under, going
       ? state.state === "paused" ? (running ? `${count(running)} still running` : "paused")
         : state.eta == null ? "time left unknown" : `${seconds(state.eta)} left`
-      : "ended");
+      : lost ? "when last seen" : "ended");
     say(stats.rate.value, rate(state.rate || 0));
     const crew = state.workers;
     say(stats.rate.under, crew
@@ -308,6 +308,9 @@ function eventsTab(rows) {
   };
 }
 
+const looking = ({ lost }) =>
+  lost ? "The kernel is gone, and had not been asked for this before." : "Looking ...";
+
 function failuresTab(send) {
   const element = h("div", { class: "failures" });
   const drawn = new Map();
@@ -374,7 +377,7 @@ function failuresTab(send) {
       if (none) none.remove();
       if (!groups.length) {
         const waits = state.failed + state.cancelled > 0;
-        element.prepend(h("div", { class: "none mute" }, waits ? "Looking ..." : "No failures."));
+        element.prepend(h("div", { class: "none mute" }, waits ? looking(state) : "No failures."));
       }
       groups.forEach((group, place) => {
         const made = drawn.get(keys[place]) || make(keys[place]);
@@ -440,9 +443,9 @@ function resultsTab(send) {
     update({ state, results }) {
       const { columns = [], first = [], last = [], hidden = 0 } = results || {};
       const ended = state.done + state.failed;
-      fill(frame, [columns, first, last, hidden, ended], () => {
+      fill(frame, [columns, first, last, hidden, ended, state.lost], () => {
         if (!columns.length) {
-          return [h("div", { class: "mute" }, state.done ? "Looking ..." : "No results yet.")];
+          return [h("div", { class: "mute" }, state.done ? looking(state) : "No results yet.")];
         }
         const gap = ended > first.length + last.length ? [["⋮", ...columns.map(() => "")]] : [];
         const rows = [...first, ...gap, ...last];
@@ -603,10 +606,11 @@ function makeView(model, rows, send, onTab) {
   }
   strip.addEventListener("keydown", (event) => {
     const names = TABS[kind];
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+    const at = names.indexOf(view.tab);
+    const place = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
+    if (place == null) return;
     event.preventDefault();
-    const next = names[(names.indexOf(view.tab) + step + names.length) % names.length];
+    const next = names[(place + names.length) % names.length];
     open(next);
     tabs[next].handle.focus();
   });
