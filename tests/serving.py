@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -27,9 +28,7 @@ class Server:
         self.notebooks = folder / "notebooks"
         self.notebooks.mkdir(parents=True)
         self.token = secrets.token_hex(16)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = _free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._numbers = count(1)
         self._process = None
@@ -109,6 +108,18 @@ class Server:
             **{name: str(self.folder / folder) for name, folder in folders.items()},
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
+
+
+def _free_port():
+    """Return a free port that the system gives to nobody else while the server starts."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as trial:
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("a hundred ports, and none of them free")
 
 
 def _write_kernelspec(data):
