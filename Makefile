@@ -1,5 +1,5 @@
 # The README's commands. Each does its own set-up, in .venv of this checkout.
-.PHONY: demo test chaos lint bench clean
+.PHONY: demo test chaos lint bench picture clean
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
@@ -24,6 +24,9 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks $(ARGS)
+
+picture: .venv/ready
+	$(BIN)/python tests/picture.py
 
 .venv/ready: pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: install it, or name it with make PYTHON=...))

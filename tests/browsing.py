@@ -53,12 +53,11 @@ class Chromium:
 
     def __init__(self, playwright):
         self._browser = playwright.chromium.launch(executable_path=executable(), args=ARGUMENTS)
-        self._context = self._browser.new_context()
-        self._context.set_default_timeout(1000 * SECONDS)
+        self._contexts = {}
 
-    def page(self, theme, width, height):
-        """Return an empty page for people who like a theme."""
-        page = self._context.new_page()
+    def page(self, theme, width, height, *, scale=1):
+        """Return an empty page for people who like a theme, on a screen of some pixel ratio."""
+        page = self._context(scale).new_page()
         page.set_viewport_size({"width": width, "height": height})
         page.emulate_media(color_scheme=theme)
         return page
@@ -66,6 +65,12 @@ class Chromium:
     def close(self):
         """End it."""
         self._browser.close()
+
+    def _context(self, scale):
+        if scale not in self._contexts:
+            self._contexts[scale] = self._browser.new_context(device_scale_factor=scale)
+            self._contexts[scale].set_default_timeout(1000 * SECONDS)
+        return self._contexts[scale]
 
 
 class View:
