@@ -26,7 +26,7 @@ MOST_MAPPED = 1_000_000  # electrons that a button sends
 _STYLE = """<style>
 .atomizer-stale { opacity: 0.5; }
 .atomizer-note { font-size: 0.85em; opacity: 0.75; }
-.atomizer-error { border-left: 3px solid #c62828; padding-left: 0.6em; overflow-wrap: anywhere; }
+.atomizer-error { border-left: 3px solid var(--jp-error-color1, #c62828); padding-left: 0.6em; overflow-wrap: anywhere; }
 .atomizer-error pre { max-height: 20em; overflow: auto; white-space: pre; }
 </style>"""
 
@@ -63,8 +63,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self._status, self._failure = ipywidgets.HTML(), ipywidgets.HTML()
         self._output = ipywidgets.Output()
         self._note = ipywidgets.HTML()
-        self.button = ipywidgets.Button(layout={"width": "auto"})
-        self._runs = ipywidgets.VBox()
+        self.button = ipywidgets.Button(layout={"width": "auto", "margin": "8px 2px 2px"})
+        self._runs = ipywidgets.VBox(layout={"margin": "8px 0 0"})
         super().__init__(self._arranged())
         self._count()
         self.button.on_click(self._on_click)
@@ -158,7 +158,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         shown = [w for w in self.controls.values() if isinstance(w, ipywidgets.DOMWidget)]
         left = ipywidgets.VBox(
             [*shown, self.button, self._note],
-            layout={"flex": "0 1 24em", "min_width": "0", "max_width": "100%"},
+            layout={"flex": "0 1 28em", "min_width": "0", "max_width": "100%"},
         )
         right = ipywidgets.VBox(
             [self._status, self._failure, self._output],
