@@ -221,8 +221,9 @@ function runHead(send) {
   return { elements: [top, bar, line, error], update, tick };
 }
 
-function drawSpark(spark, points) {
-  fill(spark, points, () => {
+function drawSpark(spark, rates) {
+  fill(spark, rates, () => {
+    const points = rates.length ? [[0, 0], ...rates] : [];
     const last = points.length ? points[points.length - 1] : [1, 0];
     const highest = Math.max(...points.map(([, r]) => r), 1e-12);
     const at = ([t, r]) => `${((150 * t) / last[0]).toFixed(1)},${(31 - (28 * r) / highest).toFixed(1)}`;
@@ -295,7 +296,8 @@ function eventsTab(rows) {
     const filtered = wanted.length < from.length ? `${count(wanted.length)} of ` : "";
     say(shown, from.length < total || filtered
       ? `${filtered}newest ${count(from.length)} of ${count(total)}` : plural(total, "event"));
-    const fresh = held ? rows.list.filter((row) => !held.length || row[0] > held[0][0]).length : 0;
+    const latest = held ? Math.max(-1, ...held.map((row) => row[0])) : 0;
+    const fresh = held ? rows.list.filter((row) => row[0] > latest).length : 0;
     say(hold, held ? (fresh ? `Follow, ${count(fresh)} new` : "Follow") : "Hold");
     hold.setAttribute("aria-pressed", String(Boolean(held)));
   }
@@ -681,7 +683,8 @@ export default () => {
     const known = new Set(rows.list.map((row) => row[0]));
     const fresh = ((news && news.rows) || []).filter((row) => !known.has(row[0]));
     if (!fresh.length) return;
-    rows.list = [...fresh, ...rows.list].sort((a, b) => b[0] - a[0]).slice(0, KEPT);
+    // By when they happened: what several workers tell does not arrive in that order.
+    rows.list = [...fresh, ...rows.list].sort((a, b) => b[1] - a[1] || b[0] - a[0]).slice(0, KEPT);
   }
 
   const tell = () => send({ views: views.size, tabs: [...new Set([...views].map((v) => v.tab))] });
