@@ -311,7 +311,7 @@ function eventsTab(rows) {
 }
 
 const looking = ({ lost }) =>
-  lost ? "The kernel is gone, and had not been asked for this before." : "Looking ...";
+  lost ? "Nothing is known of this: the kernel had not been asked for it before." : "Looking ...";
 
 function failuresTab(send) {
   const element = h("div", { class: "failures" });
