@@ -22,6 +22,7 @@ SAMPLED = 20_000  # values
 LOOKED_AT = 200  # pieces of the results; fewer where they have to be read from a store
 READ = 6
 BINS = 24
+NARROW = 1e-13  # of the largest number: in less there are no bins to tell apart
 
 
 def preview(run: Run, column: str = "") -> dict[str, Any]:
@@ -39,7 +40,10 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
         return {}
     sample = run.frame_of(_sampled(parts))
     outputs = [name for name in sample.columns if name not in run.sweep.names]
-    if column not in outputs:
+    wanted = [name for name in outputs if plain(str(name)) == column]
+    if wanted:
+        column = wanted[0]
+    else:
         numeric = [name for name in outputs if _is_number(sample[name])]
         column = (numeric or outputs or [""])[0]
     ends = run.frame_of(_ends(parts))
@@ -114,7 +118,7 @@ def _chart(values: pd.Series) -> dict[str, Any] | None:
     if _is_number(values):
         numbers = present.to_numpy(dtype=float)
         return _histogram(numbers[np.isfinite(numbers)])
-    if present.map(np.ndim).gt(0).any():
+    if any(map(_is_nested, present)):
         return None
     counts = Counter(cell(value, 24) for value in present).most_common(10)
     return {
@@ -125,23 +129,34 @@ def _chart(values: pd.Series) -> dict[str, Any] | None:
     }
 
 
+def _is_nested(value: Any) -> bool:
+    """Return whether there is no sense in counting how often a value comes."""
+    return isinstance(value, np.ndarray | list | tuple)
+
+
 def _histogram(numbers: np.ndarray) -> dict[str, Any] | None:
     if not len(numbers):
         return None
     low, high = float(numbers.min()), float(numbers.max())
-    bars, _ = np.histogram(numbers, bins=_bins(numbers, low, high))
+    scale = max(abs(low), abs(high)) or 1.0  # so that nothing overflows
+    scaled = numbers / scale
     return {
         "kind": "histogram",
-        "bars": bars.tolist(),
+        "bars": _bars(numbers, scaled, low, high),
         "labels": [cell(low), cell(high)],
-        "mean": cell(float(numbers.mean())),
-        "spread": cell(float(numbers.std())),
+        "mean": cell(float(scaled.mean()) * scale),
+        "spread": cell(float(scaled.std()) * scale),
         "of": len(numbers),
     }
 
 
-def _bins(numbers: np.ndarray, low: float, high: float) -> Any:
-    """Return as many bins as are drawn, or one for each of a few whole numbers."""
+def _bars(numbers: np.ndarray, scaled: np.ndarray, low: float, high: float) -> list[int]:
+    """Return how many numbers are in each bin: one bin for each of a few whole numbers."""
     if high - low < BINS and (numbers == np.round(numbers)).all():
-        return np.arange(low, high + 2) - 0.5
-    return BINS
+        counts, _ = np.histogram(numbers, bins=np.arange(low, high + 2) - 0.5)
+    elif np.ptp(scaled) > NARROW:
+        counts, _ = np.histogram(scaled, bins=BINS)
+    else:
+        return [len(numbers)]
+    bars: list[int] = counts.tolist()
+    return bars
