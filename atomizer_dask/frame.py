@@ -77,10 +77,10 @@ class Part:
             yield failures[0], positions
             return
         codes = np.asarray(self.outcome.codes)
-        for code, failure in enumerate(failures):
-            mine = positions[codes == code]
-            if len(mine):
-                yield failure, mine
+        order = np.argsort(codes, kind="stable")  # each may have failed with one of its own
+        distinct, first = np.unique(codes[order], return_index=True)
+        for code, mine in zip(distinct.tolist(), np.split(positions[order], first[1:]), strict=True):
+            yield failures[code], mine
 
 
 def to_frame(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from atomizer_dask.brief import plain
+from atomizer_dask.events import shorten
 from atomizer_dask.frame import HINTS, Part
 from atomizer_dask.outcome import Failure
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell
 
 GROUPS = 20
+INPUTS = 600  # characters
 EXAMPLES = 5
 TRACEBACK = 4000  # characters: the end, where it says what happened
 
@@ -29,7 +31,7 @@ def failure_groups(run: Run) -> list[dict[str, Any]]:
             group["count"] += len(rows)
             wanted = EXAMPLES - len(group["rows"])
             group["rows"] += [(int(row), part) for row in rows[:wanted]]
-    ordered = sorted(groups.values(), key=lambda group: -group["count"])
+    ordered = sorted(groups.values(), key=lambda group: -group["count"])[:GROUPS]
     return [_described(run, group) for group in ordered]
 
 
@@ -40,7 +42,7 @@ def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
         traceback = "...\n" + traceback[-TRACEBACK:].partition("\n")[2]
     return {
         "kind": failure.kind,
-        "type": plain(failure.type),
+        "type": type_text(failure.type),
         "count": group["count"],
         "message": cell(failure.message, 300),
         "traceback": plain(traceback),
@@ -49,10 +51,15 @@ def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def type_text(type: str) -> str:
+    """Return the type of an exception as the page knows it, which names a group by it."""
+    return cell(type, 120)
+
+
 def _example(run: Run, row: int, part: Part) -> dict[str, Any]:
     inputs = "  ".join(f"{name}={cell(v)}" for name, v in run.sweep.payload(row).items())
     return {
-        "inputs": plain(inputs),
+        "inputs": shorten(plain(inputs), INPUTS),
         "attempt": part.attempt,
         "worker": plain(part.outcome.worker),
         "replay": f"run.replay({run.electron_id(row)!r})",
