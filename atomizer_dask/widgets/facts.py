@@ -27,7 +27,8 @@ def run_facts(run: Run) -> dict[str, Any]:
 
     ``elapsed`` is in seconds; ``cancelled`` electrons, which never ran, are no part of ``failed``.
     """
-    progress, state = run.progress, run.state
+    state = run.state  # first: nothing is said to have ended that the numbers do not know of
+    progress = run.progress
     cancelled = _count_cancelled(run) if state == "cancelled" and progress.failed else 0
     failed = progress.failed - cancelled
     idle = state == "paused" and not progress.running
@@ -105,7 +106,7 @@ def event_row(number: int, event: Event) -> list[Any]:
 
 
 def _with_commas(electron: str) -> str:
-    return f"{int(electron):,}" if electron.isdecimal() else electron
+    return f"{int(electron):,}" if len(electron) < 20 and electron.isdecimal() else electron
 
 
 def status_of(conductor: BatchConductor) -> ConductorStatus:
