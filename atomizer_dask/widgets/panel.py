@@ -20,9 +20,11 @@ import comm
 import traitlets
 from IPython.display import display
 
+from atomizer_dask.brief import one_line
+from atomizer_dask.errors import text_of
 from atomizer_dask.eventlog import EventLog
 from atomizer_dask.showing import in_kernel
-from atomizer_dask.widgets.facts import event_row
+from atomizer_dask.widgets.facts import MESSAGE, event_row
 from atomizer_dask.widgets.refresher import Refresher
 from atomizer_dask.widgets.still import still_of
 
@@ -31,6 +33,7 @@ UPDATE_SECONDS = 0.21  # a little less than five updates a second
 STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps
 BYTES_PER_SECOND = 36_000  # of all that is sent, so that peaks stay below 50 kB
 BURST = 10_000
+GONE = "no variable holds this any more, so that nothing can be done about it"
 FRONT = Path(__file__).parent / "front"
 
 refresher = Refresher()
@@ -54,6 +57,8 @@ class Panel(anywidget.AnyWidget):
         What the tabs say.
     still
         By what the page finds, and hides, what a saved notebook keeps of it.
+    note, troubles
+        Why a button did nothing, and which tabs cannot show what they should.
     """
 
     _esm = FRONT / "panel.js"
@@ -79,6 +84,7 @@ class Panel(anywidget.AnyWidget):
         self._still_at, self._still_state = 0.0, ""
         self.wanted: set[str] = {"events"}
         self.note = ""
+        self.troubles: dict[str, str] = {}
         super().__init__()
         self.on_msg(self._take_message)
         if in_kernel():
@@ -119,13 +125,20 @@ class Panel(anywidget.AnyWidget):
     def refresh(self) -> float | None:
         """Send what is new, in one message at most; return when to look again."""
         with self._refreshing:
-            afresh = self._read_messages()
-            if self.thing is None:
-                gone = "no variable holds this any more, so that nothing can be done about it"
-                self.state = {**self.state, "can": [], "note": gone}
+            thing = self.thing  # held, for it might go away meanwhile
+            if self.comm is None:  # it was closed
                 return None
-            facts = {**self.facts(), "note": self.note}
+            afresh = self._read_messages()
+            if thing is None:
+                self.state = {**self.state, "can": [], "note": GONE}
+                return None
+            try:
+                facts = self.facts()
+            except Exception as error:
+                self._say(f"this cannot be brought up to date: {described(error)}")
+                raise
             changed = self.look()
+            facts["note"] = self.note or "; ".join(self.troubles.values())
             if afresh or _lasting(facts) != self._sent.get("state"):
                 changed["state"] = facts
                 self._sent["state"] = _lasting(facts)
@@ -139,6 +152,11 @@ class Panel(anywidget.AnyWidget):
             if self._unsent:
                 return UPDATE_SECONDS
             return self.pace
+
+    def _say(self, note: str) -> None:
+        """Say this beside what was known before, until that can be brought up to date."""
+        self.state = {**self.state, "note": note}
+        self._sent.pop("state", None)
 
     def _is_new(self, name: str, value: Any) -> bool:
         new: bool = self._sent.get(name) != value
@@ -206,7 +224,7 @@ class Panel(anywidget.AnyWidget):
             self.do(str(message["do"]), message)
             self.note = ""
         except Exception as error:  # noqa: BLE001 - it is shown to whoever pressed the button
-            self.note = f"{type(error).__name__}: {error}"
+            self.note = described(error)
         refresher.look_at(self)
 
     # -- what a saved notebook keeps -------------------------------------------------------------
@@ -217,10 +235,8 @@ class Panel(anywidget.AnyWidget):
         Twice: as it is now, which a saved notebook keeps and which the live view hides, and live.
         """
         self.still = self.model_id
-        html = still_of(self.thing, self.model_id)
-        text = {"text/plain": repr(self.thing), "text/html": html}
         handle = display(  # type: ignore[no-untyped-call]
-            text, raw=True, display_id=True
+            self._texts(self.model_id), raw=True, display_id=True
         )
         live = {
             WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id},
@@ -234,11 +250,18 @@ class Panel(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Return the live view, and for what cannot show it the state as it is now."""
-        text = {"text/plain": repr(self.thing), "text/html": still_of(self.thing)}
+        text = self._texts()
         if not in_kernel():
             return text
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         return {**text, WIDGET_VIEW: view}
+
+    def _texts(self, live: str = "") -> dict[str, str]:
+        """Return how it is now, as text and as HTML."""
+        thing = self.thing
+        if thing is None:
+            return {"text/plain": GONE, "text/html": f"<div>{GONE}</div>"}
+        return {"text/plain": repr(thing), "text/html": still_of(thing, live)}
 
     def _keep_still(self) -> None:
         """Bring what a saved notebook keeps up to date, every now and then and at the end."""
@@ -250,23 +273,28 @@ class Panel(anywidget.AnyWidget):
             self.keep_still()
 
     def settle(self) -> None:
-        """Show all that is new, here and now, also in what a saved notebook keeps."""
+        """Show all that is new, here and now, also in what a saved notebook keeps.
+
+        Nothing is raised: whoever goes on with a run must not fail because it is shown.
+        """
         with self._refreshing:
-            self.refresh()
-            if self._stills and self.thing is not None:
-                self.keep_still()
+            try:
+                self.refresh()
+                if self._stills and self.thing is not None:
+                    self.keep_still()
+            except Exception:  # noqa: BLE001 - it is tried again, and logged, by the refresher
+                refresher.look_at(self)
 
     def keep_still(self) -> None:
         """Bring what a saved notebook keeps up to date."""
         with self._refreshing:
             self._still_at, self._still_state = monotonic(), self._sent["state"]["state"]
-            html = still_of(self.thing, self.model_id)
-            if html == self._sent.get("still"):
+            texts = self._texts(self.model_id)
+            if texts == self._sent.get("still"):
                 return
-            self._sent["still"] = html
+            self._sent["still"] = texts
             for handle in self._stills:
-                text = {"text/plain": repr(self.thing), "text/html": html}
-                handle.update(text, raw=True)
+                handle.update(texts, raw=True)
 
     def close(self) -> None:
         """Show nothing any more, and keep nothing alive."""
@@ -292,6 +320,11 @@ class _Direct:
 
 def _lasting(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != "elapsed"}
+
+
+def described(error: Exception) -> str:
+    """Return what went wrong, as a person reads it."""
+    return f"{type(error).__name__}: {one_line(text_of(error), MESSAGE)}"
 
 
 def _size(value: Any) -> int:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 logger = logging.getLogger(__name__)
 
 SHARE = 0.01  # of the time of a processor that a panel may take
+LONGEST = 60.0  # seconds until a panel that could not be refreshed is tried again
 
 
 class Refreshed(Protocol):
@@ -24,12 +25,13 @@ class Refresher:
     """One thread for all panels; it ends when none of them is to be looked at again.
 
     A panel that takes long is looked at more rarely, so that it never costs more than a hundredth
-    of what the process does.
+    of what the process does. One that cannot be refreshed is tried again, ever more rarely.
     """
 
     def __init__(self) -> None:
         self._due: dict[Refreshed, float] = {}
         self._costs: WeakKeyDictionary[Refreshed, float] = WeakKeyDictionary()
+        self._failed: WeakKeyDictionary[Refreshed, int] = WeakKeyDictionary()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -38,7 +40,7 @@ class Refresher:
         with self._changed:
             due = monotonic() + seconds
             self._due[panel] = min(due, self._due.get(panel, due))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # a fork has none
                 self._thread = threading.Thread(
                     target=self._work, name="atomizer-panels", daemon=True
                 )
@@ -55,14 +57,21 @@ class Refresher:
             began = thread_time()
             try:
                 seconds = panel.refresh()
-            except Exception:
-                logger.exception("a panel cannot be refreshed, and stays as it is")
+            except Exception as error:  # noqa: BLE001 - the other panels go on
+                self._try_again(panel, error)
                 continue
+            self._failed.pop(panel, None)
             if seconds is not None:
                 cost = thread_time() - began
                 usual = min(cost, self._costs.get(panel, 0.0))  # the first time is no measure
                 self._costs[panel] = cost
                 self.look_at(panel, max(seconds, usual / SHARE))
+
+    def _try_again(self, panel: Refreshed, error: Exception) -> None:
+        times = self._failed[panel] = 1 + self._failed.get(panel, 0)
+        if times == 1:
+            logger.warning("a panel cannot be refreshed for now", exc_info=error)
+        self.look_at(panel, min(LONGEST, 2.0**times))
 
     def _next(self) -> Refreshed | None:
         """Wait for the panel that is due next; None where there is none left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from time import monotonic, thread_time
 from typing import Any
@@ -13,10 +14,12 @@ from atomizer_dask.run import Run
 from atomizer_dask.widgets.course import Course
 from atomizer_dask.widgets.crew import Crew
 from atomizer_dask.widgets.facts import GOING, run_facts
-from atomizer_dask.widgets.failing import failure_groups
-from atomizer_dask.widgets.panel import UPDATE_SECONDS, Panel
+from atomizer_dask.widgets.failing import failure_groups, type_text
+from atomizer_dask.widgets.panel import UPDATE_SECONDS, Panel, described
 from atomizer_dask.widgets.preview import preview
 from atomizer_dask.widgets.refresher import SHARE
+
+logger = logging.getLogger(__name__)
 
 CREW_SECONDS = 1.0
 TAB_SECONDS = 1.0
@@ -102,15 +105,29 @@ class RunPanel(Panel):
         }
         progress = run.progress
         ended = progress.done, progress.failed, run.retried, run.state
-        changed = {}
+        changed: dict[str, Any] = {}
         for tab, find in looks.items():
-            same = tab != "workers" and self._told.get(tab) == (ended, self._column)
+            known = tab != "workers" and tab not in self.troubles
+            same = known and self._told.get(tab) == (ended, self._column)
             if tab in self.wanted and not same and self._is_due(tab):
                 began = thread_time()
-                changed[tab] = find()
+                changed |= self._find(tab, find)
                 self._told[tab] = ended, self._column
                 self._put_off(tab, TAB_SECONDS, began)
         return changed
+
+    def _find(self, tab: str, find: Callable[[], Any]) -> dict[str, Any]:
+        """Return what a tab shows; the rest goes on where that cannot be found out."""
+        try:
+            found = {tab: find()}
+        except Exception as error:
+            trouble = f"the {tab} cannot be shown: {described(error)}"
+            if self.troubles.get(tab) != trouble:
+                logger.warning("of %s, %s", self.thing.id, trouble, exc_info=error)
+            self.troubles[tab] = trouble
+            return {}
+        self.troubles.pop(tab, None)
+        return found
 
     def _worker_rows(self, run: Run) -> list[dict[str, Any]]:
         self._crew.count(run)
@@ -140,7 +157,7 @@ class RunPanel(Panel):
             wanted = message["kind"], message["type"]
 
             def is_meant(error: ElectronError) -> bool:
-                return (error.kind, error.type) == wanted
+                return (error.kind, type_text(error.type)) == wanted
 
             run.retry(where=is_meant)
         elif what in ("pause", "resume", "cancel", "retry"):
