@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date, time, timedelta
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ def cell(value: Any, length: int = CELL) -> str:
 
     >>> cell(0.1 + 0.2), cell(np.int64(3)), cell("x"), cell(None), cell(np.zeros((20, 3)))
     ('0.3', '3', 'x', '', 'ndarray float64 (20, 3), 480 B')
+    >>> cell(np.int64(3)), cell(date(2026, 1, 2))
+    ('3', '2026-01-02')
     """
     if value is None or value is pd.NA or value is pd.NaT:
         return ""
@@ -25,6 +28,11 @@ def cell(value: Any, length: int = CELL) -> str:
         return str(value)
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else f"{value:.6g}"
+    if isinstance(value, np.generic | date | time | timedelta):  # whose repr names the type
+        try:
+            value = str(value)
+        except Exception:  # noqa: BLE001 - a class of the user that is made of one of these
+            return one_line(value, length)
     return one_line(value, length)
 
 
