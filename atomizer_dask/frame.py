@@ -79,7 +79,9 @@ class Part:
         codes = np.asarray(self.outcome.codes)
         order = np.argsort(codes, kind="stable")  # each may have failed with one of its own
         distinct, first = np.unique(codes[order], return_index=True)
-        for code, mine in zip(distinct.tolist(), np.split(positions[order], first[1:]), strict=True):
+        for code, mine in zip(
+            distinct.tolist(), np.split(positions[order], first[1:]), strict=True
+        ):
             yield failures[code], mine
 
 

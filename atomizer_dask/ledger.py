@@ -131,8 +131,7 @@ class Ledger:
         """Return what tells of failed electrons, without those that are tried again."""
         with self.changed:
             some = [p for p in self.parts if isinstance(p, Part) and len(p.outcome.failed)]
-        current = [part.pick(part.outcome.failed_mask()) for part in map(Part.current, some)]
-        return [part for part in current if len(part)]
+        return [part for part in map(_failed, map(Part.current, some)) if len(part)]
 
     def error_of(self, position: int, failed: Failed) -> ElectronError:
         """Return a failed attempt that was read from a store as an error."""
@@ -210,6 +209,12 @@ class Ledger:
             self._times = deque([(monotonic(), self.done + self.failed - self._before)])
             self._seconds = None
             self.state = "running"
+
+
+def _failed(part: Part) -> Part:
+    """Return what a part tells of failed electrons: all of it where millions were cancelled."""
+    outcome = part.outcome
+    return part if len(outcome.failed) == len(part) else part.pick(outcome.failed_mask())
 
 
 def _loaded(part: Part | StoredPart) -> list[Part]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.brief import plain
+from atomizer_dask.columns import numpy_values
 from atomizer_dask.frame import Part
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell
@@ -84,14 +85,14 @@ def _every(part: Part, step: int) -> Part:
 
 def _ends(parts: Sequence[Part]) -> list[Part]:
     """Return the electrons that come first and last in the sweep."""
-    positions = np.concatenate([np.asarray(part.positions) for part in parts])
+    positions = np.concatenate([numpy_values(part.positions) for part in parts])
     if len(positions) <= 2 * ROWS:
         return list(parts)
     low = np.partition(positions, ROWS - 1)[ROWS - 1]
     high = np.partition(positions, -ROWS)[-ROWS]
     ends = []
     for part in parts:
-        mine = np.asarray(part.positions)
+        mine = numpy_values(part.positions)
         wanted = (mine <= low) | (mine >= high)
         if wanted.any():
             ends.append(part.pick(wanted))
