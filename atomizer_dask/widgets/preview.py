@@ -85,18 +85,27 @@ def _every(part: Part, step: int) -> Part:
 
 def _ends(parts: Sequence[Part]) -> list[Part]:
     """Return the electrons that come first and last in the sweep."""
-    positions = np.concatenate([numpy_values(part.positions) for part in parts])
-    if len(positions) <= 2 * ROWS:
+    if sum(map(len, parts)) <= 2 * ROWS:
         return list(parts)
-    low = np.partition(positions, ROWS - 1)[ROWS - 1]
-    high = np.partition(positions, -ROWS)[-ROWS]
+    known = [numpy_values(_first_and_last(part.positions)) for part in parts]
+    candidates = np.sort(np.concatenate(known))
+    low, high = candidates[ROWS - 1], candidates[-ROWS]
     ends = []
-    for part in parts:
-        mine = numpy_values(part.positions)
-        wanted = (mine <= low) | (mine >= high)
-        if wanted.any():
-            ends.append(part.pick(wanted))
+    for part, mine in zip(parts, known, strict=True):
+        if (mine <= low).any() or (mine >= high).any():
+            positions = numpy_values(part.positions)
+            ends.append(part.pick((positions <= low) | (positions >= high)))
     return ends
+
+
+def _first_and_last(positions: range | np.ndarray) -> range | np.ndarray:
+    """Return which of the positions may be among the first or last of all."""
+    if len(positions) <= 2 * ROWS:
+        return positions
+    if isinstance(positions, range):
+        return np.array([*positions[:ROWS], *positions[-ROWS:]])
+    ends = np.partition(positions, (ROWS - 1, len(positions) - ROWS))
+    return np.concatenate([ends[:ROWS], ends[-ROWS:]])
 
 
 def _rows(frame: pd.DataFrame, columns: Sequence[str]) -> list[list[str]]:
