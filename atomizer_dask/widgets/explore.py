@@ -26,7 +26,8 @@ MOST_MAPPED = 1_000_000  # electrons that a button sends
 _STYLE = """<style>
 .atomizer-stale { opacity: 0.5; }
 .atomizer-note { font-size: 0.85em; opacity: 0.75; }
-.atomizer-error { border-left: 3px solid var(--jp-error-color1, #c62828); padding-left: 0.6em; overflow-wrap: anywhere; }
+.atomizer-error { border-left: 3px solid var(--jp-error-color1, #c62828); }
+.atomizer-error { padding-left: 0.6em; overflow-wrap: anywhere; }
 .atomizer-error pre { max-height: 20em; overflow: auto; white-space: pre; }
 </style>"""
 

@@ -11,10 +11,11 @@ from atomizer_dask.outcome import Failure
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell
 
-GROUPS = 20
-INPUTS = 600  # characters
+GROUPS = 20  # the most frequent
 EXAMPLES = 5
 TRACEBACK = 4000  # characters: the end, where it says what happened
+DETAILS = 16_000  # characters of tracebacks and examples in all: they are sent with every change
+INPUTS = 240  # characters
 
 
 def failure_groups(run: Run) -> list[dict[str, Any]]:
@@ -32,14 +33,23 @@ def failure_groups(run: Run) -> list[dict[str, Any]]:
             wanted = EXAMPLES - len(group["rows"])
             group["rows"] += [(int(row), part) for row in rows[:wanted]]
     ordered = sorted(groups.values(), key=lambda group: -group["count"])[:GROUPS]
-    return [_described(run, group) for group in ordered]
+    return [_described(run, group, DETAILS // len(ordered)) for group in ordered]
 
 
-def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
+def _described(run: Run, group: dict[str, Any], room: int) -> dict[str, Any]:
+    """Return a group of failures with as much of the traceback and as many examples as fit."""
     failure: Failure = group["failure"]
-    traceback = failure.traceback
-    if len(traceback) > TRACEBACK:
-        traceback = "...\n" + traceback[-TRACEBACK:].partition("\n")[2]
+    traceback, longest = failure.traceback, min(TRACEBACK, room // 2)
+    if len(traceback) > longest:
+        traceback = "...\n" + traceback[-longest:].partition("\n")[2]
+    examples: list[dict[str, Any]] = []
+    left = room - len(traceback)
+    for row, part in group["rows"]:
+        example = _example(run, row, part)
+        left -= sum(len(str(value)) for value in example.values())
+        if examples and left < 0:
+            break
+        examples.append(example)
     return {
         "kind": failure.kind,
         "type": type_text(failure.type),
@@ -47,7 +57,7 @@ def _described(run: Run, group: dict[str, Any]) -> dict[str, Any]:
         "message": cell(failure.message, 300),
         "traceback": plain(traceback),
         "hint": HINTS.get(failure.kind, ""),
-        "examples": [_example(run, row, part) for row, part in group["rows"]],
+        "examples": examples,
     }
 
 

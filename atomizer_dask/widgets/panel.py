@@ -23,13 +23,14 @@ from IPython.display import display
 from atomizer_dask.brief import one_line
 from atomizer_dask.errors import text_of
 from atomizer_dask.eventlog import EventLog
+from atomizer_dask.events import Event
 from atomizer_dask.showing import in_kernel
 from atomizer_dask.widgets.facts import MESSAGE, event_row
 from atomizer_dask.widgets.refresher import Refresher
 from atomizer_dask.widgets.still import still_of
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-UPDATE_SECONDS = 0.21  # a little less than five updates a second
+UPDATE_SECONDS = 0.35  # between two updates; of five a second, two are left for the end
 STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps
 BYTES_PER_SECOND = 36_000  # of all that is sent, so that peaks stay below 50 kB
 BURST = 10_000
@@ -78,10 +79,11 @@ class Panel(anywidget.AnyWidget):
         self._refreshing = threading.RLock()
         self._sent: dict[str, Any] = {}
         self._next_event = 0
-        self._unsent: deque[tuple[int, list[Any]]] = deque()
+        self._unsent: deque[tuple[int, Event]] = deque()
+        self._afresh, self._next_at = False, 0.0
         self._allowance, self._allowed_at = float(BURST), monotonic()
         self._stills: list[Any] = []
-        self._still_at, self._still_state = 0.0, ""
+        self._still_at, self._still_of = 0.0, {"state": ""}
         self.wanted: set[str] = {"events"}
         self.note = ""
         self.troubles: dict[str, str] = {}
@@ -89,7 +91,9 @@ class Panel(anywidget.AnyWidget):
         self.on_msg(self._take_message)
         if in_kernel():
             comm.get_comm_manager().register_comm(_Direct(self.comm))  # type: ignore[arg-type]
-        self.refresh()
+        with self.hold_sync():
+            self.still = self.model_id
+            self.refresh()
 
     @property
     def thing(self) -> Any:
@@ -123,35 +127,51 @@ class Panel(anywidget.AnyWidget):
     # -- keeping it up to date -----------------------------------------------------------------
 
     def refresh(self) -> float | None:
-        """Send what is new, in one message at most; return when to look again."""
+        """Send what is new, unless something has just been sent; return when to look again."""
         with self._refreshing:
-            thing = self.thing  # held, for it might go away meanwhile
             if self.comm is None:  # it was closed
                 return None
-            afresh = self._read_messages()
-            if thing is None:
-                self.state = {**self.state, "can": [], "note": GONE}
-                return None
-            try:
-                facts = self.facts()
-            except Exception as error:
-                self._say(f"this cannot be brought up to date: {described(error)}")
-                raise
-            changed = self.look()
-            facts["note"] = self.note or "; ".join(self.troubles.values())
-            if afresh or _lasting(facts) != self._sent.get("state"):
-                changed["state"] = facts
-                self._sent["state"] = _lasting(facts)
-            changed = {n: v for n, v in changed.items() if n == "state" or self._is_new(n, v)}
-            if (news := self._gather_news(_size(changed))) is not None:
-                changed["news"] = news
-            with self.hold_sync():
-                for name, value in changed.items():
-                    setattr(self, name, value)
-            self._keep_still()
-            if self._unsent:
-                return UPDATE_SECONDS
-            return self.pace
+            self._afresh = self._read_messages() or self._afresh
+            early = self._next_at - monotonic()
+            return early if early > 0 else self._send_news()
+
+    def _send_news(self) -> float | None:
+        """Send what is new, in one message at most; return when to look again."""
+        thing = self.thing  # held, for it might go away meanwhile
+        if thing is None:
+            self.state = {**self.state, "can": [], "note": GONE}
+            return None
+        self._fill_allowance()
+        try:
+            facts = self.facts()
+        except Exception as error:
+            self._say(f"this cannot be brought up to date: {described(error)}")
+            raise
+        changed = {name: value for name, value in self.look().items() if self._is_new(name, value)}
+        facts["note"] = self.note or "; ".join(self.troubles.values())
+        if self._afresh or _lasting(facts) != self._sent.get("state"):
+            changed["state"] = facts
+            self._sent["state"] = _lasting(facts)
+        self._afresh = False
+        self._allowance -= _size(changed)
+        if (news := self._gather_news()) is not None:
+            changed["news"] = news
+        with self.hold_sync():
+            for name, value in changed.items():
+                setattr(self, name, value)
+        sent = bool(changed) + self._keep_still()
+        self._next_at = monotonic() + UPDATE_SECONDS * sent
+        return UPDATE_SECONDS if self._unsent else self.pace
+
+    def _fill_allowance(self) -> None:
+        now = monotonic()
+        grown = self._allowance + BYTES_PER_SECOND * (now - self._allowed_at)
+        self._allowance, self._allowed_at = min(grown, BURST), now
+
+    @property
+    def may_send(self) -> bool:
+        """Whether what was sent lately leaves room for more than the head."""
+        return self._allowance > 0
 
     def _say(self, note: str) -> None:
         """Say this beside what was known before, until that can be brought up to date."""
@@ -163,23 +183,20 @@ class Panel(anywidget.AnyWidget):
         self._sent[name] = value
         return new
 
-    def _gather_news(self, used: int) -> dict[str, Any] | None:
+    def _gather_news(self) -> dict[str, Any] | None:
         """Return as many of the newest events that the page has not got as may be sent now."""
         if self.log is None:
             return None
-        now = monotonic()
-        grown = self._allowance + BYTES_PER_SECOND * (now - self._allowed_at)
-        self._allowance, self._allowed_at = min(grown, BURST) - used, now
         fresh = self.log.since(self._next_event)
         if fresh:
             self._next_event = fresh[-1][0] + 1
-            self._unsent.extend((n, event_row(n, event)) for n, event in fresh)
+            self._unsent.extend(fresh)
         first = self.log.total - len(self.log)
         while self._unsent and self._unsent[0][0] < first:
             self._unsent.popleft()  # it is none of the newest any more
         rows = []
-        while self._unsent and self._allowance > 0:
-            row = self._unsent.pop()[1]  # the newest first
+        while self._unsent and self.may_send:
+            row = event_row(*self._unsent.pop())  # the newest first
             self._allowance -= _size(row)
             rows.append(row)
         if not rows and self._sent.get("total") == self.log.total:
@@ -234,7 +251,6 @@ class Panel(anywidget.AnyWidget):
 
         Twice: as it is now, which a saved notebook keeps and which the live view hides, and live.
         """
-        self.still = self.model_id
         handle = display(  # type: ignore[no-untyped-call]
             self._texts(self.model_id), raw=True, display_id=True
         )
@@ -245,6 +261,8 @@ class Panel(anywidget.AnyWidget):
         }
         display(live, raw=True)  # type: ignore[no-untyped-call]
         with self._refreshing:
+            if not self._stills:
+                self._still_at, self._still_of = monotonic(), self._sent["state"]
             self._stills.append(handle)
         refresher.look_at(self)
 
@@ -263,14 +281,17 @@ class Panel(anywidget.AnyWidget):
             return {"text/plain": GONE, "text/html": f"<div>{GONE}</div>"}
         return {"text/plain": repr(thing), "text/html": still_of(thing, live)}
 
-    def _keep_still(self) -> None:
-        """Bring what a saved notebook keeps up to date, every now and then and at the end."""
-        if not self._stills:
-            return
-        now, state = monotonic(), self._sent["state"]
-        another = state["state"] != self._still_state
-        if another or (now - self._still_at > STILL_SECONDS and self.pace is not None):
-            self.keep_still()
+    def _keep_still(self) -> int:
+        """Bring what a saved notebook keeps up to date, every now and then and at the end.
+
+        Returns how many messages that took.
+        """
+        if not self._stills or self._still_of == (now := self._sent["state"]):
+            return 0
+        another = self._still_of["state"] != now["state"]
+        if not another and monotonic() - self._still_at < STILL_SECONDS:
+            return 0
+        return self.keep_still()
 
     def settle(self) -> None:
         """Show all that is new, here and now, also in what a saved notebook keeps.
@@ -279,22 +300,25 @@ class Panel(anywidget.AnyWidget):
         """
         with self._refreshing:
             try:
-                self.refresh()
+                self._afresh = self._read_messages() or self._afresh
+                self._send_news()
                 if self._stills and self.thing is not None:
                     self.keep_still()
             except Exception:  # noqa: BLE001 - it is tried again, and logged, by the refresher
                 refresher.look_at(self)
 
-    def keep_still(self) -> None:
-        """Bring what a saved notebook keeps up to date."""
+    def keep_still(self) -> int:
+        """Bring what a saved notebook keeps up to date, and return how many messages that took."""
         with self._refreshing:
-            self._still_at, self._still_state = monotonic(), self._sent["state"]["state"]
+            self._still_at, self._still_of = monotonic(), self._sent["state"]
             texts = self._texts(self.model_id)
             if texts == self._sent.get("still"):
-                return
+                return 0
+            self._allowance -= _size(texts)
             self._sent["still"] = texts
             for handle in self._stills:
                 handle.update(texts, raw=True)
+            return len(self._stills)
 
     def close(self) -> None:
         """Show nothing any more, and keep nothing alive."""

@@ -48,7 +48,7 @@ class RunPanel(Panel):
 
     @property
     def pace(self) -> float | None:
-        """Five times a second while it goes on, then not at all."""
+        """A few times a second while it goes on, then not at all."""
         if self.thing.state not in GOING:
             return None
         return UPDATE_SECONDS if self.thing.is_driven else ELSEWHERE_SECONDS
@@ -134,7 +134,9 @@ class RunPanel(Panel):
         return self._crew.rows(self._status or ConductorStatus("closed", ""))
 
     def _is_due(self, what: str) -> bool:
-        return self._due.get(what, 0.0) <= monotonic() or self.thing.state not in GOING
+        if self.thing.state not in GOING:
+            return True
+        return self.may_send and self._due.get(what, 0.0) <= monotonic()
 
     def _put_off(self, what: str, seconds: float, began: float) -> None:
         cost = thread_time() - began
