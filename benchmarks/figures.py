@@ -9,6 +9,8 @@ from benchmarks import (
     isolation,
     latency,
     memory,
+    pages,
+    panels,
     policy,
     scheduling,
     spawning,
@@ -190,5 +192,31 @@ FIGURES = {
         storing.memory,
         (Limit("MiB", most=500),),
         fresh=True,
+    ),
+    "panel": Figure(
+        "15",
+        "a visible panel beside figure 1, two seconds a pair",
+        panels.loss,
+        (Limit("% of the rate, lost", most=2),),
+    ),
+    "panel-traffic": Figure(
+        "15b",
+        "what a panel with all tabs open sends, at its highest",
+        panels.traffic,
+        (
+            Limit("updates/s", most=5),
+            Limit("kB/s", most=50, key="kB"),
+            Limit("updates in 10 s in which nothing changes", most=0, key="resting"),
+        ),
+    ),
+    "panel-memory": Figure(
+        "15c",
+        "growth in ten minutes of 1,000 events a second",
+        pages.memory,
+        (
+            Limit("MiB of the page's heap", most=2),
+            Limit("MiB of the kernel", most=10, key="kernel"),
+            Limit("DOM nodes", most=50, key="nodes"),
+        ),
     ),
 }

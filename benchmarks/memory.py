@@ -47,9 +47,9 @@ def _peaks(conductor: DaskConductor, scale: float, repeats: int) -> Iterator[Sam
             yield {"value": extra / size, "MB": extra / 1e6, "frame's MB": size / 1e6}
 
 
-def status(name: str) -> int:
-    """Return a figure of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status(name: str, process: int | str = "self") -> int:
+    """Return a figure of a process in bytes."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
