@@ -11,10 +11,10 @@ from atomizer_dask.outcome import Failure
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell
 
-GROUPS = 20  # the most frequent
+GROUPS = 10  # the most frequent
 EXAMPLES = 5
 TRACEBACK = 4000  # characters: the end, where it says what happened
-DETAILS = 16_000  # characters of tracebacks and examples in all: they are sent with every change
+DETAILS = 8_000  # characters of tracebacks and examples in all: they are sent with every change
 INPUTS = 240  # characters
 
 

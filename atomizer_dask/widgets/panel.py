@@ -33,7 +33,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 UPDATE_SECONDS = 0.35  # between two updates; of five a second, two are left for the end
 STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps
 BYTES_PER_SECOND = 36_000  # of all that is sent, so that peaks stay below 50 kB
-BURST = 10_000
+BURST = 9_000
 GONE = "no variable holds this any more, so that nothing can be done about it"
 FRONT = Path(__file__).parent / "front"
 

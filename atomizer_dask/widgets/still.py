@@ -21,7 +21,7 @@ from atomizer_dask.widgets.facts import (
     run_facts,
     status_of,
 )
-from atomizer_dask.widgets.failing import failure_groups
+from atomizer_dask.widgets.failing import GROUPS, failure_groups
 from atomizer_dask.widgets.text import count_text, percent_text
 
 STILL_RUNS, STILL_WORKERS = 10, 20
@@ -72,12 +72,15 @@ def _run(run: Run) -> Html:
     going = facts["state"] in GOING
     since = f"as of {now}" if going else markup.duration(facts["elapsed"])
     shares = [(facts[name] / (total or 1), tone) for name, tone in BAR.items()]
+    groups = failure_groups(run) if failed else []
+    more = f"The {GROUPS} most frequent kinds; run.failures has all."
     return markup.card(
         facts["atom"],
         markup.bar(shares) if total else None,
         Html(f"<div>{_numbers(facts)}</div>"),
         Html(f"<div>{markup.text(facts['error'], 500)}</div>") if facts["error"] else None,
-        *(_failure(group) for group in (failure_groups(run) if failed else [])),
+        *map(_failure, groups),
+        markup.muted(more) if len(groups) == GROUPS else None,
         beside=[
             markup.badge(facts["label"], _tone(facts["state"], failed)),
             markup.code(facts["id"]),

@@ -6,6 +6,7 @@
 
 const KEPT = 500;
 const PATIENCE = 10000; // milliseconds
+const KINDS_SHOWN = 10; // of failures
 const TABS = {
   run: ["events", "failures", "workers", "results"],
   atomizer: ["runs", "events", "atoms", "conductors"],
@@ -315,7 +316,10 @@ const looking = ({ lost }) =>
 
 function failuresTab(send) {
   const element = h("div", { class: "failures" });
+  const more = h("div", { class: "mute small", hidden: true },
+    `The ${KINDS_SHOWN} most frequent kinds; run.failures has all.`);
   const drawn = new Map();
+  element.append(more);
 
   function make(key) {
     const kind = h("span", { class: "chip" });
@@ -381,6 +385,7 @@ function failuresTab(send) {
         const waits = state.failed + state.cancelled > 0;
         element.prepend(h("div", { class: "none mute" }, waits ? looking(state) : "No failures."));
       }
+      show(more, groups.length >= KINDS_SHOWN);
       groups.forEach((group, place) => {
         const made = drawn.get(keys[place]) || make(keys[place]);
         if (element.children[place] !== made.box) {
