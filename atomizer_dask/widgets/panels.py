@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -14,17 +15,19 @@ from atomizer_dask.widgets.run_panel import RunPanel
 from atomizer_dask.widgets.still import still_of
 
 _panels: weakref.WeakKeyDictionary[Any, Panel] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
 
 
 def panel_of(thing: Any) -> Panel:
     """Return the live panel of a run, an atomizer or a conductor; always the same one."""
-    panel = _panels.get(thing)
-    if panel is None or panel.comm is None:  # it was closed
-        kinds = {Run: RunPanel, Atomizer: AtomizerPanel}
-        kind = next((kinds[k] for k in kinds if isinstance(thing, k)), ConductorPanel)
-        panel = _panels[thing] = kind(thing)
-        refresher.look_at(panel)
-    return panel
+    with _making:
+        panel = _panels.get(thing)
+        if panel is None or panel.comm is None:  # it was closed
+            kinds = {Run: RunPanel, Atomizer: AtomizerPanel}
+            kind = next((kinds[k] for k in kinds if isinstance(thing, k)), ConductorPanel)
+            panel = _panels[thing] = kind(thing)
+            refresher.look_at(panel)
+        return panel
 
 
 def display(thing: Any) -> None:
