@@ -18,7 +18,6 @@ import numpy as np
 from atomizer_dask.adoption import spans
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import Size
-from atomizer_dask.brief import counted
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver
@@ -269,8 +268,7 @@ class Supply:
         """Send electrons again after some seconds, in which they hold nothing."""
         token = self._tokens = self._tokens + 1
         self._delayed[token] = positions, terms
-        number = counted(len(positions), "electron")
-        again = f"{number} failed, to be tried again in {seconds:.3g} s"
+        again = f"{len(positions):,} electrons failed and will be tried again in {seconds:.3g} s"
         self.tell(again, attempt=terms.attempt)
 
         def send() -> None:
@@ -319,7 +317,8 @@ class Supply:
             self._listeners.on_reopen()
         self._take_out(np.concatenate([positions for positions, _ in lots]))
         if not self._ledger.ended:
-            self._send_again(lots, f"{counted(count, 'failed electron')} to be tried again")
+            are = "electron is" if count == 1 else "electrons are"
+            self._send_again(lots, f"{count:,} failed {are} tried again")
 
     def _prepare_retry(self) -> None:
         """Make sure that electrons can be tried again."""
