@@ -138,6 +138,7 @@ function runHead(send) {
   function drawActions() {
     const can = state.can || [];
     if (!can.includes("cancel")) asking = false;
+    const held = actions.contains(document.activeElement) && document.activeElement.textContent;
     fill(actions, [can, asking], () => {
       if (asking) {
         return [
@@ -155,6 +156,12 @@ function runHead(send) {
       if (can.includes("cancel")) buttons.push(button("Cancel", ask));
       return buttons;
     });
+    if (!held || actions.contains(document.activeElement)) return;
+    // Whoever uses a keyboard stays at the button pressed, or at what took its place.
+    const buttons = [...actions.querySelectorAll("button")];
+    const wanted = [held, { Pause: "Resume", Resume: "Pause" }[held]];
+    const next = buttons.find((it) => wanted.includes(it.textContent)) || buttons.pop();
+    if (next) next.focus();
   }
   actions.addEventListener("keydown", (event) => {
     if (asking && event.key === "Escape") { asking = false; drawActions(); }
