@@ -139,6 +139,7 @@ def check(view):
         assert az.evaluate(CONTRAST) == []
 
 
+@pytest.mark.timeout(300)  # a whole notebook, which a busy machine may take long for
 @pytest.mark.parametrize("theme", THEMES)
 def test_the_notebook_of_pi(open_notebook, theme):
     notebook = open_notebook(PI, theme)
