@@ -18,6 +18,7 @@ import numpy as np
 from atomizer_dask.adoption import spans
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import Size
+from atomizer_dask.brief import counted
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver
@@ -268,7 +269,8 @@ class Supply:
         """Send electrons again after some seconds, in which they hold nothing."""
         token = self._tokens = self._tokens + 1
         self._delayed[token] = positions, terms
-        again = f"{len(positions):,} electrons failed and will be tried again in {seconds:.3g} s"
+        number = counted(len(positions), "electron")
+        again = f"{number} failed and will be tried again in {seconds:.3g} s"
         self.tell(again, attempt=terms.attempt)
 
         def send() -> None:
