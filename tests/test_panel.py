@@ -433,7 +433,7 @@ def test_an_atomizer_shows_its_runs_atoms_conductors_and_events(atomizer, page):
     atomizer.close()
     opened.panel.settle()
     assert opened.panel.state["state"] == "closed"
-    assert opened.panel.refresh() is None
+    assert opened.panel.pace is None
 
 
 def test_runs_are_paused_from_the_panel_of_their_atomizer(local, page, gate):
@@ -460,7 +460,7 @@ def test_a_conductor_shows_its_workers_until_it_is_closed(conductor, page):
     conductor.close()
     opened.panel.settle()
     assert opened.panel.state["state"] == "closed"
-    assert opened.panel.refresh() is None
+    assert opened.panel.pace is None
 
 
 @pytest.mark.dask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from html import escape
 from typing import Any
 
 from dask.utils import format_bytes
@@ -55,7 +56,9 @@ def still_of(thing: Any, live: str = "") -> str:
         body = _atomizer(thing)
     else:
         body = _conductor(thing)
-    return f'<div data-atomizer-still="{live}">{body}</div>{_hide_broken(live)}' if live else body
+    if not live:
+        return body
+    return f'<div data-atomizer-still="{escape(live)}">{body}</div>{_hide_broken(escape(live))}'
 
 
 def _hide_broken(live: str) -> str:
