@@ -315,7 +315,7 @@ def test_a_panel_whose_kernel_is_restarted_says_so(open_notebook, setup):
     before = elapsed.inner_text()
     notebook.page.wait_for_function(f"{NOTEBOOK}.sessionContext.session.kernel.status === 'idle'")
     assert elapsed.inner_text() == before
-    panel.open("Failures").get_by_text("had not been asked for this").wait_for()
+    panel.open("Failures").get_by_text("had not been asked for it").wait_for()
     panel.picture("kernel-gone")
     check(notebook)
 
@@ -399,6 +399,7 @@ def test_all_can_be_done_with_the_keyboard(open_notebook, setup):
     assert focused(page)["name"].startswith("Results")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
+    panel.az.locator("summary").first.wait_for()
     tab_to(page, "summary", "exception")
     page.keyboard.press("Enter")
     panel.says(re.compile("Traceback"))

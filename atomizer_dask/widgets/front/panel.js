@@ -725,7 +725,7 @@ export default () => {
       el.append(view.root);
       view.open(view.tab);
       view.update(true);
-      const timer = setInterval(() => view.tick(), 200);
+      const timer = setInterval(() => view.tick(), 1000);
       hideStill(model.get("still"));
       return () => {
         clearInterval(timer);
