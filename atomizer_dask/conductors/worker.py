@@ -102,7 +102,8 @@ class DaskSite(IsolatingSite):
         self._channels: dict[str, str] = {}
         self._conductor: WorkerConductor | None = None
         self._events: dict[str, list[Event]] = {}
-        self._guard = threading.Lock()
+        self._guard = threading.Lock()  # of the events
+        self._opening = threading.Lock()  # of the conductor
         self.depository = Depository()
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
@@ -180,7 +181,8 @@ class DaskSite(IsolatingSite):
     def children(  # noqa: D102
         self, origin: Origin, root: str, stream: Stream, lease: Lease
     ) -> ChildConductor:
-        with self._guard:
+        # Not the lock of the events: while a client is made, the event loop sends these.
+        with self._opening:
             if self._conductor is None:
                 from atomizer_dask.conductors.dask import WorkerConductor
 

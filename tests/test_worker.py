@@ -1,0 +1,46 @@
+"""The site that executes electrons on a Dask worker."""
+
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from atomizer_dask.batch import Origin
+from atomizer_dask.conductors import dask, worker
+from atomizer_dask.events import Event
+from atomizer_dask.streams import Stream
+
+
+@pytest.fixture
+def site():
+    """A site on a worker that does nothing but take down what it is to send."""
+    sent = []
+    interval = sys.getswitchinterval()
+    yield worker.DaskSite(
+        SimpleNamespace(
+            address="tcp://nowhere",
+            memory_manager=SimpleNamespace(memory_limit=None),
+            loop=SimpleNamespace(add_callback=lambda *_: None, call_later=None),
+            log_event=lambda *event: sent.append(event),
+            sent=sent,
+        )
+    )
+    sys.setswitchinterval(interval)
+
+
+def test_events_are_sent_while_the_client_of_a_spawner_is_made(site, monkeypatch):
+    flushed = threading.Event()
+
+    def make_client():
+        """Need the event loop, which has just begun to send events."""
+        loop = threading.Thread(target=lambda: (site._flush(), flushed.set()), daemon=True)
+        loop.start()
+        assert flushed.wait(10), "the event loop waits for whoever waits for it"
+
+    monkeypatch.setattr(worker, "get_client", make_client)
+    monkeypatch.setattr(dask, "WorkerConductor", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(worker, "ChildConductor", lambda *_: "children")
+    site.emit("channel", Event("tossed"))
+    assert site.children(Origin(), "root", Stream(0), None) == "children"
+    assert [what for _, (what, _) in site._worker.sent] == ["events"]
