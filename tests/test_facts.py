@@ -3,6 +3,8 @@ import json
 import pytest
 
 from atomizer_dask import Event, atom, grid
+from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
+from atomizer_dask.widgets.crew import Crew
 from atomizer_dask.widgets.facts import MESSAGE, event_row, run_facts
 
 
@@ -43,3 +45,12 @@ def test_what_was_cancelled_has_not_failed(local):
     assert (facts["failed"], facts["done"] + facts["cancelled"]) == (1, 999)
     assert facts["label"] == f"cancelled, 1 failed, {facts['cancelled']} did not run"
     assert facts["can"] == ["retry"]
+
+
+def test_of_very_many_workers_the_first_are_sent():
+    crew = Crew()
+    some = [WorkerStatus(f"tcp://w:{n}", "w", 1, 1, 10**8) for n in range(1000)]
+    status = ConductorStatus("connected", "tcp://s", tuple(some))
+    crew.note(status)
+    assert [row["address"] for row in crew.rows(status)] == [w.address for w in some[:100]]
+    assert crew.busy(status.workers) == 1.0

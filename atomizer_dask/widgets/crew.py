@@ -12,6 +12,7 @@ from atomizer_dask.frame import Part
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import rounded
 
+MOST_ROWS = 100  # that are sent; a message of more would be too large
 SAMPLES = 10  # of how many threads are busy; one a second
 
 
@@ -52,7 +53,7 @@ class Crew:
         return sum(samples) / len(samples) if samples else 0.0
 
     def rows(self, status: ConductorStatus) -> list[dict[str, Any]]:
-        """Return a row per worker, those that are gone but have done something last."""
+        """Return a row for each of the first workers; those that are gone come last."""
         here = [self._row(worker) for worker in status.workers]
         known = {worker.address for worker in status.workers}
         gone = [
@@ -60,7 +61,7 @@ class Crew:
             for address, electrons in self._electrons.items()
             if address and address not in known
         ]
-        return here + gone
+        return (here + gone)[:MOST_ROWS]
 
     def _row(self, worker: WorkerStatus) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@
 const KEPT = 500;
 const PATIENCE = 10000; // milliseconds
 const KINDS_SHOWN = 10; // of failures
+const WORKERS_SHOWN = 100;
 const TABS = {
   run: ["events", "failures", "workers", "results"],
   atomizer: ["runs", "events", "atoms", "conductors"],
@@ -437,7 +438,10 @@ function workersTab(withElectrons) {
       const head = ["worker", "host", "threads", ...(withElectrons ? ["electrons"] : []), "busy",
         "memory"];
       fill(element, workers, () => (workers || []).length
-        ? [table(head, workers.map(row), "workers")]
+        ? [table(head, workers.map(row), "workers"),
+          ...(workers.length >= WORKERS_SHOWN
+            ? [h("div", { class: "mute small" },
+              `The first ${WORKERS_SHOWN} workers; the dashboard of Dask has all.`)] : [])]
         : [h("div", { class: "mute" }, "No workers.")]);
     },
     badge: ({ state, workers }) =>
