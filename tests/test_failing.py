@@ -43,7 +43,7 @@ def test_failures_are_grouped_by_kind_and_exception_the_most_frequent_first(grou
         ("exception", "KeyError", 4),
     ]
     assert first["message"].startswith("bad ")
-    assert "raise ValueError" in first["traceback"]
+    assert "ValueError: bad " in first["traceback"]  # a worker may not have the source lines
     assert len(first["examples"]) == EXAMPLES
 
 
