@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -14,6 +15,8 @@ import cloudpickle
 
 from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.errors import UnpicklableError
+
+_choosing = threading.RLock()  # again from within, where pickling an input pickles an atom
 
 
 def dump_atom(definition: Definition) -> bytes:
@@ -47,6 +50,13 @@ def load_atom(data: bytes) -> Definition:
 
 @contextmanager
 def _own_code_by_value() -> Iterator[None]:
+    # What is pickled by value cloudpickle keeps for the whole process: a second thread would find
+    # modules chosen that the first is about to take back.
+    with _choosing:
+        yield from _choose_own_code()
+
+
+def _choose_own_code() -> Iterator[None]:
     by_value = cloudpickle.list_registry_pickle_by_value()
     paths = sysconfig.get_paths()
     installed = paths["purelib"], paths["platlib"], paths["stdlib"]

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cloudpickle
 import pytest
@@ -149,3 +150,11 @@ def test_broken_modules_do_no_harm(monkeypatch):
     monkeypatch.setitem(sys.modules, "broken", broken)
     monkeypatch.setitem(sys.modules, "absent", None)
     assert load_atom(dump_atom(as_definition(scale)))(1) == 3
+
+
+def test_threads_that_write_atoms_at_once_do_not_disturb_each_other():
+    definition = as_definition(scale)
+    alone = dump_atom(definition)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: dump_atom(definition), range(200)))
+    assert set(together) == {alone}
