@@ -35,7 +35,7 @@ from atomizer_dask.keeping import (
     resume,
     stored_atom,
 )
-from atomizer_dask.ledger import Ledger
+from atomizer_dask.ledger import GOING, Ledger
 from atomizer_dask.loading import recover
 from atomizer_dask.outcome import Failure
 from atomizer_dask.plan import Listeners, Plan
@@ -635,8 +635,8 @@ class Atomizer(Shown):
         if run is not None:
             run.note(event)
         elif event.conductor_id and not event.run_id:  # a worker is lost: it concerns all of them
-            for other in list(self._runs.values()):
-                if other.state in ("running", "paused"):
+            for other in self.runs:
+                if other.state in GOING:
                     other.overhear(event)
         self._put_event(event)
 
@@ -754,7 +754,7 @@ class Atomizer(Shown):
             if self._closed:
                 return
             self._closed = True
-        running = [run for run in list(self._runs.values()) if run.state in ("running", "paused")]
+        running = [run for run in self.runs if run.state in GOING]
         for run in running:
             run.cancel()
         until = monotonic() + _CLOSE_SECONDS

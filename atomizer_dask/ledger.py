@@ -25,6 +25,7 @@ from atomizer_dask.sweep import Columns
 from atomizer_dask.tables import Failed
 
 State = Literal["running", "paused", "finished", "cancelled", "failed", "suspended", "detached"]
+GOING: tuple[State, ...] = ("running", "paused")
 RATE_SECONDS = 5.0
 
 

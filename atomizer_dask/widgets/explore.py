@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from atomizer_dask.atom import Definition
+from atomizer_dask.brief import counted
 from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.ledger import GOING
 from atomizer_dask.properties import Properties
 from atomizer_dask.sweep import Grid
 from atomizer_dask.widgets.controls import controls_of, size_of, sweep_of
@@ -177,7 +179,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     def _count(self) -> None:
         """Write on the button how many electrons it sends."""
         count = size_of(self._controls) if self._controls else 0
-        self.button.description = f"Map {count:,} electron{'' if count == 1 else 's'}"
+        self.button.description = f"Map {counted(count, 'electron')}"
         self.button.disabled = not 0 < count <= MOST_MAPPED
         note = ""
         if not self._controls:
@@ -198,7 +200,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self._count()
 
     def _on_click(self, button: Any) -> None:
-        if self.run is not None and self.run.state in ("running", "paused"):
+        if self.run is not None and self.run.state in GOING:
             # A second click by mistake must not cost a million electrons.
             text = f"{self.run.id} is under way: wait for it, or explorer.run.cancel()"
             self._failure.value = error_html(AtomizerError(text))

@@ -14,12 +14,12 @@ from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
+from atomizer_dask.ledger import GOING
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell, count_text, rounded
 
 MESSAGE = 240  # characters
-ENDED = ("finished", "cancelled", "failed", "suspended", "detached")
-GOING = ("running", "paused")
+RUNS = 50
 
 
 def run_facts(run: Run) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _count_cancelled(run: Run) -> int:
 
 def _label(state: str, failed: int, cancelled: int) -> str:
     parts = [state]
-    if state in ENDED and failed:
+    if failed and state not in GOING:
         parts.append(f"{count_text(failed)} failed")
     if cancelled:
         parts.append(f"{count_text(cancelled)} did not run")
@@ -143,9 +143,6 @@ def atomizer_facts(atomizer: Atomizer) -> dict[str, Any]:
         "atoms": [_atom_row(definition) for definition in atomizer.atoms.values()],
         "conductors": [_conductor_row(c) for c in atomizer.conductors.values()],
     }
-
-
-RUNS = 50
 
 
 def _run_row(run: Run) -> dict[str, Any]:

@@ -254,11 +254,7 @@ class Panel(anywidget.AnyWidget):
         handle = display(  # type: ignore[no-untyped-call]
             self._texts(self.model_id), raw=True, display_id=True
         )
-        live = {
-            WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id},
-            "text/plain": "",
-            "text/html": "",
-        }
+        live = {**self._view(), "text/plain": "", "text/html": ""}
         display(live, raw=True)  # type: ignore[no-untyped-call]
         with self._refreshing:
             if not self._stills:
@@ -268,11 +264,11 @@ class Panel(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Return the live view, and for what cannot show it the state as it is now."""
-        text = self._texts()
-        if not in_kernel():
-            return text
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        return {**text, WIDGET_VIEW: view}
+        return {**self._texts(), **(self._view() if in_kernel() else {})}
+
+    def _view(self) -> dict[str, Any]:
+        version = {"version_major": 2, "version_minor": 0}
+        return {WIDGET_VIEW: {**version, "model_id": self.model_id}}
 
     def _texts(self, live: str = "") -> dict[str, str]:
         """Return how it is now, as text and as HTML."""

@@ -71,10 +71,10 @@ def _some(run: Run) -> list[Part]:
     return run.rows_of(pieces)
 
 
-def _sampled(parts: Sequence[Part]) -> list[Part]:
+def _sampled(parts: list[Part]) -> list[Part]:
     total = sum(map(len, parts))
     step = -(-total // SAMPLED)
-    return parts if step <= 1 else [_every(part, step) for part in parts]  # type: ignore[return-value]
+    return parts if step <= 1 else [_every(part, step) for part in parts]
 
 
 def _every(part: Part, step: int) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from time import monotonic, thread_time
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -21,6 +22,19 @@ class Refreshed(Protocol):
         """Show what is new; return after how many seconds to look again, None for never."""
 
 
+@dataclass(slots=True)
+class Cost:
+    """What it took to look at something the last time, in seconds of a processor."""
+
+    last: float = 0.0
+
+    def pause(self, cost: float, least: float) -> float:
+        """Return after how many seconds to look again, so that it takes no more than its share."""
+        usual = min(cost, self.last)  # the first time is no measure
+        self.last = cost
+        return max(least, usual / SHARE)
+
+
 class Refresher:
     """One thread for all panels; it ends when none of them is to be looked at again.
 
@@ -30,7 +44,7 @@ class Refresher:
 
     def __init__(self) -> None:
         self._due: dict[Refreshed, float] = {}
-        self._costs: WeakKeyDictionary[Refreshed, float] = WeakKeyDictionary()
+        self._costs: WeakKeyDictionary[Refreshed, Cost] = WeakKeyDictionary()
         self._failed: WeakKeyDictionary[Refreshed, int] = WeakKeyDictionary()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -62,10 +76,8 @@ class Refresher:
                 continue
             self._failed.pop(panel, None)
             if seconds is not None:
-                cost = thread_time() - began
-                usual = min(cost, self._costs.get(panel, 0.0))  # the first time is no measure
-                self._costs[panel] = cost
-                self.look_at(panel, max(seconds, usual / SHARE))
+                cost = self._costs.setdefault(panel, Cost())
+                self.look_at(panel, cost.pause(thread_time() - began, seconds))
 
     def _try_again(self, panel: Refreshed, error: Exception) -> None:
         times = self._failed[panel] = 1 + self._failed.get(panel, 0)

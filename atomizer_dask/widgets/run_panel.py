@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic, thread_time
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.eventlog import EventLog
+from atomizer_dask.ledger import GOING
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.course import Course
 from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import GOING, run_facts
+from atomizer_dask.widgets.facts import run_facts
 from atomizer_dask.widgets.failing import failure_groups, type_text
 from atomizer_dask.widgets.panel import UPDATE_SECONDS, Panel, described
 from atomizer_dask.widgets.preview import preview
-from atomizer_dask.widgets.refresher import SHARE
+from atomizer_dask.widgets.refresher import Cost
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class RunPanel(Panel):
         self._course, self._crew = Course(), Crew()
         self._status: ConductorStatus | None = None
         self._due: dict[str, float] = {}
-        self._costs: dict[str, float] = {}
+        self._costs: defaultdict[str, Cost] = defaultdict(Cost)
         self._told: dict[str, Any] = {}
         self._spark: list[list[float]] = []
         self._column = ""
@@ -139,10 +141,8 @@ class RunPanel(Panel):
         return self.may_send and self._due.get(what, 0.0) <= monotonic()
 
     def _put_off(self, what: str, seconds: float, began: float) -> None:
-        cost = thread_time() - began
-        usual = min(cost, self._costs.get(what, 0.0))  # the first time is no measure
-        self._costs[what] = cost
-        self._due[what] = monotonic() + max(seconds, usual / SHARE)
+        pause = self._costs[what].pause(thread_time() - began, seconds)
+        self._due[what] = monotonic() + pause
 
     def hear(self, message: dict[str, Any]) -> None:
         """Take note of which output the page wants to see."""

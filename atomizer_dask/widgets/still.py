@@ -12,16 +12,10 @@ from dask.utils import format_bytes
 from atomizer_dask import markup
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.brief import counted
+from atomizer_dask.ledger import GOING
 from atomizer_dask.markup import Html
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import (
-    GOING,
-    atomizer_facts,
-    conductor_facts,
-    run_facts,
-    status_of,
-)
+from atomizer_dask.widgets.facts import atomizer_facts, conductor_facts, run_facts, status_of
 from atomizer_dask.widgets.failing import GROUPS, failure_groups
 from atomizer_dask.widgets.text import count_text, percent_text
 
@@ -136,11 +130,9 @@ def _atomizer(atomizer: Atomizer) -> Html:
 def _conductor(conductor: Any) -> Html:
     status = status_of(conductor)
     facts = conductor_facts(conductor, status)
-    crew = Crew()
-    crew.note(status)
     rows = [
-        [worker["address"], worker["host"], worker["threads"], format_bytes(int(worker["memory"]))]
-        for worker in crew.rows(status)[:STILL_WORKERS]
+        [worker.address, worker.host, worker.threads, format_bytes(worker.memory)]
+        for worker in status.workers[:STILL_WORKERS]
     ]
     return markup.card(
         facts["type"],

@@ -17,15 +17,13 @@ CELL = 60  # characters of a value in a table
 def cell(value: Any, length: int = CELL) -> str:
     """Return a value as it stands in a table.
 
-    >>> cell(0.1 + 0.2), cell(np.int64(3)), cell("x"), cell(None), cell(np.zeros((20, 3)))
+    >>> cell(0.1 + 0.2), cell(3), cell("x"), cell(None), cell(np.zeros((20, 3)))
     ('0.3', '3', 'x', '', 'ndarray float64 (20, 3), 480 B')
     >>> cell(np.int64(3)), cell(date(2026, 1, 2))
     ('3', '2026-01-02')
     """
     if value is None or value is pd.NA or value is pd.NaT:
         return ""
-    if isinstance(value, np.integer | np.bool_):
-        return str(value)
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else f"{value:.6g}"
     if isinstance(value, np.generic | date | time | timedelta):  # whose repr names the type
