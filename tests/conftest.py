@@ -1,9 +1,13 @@
 """Fixtures: what tests run on, from a Dask cluster for all of them to a real browser."""
 
 import os
+import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
+import broker as rabbitmq
 import browsing
+import certificates as x509
 import pytest
 import serving
 from distributed import LocalCluster
@@ -157,6 +161,53 @@ def open_voila(chromium, pages, tmp_path_factory):
     yield open_voila
     for server in servers:
         server.stop()
+
+
+@contextmanager
+def running(folder, **options):
+    """A RabbitMQ in a folder, which ends at once, for nobody needs its data any more."""
+    need("rabbitmq", ", ".join(rabbitmq.missing()))
+    broker = rabbitmq.Broker(folder, **options)
+    try:
+        yield broker.start()
+    finally:
+        broker.kill()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    """A RabbitMQ for all tests, each with a `queue` of its own."""
+    with running(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_broker(tmp_path):
+    """A RabbitMQ that a test may stop, restart and kill; it takes some seconds to start."""
+    with running(tmp_path / "broker") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """Certificates of the host of the tests, and others that are wrong."""
+    need("rabbitmq", ", ".join(x509.missing()))
+    return x509.Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def tls_broker(certificates, tmp_path_factory):
+    """A RabbitMQ for all tests that encrypt what they say."""
+    with running(tmp_path_factory.mktemp("tls_broker"), tls=certificates) as broker:
+        yield broker
+
+
+@pytest.fixture
+def queue(broker):
+    """The name of a work queue; it and its dead letters are deleted from `broker` afterwards."""
+    name = f"queue-{uuid.uuid4()}"
+    yield name
+    broker.delete(name, f"{name}.dead")
 
 
 @pytest.hookimpl(wrapper=True)
