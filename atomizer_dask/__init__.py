@@ -20,6 +20,7 @@ from atomizer_dask.errors import (
     StoreHeldError,
     UnpicklableError,
     UnstorableError,
+    WireError,
 )
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.progress import Progress
@@ -55,6 +56,7 @@ __all__ = [
     "Stream",
     "UnpicklableError",
     "UnstorableError",
+    "WireError",
     "atom",
     "grid",
     "register",

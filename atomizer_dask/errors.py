@@ -8,6 +8,7 @@
     ├── InvalidSweepError       a table of inputs cannot be swept
     ├── UnpicklableError        an atom or an input cannot travel to a worker
     ├── ConductorError          a conductor cannot be reached, or is gone
+    ├── WireError               a message of a peer cannot be read, or one cannot be written
     ├── StoreError              a store cannot be made, read or written, or is not what it should be
     │   ├── StoreHeldError      another process works on the store
     │   ├── StoreChangedError   the atom, or what it runs on, is not what the store was made with
@@ -118,6 +119,10 @@ class UnpicklableError(AtomizerError, TypeError):
 
 class ConductorError(AtomizerError, RuntimeError):
     """A conductor cannot be reached, or is gone."""
+
+
+class WireError(AtomizerError, ValueError):
+    """A message of a peer cannot be read, or one cannot be written."""
 
 
 class StoreError(AtomizerError):
