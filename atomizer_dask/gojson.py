@@ -1,12 +1,13 @@
 """JSON as Go's encoding/json reads it, of messages that nobody vouches for.
 
-Every text of JSON is read in linear time, and whatever is wrong with it is a `WireError`. A number
-that no float can hold, such as 1e999, is an infinity, as Python reads it.
+Every text of JSON is read in linear time, and whatever is wrong with it is a `WireError`: also a
+number that no float can hold, such as 1e999, which Python itself would read as an infinity.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -48,7 +49,14 @@ def _refuse(name: str) -> Any:
     raise NotJsonError(f"it holds {name}, which is not JSON; null is what stands for it")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{shorten(digits, 30)} is more than a float can hold")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 
 
 def read(body: bytes, depth: int, decoder: json.JSONDecoder = _DECODER) -> Any:
@@ -144,7 +152,7 @@ def pairs_of(body: bytes, depth: int) -> list[tuple[str, Any]]:
         outermost = pairs
         return dict(pairs)
 
-    decoder = json.JSONDecoder(object_pairs_hook=keep, parse_constant=_refuse)
+    decoder = json.JSONDecoder(object_pairs_hook=keep, parse_float=_finite, parse_constant=_refuse)
     read(body, depth, decoder)
     return outermost
 

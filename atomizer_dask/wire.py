@@ -293,7 +293,9 @@ def _received(body: bytes, names: frozenset[str], what: str, limits: Limits) -> 
     try:
         return members_of(body, names, limits.depth + 1)
     except WireError as error:
-        raise type(error)(f"{what} cannot be read: {error.event.message}") from None
+        kind, why = type(error), error.event.message
+    # Not within `except`, where the error would keep what the parser knows: the whole body.
+    raise kind(f"{what} cannot be read: {why}")
 
 
 def _found(body: bytes) -> dict[str, Any]:
@@ -382,10 +384,11 @@ def _unwrapped(text: str, limits: Limits) -> Any:
         return read(inner, limits.depth)
     except (NotJsonError, binascii.Error, UnicodeDecodeError):
         return text
-    except ValueError as error:
-        if isinstance(error, WireError):
-            raise WireError(f"a payload in base64 cannot be read: {error.event.message}") from None
-        return text  # not ASCII
+    except WireError as error:
+        why = error.event.message
+    except ValueError:  # not ASCII
+        return text
+    raise WireError(f"a payload in base64 cannot be read: {why}")
 
 
 def _timeout_text(timeout: Any) -> str:

@@ -329,12 +329,15 @@ def test_white_space_around_is_allowed():
     assert decode_electron(b" \r\n\t" + body_of() + b"\n").id == "e"
 
 
-def test_numbers_of_too_many_digits_are_an_error():
+def test_numbers_that_python_cannot_hold_are_an_error():
     with pytest.raises(WireError, match="a number that cannot be read"):
         decode_electron(body_of("1" * 5000))
     inner = base64.b64encode(b"1" * 5001).decode()
     with pytest.raises(WireError, match="in base64 cannot be read"):
         decode_electron(body_of(f'"{inner}"'))
+    for number in ("1e999", "-1e999", "1" * 400 + ".0"):
+        with pytest.raises(WireError, match="more than a float can hold"):
+            decode_electron(body_of(number))
     with pytest.raises(InvalidPayloadError, match="4300"):
         sent([10**5000])
 
@@ -345,7 +348,7 @@ def test_errors_do_not_carry_the_body():
         decode_electron(body)
     assert len(str(caught.value)) < 300
     assert "secret" not in repr(vars(caught.value))
-    assert caught.value.__cause__ is None
+    assert caught.value.__cause__ is caught.value.__context__ is None
     assert "at character" in str(caught.value)
 
 
