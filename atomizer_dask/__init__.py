@@ -2,6 +2,7 @@
 
 from atomizer_dask.atom import Atom, atom
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.base import Conductor
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.conductors.memory import MemoryConductor
@@ -32,6 +33,7 @@ from atomizer_dask.sweep import grid, zipped
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmqpConductor",
     "Atom",
     "Atomizer",
     "AtomizerError",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from time import monotonic
@@ -100,7 +102,7 @@ class Atomizer(Shown):
         self._error_streams: list[Stream[AtomizerError]] = []
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
         self._under_way: set[Future[Properties]] = set()
-        self._receivers: list[threading.Thread] = []
+        self._receivers: dict[str, _Receiver] = {}
         self._given: dict[str, Any] = {}
         self._inner: MemoryConductor | None = None
         self._lost: dict[str, ConductorError] = {}
@@ -131,6 +133,8 @@ class Atomizer(Shown):
                 elif self._executing:
                     for conductor in self._batch_conductors():
                         conductor.publish(kept)
+                    for receiving in self._registry.conductors.values():
+                        self._start_receiving(receiving)
 
     def exec(self) -> Self:
         """Begin to work, and to receive from conductors that receive; once is enough.
@@ -159,16 +163,20 @@ class Atomizer(Shown):
         return self
 
     def _attach(self, conductor: Any) -> None:
-        if isinstance(conductor, BatchConductor):
+        if isinstance(conductor, Conductor):
             conductor.attach(self)
-            for definition in {**registered.atoms, **self._registry.atoms}.values():
+        if isinstance(conductor, BatchConductor):
+            for definition in self.atoms.values():
                 conductor.publish(definition)
 
     def _start_receiving(self, conductor: Any) -> None:
-        receiver = threading.Thread(
-            target=self._receive, args=(conductor,), name=f"receive-{conductor.id}", daemon=True
-        )
-        self._receivers.append(receiver)
+        """Receive from a conductor, unless that is so or we would take from others in vain."""
+        before = self._receivers.get(conductor.id)
+        if before is not None and before.conductor is conductor:
+            return
+        if getattr(conductor, "shares_queue", False) and not self.atoms:
+            return
+        receiver = self._receivers[conductor.id] = _Receiver(self._receive, conductor)
         receiver.start()
 
     def _batch_conductors(self) -> list[BatchConductor]:
@@ -586,7 +594,10 @@ class Atomizer(Shown):
 
     def _execute_received(self, conductor: Any, electron: Any) -> None:
         try:
-            future = self._execute(electron)
+            future = self._execute(electron, getattr(conductor, "route", None))
+        except ConductorError as error:  # nobody is left to execute it here
+            self._give_back(conductor, electron, error)
+            return
         except Exception as error:  # noqa: BLE001 - it costs no other electron
             self.report(
                 ConductorError(
@@ -596,38 +607,76 @@ class Atomizer(Shown):
             if not isinstance(electron, Electron):
                 return
             failure = Failure("rejected", type(error).__name__, str(error))
-            future = ElectronFuture()
-            future.set_result(failure.properties(electron))
+            future = _answered(failure.properties(electron))
         self._under_way.add(future)
-        future.add_done_callback(lambda f: self._complete(conductor, f))
+        future.add_done_callback(lambda f: self._complete(conductor, electron, f))
 
-    def _execute(self, electron: Electron) -> ElectronFuture:
-        """Have a received electron executed here, or by a conductor that carries batches."""
+    def _execute(self, electron: Electron, route: Any) -> ElectronFuture:
+        """Have a received electron executed here, or by a conductor that carries batches.
+
+        By an atom that is registered here: what others made known on the same scheduler is theirs.
+        """
+        check_electron(electron)
+        definition = self.find(electron.atom_id)
+        if definition is None:
+            message = f"no atom {electron.atom_id!r} is registered; {self._hint(electron.atom_id)}"
+            failure = Failure("unknown_atom", "RegistrationError", message)
+            return _answered(failure.properties(electron))
+        definition.check_copy_state(electron.copy_state)
         for conductor in self._batch_conductors():
             if conductor.id not in self._lost:
-                return conductor.send(electron)
+                return conductor.send_along(electron, definition, route)
         with self._lock:
             if self._inner is None:
                 self._inner = MemoryConductor(id="inner")
                 self._inner.attach(self)
-        return self._inner.send(electron)
+        return self._inner.send_along(electron, definition, route)
 
-    def _complete(self, conductor: Any, future: Future[Properties]) -> None:
+    def _complete(self, conductor: Any, electron: Electron, future: Future[Properties]) -> None:
         self._under_way.discard(future)
+        if isinstance(error := future.exception(), ConductorError):  # who had it is gone
+            self._give_back(conductor, electron, error)
+            return
         try:
             conductor.complete(future.result())
         except Exception as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
-            self.report(
-                ConductorError(
-                    Event("an answer was lost", conductor_id=conductor.id, level="error"), error
-                )
-            )
+            self._report_lost(conductor, "an answer was lost", error)
+
+    def _give_back(self, conductor: Any, electron: Electron, error: ConductorError) -> None:
+        """Return what was received where it is not executed here, or answer that it is not."""
+        try:
+            if isinstance(conductor, Conductor):
+                conductor.give_back(electron.id)
+                return
+        except ConductorError:  # it takes nothing back
+            pass
+        try:
+            failure = Failure("rejected", type(error).__name__, str(error))
+            conductor.complete(failure.properties(electron))
+        except Exception as broken:  # noqa: BLE001 - it costs no other electron
+            self._report_lost(conductor, "an electron was lost", broken)
+
+    def _report_lost(self, conductor: Any, message: str, error: Exception) -> None:
+        event = Event(message, conductor_id=conductor.id, level="error")
+        self.report(ConductorError(event, error))
 
     # -- what conductors tell -------------------------------------------------------------------
 
     def find(self, atom_id: str) -> Definition | None:
         """Return the atom that this id means here now; None where it means none."""
         return self._registry.atoms.get(atom_id) or registered.atoms.get(atom_id)
+
+    @property
+    def threads(self) -> int:
+        """How many electrons its conductors execute at a time, as last seen."""
+        threads = sum(c.threads for c in self._batch_conductors() if c.id not in self._lost)
+        return threads or os.cpu_count() or 1
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others that it sent, for whoever received it."""
+        for conductor in self._registry.conductors.values():
+            if isinstance(conductor, Conductor):
+                conductor.note_waiting(electron_id)
 
     def emit(self, event: Event) -> None:
         """Note an event: on the atomizer's streams, and on those of its run."""
@@ -760,10 +809,11 @@ class Atomizer(Shown):
         until = monotonic() + _CLOSE_SECONDS
         for run in running:
             run.join(_left(until))
-        for attached in self._batch_conductors():
-            attached.detach(self)
         for conductor in self._given.values():
             conductor.close()
+        for attached in self._registry.conductors.values():
+            if isinstance(attached, Conductor):
+                attached.detach(self)
         if self._inner is not None:
             self._inner.close()
         for events in self._event_streams:
@@ -792,6 +842,22 @@ class Atomizer(Shown):
         conductors = ", ".join(self._registry.conductors) or "none"
         state = ", closed" if self._closed else ""
         return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
+
+
+class _Receiver(threading.Thread):
+    """The thread that receives from a conductor."""
+
+    def __init__(self, receive: Callable[[Any], None], conductor: Any) -> None:
+        name = f"receive-{conductor.id}"
+        super().__init__(target=receive, args=(conductor,), name=name, daemon=True)
+        self.conductor = conductor
+
+
+def _answered(properties: Properties) -> ElectronFuture:
+    """Return the future of an electron that is answered without being executed."""
+    future = ElectronFuture()
+    future.set_result(properties)
+    return future
 
 
 def _detached(run: Run) -> Run:

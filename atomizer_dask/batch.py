@@ -26,11 +26,14 @@ class Origin(NamedTuple):
         Which version of each atom their sender meant, by id.
     depth
         How many spawners are above them: deeper ones go first, which bounds how many wait.
+    route
+        Leads to where they came from, where that was not this process: what they send goes there.
     """
 
     channel: str = ""
     catalog: Mapping[str, Any] = {}
     depth: int = 0
+    route: Any = None
 
 
 class Terms(NamedTuple):

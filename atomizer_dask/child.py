@@ -140,6 +140,11 @@ class ChildsConductor(Conductor):
         self._lease = lease
         self._condition = threading.Condition()
 
+    @property
+    def shares_queue(self) -> bool:  # type: ignore[override]
+        """Whether what it sends may be executed by others, each on its own."""
+        return self._sender[0].route is not None
+
     def send(self, electron: Electron) -> ElectronFuture:
         """Have a child electron executed."""
         check_electron(electron)

@@ -133,7 +133,7 @@ class Site(ABC):
         Parameters
         ----------
         root
-            The run or the electron.
+            The run or the electron; or the channel of all that was sent from there one by one.
         epoch
             Only batches made up to then.
         cancel
@@ -152,7 +152,8 @@ class Site(ABC):
         definition = self.find_atom(batch)
         self._leases[batch.key] = lease
         if self._stopped:
-            for root in {batch.root_id, *(batch.ids or ()), *(batch.roots or ())}:
+            names = batch.root_id, batch.origin.channel, *(batch.ids or ()), *(batch.roots or ())
+            for root in set(names):
                 if root in self._stopped:
                     lease.heed(root, *self._stopped[root])
         try:
@@ -248,8 +249,11 @@ class Lease:
     def heed(self, root: str, epoch: int, cancel: bool) -> None:
         """Stop where this concerns the batch."""
         batch = self.batch
+        sent_by_hand = batch.ids is not None and batch.origin.depth == 0
         if batch.root_id == root and batch.epoch <= epoch:
             self.cancelled |= cancel
+            self.stopped = True
+        elif sent_by_hand and batch.origin.channel == root:
             self.stopped = True
         elif cancel and (those := batch.descendants(root)):
             self.cancelled_ones.update(those)

@@ -2,13 +2,14 @@
 
 Two atoms, as in the Go application of the same name and registered by importing this module:
 `MonteCarlo` is asked for an estimate, and sends the tossing to `Toss`. There an electron is one
-toss; here it is as many as are worth carrying, which changes neither the payloads nor the results.
+toss, and so it is here where a Go program may answer it; else it is as many as are worth carrying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import as_completed
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
 from math import sqrt
 from time import monotonic
 from typing import Any
@@ -18,9 +19,11 @@ import numpy as np
 from atomizer_dask.atom import Atom
 from atomizer_dask.context import Context
 from atomizer_dask.electron import Electron
+from atomizer_dask.properties import Properties
 from atomizer_dask.registry import register
 
 TOSSES_PER_ELECTRON = 2**22  # about 50 ms; fixed, for the bits must not depend on the cluster
+_UNDER_WAY = 20_000  # electrons: enough for any cluster, few enough for the memory
 _AT_ONCE = 2**14  # tosses whose coordinates stay in the CPU's cache
 _EVENT_SECONDS = 0.2
 
@@ -50,24 +53,49 @@ class MonteCarlo(Atom):
     def process(self, context: Context, conductor: Any, electron: Electron) -> dict[str, Any]:
         """Return the estimate."""
         tosses = _tosses_of(electron.payload)
-        sent = {
-            conductor.send(Electron(Toss.id, {"tosses": share})): share for share in _shares(tosses)
-        }
-        inside = errors = done = told = 0
-        last = monotonic()
-        for future in as_completed(sent):
-            properties = future.result()
-            done += sent[future]
-            if properties.error is None:
-                inside += properties.result["value"]
-            else:
-                errors += sent[future]
-            if monotonic() - last > _EVENT_SECONDS or done == tosses:
-                context.emit("tossed", tosses=done - told)
-                told, last = done, monotonic()
-        good = tosses - errors
-        pi = 4 * inside / good if good else float("nan")
-        return {"in": inside, "tosses": tosses, "errors": errors, "pi": pi}
+        share = 1 if conductor.shares_queue else TOSSES_PER_ELECTRON
+        under_way: deque[tuple[int, Future[Properties]]] = deque()
+        count = _Count(context)
+        for start in range(0, tosses, share):
+            thrown = min(share, tosses - start)
+            under_way.append((thrown, conductor.send(Electron(Toss.id, {"tosses": thrown}))))
+            if len(under_way) == _UNDER_WAY:
+                count.add(*under_way.popleft())
+        while under_way:
+            count.add(*under_way.popleft())
+        return count.result()
+
+
+class _Count:
+    """What came of the tosses so far."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._inside = self._good = self._bad = self._told = 0
+        self._last = monotonic()
+
+    def add(self, tosses: int, future: Future[Properties]) -> None:
+        """Wait for some, and count them."""
+        properties = future.result()
+        if properties.error is None:
+            self._inside += properties.result["value"]
+            self._good += tosses
+        else:
+            self._bad += tosses
+        if monotonic() - self._last > _EVENT_SECONDS:
+            self._tell()
+
+    def result(self) -> dict[str, Any]:
+        """Return the estimate."""
+        self._tell()
+        pi = 4 * self._inside / self._good if self._good else float("nan")
+        tosses = self._good + self._bad
+        return {"in": self._inside, "tosses": tosses, "errors": self._bad, "pi": pi}
+
+    def _tell(self) -> None:
+        done = self._good + self._bad
+        self._context.emit("tossed", tosses=done - self._told)
+        self._told, self._last = done, monotonic()
 
 
 def count_inside(rng: np.random.Generator, tosses: int) -> int:
@@ -101,11 +129,6 @@ def standard_error(inside: int, tosses: int) -> float:
     """
     share = inside / tosses
     return 4 * sqrt(share * (1 - share) / tosses)
-
-
-def _shares(tosses: int) -> Iterator[int]:
-    for start in range(0, tosses, TOSSES_PER_ELECTRON):
-        yield min(TOSSES_PER_ELECTRON, tosses - start)
 
 
 def _tosses_of(payload: Any, default: int | None = None) -> int:

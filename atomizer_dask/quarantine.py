@@ -299,6 +299,8 @@ class Inmate:
             lease.emit(pickle.loads(rest[0]))  # noqa: S301 - from our own child
         elif what == "waiting":
             lease.about_to_wait()
+            for conductor in self._conductors.values():
+                conductor.about_to_wait()
         elif what == "cancel":
             if (future := self._futures.get(rest[0])) is not None:
                 future.cancel()

@@ -50,9 +50,16 @@ class Conductor(ABC):
     ----------
     id
         Names it in events, and among the conductors of an atomizer.
+    shares_queue
+        Whether others may receive the same electrons: an atomizer without atoms then receives none.
+    route
+        Leads to where the electrons came from that `receive` gives, from any process: what these
+        send goes there too. None where it goes with everything else.
     """
 
     id: str = ""
+    shares_queue: bool = False
+    route: Any = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -66,6 +73,21 @@ class Conductor(ABC):
     def complete(self, properties: Properties) -> None:
         """Answer an electron that `receive` gave."""
         raise ConductorError(Event("this conductor receives nothing", conductor_id=self.id))
+
+    def give_back(self, electron_id: str) -> None:
+        """Return an electron that `receive` gave and that could not be executed here."""
+        raise ConductorError(
+            Event("this conductor takes nothing back", electron_id, conductor_id=self.id)
+        )
+
+    def note_waiting(self, electron_id: str) -> None:  # noqa: B027 - most have no limit
+        """Note that an electron that `receive` gave, if it did, waits for others that it sent."""
+
+    def attach(self, listener: Listener) -> None:  # noqa: B027 - most have nothing to tell
+        """Ask `listener` for atoms, and tell it what happens."""
+
+    def detach(self, listener: Listener) -> None:  # noqa: B027 - most have nothing to tell
+        """Undo `attach`."""
 
     def send(self, electron: Electron) -> Future[Properties]:
         """Have an electron executed; the default sends none.
@@ -87,8 +109,29 @@ class Conductor(ABC):
         """Release what it holds; closing twice does no harm."""
 
 
+class Route(Protocol):
+    """How to reach a queue from any process; it travels with electrons that came from there."""
+
+    def conductor(self) -> Sender:
+        """Return what sends there, in this process."""
+
+
+class Sender(Protocol):
+    """What sends electrons along a route."""
+
+    def send_with(self, electron: Electron, future: ElectronFuture) -> ElectronFuture:
+        """Have an electron executed, and give its outcome to `future`."""
+
+
 class Listener(Protocol):
     """Whom a conductor asks for atoms, and tells what happens: the atomizer."""
+
+    @property
+    def threads(self) -> int:
+        """How many electrons it can have executed at a time."""
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others that it sent."""
 
     def find(self, atom_id: str) -> Definition | None:
         """Return the atom of that id."""
@@ -117,6 +160,7 @@ class BatchConductor(Shown, Conductor):
         self._pause = threading.Event()  # set when closed
         self._closed = False
         self._gone: ConductorError | None = None
+        self._withdrawn: ConductorError | None = None
 
     # -- what each of them gives ------------------------------------------------------------
 
@@ -338,6 +382,21 @@ class BatchConductor(Shown, Conductor):
         """Cancel an electron that was sent from here, and what it sent; from any thread."""
         self.post(lambda: self.stop(electron_id, 0, cancel=True))
 
+    def withdraw(self) -> None:
+        """Begin nothing more of what was sent from here one by one; what runs, runs to its end.
+
+        The futures of electrons that have not begun end with a `ConductorError`.
+        """
+        error = ConductorError(Event("it was withdrawn before it began", conductor_id=self.id))
+        self._withdrawn = error
+
+        def end_waiting() -> None:
+            for source, _ in self._sources.values():
+                source.withdraw(error)
+
+        self.do(end_waiting)
+        self.post(lambda: self.stop(self.channel, 0, cancel=False))
+
     def _leave_behind(self, root: str) -> None:
         for source, _ in self._sources.values():
             source.leave_behind(root)
@@ -346,8 +405,15 @@ class BatchConductor(Shown, Conductor):
         """Raise `ConductorError` where nothing can be sent any more."""
         if self._gone is not None:
             raise self._gone
+        if self._withdrawn is not None:
+            raise self._withdrawn
         if self._closed:
             raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
+
+    def tell_waiting(self, channel: str, electron_id: str) -> None:
+        """Tell the listeners that an electron waits for others that it sent."""
+        for listener in self._listeners:
+            listener.note_waiting(electron_id)
 
     def emit(self, channel: str, event: Event) -> None:
         """Tell the listeners; `channel` says whose, where a conductor has several."""
@@ -370,8 +436,16 @@ class BatchConductor(Shown, Conductor):
         """Have an electron executed by just this atom."""
         return self._send_version(electron, self.version_of(definition))
 
-    def _send_version(self, electron: Electron, version: Any) -> ElectronFuture:
-        origin = Origin(self.channel, self.catalog())
+    def send_along(
+        self, electron: Electron, definition: Definition, route: Route | None
+    ) -> ElectronFuture:
+        """Have an electron executed by just this atom, and what it sends go along a route."""
+        return self._send_version(electron, self.version_of(definition), route)
+
+    def _send_version(
+        self, electron: Electron, version: Any, route: Route | None = None
+    ) -> ElectronFuture:
+        origin = Origin(self.channel, self.catalog(), route=route)
         address = Stream.of_id(electron.id), 0
         future = ElectronFuture()
         future.stop_with(partial(self.cancel_electron, electron.id))
@@ -516,16 +590,38 @@ class ChildConductor(Conductor):
         self._lease = lease
         self._order = itertools.count()
         self._condition = threading.Condition()
+        self._has_told = False
+
+    @property
+    def shares_queue(self) -> bool:  # type: ignore[override]
+        """Whether what it sends may be executed by others, each on its own."""
+        return self._origin.route is not None
 
     def send(self, electron: Electron) -> ElectronFuture:
         """Have a child executed; waiting for its future gives the parent's slot to others."""
+        route = self._origin.route
+        if route is not None:
+            future = ElectronFuture(self._condition, self.about_to_wait)
+            sender: Sender = route.conductor()
+            return sender.send_with(electron, future)
         future = ElectronFuture(self._condition, self._lease.about_to_wait)
         address = self._stream, next(self._order)
         return self._conductor.send_child(electron, future, address, self._origin, self._root)
 
+    def about_to_wait(self) -> None:
+        """Give up the parent's slot, and have it known that it waits.
+
+        Or a node full of such parents would never receive what they wait for.
+        """
+        self._lease.about_to_wait()
+        if self._origin.route is not None and not self._has_told:
+            self._has_told = True
+            self._conductor.tell_waiting(self._origin.channel, self._root)
+
     def cancel(self, electron_id: str) -> None:
         """Cancel a child."""
-        self._conductor.cancel_electron(electron_id)
+        if self._origin.route is None:
+            self._conductor.cancel_electron(electron_id)
 
     def close(self) -> None:
         """Do nothing: it belongs to the site."""

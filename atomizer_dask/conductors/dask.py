@@ -502,6 +502,8 @@ class DaskConductor(BatchConductor):
             report = Arrived(key, unpack_outcome(Packed(data, [])))
             self._arrived.add(key)
             self._post(key, report)
+        elif what == "waiting":
+            self.tell_waiting(self.channel, rest[0])
         elif what == "events":
             for event in pickle.loads(rest[0]):  # noqa: S301 - from our own worker
                 self.emit(self.channel, event)
@@ -726,6 +728,9 @@ class WorkerConductor(DaskConductor):
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         self._worker.log_event(channel, ("events", dump_events([event])))
+
+    def tell_waiting(self, channel: str, electron_id: str) -> None:  # noqa: D102
+        self._worker.log_event(channel, ("waiting", electron_id))
 
     def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
         if channel:

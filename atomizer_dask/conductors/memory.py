@@ -20,6 +20,7 @@ from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.deposit import Depository
 from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
+from atomizer_dask.electron import new_id
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome, Stored
@@ -43,6 +44,7 @@ class MemoryConductor(BatchConductor):
         super().__init__(id)
         if threads is not None and threads < 1:
             raise ValueError(f"a MemoryConductor needs at least one thread, got {threads}")
+        self.channel = f"memory-{new_id()}"
         self._threads = threads or os.cpu_count() or 1
         self._pool = _Pool(self._threads)
         self._site = _MemorySite(self)

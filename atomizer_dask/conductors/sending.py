@@ -41,6 +41,7 @@ class Sent(NamedTuple):
             electron.timeout,
             origin.channel,
             origin.depth,
+            origin.route,
         )
 
     def is_of(self, root: str) -> bool:
@@ -78,6 +79,7 @@ class ElectronSource:
         self._under_way: dict[str, list[Sent]] = {}
         self._delayed: dict[str, Sent] = {}
         self._cancelled: set[str] = set()
+        self._withdrawn: AtomizerError | None = None
         self.pump: Callable[[], None] = lambda: None
 
     @property
@@ -98,6 +100,9 @@ class ElectronSource:
 
     def add(self, sent: list[Sent]) -> None:
         """Take some more."""
+        if self._withdrawn is not None:
+            _fail(sent, self._withdrawn)
+            return
         if self._first is not FIRST:
             sent = [one._replace(terms=self._first) for one in sent]
         self._waiting += self._without_cancelled(sent)
@@ -143,6 +148,9 @@ class ElectronSource:
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         back = self._under_way[batch.key][start:stop]
+        if self._withdrawn is not None:
+            _fail(back, self._withdrawn)
+            return
         if terms is not batch.terms:
             back = [sent._replace(terms=terms) for sent in back]
         self._waiting.extendleft(reversed(self._without_cancelled(back)))
@@ -169,7 +177,7 @@ class ElectronSource:
         ElectronFuture.finish_all([sent.future for sent in those], properties)
 
     def _is_tried_again(self, sent: Sent, error: ElectronError) -> bool:
-        if sent.electron.max_attempts == 1 or sent.future.done():
+        if sent.electron.max_attempts == 1 or sent.future.done() or self._withdrawn is not None:
             return False
         if any(map(sent.is_of, self._cancelled)):
             return False
@@ -222,9 +230,21 @@ class ElectronSource:
         self._waiting.clear()
         self._delayed.clear()
         self._under_way.clear()
-        for sent in lost:
-            if not sent.future.done():
-                sent.future.set_exception(error)
+        _fail(lost, error)
+
+    def withdraw(self, error: AtomizerError) -> None:
+        """End with `error` what has not begun, now and when it is given back."""
+        self._withdrawn = error
+        those = [*self._waiting, *self._delayed.values()]
+        self._waiting.clear()
+        self._delayed.clear()
+        _fail(those, error)
+
+
+def _fail(those: list[Sent], error: AtomizerError) -> None:
+    for sent in those:
+        if not sent.future.done():
+            sent.future.set_exception(error)
 
 
 def _answer_cancelled(those: list[Sent]) -> None:

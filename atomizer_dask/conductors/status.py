@@ -54,3 +54,58 @@ class ConductorStatus:
     address: str
     workers: tuple[WorkerStatus, ...] = ()
     dashboard: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """How a conductor of a message queue is, and what it has done since it was made.
+
+    Parameters
+    ----------
+    state
+        ``reconnecting`` while the broker does not answer.
+    address
+        Of the broker, without who we are to it.
+    queue
+        That electrons go to and come from.
+    sent, replies
+        Electrons sent from here, and how many of them were answered.
+    received
+        Electrons taken from the queue, each counted once.
+    answered, failed
+        How many of these were answered, and how many of the answers tell of a failure.
+    repeated
+        Deliveries of electrons that were in hand or answered already: these are not executed again.
+    given_back
+        Electrons returned to the queue.
+    dead
+        Messages gone to the dead-letter queue.
+    in_flight, waiting
+        Electrons in hand, and how many of these wait for others that they sent.
+    prefetch
+        How many the broker may leave with us at a time, beside those.
+    reconnects
+        How often the connection came back.
+    seconds
+        From receiving to answering, of all that were answered together.
+    blocked
+        Why the broker takes nothing just now; empty where it does.
+    """
+
+    state: ConductorState
+    address: str
+    queue: str
+    sent: int = 0
+    replies: int = 0
+    received: int = 0
+    answered: int = 0
+    failed: int = 0
+    repeated: int = 0
+    given_back: int = 0
+    dead: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    prefetch: int = 0
+    reconnects: int = 0
+    seconds: float = 0.0
+    blocked: str = ""

@@ -1,0 +1,44 @@
+"""Which deliveries to acknowledge, in as few messages to the broker as possible."""
+
+from __future__ import annotations
+
+
+class Acks:
+    """The deliveries of one channel, which the broker numbers from 1.
+
+    Examples
+    --------
+    >>> acks = Acks()
+    >>> for tag in (2, 1, 4):
+    ...     acks.add(tag)
+    >>> acks.flush()  # all up to 2 at once, and 4
+    (2, [4])
+    >>> acks.add(3)
+    >>> acks.flush()
+    (3, [])
+    """
+
+    def __init__(self) -> None:
+        self._upto = 0  # it and all before it are settled
+        self._ahead: set[int] = set()
+        self._fresh: list[int] = []
+
+    def add(self, tag: int) -> None:
+        """Have a delivery acknowledged."""
+        self._fresh.append(tag)
+
+    def settle(self, tag: int) -> None:
+        """Note that a delivery was settled otherwise: it was returned."""
+        self._ahead.add(tag)
+
+    def flush(self) -> tuple[int, list[int]]:
+        """Return up to which delivery to acknowledge, 0 for none, and which others."""
+        fresh = sorted(self._fresh)
+        self._fresh.clear()
+        self._ahead.update(fresh)
+        while self._upto + 1 in self._ahead:
+            self._upto += 1
+            self._ahead.discard(self._upto)
+        # The broker knows nothing of a number that was settled before: the last one must be fresh.
+        within = sum(tag <= self._upto for tag in fresh)
+        return (fresh[within - 1] if within else 0), fresh[within:]

@@ -1,0 +1,375 @@
+"""The conductor that speaks AMQP, and so with the Go programs.
+
+::
+
+    send ── requests ──▶ queue (shared by all) ──▶ service ── receive ▸ atomizer ▸ complete
+      ▲                                                                              │
+      └──── reply queue (ours alone) ◀── broker ◀── service ◀────────────────────────┘
+
+What happens to messages, happens on the one thread of the link.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from atomizer_dask import markup
+from atomizer_dask.conductors.address import Address, Tls
+from atomizer_dask.conductors.base import Conductor, Listener, check_electron
+from atomizer_dask.conductors.desk import Desk
+from atomizer_dask.conductors.requests import Requests
+from atomizer_dask.conductors.service import DEAD, LONGEST_NAME, Service
+from atomizer_dask.conductors.status import ConductorState, QueueStatus
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import ConductorError
+from atomizer_dask.events import Event
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.properties import Properties
+from atomizer_dask.wire import Limits
+
+CLOSE_SECONDS = 5.0  # for the broker to confirm what it was sent
+MOST_IN_FLIGHT = 65_535  # by the protocol
+
+
+@dataclass(frozen=True)
+class Route:
+    """How to reach a queue from another process: what the electrons of a node send goes there."""
+
+    address: Address
+    queue: str
+    limits: Limits
+
+    def conductor(self) -> AmqpConductor:
+        """Return the conductor of this process that goes there, made when first asked for."""
+        with _opening:
+            known = _conductors.get(self)
+            if known is None or known.state == "closed":
+                known = _conductors[self] = AmqpConductor.along(self)
+            return known
+
+
+_opening = threading.Lock()
+_conductors: dict[Route, AmqpConductor] = {}  # those of this process that are open
+
+
+class AmqpConductor(Conductor):
+    """Carries electrons over RabbitMQ, from and to any peer of the library *atomizer*.
+
+    It sends electrons to the queue, and an atomizer with atoms serves it: `receive` takes electrons
+    from there, `complete` answers their senders. At least once: an electron is acknowledged when
+    its reply is safe with the broker. A connection that is lost is made again, and goes on.
+
+    Parameters
+    ----------
+    url
+        ``amqp://user:password@host:5672/vhost``, or encrypted ``amqps://``. What is missing is
+        taken from ATOMIZER_AMQP_URL, ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD.
+    queue
+        That is shared with the peers; durable, as they declare it. What cannot be answered goes to
+        the queue of this name and ``.dead``, with the reason.
+    id
+        Names it.
+    serve
+        Whether an atomizer that it is given to takes electrons from the queue. Only one that has
+        atoms ever does.
+    max_in_flight
+        Electrons taken from the queue and not answered, at most. How many there are follows what
+        can be done in half a second.
+    max_bytes, max_depth
+        Of a message: its size, and how deep its JSON is nested. Larger ones are refused.
+    ca_file, cert_file, key_file
+        With ``amqps://``: whose certificates to trust in place of those that this machine trusts;
+        our own certificate and its key, for brokers that want one.
+    verify
+        Whether the broker's certificate and host name are checked.
+
+    Raises
+    ------
+    ConductorError
+        Where nobody serves AMQP there, or does not let us in.
+    ValueError
+        Where the URL, or a limit, makes no sense.
+
+    Examples
+    --------
+    ``AmqpConductor("amqp://localhost").send(Electron("montecarlopi.Toss")).result().value()``
+    """
+
+    shares_queue = True
+    route: Route
+
+    def __init__(
+        self,
+        url: str | None = None,
+        queue: str = "atomizer",
+        *,
+        id: str = "amqp",
+        serve: bool = True,
+        max_in_flight: int = 10_000,
+        max_bytes: int = Limits().bytes,
+        max_depth: int = Limits().depth,
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        verify: bool = True,
+    ) -> None:
+        address = Address.of(url, Tls(ca_file, cert_file, key_file, verify))
+        _check(queue, max_in_flight, max_bytes, max_depth)
+        route = Route(address, queue, Limits(max_bytes, max_depth))
+        self._set_up(route, id, serve=serve, max_in_flight=max_in_flight)
+
+    @classmethod
+    def along(cls, route: Route) -> AmqpConductor:
+        """Return a conductor that only sends, along a route."""
+        conductor = cls.__new__(cls)
+        conductor._set_up(route, "amqp", serve=False, max_in_flight=1)
+        return conductor
+
+    def _set_up(self, route: Route, id: str, *, serve: bool, max_in_flight: int) -> None:
+        self.id = id
+        self.queue = route.queue
+        self.route = route
+        self._serve = serve
+        self._closed = False
+        self._desk = Desk(
+            id,
+            route.address,
+            route.queue,
+            route.limits,
+            is_up=self._on_up,
+            is_down=self._on_down,
+            flush=self._flush,
+        )
+        self._requests = Requests(self._desk)
+        self._service = Service(self._desk, max_in_flight)
+        self._link = self._desk.link
+        self._link.open()
+        _conductors.setdefault(route, self)
+        atexit.register(self.close)
+
+    @property
+    def sender_id(self) -> str:
+        """Who we are to the peers, and the name of the queue that answers come to."""
+        return self._requests.sender_id
+
+    @property
+    def state(self) -> ConductorState:
+        """Whether there is a connection: ``connected``, ``reconnecting``, ``closed``."""
+        return self._link.state
+
+    def status(self) -> QueueStatus:
+        """Return how it is, and what it has done."""
+        service = self._service
+        return QueueStatus(
+            state=self.state,
+            address=str(self.route.address),
+            queue=self.queue,
+            sent=self._requests.sent,
+            replies=self._requests.replies,
+            in_flight=len(service.hands),
+            waiting=service.hands.waiting,
+            prefetch=service.prefetch,
+            reconnects=max(self._link.generation - 1, 0),
+            seconds=service.seconds,
+            blocked=self._link.blocked,
+            **service.counts,
+        )
+
+    def attach(self, listener: Listener) -> None:
+        """Tell `listener` what happens."""
+        if listener not in self._desk.listeners:
+            self._desk.listeners.append(listener)
+
+    def detach(self, listener: Listener) -> None:
+        """Undo `attach`."""
+        if listener in self._desk.listeners:
+            self._desk.listeners.remove(listener)
+
+    def check_open(self) -> None:
+        """Raise `ConductorError` where nothing can be sent any more."""
+        if self._closed:
+            raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
+
+    # -- sending ----------------------------------------------------------------------------
+
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have an electron executed by whoever serves the queue.
+
+        While the broker is away it waits here. Cancelling the future means that nobody waits any
+        more; what is on the queue is executed all the same.
+
+        Raises
+        ------
+        InvalidPayloadError
+            Where its payload has no JSON form, or is too large.
+        ConductorError
+            Where the conductor is closed, or an electron of that id is under way.
+        """
+        return self.send_with(electron, ElectronFuture())
+
+    def send_with(self, electron: Electron, future: ElectronFuture) -> ElectronFuture:
+        """Do as `send` does, with a future that is there already."""
+        check_electron(electron)
+        self.check_open()
+        self._requests.send(electron, future)
+        return future
+
+    # -- receiving --------------------------------------------------------------------------
+
+    def receive(self) -> Iterator[Electron]:
+        """Yield electrons from the queue until it is closed, or `stop_receiving` is called.
+
+        Raises
+        ------
+        ConductorError
+            Where somebody receives already.
+        """
+        if not self._serve:
+            return
+        self.check_open()
+        service = self._service
+        if service.is_open:
+            raise ConductorError(Event("somebody receives already", conductor_id=self.id))
+        self._link.ask(service.open)
+        while (electrons := service.inbox.get()) is not None:
+            for electron in electrons:
+                if service.is_open:
+                    yield electron
+                else:
+                    self.give_back(electron.id)
+
+    def complete(self, properties: Properties) -> None:
+        """Answer an electron that `receive` gave.
+
+        Raises
+        ------
+        ConductorError
+            Where none of that id is unanswered.
+        """
+        if properties.electron_id not in self._service.hands:
+            raise ConductorError(
+                Event(
+                    "no electron of this id waits for an answer",
+                    electron_id=properties.electron_id,
+                    conductor_id=self.id,
+                )
+            )
+        self._service.complete(properties)
+
+    def give_back(self, electron_id: str) -> None:
+        """Return an electron to the queue, for others."""
+        self._link.call(partial(self._service.give_back, electron_id))
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others, so that these can be received."""
+        self._link.call(partial(self._service.note_waiting, electron_id))
+
+    def stop_receiving(self) -> None:
+        """Take no more electrons, and return those that nobody has been given."""
+        if self._service.is_open:
+            for electron in self._service.drain():
+                self.give_back(electron.id)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until every electron received is answered or returned; return whether they are."""
+        return self._service.is_empty.wait(timeout)
+
+    # -- ending -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connection: what we have not answered returns to the queue."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        with _opening:
+            if _conductors.get(self.route) is self:
+                del _conductors[self.route]
+        self.stop_receiving()
+        if self._link.state == "connected" and not self._link.is_current:
+            flushed = threading.Event()
+            self._link.call(partial(self._wind_up, flushed, monotonic() + CLOSE_SECONDS))
+            flushed.wait(CLOSE_SECONDS + 1)
+        self._link.abandon()
+        self._requests.fail(ConductorError(Event("the conductor was closed", conductor_id=self.id)))
+        self._service.is_empty.set()
+
+    def _wind_up(self, flushed: threading.Event, until: float) -> None:
+        """Have sent what is to be sent, delete our own queues, and set `flushed`."""
+        self._flush()
+        open_ = self._link.state == "connected" and monotonic() < until
+        if open_ and (self._link.unsent or self._requests.has_unsent):
+            self._link.call_later(0.01, partial(self._wind_up, flushed, until))
+            return
+        queues = self._requests.queues()
+        if open_ and queues:
+            self._requests.is_down()
+            self._link.delete(queues, flushed.set)
+        else:
+            flushed.set()
+
+    # -- on the thread of the link ----------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._service.flush()
+        self._requests.flush()
+
+    def _on_up(self) -> None:
+        self._requests.is_up()
+        self._service.is_up()
+
+    def _on_down(self) -> None:
+        self._requests.is_down()
+        self._service.is_down()
+
+    def __repr__(self) -> str:
+        return f"<AmqpConductor {self.id}: {self.route.address}, queue {self.queue}, {self.state}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        status = self.status()
+        tone: markup.Tone = "good" if status.state == "connected" else "warning"
+        did = {
+            "broker": markup.code(status.address),
+            "queue": markup.code(status.queue),
+            "sent": _numbers(("electrons", status.sent), ("answered", status.replies)),
+            "served": _numbers(
+                ("received", status.received),
+                ("answered", status.answered),
+                ("of these failed", status.failed),
+                ("in flight", status.in_flight),
+            ),
+        }
+        if status.dead:
+            did["dead letters"] = markup.text(f"{status.dead:,}")
+        return markup.card(
+            "AmqpConductor",
+            markup.facts(did),
+            beside=[markup.badge(status.state, tone), markup.code(self.id)],
+        )
+
+
+def _numbers(*pairs: tuple[str, int]) -> markup.Html:
+    return markup.text(", ".join(f"{count:,} {name}" for name, count in pairs))
+
+
+def _check(queue: Any, max_in_flight: Any, max_bytes: Any, max_depth: Any) -> None:
+    """Raise where an option makes no sense."""
+    if not isinstance(queue, str) or not queue or len(queue.encode()) > LONGEST_NAME - len(DEAD):
+        raise ValueError(f"queue must be a name of 1 to 250 bytes, got {queue!r}")
+    if queue.startswith("amq."):
+        raise ValueError(f"the broker keeps names that begin with amq. for itself, got {queue!r}")
+    numbers = {"max_in_flight": max_in_flight, "max_bytes": max_bytes, "max_depth": max_depth}
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+    if max_in_flight > MOST_IN_FLIGHT:
+        raise ValueError(
+            f"max_in_flight is at most {MOST_IN_FLIGHT} by the protocol, got {max_in_flight}"
+        )

@@ -1,0 +1,117 @@
+"""What both sides of the AMQP conductor share: the link, and whom to tell of what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from atomizer_dask.conductors.link import NO_CONNECTION, REFUSED_SECONDS, Link, Message
+from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.events import Event, Level
+
+if TYPE_CHECKING:
+    from atomizer_dask.conductors.address import Address
+    from atomizer_dask.conductors.base import Listener
+    from atomizer_dask.wire import Limits
+
+
+class Desk:
+    """The link, and whom to tell of what happens.
+
+    Parameters
+    ----------
+    id
+        Of the conductor.
+    address, queue
+        Where electrons go and come from.
+    limits
+        Of a message.
+    is_up, is_down
+        Called on the thread of the link when there is a connection, and when there is none.
+    flush
+        Called there soon after `wake`.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        address: Address,
+        queue: str,
+        limits: Limits,
+        *,
+        is_up: Callable[[], None],
+        is_down: Callable[[], None],
+        flush: Callable[[], None],
+    ) -> None:
+        self.id = id
+        self.queue = queue
+        self.limits = limits
+        self.listeners: list[Listener] = []
+        self._address = address
+        self._flush = flush
+        self._is_up = is_up
+        self._is_down = is_down
+        self._is_woken = False
+        self.link = Link(
+            address,
+            f"atomizer-{id}",
+            is_up=self._on_up,
+            is_down=self._on_down,
+            on_problem=self.report,
+        )
+
+    def wake(self) -> None:
+        """Have done on the thread of the link what has come up, once for all of it."""
+        if not self._is_woken:
+            self._is_woken = True
+            self.link.call(self._wake_up)
+
+    def _wake_up(self) -> None:
+        self._is_woken = False  # first: what comes up from here on needs another turn
+        self._flush()
+
+    def _on_up(self) -> None:
+        again = " again" if self.link.generation > 1 else ""
+        self.tell(f"connected to the broker at {self._address}{again}")
+        self._is_up()
+
+    def _on_down(self, reason: str) -> None:
+        self._is_down()
+        message = f"the broker at {self._address} is gone: {reason}; it goes on when that is back"
+        error = ConductorError(Event(message, conductor_id=self.id, level="error"))
+        for listener in list(self.listeners):
+            listener.emit(error.event)
+            listener.report(error)
+
+    def declare_own(self, queue: str) -> None:
+        """Have a queue there that we need."""
+        self.link.declare(queue, self._note_undeclared)
+
+    def declare_and_send(self, message: Message) -> None:
+        """Have the queue there that a message has not found, and send it again."""
+
+        def declared(reason: str) -> None:
+            self._note_undeclared(reason)
+            if reason and reason != NO_CONNECTION:
+                self.link.call_later(REFUSED_SECONDS, partial(self.link.publish, message))
+            else:
+                self.link.publish(message)
+
+        self.link.declare(message.queue, declared)
+
+    def _note_undeclared(self, reason: str) -> None:
+        if reason and reason != NO_CONNECTION:
+            self.tell(f"the broker does not give us a queue: {reason}", "error")
+
+    def tell(self, message: str, level: Level = "info") -> None:
+        """Have the listeners note an event."""
+        event = Event(message, conductor_id=self.id, level=level)
+        for listener in list(self.listeners):
+            listener.emit(event)
+
+    def report(self, message: str, error: BaseException) -> None:
+        """Have the listeners note an error."""
+        wrapped = AtomizerError(Event(message, conductor_id=self.id, level="error"), error)
+        for listener in list(self.listeners):
+            listener.report(wrapped)

@@ -1,0 +1,141 @@
+"""What a conductor has received and not answered, and answers that it may have to give again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from atomizer_dask.electron import Electron
+
+REMEMBERED = 50_000  # answers
+REMEMBERED_BYTES = 64 * 2**20
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """An electron that was received and is not answered for good.
+
+    Parameters
+    ----------
+    electron
+        As it was received.
+    digest
+        Of its message: one of the same sender and id with another digest is another electron.
+    received
+        When, on the monotonic clock.
+    body
+        The message.
+    persistent
+        Whether its message outlives the broker's process; then so does the answer.
+    tags
+        By which the broker knows its deliveries, each with the connection that it means.
+    is_waiting
+        Whether it waits for electrons that it sent.
+    reply
+        Its answer, once there is one, for the broker may not have it yet.
+    """
+
+    electron: Electron
+    digest: int
+    received: float
+    body: bytes
+    persistent: bool
+    tags: list[tuple[int, int]]
+    is_waiting: bool = False
+    reply: Answer | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """The answer to an electron, as it was sent."""
+
+    digest: int
+    body: bytes
+    headers: dict[str, str | int]
+
+
+class Hands:
+    """What is in the hands of a conductor.
+
+    The broker delivers again what was not acknowledged when a connection was cut. What is still
+    in hand then is not executed again, and what was answered is answered from memory.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Held] = {}
+        self._later: dict[str, deque[Held]] = {}
+        self._answers: OrderedDict[tuple[str, str], Answer] = OrderedDict()
+        self._bytes = 0
+        self._count = 0
+        self.waiting = 0  # how many wait for electrons that they sent
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, electron_id: object) -> bool:
+        return electron_id in self._held
+
+    def find(self, electron: Electron, digest: int) -> Held | Answer | None:
+        """Return what has become of an electron that was delivered before; None for a new one."""
+        in_hand = [self._held[electron.id]] if electron.id in self._held else []
+        for held in (*in_hand, *self._later.get(electron.id, ())):
+            if held.digest == digest and held.electron.sender_id == electron.sender_id:
+                return held
+        answer = self._answers.get((electron.sender_id, electron.id))
+        return None if answer is None or answer.digest != digest else answer
+
+    def take(self, held: Held) -> bool:
+        """Take an electron, and return whether it may be executed now.
+
+        Ids are those of many senders. One that is in hand already has to be answered first.
+        """
+        electron_id = held.electron.id
+        self._count += 1
+        if electron_id in self._held:
+            self._later.setdefault(electron_id, deque()).append(held)
+            return False
+        self._held[electron_id] = held
+        return True
+
+    def get(self, electron_id: str) -> Held | None:
+        """Return an electron that is in hand and may be executed."""
+        return self._held.get(electron_id)
+
+    def let_go(self, held: Held) -> Held | None:
+        """Hold an electron no longer, and return the one that was to come after it."""
+        electron_id = held.electron.id
+        del self._held[electron_id]
+        self._count -= 1
+        self.waiting -= held.is_waiting
+        waiting = self._later.get(electron_id)
+        if not waiting:
+            return None
+        following = self._held[electron_id] = waiting.popleft()
+        if not waiting:
+            del self._later[electron_id]
+        return following
+
+    def remember(self, held: Held) -> None:
+        """Keep the answer to an electron for when it is delivered again."""
+        assert held.reply is not None
+        key = held.electron.sender_id, held.electron.id
+        before = self._answers.pop(key, None)
+        self._bytes += len(held.reply.body) - (0 if before is None else len(before.body))
+        self._answers[key] = held.reply
+        while len(self._answers) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
+            _, oldest = self._answers.popitem(last=False)
+            self._bytes -= len(oldest.body)
+
+    def put_back_later(self) -> list[Held]:
+        """Let go of all that had to come after others, and return them."""
+        those = [held for waiting in self._later.values() for held in waiting]
+        self._later.clear()
+        self._count -= len(those)
+        return those
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others that it sent."""
+        held = self._held.get(electron_id)
+        if held is not None and not held.is_waiting:
+            held.is_waiting = True
+            self.waiting += 1

@@ -1,0 +1,65 @@
+"""How many electrons a node asks for ahead: pure policy."""
+
+from __future__ import annotations
+
+from math import ceil
+
+AHEAD_SECONDS = 0.5  # of work: enough for batches, little for others to wait for
+PER_THREAD = 2
+BUSY, GROWN, SHRUNK, SPARE = 0.75, 1.25, 0.5, 1.25
+
+
+class Prefetch:
+    """Follows what the node can do.
+
+    Two for each thread where electrons take long, so that other nodes get theirs; half a second's
+    worth where they are many and small. Electrons that wait for others which they sent are not
+    counted, or a node full of them would never receive what they wait for.
+
+    Parameters
+    ----------
+    limit
+        Of electrons in hand.
+
+    Examples
+    --------
+    >>> prefetch = Prefetch(limit=10_000)
+    >>> prefetch.follow(threads=2, held=0, waiting=0, answered=0, seconds=0.1)
+    4
+    >>> prefetch.follow(threads=2, held=4, waiting=0, answered=100, seconds=0.1)
+    504
+    >>> prefetch.follow(threads=2, held=504, waiting=500, answered=0, seconds=0.1)
+    1029
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.count = 0
+        self._limit = limit
+        self._rate = 0.0
+
+    def follow(
+        self, *, threads: int, held: int, waiting: int, answered: int, seconds: float
+    ) -> int:
+        """Return how many the broker may leave here.
+
+        Parameters
+        ----------
+        threads
+            How many electrons are executed at a time.
+        held, waiting
+            Electrons in hand, and those of them that wait for others.
+        answered, seconds
+            How many were answered in the last so many seconds.
+        """
+        is_busy = held >= BUSY * self.count
+        if is_busy:  # else it is the queue that is slow
+            rate = answered / seconds
+            self._rate = max(rate, self._rate + 0.2 * (rate - self._rate))
+        threads = max(threads, 1)
+        wanted = PER_THREAD * threads + ceil(self._rate * AHEAD_SECONDS) + ceil(SPARE * waiting)
+        wanted = min(wanted, self._limit)
+        too_few = wanted > GROWN * self.count or self.count - waiting < threads
+        # A new number costs a round trip.
+        if too_few or wanted < SHRUNK * self.count:
+            self.count = wanted
+        return self.count

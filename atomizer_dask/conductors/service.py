@@ -1,0 +1,429 @@
+"""How an AMQP conductor serves a queue: what it has received, until it is answered.
+
+An electron is acknowledged only when the broker has confirmed its reply: wherever this process
+dies, the broker has the one or the other. What it delivers again for that reason is not executed
+again by whoever still knows it. A reply is kept on the broker's disk where its electron was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import partial
+from queue import Empty, SimpleQueue
+from time import monotonic, time_ns
+from typing import Any
+
+from atomizer_dask.conductors.acks import Acks
+from atomizer_dask.conductors.desk import Desk
+from atomizer_dask.conductors.held import Answer, Hands, Held
+from atomizer_dask.conductors.link import NO_CONNECTION, Message
+from atomizer_dask.conductors.prefetch import Prefetch
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import WireError
+from atomizer_dask.outcome import Failure, utc
+from atomizer_dask.properties import Properties
+from atomizer_dask.wire import (
+    ExpiredError,
+    decode_electron,
+    details_of,
+    encode_properties,
+    recognise,
+)
+
+TICK_SECONDS = 0.1
+PERSISTENT = 2  # the delivery mode of a message that is kept on disk, by the protocol
+LONGEST_NAME = 255  # bytes of a queue's name, by the protocol
+SENDERS = 100_000  # whose reply queue is known to have been there
+DEAD = ".dead"
+
+
+class Delivery:
+    """A message that the broker has delivered, by itself and as it is known to the broker."""
+
+    __slots__ = ("body", "persistent", "tag")
+
+    def __init__(self, tag: tuple[int, int], body: bytes, persistent: bool) -> None:
+        self.tag = tag
+        self.body = body
+        self.persistent = persistent
+
+
+class Service:
+    """The receiving side.
+
+    But for `take`, `complete` and `drain`, all of it happens on the thread of the link.
+
+    Attributes
+    ----------
+    hands
+        What is received and not answered.
+    is_open
+        Whether electrons are taken.
+    is_empty
+        Set while none is in hand.
+    counts
+        By the names of `QueueStatus`.
+    seconds
+        From receiving to answering, of all answered.
+    """
+
+    def __init__(self, desk: Desk, max_in_flight: int) -> None:
+        self.hands = Hands()
+        self.is_open = False
+        self.is_empty = threading.Event()
+        self.is_empty.set()
+        self.counts = dict.fromkeys(
+            ("received", "answered", "failed", "repeated", "given_back", "dead"), 0
+        )
+        self.seconds = 0.0
+        self.inbox: SimpleQueue[list[Electron] | None] = SimpleQueue()
+        self._desk = desk
+        self._acks = Acks()
+        self._prefetch = Prefetch(max_in_flight)
+        self._taken: list[Electron] = []
+        self._completed: deque[Properties] = deque()
+        self._channel: Any = None
+        self._consumer = ""
+        self._senders: set[str] = set()
+        self._answered_before, self._ticked = 0, 0.0
+
+    @property
+    def prefetch(self) -> int:
+        """How many electrons the broker may leave here."""
+        return self._prefetch.count if self.is_open else 0
+
+    @property
+    def _dead_queue(self) -> str:
+        return self._desk.queue + DEAD
+
+    # -- from any thread --------------------------------------------------------------------
+
+    def complete(self, properties: Properties) -> None:
+        """Answer an electron."""
+        self._completed.append(properties)
+        self._desk.wake()
+
+    def drain(self) -> list[Electron]:
+        """Take no more electrons, and return those that nobody has been given."""
+        self._desk.link.ask(self._close)
+        left: list[Electron] = []
+        while True:
+            try:
+                left += self.inbox.get_nowait() or ()
+            except Empty:
+                break
+        self.inbox.put(None)
+        return left
+
+    # -- being connected, and not -----------------------------------------------------------
+
+    def open(self) -> None:
+        """Take electrons from the queue, as soon as there is a connection."""
+        self.is_open = True
+        if self._desk.link.state == "connected":
+            self.is_up()
+
+    def is_up(self) -> None:
+        """Go on with a new connection."""
+        if self.is_open:
+            self._desk.declare_own(self._desk.queue)
+            self._desk.declare_own(self._dead_queue)
+            self._desk.link.channel(self._on_channel)
+
+    def is_down(self) -> None:
+        """Note that the connection is lost."""
+        self._channel = None
+
+    def flush(self) -> None:
+        """Do what has come up."""
+        if self._taken:
+            self.inbox.put(self._taken)
+            self._taken = []
+        for _ in range(len(self._completed)):
+            self._answer(self._completed.popleft())
+        if self._channel is not None and self._channel.is_open:
+            upto, others = self._acks.flush()
+            if upto:
+                self._channel.basic_ack(upto, multiple=True)
+            for tag in others:
+                self._channel.basic_ack(tag)
+
+    def _on_channel(self, channel: Any) -> None:
+        channel.add_on_cancel_callback(self._on_deleted)
+        self._acks = Acks()
+        self._begin(channel)
+        self._ticked = monotonic()
+        self._tick(self._desk.link.generation)
+
+    def _begin(self, channel: Any) -> None:
+        self._channel = channel
+        self._consumer = ""
+        self._prefetch.count = 0
+
+    def _on_deleted(self, _: Any) -> None:
+        """Go on where somebody has deleted the queue."""
+        channel, self._channel = self._channel, None
+        self._desk.tell("the queue was deleted; it is declared again", "warning")
+
+        def declared(reason: str) -> None:
+            if channel.is_open:
+                self._begin(channel)
+
+        self._desk.link.declare(self._desk.queue, declared)
+
+    def _close(self) -> None:
+        self.is_open = False
+        if self._channel is not None and self._channel.is_open and self._consumer:
+            self._channel.basic_cancel(self._consumer)
+        for held in self.hands.put_back_later():
+            self._return(held)
+        if self._taken:
+            self.inbox.put(self._taken)
+            self._taken = []
+
+    # -- how many ---------------------------------------------------------------------------
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others, so that these can be received."""
+        self.hands.note_waiting(electron_id)
+        self._follow()
+
+    def _tick(self, generation: int) -> None:
+        if self.is_open and generation == self._desk.link.generation:
+            self._follow()
+            self._desk.link.call_later(TICK_SECONDS, partial(self._tick, generation))
+
+    def _follow(self) -> None:
+        """Ask for as many electrons as can be executed."""
+        if not self.is_open or self._channel is None or not self._channel.is_open:
+            return
+        now = monotonic()
+        seconds, answered = now - self._ticked, self.counts["answered"]
+        is_due = seconds > TICK_SECONDS / 2
+        before = self._prefetch.count
+        count = self._prefetch.follow(
+            threads=sum(listener.threads for listener in self._desk.listeners),
+            held=len(self.hands),
+            waiting=self.hands.waiting,
+            answered=answered - self._answered_before if is_due else 0,
+            seconds=max(seconds, TICK_SECONDS),
+        )
+        if is_due:
+            self._ticked, self._answered_before = now, answered
+        if count != before:
+            self._consume(count)
+
+    def _consume(self, count: int) -> None:
+        """Have a consumer that is sent `count` electrons ahead, in place of the one before."""
+        before = self._consumer
+        self._channel.basic_qos(prefetch_count=count)
+        self._consumer = self._channel.basic_consume(self._desk.queue, self._on_message)
+        if before:
+            self._channel.basic_cancel(before)
+
+    # -- receiving --------------------------------------------------------------------------
+
+    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        tag = self._desk.link.generation, method.delivery_tag
+        delivery = Delivery(tag, body, properties.delivery_mode == PERSISTENT)
+        try:
+            self._receive(delivery)
+        except Exception as error:  # noqa: BLE001 - no message may stop a node
+            self._desk.report("internal error", error)
+            self._bury([tag], body, f"internal error: {type(error).__name__}")
+
+    def _receive(self, delivery: Delivery) -> None:
+        body = delivery.body
+        try:
+            electron = decode_electron(body, self._desk.limits)
+        except WireError as error:
+            self._refuse(delivery, error)
+            return
+        if not _is_queue(electron.sender_id):
+            self._bury([delivery.tag], body, "its sender is no queue: the name is too long")
+            return
+        digest = hash(body)
+        known = self.hands.find(electron, digest)
+        if isinstance(known, Held):
+            self.counts["repeated"] += 1
+            known.tags.append(delivery.tag)
+        elif known is not None:
+            self.counts["repeated"] += 1
+            self._reply(electron.sender_id, known.body, known.headers, delivery)
+        else:
+            self.counts["received"] += 1
+            self.is_empty.clear()
+            held = Held(electron, digest, monotonic(), body, delivery.persistent, [delivery.tag])
+            if self.hands.take(held):
+                self._taken.append(electron)
+                self._desk.wake()
+
+    def _refuse(self, delivery: Delivery, error: WireError) -> None:
+        """Answer what is no electron where it tells from whom it is, else keep it with the dead."""
+        self._desk.report("received what is no electron", error)
+        sender = recognise(delivery.body)
+        if sender is None or not _is_queue(sender.sender_id):
+            self._bury([delivery.tag], delivery.body, error.event.message)
+            return
+        for count in ("received", "answered", "failed"):
+            self.counts[count] += 1
+        expired = isinstance(error, ExpiredError)
+        failure = Failure(
+            "timeout" if expired else "rejected", type(error).__name__, error.event.message
+        )
+        now, whose = utc(time_ns()), (sender.id, sender.atom_id)
+        properties = Properties(*whose, now, now, failure.error(*whose))
+        reply = encode_properties(properties, self._desk.id, self._desk.limits)
+        self._reply(sender.sender_id, reply, details_of(properties), delivery)
+
+    # -- answering --------------------------------------------------------------------------
+
+    def _answer(self, properties: Properties) -> None:
+        held = self.hands.get(properties.electron_id)
+        if held is None or held.reply is not None:
+            return  # it was returned, or is answered already
+        self.counts["failed"] += properties.error is not None
+        held.reply = Answer(held.digest, self._written(properties), details_of(properties))
+        self._desk.link.publish(
+            Message(
+                held.electron.sender_id,
+                held.reply.body,
+                self._on_answered,
+                headers=held.reply.headers,
+                persistent=held.persistent,
+                whose=held,
+            )
+        )
+
+    def _written(self, properties: Properties) -> bytes:
+        try:
+            return encode_properties(properties, self._desk.id, self._desk.limits)
+        except WireError as error:
+            failure = Failure("exception", "WireError", error.event.message)
+            whose = properties.electron_id, properties.atom_id
+            failed = Properties(*whose, properties.start, properties.end, failure.error(*whose))
+            return encode_properties(failed, self._desk.id, self._desk.limits)
+
+    def _on_answered(self, message: Message, reason: str) -> None:
+        held: Held = message.whose
+        if reason:
+            if self._tries_again(message):
+                return
+            self._bury(held.tags, held.body, f"it was answered, but its sender is gone: {reason}")
+        else:
+            self._know(message.queue)
+            for tag in held.tags:
+                self._acknowledge(tag)
+            self.hands.remember(held)
+        self.counts["answered"] += 1
+        self.seconds += monotonic() - held.received
+        self._release(held)
+
+    def _reply(self, sender: str, body: bytes, headers: Any, delivery: Delivery) -> None:
+        """Answer a message without having executed anything."""
+        self._desk.link.publish(
+            Message(
+                sender,
+                body,
+                self._on_replied,
+                headers=headers,
+                persistent=delivery.persistent,
+                whose=delivery,
+            )
+        )
+
+    def _on_replied(self, message: Message, reason: str) -> None:
+        delivery: Delivery = message.whose
+        if not reason:
+            self._acknowledge(delivery.tag)
+        elif not self._tries_again(message):
+            self._bury([delivery.tag], delivery.body, f"it cannot be answered: {reason}")
+
+    def _tries_again(self, message: Message) -> bool:
+        """Declare the queue of a sender that we do not know, as the peers do, and send again.
+
+        Not that of one who was there before: it has closed, and nobody would ever read it.
+        """
+        if message.queue in self._senders or message.tries > 1:
+            return False
+
+        def declared(reason: str) -> None:
+            if reason and reason != NO_CONNECTION:
+                message.tries = 2
+                message.sent(message, reason)
+            else:
+                self._desk.link.publish(message)
+
+        self._desk.link.declare(message.queue, declared)
+        return True
+
+    def _know(self, sender: str) -> None:
+        if len(self._senders) >= SENDERS:
+            self._senders.clear()
+        self._senders.add(sender)
+
+    def _acknowledge(self, tag: tuple[int, int]) -> None:
+        generation, number = tag
+        if generation == self._desk.link.generation:
+            self._acks.add(number)
+            self._desk.wake()
+
+    # -- not answering ----------------------------------------------------------------------
+
+    def give_back(self, electron_id: str) -> None:
+        """Return an electron to the queue, for others."""
+        held = self.hands.get(electron_id)
+        if held is not None and held.reply is None:
+            self._return(held)
+            self._release(held)
+
+    def _return(self, held: Held) -> None:
+        self.counts["given_back"] += 1
+        for generation, tag in held.tags:
+            if generation == self._desk.link.generation and self._channel is not None:
+                self._acks.settle(tag)
+                self._channel.basic_nack(tag, requeue=True)
+
+    def _release(self, held: Held) -> None:
+        """Hold an electron no longer."""
+        following = self.hands.let_go(held)
+        if following is not None:
+            if self.is_open:
+                self._taken.append(following.electron)
+                self._desk.wake()
+            else:
+                self._return(following)
+                self._release(following)
+        if not self.hands:
+            self.is_empty.set()
+
+    def _bury(self, tags: list[tuple[int, int]], body: bytes, reason: str) -> None:
+        """Have a message that cannot be answered kept, with the reason, for a human to see."""
+        self._desk.tell(f"a message went to {self._dead_queue}: {reason}", "warning")
+        headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._desk.queue}
+        self._desk.link.publish(
+            Message(
+                self._dead_queue,
+                body,
+                self._on_buried,
+                headers=headers,
+                persistent=True,
+                whose=tags,
+            )
+        )
+
+    def _on_buried(self, message: Message, reason: str) -> None:
+        if reason:
+            self._desk.declare_and_send(message)
+            return
+        self.counts["dead"] += 1
+        for tag in message.whose:
+            self._acknowledge(tag)
+
+
+def _is_queue(name: str) -> bool:
+    """Return whether a text can be the name of a queue."""
+    return bool(name) and (
+        len(name) <= LONGEST_NAME // 4 or len(name.encode("utf-8", "replace")) <= LONGEST_NAME
+    )
