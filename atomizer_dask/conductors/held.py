@@ -77,12 +77,17 @@ class Hands:
 
     def find(self, electron: Electron, digest: int) -> Held | Answer | None:
         """Return what has become of an electron that was delivered before; None for a new one."""
-        in_hand = [self._held[electron.id]] if electron.id in self._held else []
-        for held in (*in_hand, *self._later.get(electron.id, ())):
+        for held in self._named(electron.id):
             if held.digest == digest and held.electron.sender_id == electron.sender_id:
                 return held
         answer = self._answers.get((electron.sender_id, electron.id))
         return None if answer is None or answer.digest != digest else answer
+
+    def _named(self, electron_id: str) -> list[Held]:
+        """Return what is in hand of an id."""
+        if electron_id not in self._held:
+            return []
+        return [self._held[electron_id], *self._later.get(electron_id, deque())]
 
     def take(self, held: Held) -> bool:
         """Take an electron, and return whether it may be executed now.
