@@ -595,8 +595,11 @@ class Atomizer(Shown):
     def _execute_received(self, conductor: Any, electron: Any) -> None:
         try:
             future = self._execute(electron, getattr(conductor, "route", None))
-        except ConductorError as error:  # nobody is left to execute it here
+        except ConductorError as error:  # nobody is left to execute it, nor what would come next
+            if isinstance(conductor, Conductor):
+                conductor.stop_receiving()
             self._give_back(conductor, electron, error)
+            self.report(error)
             return
         except Exception as error:  # noqa: BLE001 - it costs no other electron
             self.report(
@@ -623,14 +626,19 @@ class Atomizer(Shown):
             failure = Failure("unknown_atom", "RegistrationError", message)
             return _answered(failure.properties(electron))
         definition.check_copy_state(electron.copy_state)
-        for conductor in self._batch_conductors():
-            if conductor.id not in self._lost:
-                return conductor.send_along(electron, definition, route)
+        if not self._batch_conductors():
+            return self._in_here().send_along(electron, definition, route)
+        carrier = self._carrier(for_sweep=True)
+        assert isinstance(carrier, BatchConductor)
+        return carrier.send_along(electron, definition, route)
+
+    def _in_here(self) -> MemoryConductor:
+        """Return what executes electrons in this process, where no conductor of ours does."""
         with self._lock:
             if self._inner is None:
                 self._inner = MemoryConductor(id="inner")
                 self._inner.attach(self)
-        return self._inner.send_along(electron, definition, route)
+            return self._inner
 
     def _complete(self, conductor: Any, electron: Electron, future: Future[Properties]) -> None:
         self._under_way.discard(future)

@@ -23,6 +23,7 @@ from atomizer_dask.commandline import (
 )
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
+from atomizer_dask.node import node
 from atomizer_dask.policy import DECISIONS, Policy, seconds_of
 from atomizer_dask.run import Run
 from atomizer_dask.surviving import resume, status
@@ -270,3 +271,4 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
 
 main.add_command(status)
 main.add_command(resume)
+main.add_command(node)

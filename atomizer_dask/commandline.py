@@ -43,6 +43,21 @@ def cluster_options(command: Any) -> Any:
     return command
 
 
+def broker_options(command: Any) -> Any:
+    """Give a command the options that say where RabbitMQ is."""
+    for option in (
+        click.option("--ca", metavar="FILE", help="Certificates to trust with amqps://."),
+        click.option("--queue", default="atomizer", show_default=True, help="Its queue."),
+        click.option(
+            "--amqp",
+            metavar="URL",
+            help="RabbitMQ, as amqp://host or amqps://host; by default ATOMIZER_AMQP_URL.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def load_atom(target: str) -> Definition:
     """Return the atom that is named as ``MODULE:ATOM``."""
     place, _, name = target.rpartition(":")

@@ -80,6 +80,9 @@ class Conductor(ABC):
             Event("this conductor takes nothing back", electron_id, conductor_id=self.id)
         )
 
+    def stop_receiving(self) -> None:  # noqa: B027 - most receive nothing
+        """Receive no more electrons; those received are answered or given back."""
+
     def note_waiting(self, electron_id: str) -> None:  # noqa: B027 - most have no limit
         """Note that an electron that `receive` gave, if it did, waits for others that it sent."""
 

@@ -128,8 +128,7 @@ class Service:
         """Go on with a new connection."""
         if self.is_open:
             self._desk.declare_own(self._desk.queue)
-            self._desk.declare_own(self._dead_queue)
-            self._desk.link.channel(self._on_channel)
+            self._desk.link.declare(self._dead_queue, self._on_declared)
 
     def is_down(self) -> None:
         """Note that the connection is lost."""
@@ -148,6 +147,11 @@ class Service:
                 self._channel.basic_ack(upto, multiple=True)
             for tag in others:
                 self._channel.basic_ack(tag)
+
+    def _on_declared(self, reason: str) -> None:
+        """Consume, once the queue is there."""
+        if reason != NO_CONNECTION:
+            self._desk.link.channel(self._on_channel)
 
     def _on_channel(self, channel: Any) -> None:
         channel.add_on_cancel_callback(self._on_deleted)

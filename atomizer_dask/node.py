@@ -1,0 +1,183 @@
+"""The command ``node``: serves atoms to whoever sends electrons over RabbitMQ."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import click
+
+from atomizer_dask.atom import Definition
+from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.commandline import broker_options, cluster_options, errors_as_text, load_atom
+from atomizer_dask.conductors.amqp import AmqpConductor
+from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.metrics import serve_metrics
+from atomizer_dask.nodelog import NodeLog
+from atomizer_dask.policy import seconds_of
+from atomizer_dask.registry import registered
+
+HEALTH_SECONDS = 10.0
+LOOK_SECONDS = 0.2  # whether the workers are still there
+SWITCH_SECONDS = 0.001
+LOST = 1  # exit code: the scheduler is gone
+
+
+@click.command()
+@click.argument("targets", metavar="MODULE:ATOM...", nargs=-1, required=True)
+@broker_options
+@cluster_options
+@click.option(
+    "--grace",
+    default="30s",
+    show_default=True,
+    help="For running electrons to end, once the node is told to.",
+)
+@click.option(
+    "--max-in-flight",
+    type=click.IntRange(1, 65_535),
+    default=10_000,
+    show_default=True,
+    help="Electrons taken from the queue and not answered, at most.",
+)
+@click.option("--metrics-port", type=click.IntRange(1, 65_535), help="Serve Prometheus there.")
+@click.option(
+    "--metrics-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where Prometheus comes in; 0.0.0.0 is anywhere.",
+)
+def node(
+    targets: tuple[str, ...],
+    amqp: str | None,
+    queue: str,
+    ca: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    grace: str,
+    max_in_flight: int,
+    metrics_port: int | None,
+    metrics_host: str,
+) -> None:
+    """Serve atoms to whoever sends electrons over RabbitMQ, Go programs among them.
+
+    Only the atoms named here are executed, on the workers of a local cluster or of --scheduler.
+    SIGTERM and Ctrl-C drain it: it takes no more electrons, those that run end and are answered,
+    the others return to the queue. Stderr has a line of JSON for whatever happens, and every ten
+    seconds for how it is.
+
+    \b
+    Exit codes: 0 drained, 1 nothing to work with: no broker, or the scheduler is gone.
+    """  # noqa: D301 - click wants it
+    # What arrives and what is answered passes several threads; at 5 ms a turn each electron would
+    # wait for the others' turns.
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+    with errors_as_text(), ExitStack() as stack:
+        seconds = seconds_of(grace, "--grace", least=0.0) or 0.0
+        atoms = [load_atom(target) for target in targets]
+        registered.atoms.clear()  # modules may register more than was asked for
+        conductor = AmqpConductor(amqp, queue, ca_file=ca, max_in_flight=max_in_flight)
+        stack.callback(conductor.close)
+        dask = DaskConductor(scheduler, workers=workers)
+        stack.callback(dask.close)
+        log = NodeLog(sys.stderr)
+        if metrics_port is not None:
+            stack.callback(serve_metrics(conductor, dask, metrics_host, metrics_port))
+        with _told_to_end() as told:
+            gone = Node(conductor, dask, atoms, log).serve(told, seconds)
+    if gone:
+        raise SystemExit(LOST)
+
+
+class Node:
+    """An atomizer that serves a queue until it is told to end.
+
+    Parameters
+    ----------
+    conductor
+        Where electrons come from.
+    dask
+        Where they are executed.
+    atoms
+        That are served.
+    log
+        What happens is told there.
+    """
+
+    def __init__(
+        self, conductor: AmqpConductor, dask: DaskConductor, atoms: list[Definition], log: NodeLog
+    ) -> None:
+        self._conductor = conductor
+        self._dask = dask
+        self._log = log
+        self._atoms = atoms
+        self._atomizer = Atomizer(dask, conductor, *atoms)
+
+    def serve(self, told: threading.Event, grace: float) -> bool:
+        """Serve until `told`, then drain for `grace` seconds; return whether it lost its workers.
+
+        They are lost where the scheduler is gone, which ends it too.
+        """
+        self._atomizer.events().subscribe(self._log.event)
+        self._atomizer.errors().subscribe(self._log.error)
+        self._atomizer.exec()
+        status = self._conductor.status()
+        self._log.line(
+            "serving",
+            broker=status.address,
+            queue=status.queue,
+            atoms=[atom.id for atom in self._atoms],
+            scheduler=self._dask.client.scheduler.address,
+            threads=self._dask.threads,
+            pid=os.getpid(),
+        )
+        due = monotonic() + HEALTH_SECONDS
+        while not told.wait(LOOK_SECONDS) and self._dask.state != "gone":
+            if monotonic() >= due:
+                due = monotonic() + HEALTH_SECONDS
+                self._log.health(self._conductor.status(), self._dask.threads)
+        gone = self._dask.state == "gone"
+        self._drain(0.0 if gone else grace)
+        return gone
+
+    def _drain(self, grace: float) -> None:
+        """End what runs, return the rest to the queue, and close."""
+        conductor = self._conductor
+        self._log.line("draining", grace=grace, in_flight=conductor.status().in_flight)
+        conductor.stop_receiving()
+        if self._dask.state != "gone":
+            self._dask.withdraw()
+        conductor.join(grace)
+        left = conductor.status().in_flight
+        conductor.close()  # which returns what is left
+        self._log.health(conductor.status(), self._dask.threads)
+        self._log.line("ended", returned=conductor.status().given_back + left)
+        self._atomizer.close()
+
+
+@contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Give an event that is set when the process is told to end; told twice, it ends at once."""
+    told = threading.Event()
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if told.is_set():
+            os._exit(128 + number)
+        told.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before: dict[int, Any] = {n: signal.signal(n, tell) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
