@@ -49,11 +49,11 @@ class Collector:
             return family
 
         for name, text in _COUNTERS.items():
-            family = CounterMetricFamily(f"atomizer_{name}", text, labels=["queue"])
-            yield labelled(family, getattr(status, name))
+            counter = CounterMetricFamily(f"atomizer_{name}", text, labels=["queue"])
+            yield labelled(counter, getattr(status, name))
         for name, text in _GAUGES.items():
-            family = GaugeMetricFamily(f"atomizer_{name}", text, labels=["queue"])
-            yield labelled(family, getattr(status, name))
+            gauge = GaugeMetricFamily(f"atomizer_{name}", text, labels=["queue"])
+            yield labelled(gauge, getattr(status, name))
         connected = "Whether there is a connection to the broker."
         yield labelled(
             GaugeMetricFamily("atomizer_connected", connected, labels=["queue"]),
