@@ -20,6 +20,7 @@ def site():
     yield worker.DaskSite(
         SimpleNamespace(
             address="tcp://nowhere",
+            batched_stream=SimpleNamespace(interval=0.002),
             memory_manager=SimpleNamespace(memory_limit=None),
             loop=SimpleNamespace(add_callback=lambda *_: None, call_later=None),
             log_event=lambda *event: sent.append(event),

@@ -44,6 +44,7 @@ from atomizer_dask.conductors.once import (
     ADOPTED,
     DRIVER,
     ONCE,
+    SEND_SECONDS,
     SETTLED,
     ByValue,
     is_lost,
@@ -75,7 +76,6 @@ from atomizer_dask.policy import Policy
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 8
-SEND_SECONDS = 0.001  # a client gathers messages for 10 ms by default
 WATCH_SECONDS = 1.0  # how often we look which workers there are
 DRIVER_PRIORITY = 1000  # over batches, which are deep at most in the tens
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
@@ -146,7 +146,7 @@ class DaskConductor(BatchConductor):
         self._workers: set[str] = set()
         self._finished: list[Future] = []
         self._channels: set[str] = {self.channel}
-        self._client.scheduler_comm.interval = SEND_SECONDS
+        self._client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
         self._address = self._client.scheduler.address
         self._direct = self._client.direct_to_workers is not False
         self._note_workers(self._ask(self._client.nthreads))

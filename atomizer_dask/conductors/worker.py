@@ -16,6 +16,7 @@ from distributed.utils import sync
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
+from atomizer_dask.conductors.once import SEND_SECONDS
 from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
 from atomizer_dask.events import Event
@@ -112,6 +113,8 @@ class DaskSite(IsolatingSite):
         # An atom in pure Python holds the interpreter lock; at 5 ms a turn, what the worker's event
         # loop does in several turns (take a task, send a result) would take 40.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
+        # And an outcome shall not wait up to 2 ms for others to travel with.
+        worker.batched_stream.interval = min(worker.batched_stream.interval, SEND_SECONDS)
 
     @classmethod
     def of(cls, worker: Worker) -> DaskSite:
