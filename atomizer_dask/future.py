@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from concurrent.futures._base import FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from itertools import compress, groupby
 from operator import attrgetter
-from threading import Condition
+from threading import Condition, RLock
 from time import monotonic
 from typing import Any
 
@@ -16,6 +17,21 @@ from atomizer_dask import markup
 from atomizer_dask.brief import one_line
 from atomizer_dask.events import log_problem
 from atomizer_dask.properties import Properties
+
+_DONE = {CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED}
+
+# Guards the state of every future that has no condition, and is taken to make one: whoever holds
+# it and finds none has the future for himself.
+_guard = RLock()
+
+
+def _renew_guard() -> None:
+    global _guard
+    _guard = RLock()
+
+
+# Another thread may hold it at the moment of a fork.
+os.register_at_fork(after_in_child=_renew_guard)
 
 
 class _Waiters(list[Any]):
@@ -44,7 +60,8 @@ class ElectronFuture(Future[Properties]):
     ----------
     condition
         Guards the state; futures that are sent and waited for together share one, since making
-        one takes longer than everything else about a future.
+        one takes longer than everything else about a future. Without, it is made where somebody
+        waits.
     about_to_wait
         Called where somebody is about to block on this future, by `result`, `exception`,
         `concurrent.futures.wait` or `as_completed`. An atom that waits gives up its slot there,
@@ -58,7 +75,7 @@ class ElectronFuture(Future[Properties]):
         self, condition: Condition | None = None, about_to_wait: Callable[[], None] = _nothing
     ) -> None:
         # In place of Future.__init__, which would make a condition.
-        self._condition = Condition() if condition is None else condition
+        self._own_condition = condition
         self._state = PENDING
         self._result: Properties | None = None
         self._exception: BaseException | None = None
@@ -67,6 +84,15 @@ class ElectronFuture(Future[Properties]):
         # busier than anything else does.
         self._own_waiters: _Waiters | None = None
         self._own_callbacks: list[Any] | None = None
+
+    @property
+    def _condition(self) -> Condition:  # type: ignore[override]  # what concurrent.futures locks
+        if self._own_condition is None:
+            condition = Condition()
+            with _guard:
+                if self._own_condition is None:
+                    self._own_condition = condition
+        return self._own_condition
 
     @property
     def _waiters(self) -> _Waiters:  # type: ignore[override]  # what concurrent.futures looks at
@@ -83,13 +109,17 @@ class ElectronFuture(Future[Properties]):
     @staticmethod
     def start_all(futures: list[ElectronFuture]) -> list[bool]:
         """Mark futures as running; return for each whether it is, or else was cancelled."""
-        started = []
-        for condition, group in groupby(futures, attrgetter("_condition")):
+        with _guard:
+            for future in futures:
+                if future._own_condition is None and future._state == PENDING:
+                    future._state = RUNNING
+        waited_for = [future for future in futures if future._state == PENDING]
+        for condition, group in groupby(waited_for, attrgetter("_condition")):
             with condition:
                 for future in group:
                     if future._state == PENDING:
                         future._state = RUNNING
-                    started.append(future._state == RUNNING)
+        started = [future._state == RUNNING for future in futures]
         for future, running in zip(futures, started, strict=True):
             if not running:
                 future.set_running_or_notify_cancel()
@@ -104,8 +134,14 @@ class ElectronFuture(Future[Properties]):
         if any(future._state == FINISHED for future in futures):
             open_ = [future._state != FINISHED for future in futures]
             futures, results = list(compress(futures, open_)), list(compress(results, open_))
-        left = iter(results)
-        for condition, group in groupby(futures, attrgetter("_condition")):
+        with _guard:
+            for future, result in zip(futures, results, strict=True):
+                if future._own_condition is None:
+                    future._result = result
+                    future._state = FINISHED
+        waited_for = [future._state != FINISHED for future in futures]
+        left = compress(results, waited_for)
+        for condition, group in groupby(compress(futures, waited_for), attrgetter("_condition")):
             with condition:
                 for future in group:
                     future._result = next(left)
@@ -124,6 +160,18 @@ class ElectronFuture(Future[Properties]):
     def report_to(self, on_problem: Callable[[str, BaseException], None]) -> None:
         """Have `on_problem` told of what callbacks raise; it is logged where nobody is."""
         self._on_problem = on_problem
+
+    def done(self) -> bool:
+        """Return whether it has ended, or was cancelled."""
+        return self._state in _DONE
+
+    def add_done_callback(self, fn: Callable[[Future[Properties]], object]) -> None:
+        """Have `fn` called with it when it is done: at once where it is."""
+        with _guard:
+            if self._own_condition is None and self._state not in _DONE:
+                self._done_callbacks.append(fn)
+                return
+        super().add_done_callback(fn)
 
     def _invoke_callbacks(self) -> None:
         for callback in self._own_callbacks or ():

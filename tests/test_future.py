@@ -43,6 +43,43 @@ def test_result_times_out():
         ElectronFuture().exception(0.01)
 
 
+def test_whoever_comes_while_futures_finish_misses_nothing():
+    futures = [ElectronFuture() for _ in range(5000)]
+    called, got = [], []
+
+    def wait_for_each():
+        got.extend(future.result(10).result for future in futures)
+
+    def call_back_from_each():
+        for future in futures:
+            future.add_done_callback(called.append)
+
+    others = [
+        threading.Thread(target=act, daemon=True) for act in (wait_for_each, call_back_from_each)
+    ]
+    for other in others:
+        other.start()
+    for start in range(0, len(futures), 100):
+        finish(*futures[start : start + 100])
+    for other in others:
+        other.join(20)
+    assert got == [n % 100 for n in range(5000)]
+    assert sorted(map(id, called)) == sorted(map(id, futures))
+
+
+def test_future_is_either_cancelled_or_finished_however_close_these_are():
+    futures = [ElectronFuture() for _ in range(5000)]
+    cancelled = []
+    canceller = threading.Thread(target=lambda: cancelled.extend(f.cancel() for f in futures))
+    canceller.start()
+    started = ElectronFuture.start_all(futures)
+    running = [future for future, runs in zip(futures, started, strict=True) if runs]
+    ElectronFuture.finish_all(running, [properties(n) for n in range(len(running))])
+    canceller.join()
+    assert [future.cancelled() for future in futures] == cancelled
+    assert [not runs for runs in started] == cancelled
+
+
 def test_futures_that_share_a_condition_finish_each_for_itself():
     condition = threading.Condition()
     first, second = ElectronFuture(condition), ElectronFuture(condition)
