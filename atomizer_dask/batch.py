@@ -107,8 +107,9 @@ class Batch:
     positions
         Of the electrons in their run.
     stream
-        The family of random streams: electron i of the run has index i. For electrons that were
-        sent one by one, a list of their own addresses.
+        The family of random streams: electron i of the run has index i. For what other electrons
+        sent, a list of their own addresses; for what was sent by hand none, for these follow from
+        the ids.
     origin
         Whom they descend from.
     terms
@@ -124,8 +125,8 @@ class Batch:
         Empty for electrons that were sent one by one.
     root_id
         By what a run, and what descends from it, can be stopped.
-    ids
-        Their ids, where they were sent one by one.
+    ids, sender_ids
+        Their ids and those of who sent them, where they were sent one by one.
     seconds
         The time box.
     sink
@@ -137,7 +138,7 @@ class Batch:
     version: Any
     inputs: Inputs
     positions: range | np.ndarray
-    stream: Stream | list[tuple[Stream, int]]
+    stream: Stream | list[tuple[Stream, int]] | None
     origin: Origin
     terms: Terms = FIRST
     roots: list[str] | None = None
@@ -146,7 +147,7 @@ class Batch:
     run_id: str = ""
     root_id: str = ""
     ids: list[str] | None = None
-    sender_id: str = ""
+    sender_ids: list[str] | None = None
     copy_state: bool = False
     seconds: float = 0.2
     sink: Sink | None = None
@@ -164,6 +165,8 @@ class Batch:
         """Return the family and index of the random stream of the electron at `offset`."""
         if isinstance(self.stream, Stream):
             return self.stream, int(self.positions[offset])
+        if self.stream is None:
+            return Stream.of_id(self.electron_id(offset)), 0
         return self.stream[offset]
 
     def addresses_of(self, offset: int, count: int) -> tuple[Stream, np.ndarray]:
@@ -173,18 +176,22 @@ class Batch:
             if isinstance(indices, range):
                 return self.stream, np.arange(indices.start, indices.stop, dtype=np.uint64)
             return self.stream, indices.astype(np.uint64)
-        stream, index = self.stream[offset]
+        stream, index = self.address(offset)
         return stream, np.array([index], dtype=np.uint64)
 
     def electron(self, offset: int) -> Electron:
         """Return the electron at `offset` as a record."""
+        options: dict[str, Any] = {}  # to check any takes longer than all else about a record
+        if self.copy_state:
+            options["copy_state"] = True
+        if self.terms.timeout is not None:
+            options["timeout"] = self.terms.timeout
         return Electron(
             self.atom_id,
             self.payload(offset),
             id=self.electron_id(offset),
-            sender_id=self.sender_id,
-            copy_state=self.copy_state,
-            **({} if self.terms.timeout is None else {"timeout": self.terms.timeout}),
+            sender_id="" if self.sender_ids is None else self.sender_ids[offset],
+            **options,
         )
 
     def root(self, offset: int) -> str:
@@ -230,6 +237,7 @@ class Batch:
             name: values[start:stop]
             for name, values in (
                 ("ids", self.ids),
+                ("sender_ids", self.sender_ids),
                 ("roots", self.roots),
                 ("earlier", self.earlier),
             )

@@ -111,6 +111,31 @@ def test_electrons_of_several_atoms_may_be_mixed(atomizer):
     ]
 
 
+def test_electrons_of_many_senders_travel_together_and_each_keeps_its_own():
+    batches = []
+
+    class Counted(MemoryConductor):
+        def submit(self, batch, post):
+            batches.append(batch)
+            super().submit(batch, post)
+
+    @atom(id="tests.sender")
+    def sender(*, context):
+        return context.electron.sender_id
+
+    conductor, gate = Counted(2), threading.Event()
+    with Atomizer(conductor, sender):
+        conductor.post(gate.wait)
+        sent = {f"S{n}": Electron("tests.sender", sender_id=f"S{n}") for n in range(1000)}
+        futures = {name: conductor.send(electron) for name, electron in sent.items()}
+        gate.set()
+        for name, future in futures.items():
+            properties = future.result(60)
+            assert properties.value() == name
+            assert properties.electron_id == sent[name].id
+    assert len(batches) < 100
+
+
 @pytest.mark.parametrize(
     "payload",
     [None, 0, "text", [1, 2], {"a": {"b": 1}}, (1, 2), np.arange(3), {1, 2}, b"bytes"],

@@ -449,10 +449,9 @@ class BatchConductor(Shown, Conductor):
         self, electron: Electron, version: Any, route: Route | None = None
     ) -> ElectronFuture:
         origin = Origin(self.channel, self.catalog(), route=route)
-        address = Stream.of_id(electron.id), 0
         future = ElectronFuture()
         future.stop_with(partial(self.cancel_electron, electron.id))
-        return self.enqueue(electron, future, address, origin, version)
+        return self.enqueue(electron, future, None, origin, version)
 
     def send_child(
         self,
@@ -473,7 +472,7 @@ class BatchConductor(Shown, Conductor):
         self,
         electron: Electron,
         future: ElectronFuture,
-        address: tuple[Stream, int],
+        address: tuple[Stream, int] | None,
         origin: Origin,
         version: Any,
         root: str = "",

@@ -23,7 +23,7 @@ class Sent(NamedTuple):
 
     electron: Electron
     future: ElectronFuture
-    address: tuple[Stream, int]
+    address: tuple[Stream, int] | None  # None: it follows from the electron's id
     version: Any
     origin: Origin
     root: str = ""
@@ -37,7 +37,6 @@ class Sent(NamedTuple):
             electron.atom_id,
             self.version,
             electron.copy_state,
-            electron.sender_id,
             electron.timeout,
             origin.channel,
             origin.depth,
@@ -126,13 +125,13 @@ class ElectronSource:
             version=self._example.version,
             inputs=Rows([sent.electron.payload for sent in taken]),
             positions=range(len(taken)),
-            stream=[sent.address for sent in taken],
+            stream=_addresses_of(taken),
             origin=taken[0].origin,
             terms=terms,
             roots=[sent.root for sent in taken] if taken[0].origin.depth else None,
             earlier=[sent.earlier for sent in taken] if terms.attempt > 1 else None,
             ids=[sent.electron.id for sent in taken],
-            sender_id=example.sender_id,
+            sender_ids=[sent.electron.sender_id for sent in taken],
             copy_state=example.copy_state,
             seconds=size.seconds,
         )
@@ -245,6 +244,14 @@ def _fail(those: list[Sent], error: AtomizerError) -> None:
     for sent in those:
         if not sent.future.done():
             sent.future.set_exception(error)
+
+
+def _addresses_of(those: list[Sent]) -> list[tuple[Stream, int]] | None:
+    """Return the addresses of their random streams; None where these follow from their ids.
+
+    All of one batch have the same depth: either all were sent by electrons, or none.
+    """
+    return [sent.address for sent in those if sent.address is not None] or None
 
 
 def _answer_cancelled(those: list[Sent]) -> None:
