@@ -112,7 +112,9 @@ class Context:
         """Sends further electrons: ``conductor.send(Electron(...))`` gives a future."""
         self._need_single("conductor", "only an atom that is not vectorised can send electrons")
         if self._children is None:
-            self._children = self._lease.conductor(self._offset)
+            with self._lease.making:  # threads of an atom share the one, which counts what it sends
+                if self._children is None:
+                    self._children = self._lease.conductor(self._offset)
         return self._children
 
     def emit(self, message: str, *, level: Level = "info", **fields: Any) -> None:
@@ -174,3 +176,20 @@ class Context:
             markup.table(["attempt", "failed with"], earlier) if earlier else None,
             beside=[markup.badge("cancelled", "warning") if self.cancelled else None],
         )
+
+
+class LateConductor:
+    """An electron's conductor, made when it is first used: most electrons send nothing."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what `copy` and the like ask for, and do without
+            raise AttributeError(name)
+        return getattr(self._context.conductor, name)
+
+    def __repr__(self) -> str:
+        return repr(self._context.conductor)

@@ -23,7 +23,7 @@ from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.claims import Claims
 from atomizer_dask.columns import column, numpy_values, python_values
-from atomizer_dask.context import Context
+from atomizer_dask.context import Context, LateConductor
 from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
@@ -199,6 +199,7 @@ class Lease:
         self.cancelled = False  # and its running electron shall end too
         self.cancelled_ones: set[int] = set()
         self.rng = Positioned()
+        self.making = threading.Lock()  # of the conductor of one of its electrons
         self._thread = threading.get_ident()
         self._claims: Claims | None = None
         self._given = 0
@@ -476,10 +477,14 @@ class Lease:
         return row["result"] if row.keys() == {"result"} else row
 
     def _bond_class(self, definition: ClassAtom) -> Callable[[int], Any]:
+        # Once, for what a site needs to make one is found in this thread, and not in one that the
+        # atom starts.
+        self.conductor(0)
+
         def call(offset: int) -> Any:
             context = Context(self, offset)
             instance = self._instance(definition)
-            return instance.process(context, context.conductor, context.electron)
+            return instance.process(context, LateConductor(context), context.electron)
 
         return call
 

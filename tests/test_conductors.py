@@ -552,6 +552,29 @@ def test_class_form_may_spawn(atomizer):
     assert atomizer.send(Parent).result(60).value() == 10
 
 
+def test_class_form_may_spawn_from_threads_of_its_own(atomizer):
+    class Parent(Atom):
+        id = "tests.Parent"
+
+        def process(self, context, conductor, electron):
+            def send(n):
+                return conductor.send(Electron("tests.draw", {"x": n}))
+
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                futures = list(pool.map(send, range(40)))
+            return isinstance(conductor, Conductor), [f.result().value() for f in futures]
+
+    @atom(id="tests.draw")
+    def draw(x, *, context):
+        return x, context.rng.random()
+
+    atomizer.register(draw)
+    is_one, results = atomizer.send(Parent).result(60).value()
+    assert is_one
+    assert [x for x, _ in results] == list(range(40))
+    assert len({number for _, number in results}) == 40  # each has a stream of its own
+
+
 # -- versions ------------------------------------------------------------------------------------
 
 

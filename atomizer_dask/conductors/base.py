@@ -19,6 +19,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.sending import ElectronSource, Sent
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
+from atomizer_dask.context import LateConductor
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
@@ -627,6 +628,9 @@ class ChildConductor(Conductor):
 
     def close(self) -> None:
         """Do nothing: it belongs to the site."""
+
+
+Conductor.register(LateConductor)  # which stands for a ChildConductor
 
 
 def check_electron(electron: Any) -> None:
