@@ -17,6 +17,7 @@ import numpy as np
 
 from atomizer_dask.outcome import Column, Failure, Outcome, Stored
 
+LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
 
 
@@ -43,9 +44,17 @@ class Packed:
 
 def pack(value: Any) -> Packed:
     """Return `value` packed; raises whatever its parts raise when they are pickled."""
-    buffers: list[pickle.PickleBuffer] = []
-    data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return Packed(data, [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers])
+    buffers: list[np.ndarray] = []
+
+    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < LARGE_BUFFER:
+            return True
+        buffers.append(np.frombuffer(raw, dtype=np.uint8))
+        return False
+
+    data = cloudpickle.dumps(value, protocol=5, buffer_callback=stays_inside)
+    return Packed(data, buffers)
 
 
 def dumps(value: Any) -> bytes | None:
