@@ -68,7 +68,8 @@ class ElectronFuture(Future[Properties]):
         which is why a tree of spawners cannot deadlock.
     """
 
-    _stop: Callable[[], None] | None = None
+    _stop: Callable[..., None] | None = None
+    _stop_what: tuple[str, ...] = ()
     _on_problem: Callable[[str, BaseException], None] = staticmethod(log_problem)
 
     def __init__(
@@ -153,9 +154,10 @@ class ElectronFuture(Future[Properties]):
             if future._own_callbacks:
                 future._invoke_callbacks()
 
-    def stop_with(self, stop: Callable[[], None]) -> None:
-        """Have `stop` called where somebody cancels it while the electron runs."""
+    def stop_with(self, stop: Callable[..., None], *what: str) -> None:
+        """Have `stop` called, with `what`, where somebody cancels it while the electron runs."""
         self._stop = stop
+        self._stop_what = what
 
     def report_to(self, on_problem: Callable[[str, BaseException], None]) -> None:
         """Have `on_problem` told of what callbacks raise; it is logged where nobody is."""
@@ -189,7 +191,7 @@ class ElectronFuture(Future[Properties]):
         if super().cancel():
             return True
         if self._stop is not None and not self.done():
-            self._stop()
+            self._stop(*self._stop_what)
         return False
 
     def result(self, timeout: float | None = None) -> Properties:

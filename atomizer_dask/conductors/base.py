@@ -155,6 +155,7 @@ class BatchConductor(Shown, Conductor):
         self.channel = ""
         self._listeners: list[Listener] = []
         self._outbox: deque[Sent] = deque()
+        self._origin = Origin()
         self._flushing = False
         self._sources: dict[Any, tuple[ElectronSource, Driver]] = {}
         self._drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
@@ -269,7 +270,7 @@ class BatchConductor(Shown, Conductor):
 
     def catalog(self) -> Mapping[str, Any]:
         """Return the versions that descendants of an electron shall find, by atom id."""
-        return {}
+        return Origin().catalog
 
     def publish(self, definition: Definition) -> None:
         """Make an atom known to whoever else uses the same transport."""
@@ -449,10 +450,17 @@ class BatchConductor(Shown, Conductor):
     def _send_version(
         self, electron: Electron, version: Any, route: Route | None = None
     ) -> ElectronFuture:
-        origin = Origin(self.channel, self.catalog(), route=route)
         future = ElectronFuture()
-        future.stop_with(partial(self.cancel_electron, electron.id))
-        return self.enqueue(electron, future, None, origin, version)
+        future.stop_with(self.cancel_electron, electron.id)
+        return self.enqueue(electron, future, None, self._origin_now(route), version)
+
+    def _origin_now(self, route: Route | None) -> Origin:
+        """Return the origin of what is sent by hand: the same object as long as it is the same."""
+        origin, catalog = self._origin, self.catalog()
+        same = origin.catalog is catalog and origin.route is route
+        if not (same and origin.channel == self.channel):
+            origin = self._origin = Origin(self.channel, catalog, route=route)
+        return origin
 
     def send_child(
         self,
