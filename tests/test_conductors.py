@@ -33,6 +33,7 @@ from atomizer_dask import (
     zipped,
 )
 from atomizer_dask.conductors.once import ADOPTED, ONCE, SETTLED, OutcomeLostError, is_lost
+from atomizer_dask.streams import Positioned, Stream
 
 
 @atom(id="tests.double")
@@ -134,6 +135,23 @@ def test_electrons_of_many_senders_travel_together_and_each_keeps_its_own():
             assert properties.value() == name
             assert properties.electron_id == sent[name].id
     assert len(batches) < 100
+
+
+def test_random_numbers_of_an_electron_follow_from_its_id(atomizer):
+    @atom(id="tests.draw")
+    def draw(*, context):
+        return context.rng.random()
+
+    @atom(id="tests.draws", vectorized=True)
+    def draws(x, *, context):
+        return context.random()
+
+    atomizer.register(draw, draws)
+    expected = [Positioned().at(Stream.of_id(f"E{n}"), 0).random() for n in range(50)]
+    drawn = [atomizer.send(Electron("tests.draw", id=f"E{n}")) for n in range(50)]
+    assert [future.result(60).value() for future in drawn] == expected
+    drawn = [atomizer.send(Electron("tests.draws", {"x": n}, id=f"E{n}")) for n in range(50)]
+    assert [future.result(60).value() for future in drawn] == expected
 
 
 @pytest.mark.parametrize(
