@@ -105,6 +105,7 @@ class Atomizer(Shown):
         self._receivers: dict[str, _Receiver] = {}
         self._given: dict[str, Any] = {}
         self._inner: MemoryConductor | None = None
+        self._known_executor: BatchConductor | None = None
         self._lost: dict[str, ConductorError] = {}
         self.register(*values)
 
@@ -127,6 +128,7 @@ class Atomizer(Shown):
                 kept = self._registry.register(value)
                 if not isinstance(kept, Definition):
                     self._given[kept.id] = kept
+                    self._known_executor = None
                     if self._executing:
                         self._attach(kept)
                         self._start_receiving(kept)
@@ -180,8 +182,7 @@ class Atomizer(Shown):
         receiver.start()
 
     def _batch_conductors(self) -> list[BatchConductor]:
-        conductors = self._registry.conductors.values()
-        return [conductor for conductor in conductors if isinstance(conductor, BatchConductor)]
+        return [c for c in self._registry.conductors.values() if isinstance(c, BatchConductor)]
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -626,11 +627,27 @@ class Atomizer(Shown):
             failure = Failure("unknown_atom", "RegistrationError", message)
             return _answered(failure.properties(electron))
         definition.check_copy_state(electron.copy_state)
-        if not self._batch_conductors():
-            return self._in_here().send_along(electron, definition, route)
-        carrier = self._carrier(for_sweep=True)
-        assert isinstance(carrier, BatchConductor)
-        return carrier.send_along(electron, definition, route)
+        try:
+            return self._executor().send_along(electron, definition, route)
+        except ConductorError:  # it has just been lost, perhaps not the only one
+            self._known_executor = None
+            return self._executor().send_along(electron, definition, route)
+
+    def _executor(self) -> BatchConductor:
+        """Return what executes received electrons: the first conductor that can, or this process.
+
+        Looked up anew where one was registered or lost, for this is done 10,000 times a second.
+        """
+        known = self._known_executor
+        if known is None:
+            if self._batch_conductors():
+                carrier = self._carrier(for_sweep=True)
+                assert isinstance(carrier, BatchConductor)
+                known = carrier
+            else:
+                known = self._in_here()
+            self._known_executor = known
+        return known
 
     def _in_here(self) -> MemoryConductor:
         """Return what executes electrons in this process, where no conductor of ours does."""

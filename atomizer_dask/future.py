@@ -203,6 +203,8 @@ class ElectronFuture(Future[Properties]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what kept the electron from being carried out at all, None if nothing did."""
+        if self._state == FINISHED:
+            return self._exception
         self._wait(timeout)
         return super().exception(0)
 
