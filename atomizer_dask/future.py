@@ -18,7 +18,8 @@ from atomizer_dask.brief import one_line
 from atomizer_dask.events import log_problem
 from atomizer_dask.properties import Properties
 
-_DONE = {CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED}
+_CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
+_DONE = {*_CANCELLED, FINISHED}
 
 # Guards the state of every future that has no condition, and is taken to make one: whoever holds
 # it and finds none has the future for himself.
@@ -166,6 +167,10 @@ class ElectronFuture(Future[Properties]):
     def done(self) -> bool:
         """Return whether it has ended, or was cancelled."""
         return self._state in _DONE
+
+    def cancelled(self) -> bool:
+        """Return whether it was cancelled before the electron had begun."""
+        return self._state in _CANCELLED
 
     def add_done_callback(self, fn: Callable[[Future[Properties]], object]) -> None:
         """Have `fn` called with it when it is done: at once where it is."""
