@@ -12,6 +12,7 @@ from benchmarks import (
     pages,
     panels,
     policy,
+    queueing,
     scheduling,
     spawning,
     storing,
@@ -218,5 +219,35 @@ FIGURES = {
             Limit("MiB of the kernel", most=10, key="kernel"),
             Limit("DOM nodes", most=50, key="nodes"),
         ),
+    ),
+    "queue": Figure(
+        "16",
+        "30,000 Toss electrons over RabbitMQ, sent and answered",
+        queueing.rate,
+        (Limit("electrons/s", least=10e3),),
+    ),
+    "queue-latency": Figure(
+        "16b",
+        "one electron over RabbitMQ, p50 of 300",
+        queueing.latency,
+        (Limit("ms", most=5),),
+    ),
+    "queue-pi": Figure(
+        "16c",
+        "MonteCarlo, 100,000 tosses as electrons over RabbitMQ",
+        queueing.estimate,
+        (Limit("s", most=12),),
+    ),
+    "queue-killed": Figure(
+        "16d",
+        "20,000 electrons, their node killed every 2 s",
+        queueing.killed,
+        (Limit("wrong or unanswered", most=0), Limit("kills", least=1, key="kills")),
+    ),
+    "queue-restarted": Figure(
+        "16e",
+        "20,000 electrons, the broker restarted in the middle",
+        queueing.restarted,
+        (Limit("wrong or unanswered", most=0),),
     ),
 }
