@@ -21,6 +21,7 @@ from atomizer_dask.commandline import (
     show_failures,
     wait_for,
 )
+from atomizer_dask.console import console
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node
@@ -272,3 +273,4 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
 main.add_command(status)
 main.add_command(resume)
 main.add_command(node)
+main.add_command(console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.conductors.address import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.run import Run
@@ -44,18 +46,48 @@ def cluster_options(command: Any) -> Any:
 
 
 def broker_options(command: Any) -> Any:
-    """Give a command the options that say where RabbitMQ is."""
+    """Give a command the options that say which queue of which broker; see `BrokerCommand`."""
     for option in (
-        click.option("--ca", metavar="FILE", help="Certificates to trust with amqps://."),
-        click.option("--queue", default="atomizer", show_default=True, help="Its queue."),
+        click.option(
+            "--ca",
+            type=click.Path(exists=True, dir_okay=False),
+            help="With amqps: certificates to trust, in place of those of this machine.",
+        ),
+        click.option("--queue", default="atomizer", show_default=True, help="The work queue."),
         click.option(
             "--amqp",
             metavar="URL",
-            help="RabbitMQ, as amqp://host or amqps://host; by default ATOMIZER_AMQP_URL.",
+            help=f"The broker, amqp://user:password@host:5672/vhost or amqps://...; by default "
+            f"that of {URL_VARIABLE}. User and password may be in {USER_VARIABLE} and "
+            f"{PASSWORD_VARIABLE} instead, where other users of the machine do not see them.",
         ),
     ):
         command = option(command)
     return command
+
+
+class BrokerCommand(click.Command):
+    """A command that does not repeat credentials where a URL is in the wrong place."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the arguments."""
+        with _credentials_hidden():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do what the command does."""
+        with _credentials_hidden():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _credentials_hidden() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        shown = re.sub(r"://\S*@", "://***@", error.message)
+        error.message = shown  # type: ignore[misc, unused-ignore] # of any class of errors
+        raise
 
 
 def load_atom(target: str) -> Definition:
