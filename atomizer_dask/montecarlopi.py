@@ -108,6 +108,9 @@ def count_inside(rng: np.random.Generator, tosses: int) -> int:
     tosses
         How many.
     """
+    if tosses == 1:  # as many electrons are that peers send: the same numbers, without arrays
+        x, y = rng.random(), rng.random()
+        return int(x * x + y * y <= 1.0)
     coordinates = np.empty((2, min(tosses, _AT_ONCE)))
     inside = 0
     for start in range(0, tosses, _AT_ONCE):

@@ -16,7 +16,13 @@ import click
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.commandline import broker_options, cluster_options, errors_as_text, load_atom
+from atomizer_dask.commandline import (
+    BrokerCommand,
+    broker_options,
+    cluster_options,
+    errors_as_text,
+    load_atom,
+)
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.metrics import serve_metrics
@@ -30,7 +36,7 @@ SWITCH_SECONDS = 0.001
 LOST = 1  # exit code: the scheduler is gone
 
 
-@click.command()
+@click.command(cls=BrokerCommand)
 @click.argument("targets", metavar="MODULE:ATOM...", nargs=-1, required=True)
 @broker_options
 @cluster_options

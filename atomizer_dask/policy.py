@@ -128,7 +128,7 @@ def seconds_of(value: Any, name: str, *, least: float | None = None) -> float | 
 
         try:
             seconds = float(parse_timedelta(value))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
             raise ValueError(example) from error
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(example)

@@ -102,9 +102,10 @@ def _start(url: str) -> subprocess.Popen:
     """Start a node, and wait until it serves."""
     atoms = [f"atomizer_dask.montecarlopi:{name}" for name in ("MonteCarlo", "Toss")]
     work = f"{ROOT / 'benchmarks' / 'work.py'}:increment"
-    command = ["-m", "atomizer_dask.cli", "node", "--amqp", url, "--queue", QUEUE]
+    program = str(Path(sys.executable).with_name("atomizer-dask"))
+    options = ["--amqp", url, "--queue", QUEUE, "--workers", str(WORKERS)]
     process = subprocess.Popen(
-        [sys.executable, *command, "--workers", str(WORKERS), *atoms, work],
+        [program, "node", *options, *atoms, work],
         stderr=subprocess.PIPE,
         text=True,
     )

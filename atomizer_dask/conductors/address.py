@@ -102,6 +102,8 @@ class Address:
                 "the URL of the broker has options after a ? or #; leave them out, or write %3F "
                 "and %23 where they are part of the password"
             )
+        if tls not in (None, Tls()) and parts.scheme != "amqps":
+            raise ValueError("certificates are for amqps://, and the URL begins with amqp://")
         return cls(
             scheme=parts.scheme,
             host=parts.hostname,

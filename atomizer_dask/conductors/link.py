@@ -456,7 +456,9 @@ class Link:
 def _reason(error: Any) -> str:
     """Return why a connection failed: the text of what is at the bottom of it."""
     while not isinstance(error, str):
+        # pika has them in three places.
         within = [*getattr(error, "exceptions", ()), *getattr(error, "args", ())]
+        within.append(getattr(error, "exception", None))
         inner = [cause for cause in within if isinstance(cause, BaseException)]
         if not inner:
             text = text_of(error)
