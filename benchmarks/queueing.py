@@ -166,7 +166,7 @@ def _estimated(client: AmqpConductor, tosses: int) -> None:
 
 
 def _sent(client: AmqpConductor, count: int) -> list[Any]:
-    return [client.send(Electron("work.increment", {"x": x})) for x in range(count)]
+    return [client.send(Electron("work.plus_one", {"x": x})) for x in range(count)]
 
 
 def _wrong(futures: list[Any]) -> int:
