@@ -16,10 +16,15 @@ from pika.adapters.select_connection import IOLoop
 from pika.spec import Basic
 
 from atomizer_dask.conductors.address import CONNECT_SECONDS, HEARTBEAT_SECONDS, Address
+from atomizer_dask.conductors.frames import delivered, end_of_frame, published
 
 READ_BYTES = 2**15
+PERSISTENT = 2  # the delivery mode, by the protocol
 
-__all__ = ["Connection", "IOLoop", "connect", "is_refusal", "properties_of"]
+OnMessage = Callable[[int, int | None, Mapping[str, Any] | None, bytes], None]
+"""Called with the tag of a delivery, its delivery mode, its headers and its body."""
+
+__all__ = ["PERSISTENT", "Connection", "IOLoop", "OnMessage", "connect", "is_refusal"]
 
 
 class Connection(SelectConnection):  # type: ignore[misc]
@@ -31,12 +36,69 @@ class Connection(SelectConnection):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        self._frame_buffer: bytes = b""
         self._written: list[bytes] = []
+        self._consumers: dict[tuple[int, bytes], OnMessage] = {}
         super().__init__(*args, **options)
+
+    def publish(
+        self,
+        channel: Any,
+        queue: str,
+        body: bytes,
+        *,
+        persistent: bool,
+        headers: Mapping[str, Any] | None,
+    ) -> None:
+        """Send a message to a queue; the broker returns it where there is none."""
+        if headers or not body or len(body) > self._body_max_length:
+            properties = BasicProperties(
+                content_type="application/json",
+                delivery_mode=PERSISTENT if persistent else None,
+                headers=dict(headers) if headers else None,
+            )
+            channel.basic_publish("", queue, body, properties, mandatory=True)
+            return
+        frames = published(channel.channel_number, queue, body, persistent=persistent)
+        self._output_marshaled_frames([frames])
+
+    def consume(self, channel: Any, queue: str, on_message: OnMessage) -> str:
+        """Have `on_message` called with what arrives from a queue; return the consumer's name."""
+
+        def on_unusual(_: Any, method: Any, properties: Any, body: bytes) -> None:
+            on_message(method.delivery_tag, properties.delivery_mode, properties.headers, body)
+
+        consumer: str = channel.basic_consume(queue, on_unusual)
+        self._consumers[channel.channel_number, consumer.encode()] = on_message
+        return consumer
 
     def _proto_connection_made(self, transport: Any) -> Any:
         transport._MAX_RECV_BYTES = READ_BYTES
         return super()._proto_connection_made(transport)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        """Give messages to their consumers, and everything else to pika, frame by frame."""
+        if not self.is_open:
+            super()._on_data_available(data_in)
+            return
+        buffer, start = self._frame_buffer + data_in, 0
+        self._frame_buffer = b""
+        try:
+            while self.is_open:
+                message = delivered(buffer, start)
+                on_message = message and self._consumers.get((message.channel, message.consumer))
+                if message and on_message:
+                    self.bytes_received += message.end - start
+                    start = message.end
+                    on_message(message.tag, message.mode, None, message.body)
+                    continue
+                stop = end_of_frame(buffer, start)
+                if stop is None:
+                    break
+                frame, start = buffer[start:stop], stop
+                super()._on_data_available(frame)
+        finally:
+            self._frame_buffer += buffer[start:]
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._written:
@@ -78,15 +140,6 @@ def connect(
         on_open_error_callback=lambda _, error: has_failed(error),
         on_close_callback=lambda _, error: is_closed(error),
         custom_ioloop=loop,
-    )
-
-
-def properties_of(*, persistent: bool, headers: Mapping[str, Any] | None = None) -> Any:
-    """Return the properties of a message, which the broker keeps on disk if it is persistent."""
-    return BasicProperties(
-        content_type="application/json",
-        delivery_mode=2 if persistent else None,
-        headers=dict(headers) if headers else None,
     )
 
 

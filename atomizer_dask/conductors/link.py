@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.address import CONNECT_SECONDS, Address
 from atomizer_dask.conductors.status import ConductorState
@@ -27,6 +27,9 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0  # seconds
 REFUSED_SECONDS = 1.0  # until a message is sent again that the broker could not take
 NO_QUEUE, NO_CONNECTION = "there is no such queue", "the connection was lost"
 ANSWER_SECONDS = 10.0  # for the thread to do what it is asked
+
+if TYPE_CHECKING:
+    from atomizer_dask.conductors.connection import OnMessage
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +122,6 @@ class Link:
         self._side_tasks: deque[tuple[str, bool, Callable[[str, int], None]]] = deque()
         self._refused: set[Message] = set()
         self._pika: Any = None  # our module about it, loaded with the first connection
-        self._plain: list[Any] = []  # the properties of most messages, not persistent and so
         self._loop: Any = None
         self._thread: threading.Thread | None = None
 
@@ -140,7 +142,6 @@ class Link:
                 "AMQP needs pika, which is not installed: pip install 'atomizer_dask[amqp]'"
             ) from error
         self._pika = connection
-        self._plain = [connection.properties_of(persistent=p) for p in (False, True)]
         self._loop = connection.IOLoop()
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
@@ -217,6 +218,11 @@ class Link:
             self._guarded(lambda: ready(channel))
 
         self._connection.channel(on_open_callback=opened)
+
+    def consume(self, channel: Any, queue: str, on_message: OnMessage) -> str:
+        """Have `on_message` called with what arrives from a queue; return the consumer's name."""
+        consumer: str = self._connection.consume(channel, queue, on_message)
+        return consumer
 
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
         """Call `done` with how many messages a queue has ready, or with why it has none."""
@@ -396,13 +402,13 @@ class Link:
         )
 
     def _send(self, message: Message) -> None:
-        if message.headers:
-            properties = self._pika.properties_of(
-                persistent=message.persistent, headers=message.headers
-            )
-        else:
-            properties = self._plain[message.persistent]
-        self._channel.basic_publish("", message.queue, message.body, properties, mandatory=True)
+        self._connection.publish(
+            self._channel,
+            message.queue,
+            message.body,
+            persistent=message.persistent,
+            headers=message.headers,
+        )
         self._sequence += 1
         message.tries += 1
         message.is_unroutable = False

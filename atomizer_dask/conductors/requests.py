@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from itertools import compress
 from typing import Any
 
@@ -156,14 +157,16 @@ class Requests:
     def _on_channel(self, channel: Any) -> None:
         channel.basic_qos(prefetch_count=REPLIES_AHEAD)
         channel.add_on_cancel_callback(self._on_deleted)
-        channel.basic_consume(self.sender_id, self._on_reply)
+        self._desk.link.consume(channel, self.sender_id, self._on_reply)
         self._channel = channel
         self._send_all()
 
-    def _on_reply(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._last_tag = method.delivery_tag
+    def _on_reply(
+        self, tag: int, mode: int | None, headers: Mapping[str, Any] | None, body: bytes
+    ) -> None:
+        self._last_tag = tag
         try:
-            self._arrived.append(decode_properties(body, properties.headers, self._desk.limits))
+            self._arrived.append(decode_properties(body, headers, self._desk.limits))
         except WireError as error:
             self._desk.report("received a reply that cannot be read", error)
         self._desk.wake()

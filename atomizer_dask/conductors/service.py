@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, time_ns
@@ -222,15 +223,17 @@ class Service:
         """Have a consumer that is sent `count` electrons ahead, in place of the one before."""
         before = self._consumer
         self._channel.basic_qos(prefetch_count=count)
-        self._consumer = self._channel.basic_consume(self._desk.queue, self._on_message)
+        self._consumer = self._desk.link.consume(self._channel, self._desk.queue, self._on_message)
         if before:
             self._channel.basic_cancel(before)
 
     # -- receiving --------------------------------------------------------------------------
 
-    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        tag = self._desk.link.generation, method.delivery_tag
-        delivery = Delivery(tag, body, properties.delivery_mode == PERSISTENT)
+    def _on_message(
+        self, number: int, mode: int | None, headers: Mapping[str, Any] | None, body: bytes
+    ) -> None:
+        tag = self._desk.link.generation, number
+        delivery = Delivery(tag, body, mode == PERSISTENT)
         try:
             self._receive(delivery)
         except Exception as error:  # noqa: BLE001 - no message may stop a node
