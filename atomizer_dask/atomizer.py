@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from time import monotonic
@@ -44,6 +43,7 @@ from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import OnFailure, Policy, seconds_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
+from atomizer_dask.receiving import Receiver, answered
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
 from atomizer_dask.showing import Shown, widgets
@@ -102,7 +102,7 @@ class Atomizer(Shown):
         self._error_streams: list[Stream[AtomizerError]] = []
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
         self._under_way: set[Future[Properties]] = set()
-        self._receivers: dict[str, _Receiver] = {}
+        self._receivers: dict[str, Receiver] = {}
         self._given: dict[str, Any] = {}
         self._inner: MemoryConductor | None = None
         self._known_executor: BatchConductor | None = None
@@ -178,7 +178,7 @@ class Atomizer(Shown):
             return
         if getattr(conductor, "shares_queue", False) and not self.atoms:
             return
-        receiver = self._receivers[conductor.id] = _Receiver(self._receive, conductor)
+        receiver = self._receivers[conductor.id] = Receiver(conductor, self, self._under_way)
         receiver.start()
 
     def _batch_conductors(self) -> list[BatchConductor]:
@@ -581,41 +581,7 @@ class Atomizer(Shown):
 
     # -- receiving ------------------------------------------------------------------------------
 
-    def _receive(self, conductor: Any) -> None:
-        """Execute what a conductor receives, until it ends or fails."""
-        try:
-            for electron in conductor.receive() or ():
-                self._execute_received(conductor, electron)
-        except Exception as error:  # noqa: BLE001 - it fails alone, the other conductors go on
-            lost = ConductorError(
-                Event("the conductor failed", conductor_id=conductor.id, level="error"), error
-            )
-            self._lost[conductor.id] = lost
-            self.report(lost)
-
-    def _execute_received(self, conductor: Any, electron: Any) -> None:
-        try:
-            future = self._execute(electron, getattr(conductor, "route", None))
-        except ConductorError as error:  # nobody is left to execute it, nor what would come next
-            if isinstance(conductor, Conductor):
-                conductor.stop_receiving()
-            self._give_back(conductor, electron, error)
-            self.report(error)
-            return
-        except Exception as error:  # noqa: BLE001 - it costs no other electron
-            self.report(
-                ConductorError(
-                    Event("received what cannot be executed", conductor_id=conductor.id), error
-                )
-            )
-            if not isinstance(electron, Electron):
-                return
-            failure = Failure("rejected", type(error).__name__, str(error))
-            future = _answered(failure.properties(electron))
-        self._under_way.add(future)
-        future.add_done_callback(lambda f: self._complete(conductor, electron, f))
-
-    def _execute(self, electron: Electron, route: Any) -> ElectronFuture:
+    def execute(self, electron: Electron, route: Any = None) -> ElectronFuture:
         """Have a received electron executed here, or by a conductor that carries batches.
 
         By an atom that is registered here: what others made known on the same scheduler is theirs.
@@ -625,7 +591,7 @@ class Atomizer(Shown):
         if definition is None:
             message = f"no atom {electron.atom_id!r} is registered; {self._hint(electron.atom_id)}"
             failure = Failure("unknown_atom", "RegistrationError", message)
-            return _answered(failure.properties(electron))
+            return answered(failure.properties(electron))
         definition.check_copy_state(electron.copy_state)
         try:
             return self._executor().send_along(electron, definition, route)
@@ -657,33 +623,10 @@ class Atomizer(Shown):
                 self._inner.attach(self)
             return self._inner
 
-    def _complete(self, conductor: Any, electron: Electron, future: Future[Properties]) -> None:
-        self._under_way.discard(future)
-        if isinstance(error := future.exception(), ConductorError):  # who had it is gone
-            self._give_back(conductor, electron, error)
-            return
-        try:
-            conductor.complete(future.result())
-        except Exception as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
-            self._report_lost(conductor, "an answer was lost", error)
-
-    def _give_back(self, conductor: Any, electron: Electron, error: ConductorError) -> None:
-        """Return what was received where it is not executed here, or answer that it is not."""
-        try:
-            if isinstance(conductor, Conductor):
-                conductor.give_back(electron.id)
-                return
-        except ConductorError:  # it takes nothing back
-            pass
-        try:
-            failure = Failure("rejected", type(error).__name__, str(error))
-            conductor.complete(failure.properties(electron))
-        except Exception as broken:  # noqa: BLE001 - it costs no other electron
-            self._report_lost(conductor, "an electron was lost", broken)
-
-    def _report_lost(self, conductor: Any, message: str, error: Exception) -> None:
-        event = Event(message, conductor_id=conductor.id, level="error")
-        self.report(ConductorError(event, error))
+    def lose(self, conductor: Any, error: ConductorError) -> None:
+        """Note that a conductor has failed; the others go on."""
+        self._lost[conductor.id] = error
+        self.report(error)
 
     # -- what conductors tell -------------------------------------------------------------------
 
@@ -867,22 +810,6 @@ class Atomizer(Shown):
         conductors = ", ".join(self._registry.conductors) or "none"
         state = ", closed" if self._closed else ""
         return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
-
-
-class _Receiver(threading.Thread):
-    """The thread that receives from a conductor."""
-
-    def __init__(self, receive: Callable[[Any], None], conductor: Any) -> None:
-        name = f"receive-{conductor.id}"
-        super().__init__(target=receive, args=(conductor,), name=name, daemon=True)
-        self.conductor = conductor
-
-
-def _answered(properties: Properties) -> ElectronFuture:
-    """Return the future of an electron that is answered without being executed."""
-    future = ElectronFuture()
-    future.set_result(properties)
-    return future
 
 
 def _detached(run: Run) -> Run:

@@ -10,6 +10,7 @@ from dask.utils import format_bytes
 from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.brief import plain
+from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.errors import AtomizerError
@@ -166,4 +167,6 @@ def _conductor_row(conductor: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"id": plain(str(conductor.id)), "type": type(conductor).__name__}
     if isinstance(conductor, BatchConductor):
         row |= {"state": conductor.state, "threads": conductor.threads}
+    elif isinstance(conductor, AmqpConductor):
+        row |= {"state": conductor.state}
     return row

@@ -1,0 +1,112 @@
+"""Electrons that others sent: received, executed here, and answered."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol
+
+from atomizer_dask.conductors.base import Conductor
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.events import Event
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.outcome import Failure
+from atomizer_dask.properties import Properties
+
+
+class Executor(Protocol):
+    """Who executes what is received: the atomizer."""
+
+    def execute(self, electron: Electron, route: Any) -> ElectronFuture:
+        """Have an electron executed, and what it sends go along a route."""
+
+    def lose(self, conductor: Any, error: ConductorError) -> None:
+        """Note that a conductor has failed."""
+
+    def report(self, error: AtomizerError) -> None:
+        """Note an error."""
+
+
+class Receiver(threading.Thread):
+    """The thread that receives from one conductor, until that ends or fails.
+
+    Parameters
+    ----------
+    conductor
+        It fails alone: all the others go on.
+    executor
+        Who executes what comes.
+    under_way
+        Futures of what is executed are in there.
+    """
+
+    def __init__(
+        self, conductor: Any, executor: Executor, under_way: set[Future[Properties]]
+    ) -> None:
+        super().__init__(name=f"receive-{conductor.id}", daemon=True)
+        self.conductor = conductor
+        self._executor = executor
+        self._under_way = under_way
+        self._route = getattr(conductor, "route", None)
+
+    def run(self) -> None:
+        """Execute what comes."""
+        try:
+            for electron in self.conductor.receive() or ():
+                self._take(electron)
+        except Exception as error:  # noqa: BLE001 - it fails alone
+            self._executor.lose(self.conductor, self._error("the conductor failed", error))
+
+    def _take(self, electron: Any) -> None:
+        try:
+            future = self._executor.execute(electron, self._route)
+        except ConductorError as error:  # nobody is left to execute it, nor what would come next
+            if isinstance(self.conductor, Conductor):
+                self.conductor.stop_receiving()
+            self._give_back(electron, error)
+            self._executor.report(error)
+            return
+        except Exception as error:  # noqa: BLE001 - it costs no other electron
+            self._executor.report(self._error("received what cannot be executed", error))
+            if not isinstance(electron, Electron):
+                return
+            failure = Failure("rejected", type(error).__name__, str(error))
+            future = answered(failure.properties(electron))
+        self._under_way.add(future)
+        future.add_done_callback(partial(self._complete, electron))
+
+    def _complete(self, electron: Electron, future: Future[Properties]) -> None:
+        self._under_way.discard(future)
+        if isinstance(error := future.exception(), ConductorError):  # who had it is gone
+            self._give_back(electron, error)
+            return
+        try:
+            self.conductor.complete(future.result())
+        except Exception as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
+            self._executor.report(self._error("an answer was lost", error))
+
+    def _give_back(self, electron: Electron, error: ConductorError) -> None:
+        """Return what was received and is not executed here, or answer that it is not."""
+        try:
+            if isinstance(self.conductor, Conductor):
+                self.conductor.give_back(electron.id)
+                return
+        except ConductorError:  # it takes nothing back
+            pass
+        try:
+            failure = Failure("rejected", type(error).__name__, str(error))
+            self.conductor.complete(failure.properties(electron))
+        except Exception as broken:  # noqa: BLE001 - it costs no other electron
+            self._executor.report(self._error("an electron was lost", broken))
+
+    def _error(self, message: str, error: Exception) -> ConductorError:
+        return ConductorError(Event(message, conductor_id=self.conductor.id, level="error"), error)
+
+
+def answered(properties: Properties) -> ElectronFuture:
+    """Return the future of an electron that is answered without being executed."""
+    future = ElectronFuture()
+    future.set_result(properties)
+    return future
