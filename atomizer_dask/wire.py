@@ -6,8 +6,32 @@
     reply    {"electronId","atomId","starttime","endtime","error","result"}
 
 Keys are read in any case, the last of several wins and unknown ones are ignored, as Go's
-encoding/json does. A payload is any JSON, or a text of base64 of JSON. `atomizer_dask.jsonform`
-says how Python values are written. Nothing is ever pickled or evaluated.
+encoding/json does. `atomizer_dask.jsonform` says how Python values are written. Nothing is ever
+pickled or evaluated.
+
+==================  ==============================================================================
+senderid            text: the queue that is answered to, of 1 to 255 bytes
+id, electronId      text: the same in the reply as in the request
+atomid, atomId      text: the id of an atom
+timeout             whole nanoseconds from when it is received; none where null or absent. One
+                    that is not above 0 is answered: its time was up
+copystate           true or false; false where absent
+payload             any JSON, or a text of base64 of JSON; null where absent
+starttime, endtime  RFC 3339, written in UTC, read with up to nanoseconds
+error               absent, or a text of base64: of what an exception says, or of an event,
+                    ``{"event":{"message","electronID","atomID","conductorID"},"internal":null}``
+result              any JSON; null with an error
+==================  ==============================================================================
+
+All of it goes through the default exchange to queues that are durable, not exclusive and not
+deleted automatically. Requests go to the work queue, replies to the queue that `senderid` names.
+More about a failure than its text is in headers of the reply, which peers may leave out:
+``atomizer-kind``, ``-type``, ``-tier``, ``-worker``, ``-traceback`` and ``-attempts``. What cannot
+be answered goes, as it came, to the work queue's name and ``.dead``, with the headers
+``atomizer-reason`` and ``atomizer-queue``.
+
+A seed, a failure policy (`on_failure`, `max_attempts`, `backoff`) and who executed an electron that
+succeeded have no place in these messages, and do not travel.
 """
 
 from __future__ import annotations

@@ -24,9 +24,13 @@ def scheduler():
         yield cluster.scheduler_address
 
 
-def output_of(example, *options):
+def ended(example, *options):
     command = [sys.executable, EXAMPLES / f"{example}.py", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def output_of(example, *options):
+    done = ended(example, *options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -142,8 +146,7 @@ def test_same_seed_same_numbers_on_any_cluster(command, results, scheduler):
 
 
 def test_ising_refuses_a_checkerboard_that_does_not_close():
-    command = [sys.executable, EXAMPLES / "ising.py", "--sizes=15"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = ended("ising", "--sizes=15")
     assert done.returncode == 2
     assert "even number" in done.stderr
 
@@ -161,3 +164,26 @@ def test_survival_goes_on_where_its_process_was_killed(scheduler, tmp_path):
     for half_width in (10, 20, 40):
         steps, exact = numbers_after(f"{half_width} ", output)
         assert steps == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.amqp
+@pytest.mark.dask
+def test_rabbitmq_tells_what_the_books_do_and_what_failed(broker, queue, scheduler):
+    options = (f"--amqp={broker.url}", f"--queue={queue}", f"--scheduler={scheduler}")
+    output = output_of("rabbitmq", *options, "--seed=1")
+    for people, known in ((10, 0.1169), (23, 0.5073), (40, 0.8912), (57, 0.9901)):
+        share, exact = numbers_after(f"{people} ", output)
+        assert exact == known
+        assert share == pytest.approx(exact, abs=0.02)
+    assert "-1 people: exception, ValueError: negative dimensions" in output
+    assert output_of("rabbitmq", *options, "--seed=1") == output
+    assert output_of("rabbitmq", *options, "--seed=2") != output
+
+
+def test_rabbitmq_says_where_no_broker_is():
+    pytest.importorskip("pika")
+    done = ended("rabbitmq", "--amqp=amqp://user:secret@127.0.0.1:1")
+    assert done.returncode == 1
+    assert "amqp://127.0.0.1:1/" in done.stderr
+    assert "check that RabbitMQ runs there" in done.stderr
+    assert "secret" not in done.stderr

@@ -12,7 +12,17 @@ ROOT = Path(__file__).parent.parent
 PATHS = sorted(ROOT.glob("notebooks/*.ipynb"))
 TEXTS = [ROOT / "README.md", *PATHS]
 
+
+def needs_broker(path):
+    return path.stem.endswith("rabbitmq")
+
+
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+each_with_its_marks = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.amqp] if needs_broker(path) else []) for path in PATHS],
+    ids=lambda path: path.stem,
+)
 
 
 def cells_of(path, kind):
@@ -41,8 +51,12 @@ def executed(path, folder):
 
 @pytest.mark.dask
 @pytest.mark.timeout(300)
-@each_notebook
-def test_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(path, tmp_path):
+@each_with_its_marks
+def test_notebook_runs_from_top_to_bottom_and_leaves_nothing_behind(
+    path, tmp_path, request, monkeypatch
+):
+    if needs_broker(path):
+        monkeypatch.setenv("ATOMIZER_AMQP_URL", request.getfixturevalue("broker").url)
     for module in ("nbclient", "ipykernel", "matplotlib", "xarray"):
         pytest.importorskip(module)
     copy = Path(shutil.copy(path, tmp_path))
