@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from queue import Empty, SimpleQueue
@@ -202,7 +202,7 @@ def console(amqp: str | None, queue: str, ca: str | None, timeout: str, quiet: b
         sys.stdin.reconfigure(errors="replace")  # what cannot be read is no number anyway
     with heeding_termination(), errors_as_text():
         seconds = seconds_of(timeout, "--timeout") or 0.0
-        with closing(AmqpConductor(amqp, queue, ca_file=ca, serve=False)) as conductor:
+        with AmqpConductor(amqp, queue, ca_file=ca, serve=False) as conductor:
             talk = Conversation(conductor, seconds, quiet=quiet, interactive=interactive)
             talk.hold()
     if talk.failures and not interactive:

@@ -200,7 +200,13 @@ class ElectronFuture(Future[Properties]):
         return False
 
     def result(self, timeout: float | None = None) -> Properties:
-        """Return the Properties, waiting up to `timeout` seconds for them."""
+        """Return the Properties, waiting up to `timeout` seconds for them.
+
+        Raises
+        ------
+        TimeoutError
+            When time is up; the electron goes on.
+        """
         if self._state == FINISHED and self._exception is None:
             return self._result  # type: ignore[return-value]
         self._wait(timeout)
@@ -223,7 +229,7 @@ class ElectronFuture(Future[Properties]):
             while not self.done():
                 left = None if until is None else until - monotonic()
                 if left is not None and left <= 0:
-                    return
+                    raise TimeoutError(f"no answer within {timeout:g} s; the electron goes on")
                 self._condition.wait(left)
 
     def __await__(self) -> Generator[Any, None, Properties]:

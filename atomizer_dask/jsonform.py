@@ -213,8 +213,8 @@ def _form(value: Any, room: _Room, level: int) -> Any:
         return _object(((name, getattr(value, name)) for name in names), len(names), room, level)
     kind = type(value).__name__
     raise _StuckError(
-        f"is a {kind}, which has no JSON form; convert it to numbers, texts, lists, dicts, arrays, "
-        f"times or another of the forms in the documentation of atomizer_dask.jsonform"
+        f"is of type {kind}, which has no JSON form; convert it to numbers, texts, lists, dicts, "
+        f"arrays, times or another of the forms in the documentation of atomizer_dask.jsonform"
     )
 
 

@@ -244,7 +244,9 @@ def test_sets_that_cannot_be_sorted_are_arrays_too():
     ],
 )
 def test_what_has_no_form_is_named_with_its_path(value, path, kind):
-    assert refusal(value).startswith(f"{path} is a {kind}, which has no JSON form; convert it")
+    assert refusal(value).startswith(
+        f"{path} is of type {kind}, which has no JSON form; convert it"
+    )
 
 
 @pytest.mark.parametrize(

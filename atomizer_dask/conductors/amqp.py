@@ -74,10 +74,10 @@ class AmqpConductor(Conductor):
         That is shared with the peers; durable, as they declare it. What cannot be answered goes to
         the queue of this name and ``.dead``, with the reason.
     id
-        Names it.
+        Names it; an atomizer that has several needs one for each.
     serve
         Whether an atomizer that it is given to takes electrons from the queue. Only one that has
-        atoms ever does.
+        atoms ever does, be they its own or of a module that registers some when it is imported.
     max_in_flight
         Electrons taken from the queue and not answered, at most. How many there are follows what
         can be done in half a second.
@@ -202,7 +202,8 @@ class AmqpConductor(Conductor):
         """Have an electron executed by whoever serves the queue.
 
         While the broker is away it waits here. Cancelling the future means that nobody waits any
-        more; what is on the queue is executed all the same.
+        more; what is on the queue is executed all the same. Its id and its timeout travel;
+        `on_failure`, `max_attempts` and `backoff` do not, so that it is tried once.
 
         Raises
         ------
@@ -339,13 +340,16 @@ class AmqpConductor(Conductor):
             "broker": markup.code(status.address),
             "queue": markup.code(status.queue),
             "sent": _numbers(("electrons", status.sent), ("answered", status.replies)),
-            "served": _numbers(
+        }
+        if self._service.is_open or status.received:
+            did["served"] = _numbers(
                 ("received", status.received),
                 ("answered", status.answered),
                 ("of these failed", status.failed),
                 ("in flight", status.in_flight),
-            ),
-        }
+            )
+        if status.blocked:
+            did["the broker takes nothing"] = markup.text(status.blocked)
         if status.dead:
             did["dead letters"] = markup.text(f"{status.dead:,}")
         return markup.card(

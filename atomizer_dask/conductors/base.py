@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
@@ -111,6 +111,12 @@ class Conductor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what it holds; closing twice does no harm."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Route(Protocol):

@@ -386,13 +386,22 @@ class Link:
 
     def _unreachable(self, error: Any) -> ConductorError:
         reason = _reason(error)
-        return ConductorError(
-            Event(
-                f"nobody serves AMQP at {self.address}: {reason}; check that RabbitMQ runs there, "
-                "that scheme, host, port and virtual host are right, and who we are to it",
-                level="error",
-            )
+        what = (
+            f"nobody serves AMQP at {self.address}: {reason}; check that RabbitMQ runs there, and "
+            "that scheme, host and port are right"
         )
+        if "(403)" in reason:
+            what = (
+                f"the broker at {self.address} does not let us in: {reason}; check user and "
+                "password, those of the URL, else of ATOMIZER_AMQP_USER and "
+                "ATOMIZER_AMQP_PASSWORD, else guest, who may come from the broker's machine only"
+            )
+        elif "(530)" in reason:
+            what = (
+                f"the broker at {self.address} does not let us in: {reason}; check the virtual "
+                "host, what comes after the port and a / in the URL"
+            )
+        return ConductorError(Event(what, level="error"))
 
     # -- publishing -------------------------------------------------------------------------
 
