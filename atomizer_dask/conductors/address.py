@@ -97,6 +97,13 @@ class Address:
             raise ValueError(f"the URL of a broker begins with amqp:// or amqps://, got {shown}")
         if not parts.hostname:
             raise ValueError(f"the URL of the broker names no host; {_EXAMPLE}")
+        if port == 0:
+            raise ValueError(f"the URL of the broker has no valid host and port; {_EXAMPLE}")
+        if "@" in parts.path:  # what is before it would be taken for the virtual host, and be shown
+            raise ValueError(
+                "the URL of the broker has an @ after its host; write %2F for a / that is part of "
+                "the user or password, and %40 for an @ in the name of a virtual host"
+            )
         if parts.query or parts.fragment:
             raise ValueError(
                 "the URL of the broker has options after a ? or #; leave them out, or write %3F "
