@@ -53,6 +53,13 @@ class Answer:
     body: bytes
     headers: dict[str, str | int]
 
+    @property
+    def size(self) -> int:
+        """How many bytes it takes to remember, about; a traceback may be most of it."""
+        return len(self.body) + sum(
+            len(told) for told in self.headers.values() if type(told) is str
+        )
+
 
 class Hands:
     """What is in the hands of a conductor.
@@ -125,11 +132,11 @@ class Hands:
         assert held.reply is not None
         key = held.electron.sender_id, held.electron.id
         before = self._answers.pop(key, None)
-        self._bytes += len(held.reply.body) - (0 if before is None else len(before.body))
+        self._bytes += held.reply.size - (0 if before is None else before.size)
         self._answers[key] = held.reply
         while len(self._answers) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
             _, oldest = self._answers.popitem(last=False)
-            self._bytes -= len(oldest.body)
+            self._bytes -= oldest.size
 
     def put_back_later(self) -> list[Held]:
         """Let go of all that had to come after others, and return them."""
