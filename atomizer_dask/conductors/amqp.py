@@ -79,8 +79,9 @@ class AmqpConductor(Conductor):
         Whether an atomizer that it is given to takes electrons from the queue. Only one that has
         atoms ever does, be they its own or of a module that registers some when it is imported.
     max_in_flight
-        Electrons taken from the queue and not answered, at most. How many there are follows what
-        can be done in half a second.
+        Electrons taken from the queue and not answered, at most; those that wait for electrons
+        which they sent are not counted. How many there are follows what can be done in half a
+        second.
     max_bytes, max_depth
         Of a message: its size, and how deep its JSON is nested. Larger ones are refused.
     ca_file, cert_file, key_file

@@ -6,6 +6,7 @@ from math import ceil
 
 AHEAD_SECONDS = 0.5  # of work: enough for batches, little for others to wait for
 PER_THREAD = 2
+MOST = 65_535  # by the protocol
 BUSY, GROWN, SHRUNK, SPARE = 0.75, 1.25, 0.5, 1.25
 
 
@@ -19,7 +20,7 @@ class Prefetch:
     Parameters
     ----------
     limit
-        Of electrons in hand.
+        Of electrons in hand that do not wait.
 
     Examples
     --------
@@ -56,9 +57,9 @@ class Prefetch:
             rate = answered / seconds
             self._rate = max(rate, self._rate + 0.2 * (rate - self._rate))
         threads = max(threads, 1)
-        wanted = PER_THREAD * threads + ceil(self._rate * AHEAD_SECONDS) + ceil(SPARE * waiting)
-        wanted = min(wanted, self._limit)
-        too_few = wanted > GROWN * self.count or self.count - waiting < threads
+        wanted = min(PER_THREAD * threads + ceil(self._rate * AHEAD_SECONDS), self._limit)
+        wanted = min(wanted + ceil(SPARE * waiting), MOST)
+        too_few = wanted > GROWN * self.count or self.count - waiting < min(threads, self._limit)
         # A new number costs a round trip.
         if too_few or wanted < SHRUNK * self.count:
             self.count = wanted
