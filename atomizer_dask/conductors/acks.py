@@ -9,6 +9,8 @@ class Acks:
     Examples
     --------
     >>> acks = Acks()
+    >>> for tag in (1, 2, 3, 4):
+    ...     acks.arrived(tag)
     >>> for tag in (2, 1, 4):
     ...     acks.add(tag)
     >>> acks.flush()  # all up to 2 at once, and 4
@@ -19,9 +21,19 @@ class Acks:
     """
 
     def __init__(self) -> None:
+        self._last = 0  # that arrived
         self._upto = 0  # it and all before it are settled
         self._ahead: set[int] = set()
         self._fresh: list[int] = []
+
+    def arrived(self, tag: int) -> None:
+        """Note that a delivery is here.
+
+        Those before it that are not went to a consumer that was cancelled just then: pika has
+        returned them, and nobody will acknowledge them.
+        """
+        self._ahead.update(range(self._last + 1, tag))
+        self._last = tag
 
     def add(self, tag: int) -> None:
         """Have a delivery acknowledged."""

@@ -232,6 +232,7 @@ class Service:
     def _on_message(
         self, number: int, mode: int | None, headers: Mapping[str, Any] | None, body: bytes
     ) -> None:
+        self._acks.arrived(number)
         tag = self._desk.link.generation, number
         delivery = Delivery(tag, body, mode == PERSISTENT)
         try:
