@@ -113,15 +113,15 @@ def test_remembered_answers_take_little_memory_with_all_that_they_say():
 def test_counts_are_right_whatever_happens(steps):
     hands, model = Hands(), {}
     for step, number, sender in steps:
-        id = f"e{number}"
-        queue = model.setdefault(id, [])
+        name = f"e{number}"
+        queue = model.setdefault(name, [])
         if step == "take":
-            one = held(id=id, sender=f"sender-{sender}")
+            one = held(id=name, sender=f"sender-{sender}")
             if not isinstance(hands.find(one.electron, one.digest), Held):
                 assert hands.take(one) == (not queue)
                 queue.append(one)
         elif step == "wait":
-            hands.note_waiting(id)
+            hands.note_waiting(name)
         elif queue:
             one = queue.pop(0)
             assert answer(hands, one) is (queue[0] if queue else None)
