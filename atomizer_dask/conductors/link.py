@@ -26,6 +26,8 @@ UNCONFIRMED = 8192  # messages that the broker has not confirmed yet, at most
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0  # seconds
 REFUSED_SECONDS = 1.0  # until a message is sent again that the broker could not take
 NO_QUEUE, NO_CONNECTION = "there is no such queue", "the connection was lost"
+HANG_UP_SECONDS = 2.0  # for the broker to take leave of us; one that is blocked does not
+STEADY_SECONDS = 1.0  # that a connection must have held, or the next one waits longer
 ANSWER_SECONDS = 10.0  # for the thread to do what it is asked
 
 if TYPE_CHECKING:
@@ -340,13 +342,18 @@ class Link:
             return
         self._channel = channel
         self._sequence = 0
-        self._failures = 0
         self.generation += 1
+        self.call_later(STEADY_SECONDS, partial(self._note_steady, self.generation))
         self.state = "connected"
         self._guarded(self._is_up)
         self._drain()
         if not self._first.done():
             self._first.set_result(None)
+
+    def _note_steady(self, generation: int) -> None:
+        """Note that a connection holds, unlike those that end as soon as we ask for anything."""
+        if generation == self.generation and self.state == "connected":
+            self._failures = 0
 
     def _on_channel_closed(self, channel: Any, error: BaseException) -> None:
         self._close_connection(_reason(error))
