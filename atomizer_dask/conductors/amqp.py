@@ -305,14 +305,15 @@ class AmqpConductor(Conductor):
     def _wind_up(self, flushed: threading.Event, until: float) -> None:
         """Have sent what is to be sent, delete our own queues, and set `flushed`."""
         self._flush()
-        open_ = self._link.state == "connected" and monotonic() < until
-        if open_ and (self._link.unsent or self._requests.has_unsent):
-            self._link.call_later(0.01, partial(self._wind_up, flushed, until))
+        link = self._link
+        open_ = link.state == "connected" and not link.blocked and monotonic() < until
+        if open_ and (link.unsent or self._requests.has_unsent):
+            link.call_later(0.01, partial(self._wind_up, flushed, until))
             return
         queues = self._requests.queues()
         if open_ and queues:
             self._requests.is_down()
-            self._link.delete(queues, flushed.set)
+            link.delete(queues, flushed.set)
         else:
             flushed.set()
 

@@ -112,6 +112,11 @@ class Connection(SelectConnection):  # type: ignore[misc]
         if data and self._transport is not None:
             super()._adapter_emit_data(data)
 
+    def drop(self) -> None:
+        """Hang up without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
 
 def connect(
     address: Address,

@@ -287,6 +287,8 @@ class Link:
             try:
                 self._loop.start()
             except Exception as error:  # noqa: BLE001 - nothing that arrives may end the thread
+                if self.state == "closed":
+                    break
                 self._on_problem("the connection to the broker broke down", error)
                 self._guarded(lambda: self._close_connection("internal error"))
             else:
@@ -386,10 +388,13 @@ class Link:
 
     def _hang_up(self) -> None:
         connection = self._connection
-        if connection is not None and not (connection.is_closing or connection.is_closed):
+        if connection is not None and connection.is_open:
             connection.close()  # `_lose` stops the loop
-        else:
-            self._loop.stop()
+            self.call_later(HANG_UP_SECONDS, connection.drop)
+            return
+        if connection is not None:  # pika breaks down where it is told to close one that opens
+            connection.drop()
+        self.call(self._loop.stop)
 
     def _unreachable(self, error: Any) -> ConductorError:
         reason = _reason(error)
