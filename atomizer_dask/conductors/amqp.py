@@ -195,7 +195,10 @@ class AmqpConductor(Conductor):
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
         if self._closed:
-            raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
+            raise self._closed_error()
+
+    def _closed_error(self) -> ConductorError:
+        return ConductorError(Event("the conductor is closed", conductor_id=self.id))
 
     # -- sending ----------------------------------------------------------------------------
 
@@ -220,6 +223,8 @@ class AmqpConductor(Conductor):
         check_electron(electron)
         self.check_open()
         self._requests.send(electron, future)
+        if self._closed:  # meanwhile, and perhaps before it could see this one
+            self._requests.fail(self._closed_error())
         return future
 
     # -- receiving --------------------------------------------------------------------------

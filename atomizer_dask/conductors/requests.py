@@ -47,7 +47,7 @@ class Requests:
         self._outbox: deque[str] = deque()
         self._arrived: list[Properties] = []
         self._channel: Any = None
-        self._last_tag = 0
+        self._last_tag = 0  # of a reply that is not acknowledged, 0 for none
         self._is_asked_for = False
         self._has_canary = False
 
@@ -78,6 +78,9 @@ class Requests:
         """Do what has come up."""
         if self._arrived:
             self._deliver()
+        if self._last_tag and self._channel is not None:
+            self._channel.basic_ack(self._last_tag, multiple=True)
+            self._last_tag = 0
         if self._outbox:
             self._send_all()
 
@@ -101,7 +104,10 @@ class Requests:
     def fail(self, error: ConductorError) -> None:
         """End what is unanswered, from any thread: nothing more will arrive."""
         while self._waiting:
-            _, (future, _) = self._waiting.popitem()
+            try:
+                _, (future, _) = self._waiting.popitem()
+            except KeyError:  # another thread that does the same was faster
+                return
             if not future.done():
                 future.set_exception(error)
 
@@ -182,8 +188,6 @@ class Requests:
         self.replies += len(futures)
         alive = ElectronFuture.start_all(futures)
         ElectronFuture.finish_all(list(compress(futures, alive)), list(compress(results, alive)))
-        if self._channel is not None and self._last_tag:
-            self._channel.basic_ack(self._last_tag, multiple=True)
 
     # -- what the broker may have forgotten -------------------------------------------------
 
@@ -200,6 +204,7 @@ class Requests:
         if self._channel is None:  # it was we
             return
         self._channel = None
+        self._last_tag = 0
         self._is_asked_for = False
         self._send_again()
         self._ask_for_replies()
