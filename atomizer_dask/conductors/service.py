@@ -291,8 +291,14 @@ class Service:
         held = self.hands.get(properties.electron_id)
         if held is None or held.reply is not None:
             return  # it was returned, or is answered already
+        try:
+            body = self._written(properties)
+        except WireError as error:  # its id alone is too large, say
+            self._bury(held.tags, held.body, f"it cannot be answered: {error.event.message}")
+            self._release(held)
+            return
         self.counts["failed"] += properties.error is not None
-        held.reply = Answer(held.digest, self._written(properties), details_of(properties))
+        held.reply = Answer(held.digest, body, details_of(properties))
         self._desk.link.publish(
             Message(
                 held.electron.sender_id,
@@ -309,8 +315,8 @@ class Service:
             return encode_properties(properties, self._desk.id, self._desk.limits)
         except WireError as error:
             failure = Failure("exception", "WireError", error.event.message)
-            whose = properties.electron_id, properties.atom_id
-            failed = Properties(*whose, properties.start, properties.end, failure.error(*whose))
+            now, whose = utc(time_ns()), (properties.electron_id, properties.atom_id)
+            failed = Properties(*whose, now, now, failure.error(*whose))
             return encode_properties(failed, self._desk.id, self._desk.limits)
 
     def _on_answered(self, message: Message, reason: str) -> None:
