@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -232,6 +233,8 @@ class AmqpConductor(Conductor):
     def receive(self) -> Iterator[Electron]:
         """Yield electrons from the queue until it is closed, or `stop_receiving` is called.
 
+        Whoever stops iterating receives no more, and may receive again later.
+
         Raises
         ------
         ConductorError
@@ -243,13 +246,22 @@ class AmqpConductor(Conductor):
         service = self._service
         if service.is_open:
             raise ConductorError(Event("somebody receives already", conductor_id=self.id))
-        self._link.ask(service.open)
-        while (electrons := service.inbox.get()) is not None:
-            for electron in electrons:
-                if service.is_open:
-                    yield electron
-                else:
-                    self.give_back(electron.id)
+        inbox = self._link.ask(service.open)
+        left: deque[Electron] = deque()
+        try:
+            while (electrons := inbox.get()) is not None:
+                left.extend(electrons)
+                while left:
+                    electron = left.popleft()
+                    if service.is_open:
+                        yield electron
+                    else:
+                        self.give_back(electron.id)
+        finally:  # whoever receives no more, or just one, leaves the rest to others
+            for electron in left:
+                self.give_back(electron.id)
+            if service.inbox is inbox:
+                self.stop_receiving()
 
     def complete(self, properties: Properties) -> None:
         """Answer an electron that `receive` gave.

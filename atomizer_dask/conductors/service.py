@@ -87,7 +87,7 @@ class Service:
         self._channel: Any = None
         self._consumer = ""
         self._senders: set[str] = set()
-        self._answered_before, self._ticked = 0, 0.0
+        self._answered_before, self._ticked, self._beginnings = 0, 0.0, 0
 
     @property
     def prefetch(self) -> int:
@@ -119,11 +119,13 @@ class Service:
 
     # -- being connected, and not -----------------------------------------------------------
 
-    def open(self) -> None:
-        """Take electrons from the queue, as soon as there is a connection."""
+    def open(self) -> SimpleQueue[list[Electron] | None]:
+        """Take electrons from the queue as soon as there is a connection; return the inbox."""
         self.is_open = True
+        self.inbox = SimpleQueue()
         if self._desk.link.state == "connected":
             self.is_up()
+        return self.inbox
 
     def is_up(self) -> None:
         """Go on with a new connection."""
@@ -151,20 +153,27 @@ class Service:
 
     def _on_declared(self, reason: str) -> None:
         """Consume, once the queue is there."""
-        if reason != NO_CONNECTION:
+        if reason == NO_CONNECTION:
+            return
+        if self._channel is None:
             self._desk.link.channel(self._on_channel)
+        else:  # again on the same, for deliveries of before may not be acknowledged yet
+            self._begin(self._channel)
 
     def _on_channel(self, channel: Any) -> None:
-        channel.add_on_cancel_callback(self._on_deleted)
-        self._acks = Acks()
-        self._begin(channel)
-        self._ticked = monotonic()
-        self._tick(self._desk.link.generation)
+        if self._channel is None:  # else it was asked for twice
+            channel.add_on_cancel_callback(self._on_deleted)
+            self._acks = Acks()
+            self._begin(channel)
 
     def _begin(self, channel: Any) -> None:
+        """Take electrons on a channel that has no consumer."""
         self._channel = channel
         self._consumer = ""
         self._prefetch.count = 0
+        self._ticked = monotonic()
+        self._beginnings += 1
+        self._tick(self._beginnings)
 
     def _on_deleted(self, _: Any) -> None:
         """Go on where somebody has deleted the queue."""
@@ -194,10 +203,10 @@ class Service:
         self.hands.note_waiting(electron_id)
         self._follow()
 
-    def _tick(self, generation: int) -> None:
-        if self.is_open and generation == self._desk.link.generation:
+    def _tick(self, beginning: int) -> None:
+        if self.is_open and beginning == self._beginnings:
             self._follow()
-            self._desk.link.call_later(TICK_SECONDS, partial(self._tick, generation))
+            self._desk.link.call_later(TICK_SECONDS, partial(self._tick, beginning))
 
     def _follow(self) -> None:
         """Ask for as many electrons as can be executed."""
