@@ -273,7 +273,8 @@ def test_a_broker_that_is_away_costs_only_its_own_conductor(own_broker):
 
 @amqp
 def test_an_atomizer_sends_over_amqp_where_it_has_nothing_else(broker, queue):
-    with serving(broker.url, queue, double), Atomizer(AmqpConductor(broker.url, queue)) as atomizer:
+    only_sends = AmqpConductor(broker.url, queue, serve=False)
+    with serving(broker.url, queue, double), Atomizer(only_sends) as atomizer:
         assert atomizer.send("double", {"x": 6}).result(SECONDS).value() == 12
         with pytest.raises(ConductorError, match="no conductor that can run a sweep"):
             atomizer.map(double, {"x": [1]})
