@@ -537,6 +537,26 @@ def test_receives_one_and_leaves_the_others(broker, queue, peer):
     conductor.close()
 
 
+def test_what_arrives_while_it_stops_receiving_goes_back(broker, queue, peer):
+    conductor = AmqpConductor(broker.url, queue)
+    for attempt in range(5):
+        for number in range(1000):
+            peer.send(peer.electron("by hand", payload=number))
+        taken = 0
+        for electron in conductor.receive():
+            now = datetime.now(UTC)
+            conductor.complete(Properties(electron.id, electron.atom_id, now, now))
+            taken += 1
+            if taken == 300:
+                conductor.stop_receiving()  # what is on its way now arrives later
+        assert conductor.join(SECONDS), f"it has {conductor.status().in_flight} left, {attempt=}"
+        peer.replies(taken)
+        wait_until(lambda n=taken: peer.depth(queue) == 1000 - n, "the rest is there for others")
+        peer._channel.queue_purge(queue)
+    assert conductor.status().reconnects == 0
+    conductor.close()
+
+
 def test_only_one_receives(broker, queue, peer):
     conductor = AmqpConductor(broker.url, queue)
     peer.send(peer.electron("by hand"))

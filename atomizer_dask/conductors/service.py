@@ -242,6 +242,11 @@ class Service:
         self, number: int, mode: int | None, headers: Mapping[str, Any] | None, body: bytes
     ) -> None:
         self._acks.arrived(number)
+        if not self.is_open:  # it was on its way
+            if self._channel is not None:
+                self._acks.settle(number)
+                self._channel.basic_nack(number, requeue=True)
+            return
         tag = self._desk.link.generation, number
         delivery = Delivery(tag, body, mode == PERSISTENT)
         try:
