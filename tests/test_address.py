@@ -100,8 +100,13 @@ def test_a_url_that_is_no_text_is_refused():
         Address.of(5672)
 
 
+def test_certificates_are_for_encrypted_connections():
+    with pytest.raises(ValueError, match="certificates are for amqps://"):
+        Address.of("amqp://host", Tls(ca_file="ca.pem"))
+
+
 def test_shows_no_secret_anywhere_and_takes_it_along():
-    address = Address.of(f"amqp://someone:{quote(SECRET)}@host/lab", Tls(ca_file="ca.pem"))
+    address = Address.of(f"amqps://someone:{quote(SECRET)}@host/lab", Tls(ca_file="ca.pem"))
     again = pickle.loads(pickle.dumps(address))
     assert again == address
     assert again.password == SECRET
