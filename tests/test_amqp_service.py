@@ -598,7 +598,7 @@ def test_one_that_does_not_serve_takes_nothing(broker, queue, peer):
         for number in range(20):
             peer.send(peer.electron("echo", payload={"x": number}))
         peer.replies(20)
-        assert status(other).answered == 20
+        wait_until(lambda: status(other).answered == 20, "the other has answered them all")
 
 
 # -- what happens to queues -----------------------------------------------------------------------
