@@ -5,13 +5,15 @@ import random
 import socket
 import threading
 import traceback
+import uuid
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from time import monotonic, sleep
 
 import pytest
 from peers import TOSS, GoAgent, Peer
 
-from atomizer_dask import AmqpConductor, ConductorError, Electron
+from atomizer_dask import AmqpConductor, ConductorError, Electron, Properties
 from atomizer_dask.conductors import link
 
 pytestmark = pytest.mark.amqp
@@ -61,7 +63,8 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
-        self.is_silent = False
+        self.is_silent = False  # it takes calls, and that is all
+        self.is_deaf = False  # what the broker says is lost
         self.accepted = 0
         self._came = threading.Condition()
         self._sockets = []
@@ -86,6 +89,8 @@ class Wire:
     def _carry(self, source, target):
         try:
             while data := source.recv(65536):
+                if self.is_deaf and source.getpeername() == self._target:
+                    continue
                 target.sendall(data)
         except OSError:
             pass
@@ -312,6 +317,23 @@ def test_a_broker_that_lets_nobody_consume_is_not_asked_without_end(broker, queu
         broker.ctl("delete_user", "h6-sender")
     assert waited[5] > 1
     assert "ACCESS_REFUSED" in str(ears.errors[0])
+
+
+def test_a_cut_while_answering_an_unknown_sender_is_no_dead_letter(wire, queue, broker):
+    never = f"never-{uuid.uuid4()}"
+    with connected(wire.url, queue) as (conductor, ears), Peer(broker.url, queue) as peer:
+        peer.send({**peer.electron("by hand"), "senderid": never})
+        electron = next(conductor.receive())
+        now = datetime.now(UTC)
+        wire.is_deaf = True  # to what the broker says of the answer
+        conductor.complete(Properties(electron.id, electron.atom_id, now, now, result=5))
+        wait_until(lambda: conductor._link._unconfirmed, "it is on its way")
+        wire.is_deaf = False
+        wire.cut()
+        ears.wait_for("again")
+        wait_until(lambda: conductor.status().answered == 1, "it is answered")
+        assert b'"result":5' in peer.get(never).body
+    broker.delete(never)
 
 
 # -- closing --------------------------------------------------------------------------------------

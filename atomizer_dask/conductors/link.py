@@ -56,7 +56,7 @@ class Message:
     """
 
     __slots__ = (
-        "body", "headers", "is_unroutable", "persistent", "queue", "sent", "tries", "whose",
+        "body", "headers", "is_declared", "is_unroutable", "persistent", "queue", "sent", "whose",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +75,7 @@ class Message:
         self.headers = headers
         self.persistent = persistent
         self.whose = whose
-        self.tries = 0
+        self.is_declared = False  # its queue, for its sake
         self.is_unroutable = False
 
 
@@ -431,7 +431,6 @@ class Link:
             headers=message.headers,
         )
         self._sequence += 1
-        message.tries += 1
         message.is_unroutable = False
         self._unconfirmed[self._sequence] = message
 

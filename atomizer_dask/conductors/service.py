@@ -373,12 +373,12 @@ class Service:
 
         Not that of one who was there before: it has closed, and nobody would ever read it.
         """
-        if message.queue in self._senders or message.tries > 1:
+        if message.queue in self._senders or message.is_declared:
             return False
 
         def declared(reason: str) -> None:
-            if reason and reason != NO_CONNECTION:
-                message.tries = 2
+            message.is_declared = reason != NO_CONNECTION
+            if reason and message.is_declared:
                 message.sent(message, reason)
             else:
                 self._desk.link.publish(message)
