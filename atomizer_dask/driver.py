@@ -139,6 +139,7 @@ class _Leased:
     batch: Batch
     kept: int
     told: int = 0  # of how many electrons the outcome is known
+    is_waiting: bool = False  # for what its electron has sent
 
 
 class Driver:
@@ -165,6 +166,7 @@ class Driver:
         self._dispatcher = dispatcher
         self._source = source
         self._leases: dict[str, _Leased] = {}
+        self._waiting = 0  # how many of these
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
         self._culprits = 0
@@ -179,9 +181,9 @@ class Driver:
         """Send batches until enough are under way."""
         while not self._failed and (waiting := self._source.waiting()):
             threads = self._carrier.threads
-            if len(self._leases) >= self.sizing.window(waiting, threads, self.leased):
+            if self._at_work >= self.sizing.window(waiting, threads, self.leased):
                 return
-            if self._leases and self._linger(waiting):
+            if self._at_work and self._linger(waiting):
                 return
             key = next(self._names)
             batch = self._source.take(self.sizing.next(waiting, threads), key)
@@ -195,6 +197,22 @@ class Driver:
                 self._carrier.submit(batch, self.post)
             except ConductorError as error:
                 self._report(Lost(key, error))
+
+    @property
+    def _at_work(self) -> int:
+        return len(self._leases) - self._waiting
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others that it sent, perhaps by way of a queue.
+
+        It has no thread meanwhile, and what it waits for may have to come from this very source.
+        """
+        for lease in self._leases.values():
+            if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
+                lease.is_waiting = True
+                self._waiting += 1
+                self.pump()
+                return
 
     def adopt(self, batch: Batch, told: int, kept: int) -> None:
         """Wait for a batch that another process sent; on the dispatcher's thread.
@@ -262,6 +280,7 @@ class Driver:
 
     def _end(self, key: str, lease: _Leased, outcome: Outcome | Stored) -> None:
         del self._leases[key]
+        self._waiting -= lease.is_waiting
         self._deliver(lease, outcome, last=True)
 
     def _take_back(self, lease: _Leased, kept: int, terms: Terms | None = None) -> None:
@@ -307,6 +326,7 @@ class Driver:
             self._carrier.forget(key)
         self._failed = True
         self._leases.clear()
+        self._waiting = 0
         self.leased = 0
 
     def fail(self, error: AtomizerError) -> None:
@@ -315,6 +335,7 @@ class Driver:
             return
         self._failed = True
         self._leases.clear()
+        self._waiting = 0
         self.leased = 0
         self._source.fail(error)
 

@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from peers import MONTE_CARLO, GoAgent, Peer
 
-from atomizer_dask import AmqpConductor, Atomizer, ConductorError, MemoryConductor, Properties, atom
+from atomizer_dask import (
+    AmqpConductor,
+    Atom,
+    Atomizer,
+    ConductorError,
+    Electron,
+    MemoryConductor,
+    Properties,
+    atom,
+)
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
 from atomizer_dask.registry import registered
 
@@ -480,7 +489,9 @@ def test_nothing_is_acknowledged_before_the_reply_is_confirmed(broker, queue, pe
 # -- spawners -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spawners", "threads", "limit"), [(2, 1, 10_000), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("spawners", "threads", "limit"), [(2, 1, 10_000), (2, 1, 1), (50, 2, 10_000)]
+)
 def test_spawners_that_wait_do_not_block_each_other(broker, queue, peer, spawners, threads, limit):
     with serving(broker.url, queue, MonteCarlo, Toss, threads=threads, max_in_flight=limit) as node:
         for _ in range(spawners):
@@ -489,6 +500,21 @@ def test_spawners_that_wait_do_not_block_each_other(broker, queue, peer, spawner
             assert reply["result"]["tosses"] == 20
             assert reply["result"]["errors"] == 0
         assert status(node).sent == 20 * spawners
+
+
+class Tree(Atom):
+    id = "tree"
+
+    def process(self, context, conductor, electron):
+        if not electron.payload:
+            return 1
+        futures = [conductor.send(Electron("tree", electron.payload - 1)) for _ in range(2)]
+        return sum(future.result().value() for future in futures)
+
+
+def test_spawners_that_send_to_themselves_do_not_block_each_other(broker, queue, peer):
+    with serving(broker.url, queue, Tree):
+        assert peer.ask("tree", payload=5)["result"] == 32
 
 
 def test_a_go_agent_beside_it_takes_its_share(broker, queue, peer):

@@ -425,6 +425,11 @@ class BatchConductor(Shown, Conductor):
         """Tell the listeners that an electron waits for others that it sent."""
         for listener in self._listeners:
             listener.note_waiting(electron_id)
+        self.post(lambda: self._note_waiting(electron_id))
+
+    def _note_waiting(self, electron_id: str) -> None:
+        for _, driver in list(self._sources.values()):
+            driver.note_waiting(electron_id)
 
     def emit(self, channel: str, event: Event) -> None:
         """Tell the listeners; `channel` says whose, where a conductor has several."""
