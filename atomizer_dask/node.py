@@ -26,7 +26,7 @@ from atomizer_dask.commandline import (
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.metrics import serve_metrics
-from atomizer_dask.nodelog import NodeLog
+from atomizer_dask.nodelog import NodeLog, logging_to_stderr
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.registry import registered
 
@@ -86,18 +86,18 @@ def node(
     # wait for the others' turns.
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     with errors_as_text(), ExitStack() as stack:
+        told = stack.enter_context(_told_to_end())
         seconds = seconds_of(grace, "--grace", least=0.0) or 0.0
         atoms = [load_atom(target) for target in targets]
         registered.atoms.clear()  # modules may register more than was asked for
+        log = stack.enter_context(logging_to_stderr())
         conductor = AmqpConductor(amqp, queue, ca_file=ca, max_in_flight=max_in_flight)
         stack.callback(conductor.close)
         dask = DaskConductor(scheduler, workers=workers)
         stack.callback(dask.close)
-        log = NodeLog(sys.stderr)
         if metrics_port is not None:
             stack.callback(serve_metrics(conductor, dask, metrics_host, metrics_port))
-        with _told_to_end() as told:
-            gone = Node(conductor, dask, atoms, log).serve(told, seconds)
+        gone = Node(conductor, dask, atoms, log).serve(told, seconds)
     if gone:
         raise SystemExit(LOST)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from time import monotonic
@@ -15,6 +19,8 @@ from atomizer_dask.events import Event, shorten
 
 LINES_A_SECOND = 10  # about electrons that failed, of which there may be thousands
 MESSAGE = 500  # characters
+STDERR = 2
+END_SECONDS = 1.0  # for processes that hold it to end
 _QUIET = {"debug", "info"}
 
 
@@ -72,6 +78,18 @@ class NodeLog:
             internal=None if error.internal is None else shorten(text_of(error.internal), MESSAGE),
         )
 
+    def record(self, record: logging.LogRecord) -> None:
+        """Write what a library has logged, its traceback with it."""
+        if not self._may_write():
+            return
+        message = logging.Formatter("%(message)s").format(record)
+        self.line(record.name, record.levelname.lower(), message=_ending(message))
+
+    def text(self, line: str) -> None:
+        """Write a line that somebody, an atom say, has written to stderr."""
+        if line.strip() and self._may_write():
+            self.line("stderr", "warning", message=shorten(line, MESSAGE))
+
     def health(self, status: QueueStatus, threads: int) -> None:
         """Write how the node is."""
         now = monotonic()
@@ -94,3 +112,66 @@ class NodeLog:
             self._suppressed += 1
             return False
         return True
+
+
+class _Handler(logging.Handler):
+    """Gives what is logged to a `NodeLog`."""
+
+    def __init__(self, log: NodeLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.record(record)
+
+
+@contextmanager
+def logging_to_stderr() -> Iterator[NodeLog]:
+    """Give a log on stderr through which goes whatever else would be written there.
+
+    What libraries log in this process, and as lines of text all that it or a process that it starts
+    writes to stderr: Dask's workers, atoms that print, crashes of the interpreter.
+    """
+    stderr = os.dup(STDERR)
+    reading, writing = os.pipe()
+    with open(stderr, "w", encoding="utf-8") as file:
+        log = NodeLog(file)
+        thread = threading.Thread(target=_pass_on, args=(reading, log), name="stderr", daemon=True)
+        thread.start()
+        os.dup2(writing, STDERR)
+        os.close(writing)
+        try:
+            with _logged(log):
+                yield log
+        finally:
+            os.dup2(stderr, STDERR)
+            thread.join(END_SECONDS)
+
+
+def _pass_on(reading: int, log: NodeLog) -> None:
+    with open(reading, encoding="utf-8", errors="backslashreplace") as lines:
+        for line in lines:
+            log.text(line.rstrip())
+
+
+@contextmanager
+def _logged(log: NodeLog) -> Iterator[None]:
+    """Have all loggers use `log` in place of the handlers that they have, Dask's own above all."""
+    names = [name for name in logging.root.manager.loggerDict if logging.getLogger(name).handlers]
+    loggers = [logging.root, *map(logging.getLogger, names)]
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [], True
+    logging.root.handlers = [_Handler(log)]
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+def _ending(text: str) -> str:
+    """Return a text cut to a length from its end: that of a traceback says most."""
+    return text if len(text) <= 4 * MESSAGE else "..." + text[3 - 4 * MESSAGE :]
