@@ -164,8 +164,8 @@ class Node:
         left = conductor.status().in_flight
         conductor.close()  # which returns what is left
         self._log.health(conductor.status(), self._dask.threads)
-        self._log.line("ended", returned=conductor.status().given_back + left)
         self._atomizer.close()
+        self._log.line("ended", returned=conductor.status().given_back + left)
 
 
 @contextmanager

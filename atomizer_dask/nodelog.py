@@ -22,6 +22,7 @@ MESSAGE = 500  # characters
 STDERR = 2
 END_SECONDS = 1.0  # for processes that hold it to end
 _QUIET = {"debug", "info"}
+_TOLD_ANYWAY = ("pika.adapters", "pika.connection")  # seven lines for each failed connection
 
 
 class NodeLog:
@@ -122,7 +123,8 @@ class _Handler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._log.record(record)
+        if not record.name.startswith(_TOLD_ANYWAY):  # by the conductor, in a line
+            self._log.record(record)
 
 
 @contextmanager
