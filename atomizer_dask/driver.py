@@ -207,7 +207,8 @@ class Driver:
 
         It has no thread meanwhile, and what it waits for may have to come from this very source.
         """
-        for lease in self._leases.values():
+        # The latest: a batch that gave it back still names it.
+        for lease in reversed(self._leases.values()):
             if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
                 lease.is_waiting = True
                 self._waiting += 1
