@@ -131,7 +131,8 @@ class Atomizer(Shown):
                     self._known_executor = None
                     if self._executing:
                         self._attach(kept)
-                        self._start_receiving(kept)
+                        for receiving in list(self._registry.conductors.values()):
+                            self._start_receiving(receiving)
                 elif self._executing:
                     for conductor in self._batch_conductors():
                         conductor.publish(kept)
@@ -174,7 +175,7 @@ class Atomizer(Shown):
     def _start_receiving(self, conductor: Any) -> None:
         """Receive from a conductor, unless that is so or we would take from others in vain."""
         before = self._receivers.get(conductor.id)
-        if before is not None and before.conductor is conductor:
+        if before is not None and before.conductor is conductor and not before.has_given_up:
             return
         if getattr(conductor, "shares_queue", False) and not self.atoms:
             return

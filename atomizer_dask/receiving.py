@@ -50,6 +50,7 @@ class Receiver(threading.Thread):
         self._executor = executor
         self._under_way = under_way
         self._route = getattr(conductor, "route", None)
+        self.has_given_up = False  # for nobody was left to execute what comes
 
     def run(self) -> None:
         """Execute what comes."""
@@ -63,10 +64,7 @@ class Receiver(threading.Thread):
         try:
             future = self._executor.execute(electron, self._route)
         except ConductorError as error:  # nobody is left to execute it, nor what would come next
-            if isinstance(self.conductor, Conductor):
-                self.conductor.stop_receiving()
-            self._give_back(electron, error)
-            self._executor.report(error)
+            self._give_up(electron, error)
             return
         except Exception as error:  # noqa: BLE001 - it costs no other electron
             self._executor.report(self._error("received what cannot be executed", error))
@@ -76,6 +74,13 @@ class Receiver(threading.Thread):
             future = answered(failure.properties(electron))
         self._under_way.add(future)
         future.add_done_callback(partial(self._complete, electron))
+
+    def _give_up(self, electron: Any, error: ConductorError) -> None:
+        if isinstance(self.conductor, Conductor):
+            self.has_given_up = True
+            self.conductor.stop_receiving()
+        self._give_back(electron, error)
+        self._executor.report(error)
 
     def _complete(self, electron: Electron, future: Future[Properties]) -> None:
         self._under_way.discard(future)

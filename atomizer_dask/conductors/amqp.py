@@ -35,6 +35,7 @@ from atomizer_dask.properties import Properties
 from atomizer_dask.wire import Limits
 
 CLOSE_SECONDS = 5.0  # for the broker to confirm what it was sent
+PATIENCE_SECONDS = 30.0  # of a worker, for the broker may be away just as an atom first sends
 MOST_IN_FLIGHT = 65_535  # by the protocol
 
 
@@ -130,10 +131,12 @@ class AmqpConductor(Conductor):
     def along(cls, route: Route) -> AmqpConductor:
         """Return a conductor that only sends, along a route."""
         conductor = cls.__new__(cls)
-        conductor._set_up(route, "amqp", serve=False, max_in_flight=1)
+        conductor._set_up(route, "amqp", serve=False, max_in_flight=1, patience=PATIENCE_SECONDS)
         return conductor
 
-    def _set_up(self, route: Route, id: str, *, serve: bool, max_in_flight: int) -> None:
+    def _set_up(
+        self, route: Route, id: str, *, serve: bool, max_in_flight: int, patience: float = 0.0
+    ) -> None:
         self.id = id
         self.queue = route.queue
         self.route = route
@@ -151,7 +154,7 @@ class AmqpConductor(Conductor):
         self._requests = Requests(self._desk)
         self._service = Service(self._desk, max_in_flight)
         self._link = self._desk.link
-        self._link.open()
+        self._link.open(patience)
         _conductors.setdefault(route, self)
         atexit.register(self.close)
 

@@ -102,10 +102,10 @@ class Connection(SelectConnection):  # type: ignore[misc]
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._written:
-            self.ioloop.add_callback_threadsafe(self._emit)
+            self.ioloop.add_callback_threadsafe(self.emit)
         self._written.append(data)
 
-    def _emit(self) -> None:
+    def emit(self) -> None:
         """Write what has come up in this turn of the loop."""
         data = b"".join(self._written)
         self._written.clear()

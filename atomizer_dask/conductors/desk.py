@@ -58,6 +58,7 @@ class Desk:
             f"atomizer-{id}",
             is_up=self._on_up,
             is_down=self._on_down,
+            is_blocked=self._on_blocked,
             on_problem=self.report,
         )
 
@@ -83,6 +84,12 @@ class Desk:
         for listener in list(self.listeners):
             listener.emit(error.event)
             listener.report(error)
+
+    def _on_blocked(self, reason: str) -> None:
+        if reason:
+            self.tell(f"the broker takes nothing just now: {reason}", "warning")
+        else:
+            self.tell("the broker takes messages again")
 
     def declare_own(self, queue: str) -> None:
         """Have a queue there that we need."""

@@ -75,6 +75,7 @@ class Hands:
         self._bytes = 0
         self._count = 0
         self.waiting = 0  # how many wait for electrons that they sent
+        self.bytes = 0  # of the messages
 
     def __len__(self) -> int:
         return self._count
@@ -103,6 +104,7 @@ class Hands:
         """
         electron_id = held.electron.id
         self._count += 1
+        self.bytes += len(held.body)
         if electron_id in self._held:
             self._later.setdefault(electron_id, deque()).append(held)
             return False
@@ -118,6 +120,7 @@ class Hands:
         electron_id = held.electron.id
         del self._held[electron_id]
         self._count -= 1
+        self.bytes -= len(held.body)
         self.waiting -= held.is_waiting
         waiting = self._later.get(electron_id)
         if not waiting:
@@ -143,6 +146,7 @@ class Hands:
         those = [held for waiting in self._later.values() for held in waiting]
         self._later.clear()
         self._count -= len(those)
+        self.bytes -= sum(len(held.body) for held in those)
         return those
 
     def note_waiting(self, electron_id: str) -> None:

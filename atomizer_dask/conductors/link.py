@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.address import CONNECT_SECONDS, Address
@@ -92,6 +93,9 @@ class Link:
         Called on the thread whenever there is a connection, the first time before `open` returns.
     is_down
         Called on the thread whenever it is lost, with the reason.
+    is_blocked
+        Called on the thread when the broker takes nothing any more, with the reason, and with an
+        empty text when it does again.
     on_problem
         Told of what should never happen.
     """
@@ -103,6 +107,7 @@ class Link:
         *,
         is_up: Callable[[], None],
         is_down: Callable[[str], None],
+        is_blocked: Callable[[str], None],
         on_problem: Callable[[str, BaseException], None],
     ) -> None:
         self.address = address
@@ -112,12 +117,14 @@ class Link:
         self._name = name
         self._is_up = is_up
         self._is_down = is_down
+        self._is_blocked = is_blocked
         self._on_problem = on_problem
         self._first: Future[None] = Future()
         self._backlog: deque[Message] = deque()
         self._unconfirmed: OrderedDict[int, Message] = OrderedDict()
         self._sequence = 0
         self._failures = 0
+        self._patient_until = 0.0
         self._connection: Any = None
         self._channel: Any = None
         self._side: Any = None
@@ -129,8 +136,13 @@ class Link:
 
     # -- from any thread --------------------------------------------------------------------
 
-    def open(self) -> None:
+    def open(self, patience: float = 0.0) -> None:
         """Connect.
+
+        Parameters
+        ----------
+        patience
+            Seconds for which it tries again where that fails.
 
         Raises
         ------
@@ -147,9 +159,10 @@ class Link:
         self._loop = connection.IOLoop()
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
+        self._patient_until = monotonic() + patience
         self.call(self._connect)
         try:
-            self._first.result(CONNECT_SECONDS + 1)
+            self._first.result(patience + CONNECT_SECONDS + 1)
         except TimeoutError:
             self.abandon()
             raise self._unreachable("no answer in time") from None
@@ -159,7 +172,12 @@ class Link:
 
     def call(self, function: Callable[[], Any]) -> None:
         """Have a function called on the thread soon."""
-        self._loop.add_callback_threadsafe(lambda: self._guarded(function))
+        self._loop.add_callback_threadsafe(partial(self._take_turn, function))
+
+    def _take_turn(self, function: Callable[[], Any]) -> None:
+        self._guarded(function)
+        if self._connection is not None:
+            self._connection.emit()  # now, rather than in the next turn
 
     def call_later(self, seconds: float, function: Callable[[], Any]) -> None:
         """Have a function called after some seconds; to be called on the thread."""
@@ -317,10 +335,16 @@ class Link:
 
     def _on_failed(self, error: BaseException) -> None:
         self._connection = None
-        if not self._first.done():
-            self._first.set_exception(self._unreachable(error))
+        if self._gives_up(error):
             return
         self._retry()
+
+    def _gives_up(self, error: Any) -> bool:
+        """Say why there is no first connection, and return whether it is given up."""
+        if self._first.done() or monotonic() < self._patient_until:
+            return False
+        self._first.set_exception(self._unreachable(error))
+        return True
 
     def _retry(self) -> None:
         if self.state == "closed":
@@ -376,8 +400,7 @@ class Link:
             return
         was_up = self.state == "connected"
         self.state = "reconnecting"
-        if not self._first.done():
-            self._first.set_exception(self._unreachable(reason))
+        if self._gives_up(reason):
             return
         if was_up:
             self._guarded(lambda: self._is_down(reason))
@@ -472,10 +495,11 @@ class Link:
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
         self.blocked = str(frame.method.reason) or "it has no memory or disk space left"
-        logger.warning("the broker at %s takes nothing: %s", self.address, self.blocked)
+        self._guarded(partial(self._is_blocked, self.blocked))
 
     def _on_unblocked(self, *_: Any) -> None:
         self.blocked = ""
+        self._guarded(partial(self._is_blocked, ""))
         self._drain()
 
 

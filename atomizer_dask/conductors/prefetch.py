@@ -6,6 +6,7 @@ from math import ceil
 
 AHEAD_SECONDS = 0.5  # of work: enough for batches, little for others to wait for
 PER_THREAD = 2
+BYTES = 256 * 2**20  # of electrons in hand
 MOST = 65_535  # by the protocol
 BUSY, GROWN, SHRUNK, SPARE = 0.75, 1.25, 0.5, 1.25
 
@@ -39,7 +40,14 @@ class Prefetch:
         self._rate = 0.0
 
     def follow(
-        self, *, threads: int, held: int, waiting: int, answered: int, seconds: float
+        self,
+        *,
+        threads: int,
+        held: int,
+        waiting: int,
+        answered: int,
+        seconds: float,
+        size: float = 0.0,
     ) -> int:
         """Return how many the broker may leave here.
 
@@ -51,6 +59,8 @@ class Prefetch:
             Electrons in hand, and those of them that wait for others.
         answered, seconds
             How many were answered in the last so many seconds.
+        size
+            Bytes of an electron in hand, on average.
         """
         is_busy = held >= BUSY * self.count
         if is_busy:  # else it is the queue that is slow
@@ -58,6 +68,7 @@ class Prefetch:
             self._rate = max(rate, self._rate + 0.2 * (rate - self._rate))
         threads = max(threads, 1)
         wanted = min(PER_THREAD * threads + ceil(self._rate * AHEAD_SECONDS), self._limit)
+        wanted = max(min(wanted, int(BYTES / max(size, 1.0))), min(threads, self._limit))
         wanted = min(wanted + ceil(SPARE * waiting), MOST)
         too_few = wanted > GROWN * self.count or self.count - waiting < min(threads, self._limit)
         # A new number costs a round trip.

@@ -147,12 +147,10 @@ class Requests:
 
     def _on_canary_queue(self, reason: str) -> None:
         if not reason and not self._has_canary:
-            self._has_canary = True
             self._desk.link.publish(Message(self._canary_queue, b"{}", self._on_canary))
 
     def _on_canary(self, message: Message, reason: str) -> None:
-        if reason:
-            self._has_canary = False
+        self._has_canary = not reason  # from here on: not while it may be lost itself
 
     def _on_reply_queue(self, reason: str) -> None:
         if not reason:

@@ -222,6 +222,7 @@ class Service:
             waiting=self.hands.waiting,
             answered=answered - self._answered_before if is_due else 0,
             seconds=max(seconds, TICK_SECONDS),
+            size=self.hands.bytes / max(len(self.hands), 1),
         )
         if is_due:
             self._ticked, self._answered_before = now, answered
