@@ -23,6 +23,7 @@ _COUNTERS = {
 _GAUGES = {
     "in_flight": "Electrons in hand.",
     "waiting": "Electrons in hand that wait for others which they sent.",
+    "oldest": "Seconds since the oldest electron in hand was received.",
     "prefetch": "Electrons that the broker may leave here.",
 }
 

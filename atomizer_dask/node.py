@@ -95,7 +95,8 @@ def node(
         log = stack.enter_context(logging_to_stderr())
         conductor = AmqpConductor(amqp, queue, ca_file=ca, max_in_flight=max_in_flight)
         stack.callback(conductor.close)
-        dask = DaskConductor(scheduler, workers=workers)
+        with _deaf_to_ctrl_c():
+            dask = DaskConductor(scheduler, workers=workers)
         stack.callback(dask.close)
         if metrics_port is not None:
             stack.callback(serve_metrics(conductor, dask, metrics_host, metrics_port))
@@ -163,7 +164,11 @@ class Node:
         conductor.stop_receiving()
         if self._dask.state != "gone":
             self._dask.withdraw()
-        conductor.join(grace)
+        until = monotonic() + grace
+        while not conductor.join(max(0.0, min(HEALTH_SECONDS, until - monotonic()))):
+            if monotonic() >= until:
+                break
+            self._log.health(conductor.status(), self._dask.threads)
         left = conductor.status().in_flight
         conductor.close()  # which returns what is left
         self._log.health(conductor.status(), self._dask.threads)
@@ -180,6 +185,22 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Have processes that are started here ignore Ctrl-C, which a terminal sends to all of them.
+
+    Workers would end of it, and what runs with them; it is the node that ends them, after that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class NodeLog:
             atom=event.atom_id,
             electron=shorten(event.electron_id),
             conductor=event.conductor_id,
-            internal=None if error.internal is None else shorten(text_of(error.internal), MESSAGE),
+            internal=_behind(error.internal),
         )
 
     def record(self, record: logging.LogRecord) -> None:
@@ -97,6 +97,7 @@ class NodeLog:
         rate = (status.answered - self._answered) / max(now - self._last, 1e-9)
         self._answered, self._last = status.answered, now
         facts = asdict(status)
+        facts["oldest"] = round(status.oldest, 1)
         for own in ("address", "queue", "seconds"):
             del facts[own]
         suppressed, self._suppressed = self._suppressed, 0
@@ -172,6 +173,11 @@ def _logged(log: NodeLog) -> Iterator[None]:
         logging.captureWarnings(False)
         for logger, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate
+
+
+def _behind(error: BaseException | None) -> str:
+    text = "" if error is None else f"{type(error).__name__}: {text_of(error)}"
+    return shorten(text, MESSAGE)
 
 
 def _ending(text: str) -> str:

@@ -308,7 +308,6 @@ def test_told_twice_it_ends_at_once(start, peer, queue, tmp_path, number):
     until(lambda: not alive(workers), "gone")
 
 
-@pytest.mark.xfail(reason="Dask's workers end of SIGINT, and with them what runs", strict=False)
 def test_ctrl_c_reaches_the_workers_too_and_what_runs_is_answered(start, peer, tmp_path):
     node = start("begin").serving()
     asked = peer.send(peer.electron("begin", payload={"folder": str(tmp_path), "name": "one"}))

@@ -179,6 +179,7 @@ class AmqpConductor(Conductor):
             replies=self._requests.replies,
             in_flight=len(service.hands),
             waiting=service.hands.waiting,
+            oldest=max(0.0, monotonic() - service.oldest),
             prefetch=service.prefetch,
             reconnects=max(self._link.generation - 1, 0),
             seconds=service.seconds,

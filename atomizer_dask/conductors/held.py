@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from math import inf
 
 from atomizer_dask.electron import Electron
 
@@ -129,6 +130,13 @@ class Hands:
         if not waiting:
             del self._later[electron_id]
         return following
+
+    def oldest(self) -> float:
+        """Return when that was received which has been in hand for longest; on the link's thread.
+
+        Infinity where nothing is in hand.
+        """
+        return next((held.received for held in self._held.values()), inf)
 
     def remember(self, held: Held) -> None:
         """Keep the answer to an electron for when it is delivered again."""

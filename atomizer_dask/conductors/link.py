@@ -267,7 +267,7 @@ class Link:
         self._channel.queue_delete(queues[-1], callback=lambda _: done())
 
     def _next_side_task(self) -> None:
-        if not self._side_tasks or self._connection is None:
+        if not self._side_tasks or self._connection is None or not self._connection.is_open:
             return
         if self._side is None:
             self._connection.channel(on_open_callback=self._on_side_open)

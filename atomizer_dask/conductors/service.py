@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic, time_ns
 from typing import Any
@@ -67,6 +68,8 @@ class Service:
         By the names of `QueueStatus`.
     seconds
         From receiving to answering, of all answered.
+    oldest
+        When that was received which has been in hand for longest, a tenth of a second ago.
     """
 
     def __init__(self, desk: Desk, max_in_flight: int) -> None:
@@ -78,6 +81,7 @@ class Service:
             ("received", "answered", "failed", "repeated", "given_back", "dead"), 0
         )
         self.seconds = 0.0
+        self.oldest = inf
         self.inbox: SimpleQueue[list[Electron] | None] = SimpleQueue()
         self._desk = desk
         self._acks = Acks()
@@ -224,6 +228,7 @@ class Service:
             seconds=max(seconds, TICK_SECONDS),
             size=self.hands.bytes / max(len(self.hands), 1),
         )
+        self.oldest = self.hands.oldest()
         if is_due:
             self._ticked, self._answered_before = now, answered
         if count != before:

@@ -82,6 +82,8 @@ class QueueStatus:
         Messages gone to the dead-letter queue.
     in_flight, waiting
         Electrons in hand, and how many of these wait for others that they sent.
+    oldest
+        Seconds since the one that has been in hand for longest was received.
     prefetch
         How many the broker may leave with us at a time, beside those.
     reconnects
@@ -105,6 +107,7 @@ class QueueStatus:
     dead: int = 0
     in_flight: int = 0
     waiting: int = 0
+    oldest: float = 0.0
     prefetch: int = 0
     reconnects: int = 0
     seconds: float = 0.0
