@@ -48,7 +48,7 @@ def test_of_many_errors_few_are_told_and_the_others_counted(log):
     assert 10 <= len(told) < 1000
     assert len(told) + health["suppressed"] == 1000
     assert "suppressed" not in later
-    assert told[0]["internal"] == "no"
+    assert told[0]["internal"] == "ValueError: no"
 
 
 def test_health_tells_the_rate_since_the_last_one(log):
