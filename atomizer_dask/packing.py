@@ -42,8 +42,15 @@ class Packed:
         return pickle.loads(self.data, buffers=self.buffers)  # noqa: S301 - our own or our workers'
 
 
-def pack(value: Any) -> Packed:
-    """Return `value` packed; raises whatever its parts raise when they are pickled."""
+def pack(value: Any, *, is_plain: bool = False) -> Packed:
+    """Return `value` packed; raises whatever its parts raise when they are pickled.
+
+    Parameters
+    ----------
+    is_plain
+        Whether nothing of the user's code is in it, so that pickle itself can do it: ten times as
+        fast where there is little.
+    """
     buffers: list[np.ndarray] = []
 
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:
@@ -53,8 +60,8 @@ def pack(value: Any) -> Packed:
         buffers.append(np.frombuffer(raw, dtype=np.uint8))
         return False
 
-    data = cloudpickle.dumps(value, protocol=5, buffer_callback=stays_inside)
-    return Packed(data, buffers)
+    dump = pickle.dumps if is_plain else cloudpickle.dumps
+    return Packed(dump(value, protocol=5, buffer_callback=stays_inside), buffers)
 
 
 def dumps(value: Any) -> bytes | None:

@@ -419,7 +419,8 @@ class DaskConductor(BatchConductor):
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
         # let workers idle for a round trip between any two of it.
         try:
-            packed = pack(batch)
+            # What came along a route was JSON.
+            packed = pack(batch, is_plain=batch.origin.route is not None)
         except Exception as error:
             raise UnpicklableError(f"the input cannot be pickled: {error}") from error
         workers = await self._choose_workers(batch)
