@@ -240,13 +240,13 @@ FIGURES = {
     ),
     "queue-killed": Figure(
         "16d",
-        "20,000 electrons, their node killed every 2 s",
+        "20,000 electrons of 1 ms, their node killed every 2 s",
         queueing.killed,
         (Limit("wrong or unanswered", most=0), Limit("kills", least=1, key="kills")),
     ),
     "queue-restarted": Figure(
         "16e",
-        "20,000 electrons, the broker restarted in the middle",
+        "20,000 electrons of 1 ms, the broker restarted",
         queueing.restarted,
         (Limit("wrong or unanswered", most=0),),
     ),

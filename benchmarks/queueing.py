@@ -101,7 +101,7 @@ def _client(url: str) -> Iterator[AmqpConductor]:
 def _start(url: str) -> subprocess.Popen:
     """Start a node, and wait until it serves."""
     atoms = [f"atomizer_dask.montecarlopi:{name}" for name in ("MonteCarlo", "Toss")]
-    work = f"{ROOT / 'benchmarks' / 'work.py'}:increment"
+    work = f"{ROOT / 'benchmarks' / 'work.py'}:slow_increment"
     program = str(Path(sys.executable).with_name("atomizer-dask"))
     options = ["--amqp", url, "--queue", QUEUE, "--workers", str(WORKERS)]
     process = subprocess.Popen(
@@ -166,7 +166,7 @@ def _estimated(client: AmqpConductor, tosses: int) -> None:
 
 
 def _sent(client: AmqpConductor, count: int) -> list[Any]:
-    return [client.send(Electron("work.plus_one", {"x": x})) for x in range(count)]
+    return [client.send(Electron("work.slow_increment", {"x": x})) for x in range(count)]
 
 
 def _wrong(futures: list[Any]) -> int:

@@ -22,6 +22,13 @@ def plus_one(x):
 increment = atom(plus_one)
 
 
+@atom
+def slow_increment(x):
+    """Take long enough that something can happen meanwhile to the process that runs many."""
+    time.sleep(0.001)
+    return x + 1
+
+
 @contextmanager
 def two_workers(*atoms: Any) -> Iterator[Atomizer]:
     """An atomizer over two workers of one thread, which have executed something before."""
