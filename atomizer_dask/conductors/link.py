@@ -128,6 +128,7 @@ class Link:
         self._connection: Any = None
         self._channel: Any = None
         self._side: Any = None
+        self._is_side_busy = False
         self._side_tasks: deque[tuple[str, bool, Callable[[str, int], None]]] = deque()
         self._refused: set[Message] = set()
         self._pika: Any = None  # our module about it, loaded with the first connection
@@ -247,8 +248,7 @@ class Link:
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
         """Call `done` with how many messages a queue has ready, or with why it has none."""
         self._side_tasks.append((queue, True, done))
-        if len(self._side_tasks) == 1:
-            self._next_side_task()
+        self._next_side_task()
 
     def declare(self, queue: str, done: Callable[[str], None]) -> None:
         """Have a durable queue there, and call `done` with an empty text, or with why it is not.
@@ -257,8 +257,7 @@ class Link:
         since the broker closes one on which somebody asks for what cannot be.
         """
         self._side_tasks.append((queue, False, lambda reason, _: done(reason)))
-        if len(self._side_tasks) == 1:
-            self._next_side_task()
+        self._next_side_task()
 
     def delete(self, queues: list[str], done: Callable[[], None]) -> None:
         """Have queues deleted."""
@@ -267,11 +266,18 @@ class Link:
         self._channel.queue_delete(queues[-1], callback=lambda _: done())
 
     def _next_side_task(self) -> None:
-        if not self._side_tasks or self._connection is None or not self._connection.is_open:
+        """Begin with the next task, unless one is under way."""
+        if self._is_side_busy or not self._side_tasks:
             return
+        if self._connection is None or not self._connection.is_open:
+            return  # they end when the connection is lost
+        self._is_side_busy = True
         if self._side is None:
             self._connection.channel(on_open_callback=self._on_side_open)
-            return
+        else:
+            self._declare_first()
+
+    def _declare_first(self) -> None:
         queue, passive, _ = self._side_tasks[0]
         self._side.queue_declare(
             queue,
@@ -283,7 +289,7 @@ class Link:
     def _on_side_open(self, channel: Any) -> None:
         self._side = channel
         channel.add_on_close_callback(self._on_side_closed)
-        self._next_side_task()
+        self._declare_first()
 
     def _on_side_closed(self, channel: Any, error: Any) -> None:
         if channel is not self._side:
@@ -295,6 +301,7 @@ class Link:
             self._end_side_task("" if taken else _reason(error))
 
     def _end_side_task(self, reason: str, count: int = 0) -> None:
+        self._is_side_busy = False
         if self._side_tasks:
             _, _, done = self._side_tasks.popleft()
             self._guarded(partial(done, reason, count))
@@ -404,6 +411,7 @@ class Link:
             return
         if was_up:
             self._guarded(lambda: self._is_down(reason))
+        self._is_side_busy = False
         unanswered, self._side_tasks = self._side_tasks, deque()
         for _, _, done in unanswered:
             self._guarded(partial(done, NO_CONNECTION, 0))
