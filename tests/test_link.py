@@ -283,7 +283,7 @@ def test_cuts_in_the_middle_lose_nothing(wire, queue, broker):
 
 def test_waits_longer_after_each_failure_but_not_for_ever(monkeypatch):
     waited = []
-    it = link.Link(None, "test", is_up=None, is_down=None, on_problem=None)
+    it = link.Link(None, "test", is_up=None, is_down=None, is_blocked=None, on_problem=None)
     monkeypatch.setattr(it, "call_later", lambda seconds, _: waited.append(seconds))
     for _ in range(2000):
         it._retry()
