@@ -1,3 +1,5 @@
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +72,19 @@ def test_nothing_done_is_nothing_to_acknowledge():
     acks.add(1)
     assert acks.flush() == (1, [])
     assert acks.flush() == (0, [])
+
+
+def test_what_is_done_takes_no_memory_while_one_from_before_is_in_hand():
+    acks = Acks()
+    acks.arrived(1)
+    tracemalloc.start()
+    try:
+        for tag in range(2, 50_000):
+            acks.arrived(tag)
+            acks.add(tag)
+            assert acks.flush() == (0, [tag])
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+    acks.add(1)
+    assert acks.flush() == (1, [])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import OrderedDict
+
 
 class Acks:
     """The deliveries of one channel, which the broker numbers from 1.
@@ -22,8 +25,7 @@ class Acks:
 
     def __init__(self) -> None:
         self._last = 0  # that arrived
-        self._upto = 0  # it and all before it are settled
-        self._ahead: set[int] = set()
+        self._open: OrderedDict[int, None] = OrderedDict()  # no more than are in hand
         self._fresh: list[int] = []
 
     def arrived(self, tag: int) -> None:
@@ -32,7 +34,7 @@ class Acks:
         Those before it that are not went to a consumer that was cancelled just then: pika has
         returned them, and nobody will acknowledge them.
         """
-        self._ahead.update(range(self._last + 1, tag))
+        self._open[tag] = None
         self._last = tag
 
     def add(self, tag: int) -> None:
@@ -41,16 +43,14 @@ class Acks:
 
     def settle(self, tag: int) -> None:
         """Note that a delivery was settled otherwise: it was returned."""
-        self._ahead.add(tag)
+        self._open.pop(tag, None)
 
     def flush(self) -> tuple[int, list[int]]:
         """Return up to which delivery to acknowledge, 0 for none, and which others."""
         fresh = sorted(self._fresh)
         self._fresh.clear()
-        self._ahead.update(fresh)
-        while self._upto + 1 in self._ahead:
-            self._upto += 1
-            self._ahead.discard(self._upto)
+        for tag in fresh:
+            self._open.pop(tag, None)
         # The broker knows nothing of a number that was settled before: the last one must be fresh.
-        within = sum(tag <= self._upto for tag in fresh)
+        within = bisect_left(fresh, next(iter(self._open), self._last + 1))
         return (fresh[within - 1] if within else 0), fresh[within:]
