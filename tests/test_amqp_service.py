@@ -700,6 +700,21 @@ def mutated(source, rng):
     return bytes(body)
 
 
+def test_properties_that_nobody_can_read_stop_no_node(node, peer, queue):
+    from pika import BasicProperties
+
+    class Unreadable(BasicProperties):
+        def encode(self):  # a header that is a date which Python has not
+            table = b"\x04whenT" + (2**62).to_bytes(8)
+            return [b"\x20\x00", len(table).to_bytes(4) + table]
+
+    body = FROM_AGENT.format(peer.sender, "e1").encode()
+    peer._channel.basic_publish("", queue, body, Unreadable())
+    (reply,) = peer.replies(1)
+    assert (reply["electronId"], "error" in reply) == ("e1", False)
+    assert status(node).reconnects == 0
+
+
 def test_no_message_stops_a_node(broker, queue, peer):
     rng = random.Random(7)
     forms = [FROM_CONSOLE, FROM_AGENT, IN_BASE64]

@@ -16,7 +16,14 @@ from pika.adapters.select_connection import IOLoop
 from pika.spec import Basic
 
 from atomizer_dask.conductors.address import CONNECT_SECONDS, HEARTBEAT_SECONDS, Address
-from atomizer_dask.conductors.frames import delivered, end_of_frame, published
+from atomizer_dask.conductors.frames import (
+    HEADER,
+    delivered,
+    end_of_frame,
+    properties_of,
+    published,
+    without_properties,
+)
 
 READ_BYTES = 2**15
 PERSISTENT = 2  # the delivery mode, by the protocol
@@ -96,7 +103,7 @@ class Connection(SelectConnection):  # type: ignore[misc]
                 if stop is None:
                     break
                 frame, start = buffer[start:stop], stop
-                super()._on_data_available(frame)
+                super()._on_data_available(_readable(frame))
         finally:
             self._frame_buffer += buffer[start:]
 
@@ -116,6 +123,20 @@ class Connection(SelectConnection):  # type: ignore[misc]
         """Hang up without a word."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _readable(frame: bytes) -> bytes:
+    """Return a frame as it is, or without the properties of its message where pika has no reading.
+
+    What it raises about them, at a date beyond the year 9999 say, would end the connection: the
+    broker would deliver the message again, and so on without end.
+    """
+    if frame[0] == HEADER:
+        try:
+            BasicProperties().decode(properties_of(frame))
+        except Exception:  # noqa: BLE001 - whatever comes of bytes that a stranger chose
+            return without_properties(frame)
+    return frame
 
 
 def connect(

@@ -23,6 +23,7 @@ _FRAME = Struct(">BHI")
 _METHOD = Struct(">HH")
 _CONTENT = Struct(">HHQH")  # class, weight, size of the body, which properties follow
 _NUMBER = Struct(">Q")
+_PROPERTIES = _FRAME.size + _CONTENT.size - 2  # where they begin, with which there are
 
 
 class Delivered(NamedTuple):
@@ -99,6 +100,18 @@ def end_of_frame(buffer: bytes, start: int) -> int | None:
     _, _, size = _FRAME.unpack_from(buffer, start)
     end: int = start + OVERHEAD + size
     return end if end <= len(buffer) else None
+
+
+def properties_of(header: bytes) -> bytes:
+    """Return which properties a message has, and these, from the frame of its header."""
+    return header[_PROPERTIES:-1]
+
+
+def without_properties(header: bytes) -> bytes:
+    """Return the frame of the header of a message as if it had no properties."""
+    _, channel, _ = _FRAME.unpack_from(header)
+    content = header[_FRAME.size : _PROPERTIES] + b"\0\0"
+    return _FRAME.pack(HEADER, channel, len(content)) + content + b"\xce"
 
 
 def delivered(buffer: bytes, start: int) -> Delivered | None:
