@@ -79,6 +79,15 @@ class Connection(SelectConnection):  # type: ignore[misc]
         self._consumers[channel.channel_number, consumer.encode()] = on_message
         return consumer
 
+    def cancel(self, channel: Any, consumer: str) -> None:
+        """Have a consumer be given no more; what is on its way to it still arrives."""
+
+        def cancelled(_: Any) -> None:
+            self._consumers.pop((channel.channel_number, consumer.encode()), None)
+
+        # Without being told of the end pika would keep the name for as long as the channel is open.
+        channel.basic_cancel(consumer, callback=cancelled)
+
     def _proto_connection_made(self, transport: Any) -> Any:
         transport._MAX_RECV_BYTES = READ_BYTES
         return super()._proto_connection_made(transport)

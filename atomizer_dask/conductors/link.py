@@ -245,6 +245,10 @@ class Link:
         consumer: str = self._connection.consume(channel, queue, on_message)
         return consumer
 
+    def cancel(self, channel: Any, consumer: str) -> None:
+        """Have a consumer be given no more."""
+        self._connection.cancel(channel, consumer)
+
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
         """Call `done` with how many messages a queue has ready, or with why it has none."""
         self._side_tasks.append((queue, True, done))

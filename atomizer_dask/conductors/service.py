@@ -193,7 +193,7 @@ class Service:
     def _close(self) -> None:
         self.is_open = False
         if self._channel is not None and self._channel.is_open and self._consumer:
-            self._channel.basic_cancel(self._consumer)
+            self._desk.link.cancel(self._channel, self._consumer)
         for held in self.hands.put_back_later():
             self._return(held)
         if self._taken:
@@ -240,7 +240,7 @@ class Service:
         self._channel.basic_qos(prefetch_count=count)
         self._consumer = self._desk.link.consume(self._channel, self._desk.queue, self._on_message)
         if before:
-            self._channel.basic_cancel(before)
+            self._desk.link.cancel(self._channel, before)
 
     # -- receiving --------------------------------------------------------------------------
 
