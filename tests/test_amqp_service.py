@@ -26,6 +26,7 @@ from atomizer_dask import (
     atom,
 )
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
+from atomizer_dask.outcome import Failure
 from atomizer_dask.registry import registered
 
 pytestmark = pytest.mark.amqp
@@ -393,6 +394,26 @@ def test_what_comes_again_after_a_cut_is_not_executed_again(broker, queue, peer,
         assert peer.ask("count", payload={"number": 8})["result"] == 8
         assert peer.depth(queue) == 0
     assert sorted(counting.executed) == list(range(9))
+
+
+def test_an_error_that_comes_up_while_it_takes_leave_of_the_broker_is_told_later(
+    broker, queue, peer
+):
+    with AmqpConductor(broker.url, queue) as conductor:
+        peer.send(peer.electron("any"))
+        electrons = conductor.receive()
+        failed = Failure("exception", "ValueError", "not now").properties(next(electrons))
+
+        def answer_while_leaving():
+            conductor._link._close_connection("a test: as where the broker has closed a channel")
+            conductor._service.complete(failed)
+            conductor._flush()
+
+        conductor._link.ask(answer_while_leaving)
+        (reply,) = peer.replies(1)
+        assert told(reply) == "not now"
+        assert conductor.join(SECONDS)
+        assert conductor.status().in_flight == 0
 
 
 def test_replies_that_a_cut_kept_from_going_out_go_out_later(broker, queue, peer, counting):

@@ -454,7 +454,10 @@ class Link:
 
     def _can_send(self) -> bool:
         return (
-            self.state == "connected" and len(self._unconfirmed) < UNCONFIRMED and not self.blocked
+            self.state == "connected"
+            and self._channel.is_open  # it is not while we take leave of the broker
+            and len(self._unconfirmed) < UNCONFIRMED
+            and not self.blocked
         )
 
     def _send(self, message: Message) -> None:

@@ -414,8 +414,10 @@ class Service:
 
     def _return(self, held: Held) -> None:
         self.counts["given_back"] += 1
+        if self._channel is None or not self._channel.is_open:
+            return  # the broker takes it back by itself
         for generation, tag in held.tags:
-            if generation == self._desk.link.generation and self._channel is not None:
+            if generation == self._desk.link.generation:
                 self._acks.settle(tag)
                 self._channel.basic_nack(tag, requeue=True)
 
