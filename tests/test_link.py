@@ -281,6 +281,40 @@ def test_cuts_in_the_middle_lose_nothing(wire, queue, broker):
         assert len(set(agent.executed)) == 1500
 
 
+def test_a_cut_right_after_a_cut_leaves_no_answer_unheard(broker, queue, monkeypatch):
+    with connected(broker.url, queue) as (conductor, ears):
+        future = conductor.send(Electron(TOSS))
+        wait_until(lambda: conductor.status().sent == 1, "it is out")
+        its = conductor._link
+        count = its.count
+
+        def cut():
+            its._connection._transport._sock.shutdown(socket.SHUT_RDWR)
+
+        def count_and_be_cut(*what):
+            monkeypatch.setattr(its, "count", count)
+            count(*what)
+            cut()
+
+        monkeypatch.setattr(its, "count", count_and_be_cut)
+        its.call(cut)
+        ears.wait_for("is gone", times=2)
+        with GoAgent(broker.url, queue):
+            assert future.result(SECONDS).value()["value"] in (0, 1)
+
+
+def test_consumers_that_are_done_are_forgotten(broker, queue):
+    with connected(broker.url, queue) as (conductor, _):
+        next_electron = threading.Thread(target=lambda: list(conductor.receive()), daemon=True)
+        next_electron.start()
+        wait_until(lambda: conductor.status().prefetch, "it receives")
+        service = conductor._service
+        for count in range(1, 20):
+            conductor._link.ask(lambda count=count: service._consume(count))
+        known = conductor._link._connection._consumers
+        wait_until(lambda: len(known) == 1 and not service._channel._cancelled, "one is left")
+
+
 def test_waits_longer_after_each_failure_but_not_for_ever(monkeypatch):
     waited = []
     it = link.Link(None, "test", is_up=None, is_down=None, is_blocked=None, on_problem=None)

@@ -86,8 +86,7 @@ class Requests:
 
     def is_up(self) -> None:
         """Go on with a new connection."""
-        asked, self._is_asked_for = self._is_asked_for, False
-        if asked:
+        if self._is_asked_for:
             self._desk.link.count(self._canary_queue, self._look_for_canary)
         elif self._outbox:
             self._ask_for_replies()
@@ -190,8 +189,9 @@ class Requests:
     # -- what the broker may have forgotten -------------------------------------------------
 
     def _look_for_canary(self, reason: str, count: int) -> None:
-        if reason == NO_CONNECTION:
+        if reason == NO_CONNECTION:  # the next one is asked
             return
+        self._is_asked_for = False
         if not count:
             self._has_canary = False
             self._send_again()
