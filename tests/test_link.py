@@ -328,8 +328,8 @@ def test_waits_longer_after_each_failure_but_not_for_ever(monkeypatch):
 
 
 def test_a_broker_that_lets_nobody_consume_is_not_asked_without_end(broker, queue, monkeypatch):
-    url = broker.add_user("h6-sender", "secret")
-    broker.ctl("set_permissions", "h6-sender", ".*", ".*", "^$")
+    url = broker.add_user("no-reader", "secret")
+    broker.ctl("set_permissions", "no-reader", ".*", ".*", "^$")
     waited = []
     try:
         with connected(url, queue) as (conductor, ears):
@@ -348,9 +348,25 @@ def test_a_broker_that_lets_nobody_consume_is_not_asked_without_end(broker, queu
             conductor.close()
             receiving.join(SECONDS)
     finally:
-        broker.ctl("delete_user", "h6-sender")
+        broker.ctl("delete_user", "no-reader")
     assert waited[5] > 1
     assert "ACCESS_REFUSED" in str(ears.errors[0])
+
+
+def test_who_may_have_no_queue_for_replies_does_not_wait_for_ever(broker, queue):
+    url = broker.add_user("no-configurer", "secret")
+    broker.ctl("set_permissions", "no-configurer", "^$", ".*", ".*")
+    try:
+        with connected(url, queue) as (conductor, _):
+            for _ in range(2):
+                future = conductor.send(Electron(TOSS))
+                with pytest.raises(ConductorError, match=r"no queue for replies.*set_permissions"):
+                    future.result(SECONDS)
+            broker.ctl("set_permissions", "no-configurer", ".*", ".*", ".*")
+            with GoAgent(broker.url, queue):
+                assert conductor.send(Electron(TOSS)).result(SECONDS).value()["value"] in (0, 1)
+    finally:
+        broker.ctl("delete_user", "no-configurer")
 
 
 def test_a_cut_while_answering_an_unknown_sender_is_no_dead_letter(wire, queue, broker):

@@ -14,7 +14,7 @@ from itertools import compress
 from typing import Any
 
 from atomizer_dask.conductors.desk import Desk
-from atomizer_dask.conductors.link import NO_CONNECTION, Message
+from atomizer_dask.conductors.link import NO_CONNECTION, REFUSED_SECONDS, Message
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, WireError
 from atomizer_dask.events import Event
@@ -23,6 +23,7 @@ from atomizer_dask.properties import Properties
 from atomizer_dask.wire import decode_properties, encode_electron
 
 REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge
+FORBIDDEN = "(403"  # in a reason: what the user may not do
 
 
 class Requests:
@@ -155,7 +156,23 @@ class Requests:
         if not reason:
             self._desk.link.channel(self._on_channel)
         elif reason != NO_CONNECTION:
-            self._desk.tell(f"the broker gives us no queue for replies: {reason}", "error")
+            self._is_asked_for = False
+            self._do_without_replies(reason)
+
+    def _do_without_replies(self, reason: str) -> None:
+        """End what could never be answered; try again where the broker may change its mind."""
+        message = f"the broker gives us no queue for replies: {reason}"
+        self._desk.tell(message, "error")
+        if FORBIDDEN not in reason:
+            self._desk.link.call_later(REFUSED_SECONDS, self._ask_for_replies)
+            return
+        self._outbox.clear()  # first: what is sent meanwhile asks again
+        advice = "let the user configure, write and read queues: rabbitmqctl set_permissions"
+        self.fail(
+            ConductorError(
+                Event(f"{message}; {advice}", conductor_id=self._desk.id, level="error")
+            )
+        )
 
     def _on_channel(self, channel: Any) -> None:
         channel.basic_qos(prefetch_count=REPLIES_AHEAD)
