@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -129,7 +130,7 @@ class Node:
         self._atoms = atoms
         self._atomizer = Atomizer(dask, conductor, *atoms)
 
-    def serve(self, told: threading.Event, grace: float) -> bool:
+    def serve(self, told: SimpleQueue[int], grace: float) -> bool:
         """Serve until `told`, then drain for `grace` seconds; return whether it lost its workers.
 
         They are lost where the scheduler is gone, which ends it too.
@@ -149,7 +150,7 @@ class Node:
         )
         _spare_the_collector()
         due = monotonic() + HEALTH_SECONDS
-        while not told.wait(LOOK_SECONDS) and self._dask.state != "gone":
+        while not _holds(told, LOOK_SECONDS) and self._dask.state != "gone":
             if monotonic() >= due:
                 due = monotonic() + HEALTH_SECONDS
                 self._log.health(self._conductor.status(), self._dask.threads)
@@ -203,15 +204,30 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _holds(told: SimpleQueue[int], seconds: float) -> bool:
+    try:
+        told.get(timeout=seconds)
+    except Empty:
+        return False
+    return True
+
+
 @contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Give an event that is set when the process is told to end; told twice, it ends at once."""
-    told = threading.Event()
+def _told_to_end() -> Iterator[SimpleQueue[int]]:
+    """Give a queue for the signal that tells the process to end; told twice, it ends at once.
+
+    No `threading.Event`: who waits for one holds its lock for a moment now and then, and would
+    never get on if the signal came just then, for `set` needs the same lock.
+    """
+    told: SimpleQueue[int] = SimpleQueue()
+    is_told = False
 
     def tell(number: int, frame: FrameType | None) -> None:
-        if told.is_set():
+        nonlocal is_told
+        if is_told:
             os._exit(128 + number)
-        told.set()
+        is_told = True
+        told.put(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield told
