@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 JOIN_SECONDS = 0.05  # between two counts of what is left
 ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
 HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
+MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
 
 
 class Conductor(ABC):
@@ -164,6 +165,7 @@ class BatchConductor(Shown, Conductor):
         self._origin = Origin()
         self._flushing = False
         self._sources: dict[Any, tuple[ElectronSource, Driver]] = {}
+        self._many_sources = MANY_SOURCES
         self._drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
         self._dispatcher: Dispatcher | None = None
         self._opening = threading.Lock()
@@ -557,8 +559,10 @@ class BatchConductor(Shown, Conductor):
     def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
         known = self._sources.get(key)
         if known is None:
-            if len(self._sources) > 100:
+            if len(self._sources) > self._many_sources:
                 self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
+                # Each may have a timeout of its own: to look at all for each took most of the time.
+                self._many_sources = max(MANY_SOURCES, 2 * len(self._sources))
             report = partial(self.report, sent.origin.channel)
             source = ElectronSource(sent, report, self.post_later)
             driver = self.drive(source)

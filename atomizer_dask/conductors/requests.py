@@ -169,9 +169,7 @@ class Requests:
         self._outbox.clear()  # first: what is sent meanwhile asks again
         advice = "let the user configure, write and read queues: rabbitmqctl set_permissions"
         self.fail(
-            ConductorError(
-                Event(f"{message}; {advice}", conductor_id=self._desk.id, level="error")
-            )
+            ConductorError(Event(f"{message}; {advice}", conductor_id=self._desk.id, level="error"))
         )
 
     def _on_channel(self, channel: Any) -> None:
