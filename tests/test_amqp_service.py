@@ -317,6 +317,20 @@ def test_what_a_sender_that_has_gone_asked_goes_to_the_dead_letters(broker, queu
         wait_until(lambda: status(node).in_flight == 0, "nothing is left")
 
 
+def test_a_sender_of_ours_that_has_gone_before_it_was_ever_answered_leaves_no_queue(
+    broker, queue, peer, counting
+):
+    with serving(broker.url, queue, counting.atom) as node:
+        with AmqpConductor(broker.url, queue, id="gone") as gone:
+            gone.send(Electron("count", {"number": 1, "wait": True}))
+            wait_until(lambda: counting.executed == [1], "it is executed")
+        counting.gate.set()
+        dead = peer.get(f"{queue}.dead")
+        assert "its sender is gone" in dead.properties.headers["atomizer-reason"]
+        wait_until(lambda: status(node).in_flight == 0, "nothing is left")
+    assert gone.sender_id not in broker.ctl("list_queues", "name")
+
+
 def test_a_sender_whose_name_no_queue_can_have_is_no_loop(node, peer, queue):
     peer.send({**peer.electron("echo"), "senderid": "amq.x"})
     dead = peer.get(f"{queue}.dead")

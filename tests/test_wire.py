@@ -470,14 +470,16 @@ def test_text_is_sent_as_utf8():
 
 
 def test_payload_without_json_form_names_the_path_and_the_electron():
-    with pytest.raises(InvalidPayloadError, match=r'payload\["a"\]\[3\] is a object, which') as it:
+    with pytest.raises(
+        InvalidPayloadError, match=r'payload\["a"\]\[3\] is of type object, which'
+    ) as it:
         sent({"a": [1, 2, 3, object()]})
     assert it.value.event.electron_id == "e"
     assert str(pickle.loads(pickle.dumps(it.value))) == str(it.value)
 
 
 def test_result_without_json_form_is_an_error_about_its_electron():
-    with pytest.raises(WireError, match=r'result\["x"\] is a object') as caught:
+    with pytest.raises(WireError, match=r'result\["x"\] is of type object') as caught:
         encode_properties(Properties("e", "a", NOW, NOW, result={"x": object()}))
     assert caught.value.event.electron_id == "e"
 

@@ -214,6 +214,9 @@ class AmqpConductor(Conductor):
         more; what is on the queue is executed all the same. Its id and its timeout travel;
         `on_failure`, `max_attempts` and `backoff` do not, so that it is tried once.
 
+        Callbacks of the future are called on the thread of the connection: one that waits for
+        another electron waits for ever.
+
         Raises
         ------
         InvalidPayloadError

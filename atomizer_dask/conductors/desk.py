@@ -80,6 +80,11 @@ class Desk:
     def _on_down(self, reason: str) -> None:
         self._is_down()
         message = f"the broker at {self._address} is gone: {reason}; it goes on when that is back"
+        if "acknowledgement" in reason and "timed out" in reason:
+            message = (
+                f"the broker at {self._address} took back electrons that take longer than its "
+                "consumer_timeout, and others execute them too: raise it in rabbitmq.conf"
+            )
         error = ConductorError(Event(message, conductor_id=self.id, level="error"))
         for listener in list(self.listeners):
             listener.emit(error.event)

@@ -22,6 +22,7 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
 from atomizer_dask.wire import decode_properties, encode_electron
 
+OURS = "atomizer_dask."  # begins the names of our own queues, and tells operators whose they are
 REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge
 FORBIDDEN = "(403"  # in a reason: what the user may not do
 
@@ -40,7 +41,7 @@ class Requests:
     """
 
     def __init__(self, desk: Desk) -> None:
-        self.sender_id = str(uuid.uuid4())
+        self.sender_id = f"{OURS}{uuid.uuid4()}"
         self.sent = 0
         self.replies = 0
         self._desk = desk

@@ -21,6 +21,7 @@ from atomizer_dask.conductors.desk import Desk
 from atomizer_dask.conductors.held import Answer, Hands, Held
 from atomizer_dask.conductors.link import NO_CONNECTION, Message
 from atomizer_dask.conductors.prefetch import Prefetch
+from atomizer_dask.conductors.requests import OURS
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import WireError
 from atomizer_dask.outcome import Failure, utc
@@ -377,9 +378,11 @@ class Service:
     def _tries_again(self, message: Message) -> bool:
         """Declare the queue of a sender that we do not know, as the peers do, and send again.
 
-        Not that of one who was there before: it has closed, and nobody would ever read it.
+        Not that of one who was there before: it has closed, and nobody would ever read it. Our own
+        kind sends nothing before its queue is there.
         """
-        if message.queue in self._senders or message.is_declared:
+        is_known = message.queue in self._senders or message.queue.startswith(OURS)
+        if is_known or message.is_declared:
             return False
 
         def declared(reason: str) -> None:
