@@ -126,7 +126,7 @@ _RFC3339 = re.compile(
 )
 _MEMBER = {
     name: re.compile(rb'"%s"\s*:\s*"((?:[^"\\]|\\.){1,1024})"' % name.encode(), re.I | re.S)
-    for name in ("senderid", "id", "atomid")
+    for name in ("senderid", "id", "atomid", "electronId", "atomId")
 }
 
 
@@ -214,12 +214,22 @@ def recognise(body: bytes) -> Sender | None:
     >>> recognise(b'{"senderid":"replies","id":"e1","payl')
     Sender(sender_id='replies', id='e1', atom_id='')
     """
-    try:
-        sent = _received(body, _REQUEST, "an electron", LIMITS)
-    except WireError:
-        sent = _found(body)
-    sender = Sender(*(_named(sent.get(name)) for name in ("senderid", "id", "atomid")))
+    sender = Sender(*_recognised(body, _REQUEST, ("senderid", "id", "atomid")))
     return sender if _can_be_answered(sender.sender_id) else None
+
+
+def recognise_reply(body: bytes) -> tuple[str, str]:
+    """Return the ids of electron and atom that a reply is about which could not be read.
+
+    They are empty where they cannot be told.
+
+    Examples
+    --------
+    >>> recognise_reply(b'{"electronId":"e1","atomId":"a","starttime":"noon"}')
+    ('e1', 'a')
+    """
+    electron_id, atom_id = _recognised(body, _REPLY, ("electronId", "atomId"))
+    return electron_id, atom_id
 
 
 def encode_properties(
@@ -322,13 +332,22 @@ def _received(body: bytes, names: frozenset[str], what: str, limits: Limits) -> 
     raise kind(f"{what} cannot be read: {why}")
 
 
-def _found(body: bytes) -> dict[str, Any]:
-    """Return what looks like members that tell the sender, in what is not JSON."""
+def _recognised(body: bytes, members: frozenset[str], wanted: tuple[str, ...]) -> list[str]:
+    """Return the texts of the wanted members; empty where there are none."""
+    try:
+        sent = _received(body, members, "a message", LIMITS)
+    except WireError:
+        sent = _found(body, wanted)
+    return [_named(sent.get(name)) for name in wanted]
+
+
+def _found(body: bytes, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Return what looks like the wanted members, in what is not JSON."""
     if len(body) > 2 * _LOOKED_AT:
         body = body[:_LOOKED_AT] + b"\n" + body[-_LOOKED_AT:]
     found = {}
-    for name, pattern in _MEMBER.items():
-        if match := pattern.search(body):
+    for name in wanted:
+        if match := _MEMBER[name].search(body):
             try:
                 found[name] = read(b'"%s"' % match[1], 0)
             except WireError:

@@ -182,6 +182,24 @@ def test_garbage_in_the_reply_queue_is_told_and_keeps_no_reply_back(broker, queu
 
 
 @amqp
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b'{"electronId":"%s","atomId":"some.Atom","starttime":"noon","endtime":"noon","result":1}',
+        b'{"electronId":"%s","atomId":"some.Atom","result":',
+    ],
+    ids=["times", "cut off"],
+)
+def test_an_answer_that_cannot_be_read_is_a_failure_and_no_silence(broker, queue, sender, reply):
+    future = sender.send(Electron("some.Atom", id="e1"))
+    with Peer(broker.url, sender.sender_id) as peer:
+        peer.send(reply % b"e1")
+        error = future.result(SECONDS).error
+    assert (error.kind, error.event.electron_id) == ("rejected", "e1")
+    assert "cannot be read" in error.message
+
+
+@amqp
 def test_goes_on_where_its_reply_queue_is_deleted(broker, queue, sender):
     gate = threading.Event()
 

@@ -19,8 +19,9 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, WireError
 from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.outcome import Failure
 from atomizer_dask.properties import Properties
-from atomizer_dask.wire import decode_properties, encode_electron
+from atomizer_dask.wire import decode_properties, encode_electron, recognise_reply
 
 OURS = "atomizer_dask."  # begins the names of our own queues, and tells operators whose they are
 REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge
@@ -188,7 +189,18 @@ class Requests:
             self._arrived.append(decode_properties(body, headers, self._desk.limits))
         except WireError as error:
             self._desk.report("received a reply that cannot be read", error)
+            self._fail_unread(body, error)
         self._desk.wake()
+
+    def _fail_unread(self, body: bytes, error: WireError) -> None:
+        """End the electron of a reply that cannot be read: there will be no other."""
+        electron_id, atom_id = recognise_reply(body)
+        known = self._waiting.get(electron_id)
+        if known is not None:
+            message = f"it was answered, but the answer cannot be read: {error.event.message}"
+            electron = Electron(atom_id or "unknown", id=electron_id)
+            failure = Failure("rejected", type(error).__name__, message)
+            self._arrived.append(failure.properties(electron))
 
     def _deliver(self) -> None:
         arrived, self._arrived = self._arrived, []
