@@ -21,9 +21,13 @@ LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Packed:
-    """A pickle, with its large buffers beside it as arrays, which Dask sends without a copy."""
+    """A pickle, with its large buffers beside it as arrays, which Dask sends without a copy.
+
+    Dask logs the arguments of a task that fails: what is in there, a password of a broker perhaps,
+    is no part of its repr.
+    """
 
     data: bytes
     buffers: list[np.ndarray]
@@ -36,6 +40,9 @@ class Packed:
     def whole(self) -> bytes:
         """Return it as one pickle."""
         return pickle.dumps(self.load()) if self.buffers else self.data
+
+    def __repr__(self) -> str:
+        return f"<Packed: {self.nbytes:,} bytes>"
 
     def load(self) -> Any:
         """Return what was packed."""

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atomizer_dask.batch import Origin
 from atomizer_dask.conductors.address import Address, Tls
+from atomizer_dask.conductors.amqp import Route
+from atomizer_dask.packing import pack
+from atomizer_dask.wire import Limits
 
 SECRET = "s3cr3t-pässwörd"
 
@@ -118,3 +122,12 @@ def test_shows_no_secret_anywhere_and_takes_it_along():
 def test_a_certificate_that_is_not_there_is_told(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         Tls(ca_file=str(tmp_path / "missing.pem")).context()
+
+
+def test_what_travels_to_workers_shows_no_secret():
+    route = Route(Address.of("amqp://somebody:s3cr3t@host/"), "queue", Limits())
+    packed = pack(Origin("channel", route=route), is_plain=True)
+    assert packed.load().route == route
+    for shown in (repr(route), repr(packed.load()), repr(packed), str(packed)):
+        assert "s3cr3t" not in shown
+        assert "somebody" not in shown
