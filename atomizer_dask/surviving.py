@@ -88,6 +88,9 @@ def _watch(store: str, run: Run) -> Run:
         if _known(now) != _known(before):
             click.echo(_line(run, True, (_known(now) - _known(before)) / (at - seen)))
             before, seen = now, at
+    run = Run.open(store)  # with what was done between the last look and the end
+    if _known(run.progress) != _known(before):
+        click.echo(_line(run, False))
     return run
 
 
