@@ -595,10 +595,10 @@ class Atomizer(Shown):
             return answered(failure.properties(electron))
         definition.check_copy_state(electron.copy_state)
         try:
-            return self._executor().send_along(electron, definition, route)
+            return self._executor().send_as(electron, definition, route)
         except ConductorError:  # it has just been lost, perhaps not the only one
             self._known_executor = None
-            return self._executor().send_along(electron, definition, route)
+            return self._executor().send_as(electron, definition, route)
 
     def _executor(self) -> BatchConductor:
         """Return what executes received electrons: the first conductor that can, or this process.

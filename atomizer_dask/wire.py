@@ -111,7 +111,7 @@ _REPLY = frozenset({"electronId", "atomId", "starttime", "endtime", "error", "re
 _EVENT = frozenset({"message", "electronID", "atomID", "conductorID"})
 _KINDS = frozenset(get_args(Kind))
 _TIERS = frozenset({"context", "exception", "kill"})
-_LONGEST_SENDER = 255  # bytes of a queue's name in AMQP
+LONGEST_NAME = 255  # bytes of a queue's name in AMQP
 _LONGEST_TIMEOUT = 2**63 - 1  # nanoseconds
 _LONGEST_MESSAGE = 64 * 2**10  # characters of an error
 _LONGEST_TRACEBACK = 16 * 2**10
@@ -385,15 +385,15 @@ def _named(value: Any) -> str:
 def _can_be_answered(sender_id: Any) -> bool:
     return (
         type(sender_id) is str
-        and 0 < len(sender_id) <= _LONGEST_SENDER
-        and (sender_id.isascii() or len(utf8(sender_id)) <= _LONGEST_SENDER)
+        and 0 < len(sender_id) <= LONGEST_NAME
+        and (sender_id.isascii() or len(utf8(sender_id)) <= LONGEST_NAME)
     )
 
 
 def _unanswerable(sender_id: Any) -> str:
     got = f"{len(utf8(sender_id))} bytes" if type(sender_id) is str else repr(sender_id)
     return (
-        f"senderid must be the name of the queue to answer to, a text of 1 to {_LONGEST_SENDER} "
+        f"senderid must be the name of the queue to answer to, a text of 1 to {LONGEST_NAME} "
         f"bytes, got {got}"
     )
 

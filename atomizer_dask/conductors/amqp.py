@@ -25,14 +25,14 @@ from atomizer_dask.conductors.address import Address, Tls
 from atomizer_dask.conductors.base import Conductor, Listener, check_electron
 from atomizer_dask.conductors.desk import Desk
 from atomizer_dask.conductors.requests import Requests
-from atomizer_dask.conductors.service import DEAD, LONGEST_NAME, Service
+from atomizer_dask.conductors.service import DEAD, Service
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
-from atomizer_dask.wire import Limits
+from atomizer_dask.wire import LONGEST_NAME, Limits
 
 CLOSE_SECONDS = 5.0  # for the broker to confirm what it was sent
 PATIENCE_SECONDS = 30.0  # of a worker, for the broker may be away just as an atom first sends

@@ -450,12 +450,8 @@ class BatchConductor(Shown, Conductor):
         check_electron(electron)
         return self._send_version(electron, self.version_for(electron.atom_id))
 
-    def send_as(self, electron: Electron, definition: Definition) -> ElectronFuture:
-        """Have an electron executed by just this atom."""
-        return self._send_version(electron, self.version_of(definition))
-
-    def send_along(
-        self, electron: Electron, definition: Definition, route: Route | None
+    def send_as(
+        self, electron: Electron, definition: Definition, route: Route | None = None
     ) -> ElectronFuture:
         """Have an electron executed by just this atom, and what it sends go along a route."""
         return self._send_version(electron, self.version_of(definition), route)

@@ -18,6 +18,7 @@ from pika.spec import Basic
 from atomizer_dask.conductors.address import CONNECT_SECONDS, HEARTBEAT_SECONDS, Address
 from atomizer_dask.conductors.frames import (
     HEADER,
+    PERSISTENT,
     delivered,
     end_of_frame,
     properties_of,
@@ -26,12 +27,11 @@ from atomizer_dask.conductors.frames import (
 )
 
 READ_BYTES = 2**15
-PERSISTENT = 2  # the delivery mode, by the protocol
 
 OnMessage = Callable[[int, int | None, Mapping[str, Any] | None, bytes], None]
 """Called with the tag of a delivery, its delivery mode, its headers and its body."""
 
-__all__ = ["PERSISTENT", "Connection", "IOLoop", "OnMessage", "connect", "is_refusal"]
+__all__ = ["Connection", "IOLoop", "OnMessage", "connect", "is_refusal"]
 
 
 class Connection(SelectConnection):  # type: ignore[misc]

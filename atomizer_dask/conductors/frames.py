@@ -16,6 +16,7 @@ END = 0xCE
 OVERHEAD = 8  # bytes of a frame besides what it carries
 BASIC, PUBLISH, DELIVER = 60, 40, 60
 MANDATORY = 1
+PERSISTENT = 2  # the delivery mode of what the broker keeps on disk
 CONTENT_TYPE, DELIVERY_MODE = 0x8000, 0x1000  # which properties follow
 JSON = b"application/json"
 
@@ -86,7 +87,7 @@ def _frames_before(channel: int, queue: str, persistent: bool) -> tuple[bytes, b
         )
     )
     flags = CONTENT_TYPE | (DELIVERY_MODE if persistent else 0)
-    properties = bytes([len(JSON)]) + JSON + (b"\2" if persistent else b"")
+    properties = bytes([len(JSON)]) + JSON + (bytes([PERSISTENT]) if persistent else b"")
     content = _CONTENT.pack(BASIC, 0, 0, flags)
     header = _FRAME.pack(HEADER, channel, len(content) + len(properties))
     method_frame = _FRAME.pack(METHOD, channel, len(method)) + method + b"\xce"

@@ -18,6 +18,7 @@ from typing import Any
 
 from atomizer_dask.conductors.acks import Acks
 from atomizer_dask.conductors.desk import Desk
+from atomizer_dask.conductors.frames import PERSISTENT
 from atomizer_dask.conductors.held import Answer, Hands, Held
 from atomizer_dask.conductors.link import NO_CONNECTION, Message
 from atomizer_dask.conductors.prefetch import Prefetch
@@ -35,8 +36,6 @@ from atomizer_dask.wire import (
 )
 
 TICK_SECONDS = 0.1
-PERSISTENT = 2  # the delivery mode of a message that is kept on disk, by the protocol
-LONGEST_NAME = 255  # bytes of a queue's name, by the protocol
 SENDERS = 100_000  # whose reply queue is known to have been there
 DEAD = ".dead"
 
@@ -269,9 +268,6 @@ class Service:
         except WireError as error:
             self._refuse(delivery, error)
             return
-        if not _is_queue(electron.sender_id):
-            self._bury([delivery.tag], body, "its sender is no queue: the name is too long")
-            return
         digest = hash(body)
         known = self.hands.find(electron, digest)
         if isinstance(known, Held):
@@ -292,7 +288,7 @@ class Service:
         """Answer what is no electron where it tells from whom it is, else keep it with the dead."""
         self._desk.report("received what is no electron", error)
         sender = recognise(delivery.body)
-        if sender is None or not _is_queue(sender.sender_id):
+        if sender is None:
             self._bury([delivery.tag], delivery.body, error.event.message)
             return
         for count in ("received", "answered", "failed"):
@@ -459,10 +455,3 @@ class Service:
         self.counts["dead"] += 1
         for tag in message.whose:
             self._acknowledge(tag)
-
-
-def _is_queue(name: str) -> bool:
-    """Return whether a text can be the name of a queue."""
-    return bool(name) and (
-        len(name) <= LONGEST_NAME // 4 or len(name.encode("utf-8", "replace")) <= LONGEST_NAME
-    )
