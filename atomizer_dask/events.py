@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from atomizer_dask import markup
 from atomizer_dask.brief import one_line
+from atomizer_dask.interruptible import wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ class Stream(Generic[T]):
             When the stream is closed and empty.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._items or self._closed, timeout):
+            if not wait_for(self._changed, lambda: self._items or self._closed, timeout):
                 raise TimeoutError(f"nothing was put on the stream within {timeout} s")
             if not self._items:
                 raise EOFError("the stream is closed and has been read to its end")

@@ -10,12 +10,12 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from itertools import compress, groupby
 from operator import attrgetter
 from threading import Condition, RLock
-from time import monotonic
 from typing import Any
 
 from atomizer_dask import markup
 from atomizer_dask.brief import one_line
 from atomizer_dask.events import log_problem
+from atomizer_dask.interruptible import wait_for
 from atomizer_dask.properties import Properties
 
 _CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
@@ -224,13 +224,9 @@ class ElectronFuture(Future[Properties]):
         if self.done():
             return
         self._about_to_wait()
-        until = None if timeout is None else monotonic() + timeout
         with self._condition:
-            while not self.done():
-                left = None if until is None else until - monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError(f"no answer within {timeout:g} s; the electron goes on")
-                self._condition.wait(left)
+            if not wait_for(self._condition, self.done, timeout):
+                raise TimeoutError(f"no answer within {timeout:g} s; the electron goes on")
 
     def __await__(self) -> Generator[Any, None, Properties]:
         return asyncio.wrap_future(self).__await__()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
+from atomizer_dask.interruptible import wait_for
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.properties import Properties
 from atomizer_dask.selection import Selection
@@ -202,7 +203,7 @@ class Results:
         ledger, position = self._ledger, 0
         while True:
             with ledger.changed:
-                ledger.changed.wait_for(lambda: len(ledger.parts) > position or ledger.ended)
+                wait_for(ledger.changed, lambda: len(ledger.parts) > position or ledger.ended)
                 parts = ledger.parts[position:]
             if not parts:
                 if ledger.error is not None:

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 
 import pytest
 
-from atomizer_dask import atom, grid
+from atomizer_dask import Atomizer, MemoryConductor, atom, grid
 
 SCRIPT = """
     import sys, time
@@ -140,3 +141,19 @@ def test_interrupting_a_paused_run_cancels_it(atomizer):
         run.wait(progress=False)
     assert run.state == "cancelled"
     assert len(run.to_frame()) == 600
+
+
+@pytest.mark.parametrize("wait", [lambda run: run.join(), list], ids=["join", "iterate"])
+def test_an_interrupt_that_another_thread_got_ends_the_wait(wait):
+    """The kernel gives a signal to any thread, and Python runs its handler in the main one."""
+    with Atomizer(MemoryConductor()) as atomizer:
+        run = atomizer.map(atom(lambda x: x), grid(x=range(10)))
+        run.pause()
+        interrupted = threading.Timer(
+            0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        )
+        interrupted.start()
+        with pytest.raises(KeyboardInterrupt):
+            wait(run)
+        interrupted.join()
+        run.cancel()

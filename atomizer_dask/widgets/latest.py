@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, Literal, NamedTuple
 
 from atomizer_dask.events import log_problem
+from atomizer_dask.interruptible import wait_for
 from atomizer_dask.properties import Properties
 
 DEBOUNCE_SECONDS = 0.15  # of no further request before one is sent
@@ -72,8 +73,8 @@ class Latest:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the last request has been answered; return whether it was in time."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._answered == self._asked or self._closed, timeout
+            return wait_for(
+                self._changed, lambda: self._answered == self._asked or self._closed, timeout
             )
 
     def close(self) -> None:
