@@ -52,6 +52,8 @@ class Terms(NamedTuple):
         The worker that shall take them.
     avoid
         Workers that shall not, where there are others.
+    needs
+        Seconds that they have run without an end, before the wall time of their worker was over.
     """
 
     attempt: int = 1
@@ -59,6 +61,7 @@ class Terms(NamedTuple):
     timeout: float | None = None
     stay: str = ""
     avoid: tuple[str, ...] = ()
+    needs: float = 0.0
 
     def again(self, worker: str, *, elsewhere: bool) -> Terms:
         """Return the terms of the next attempt, after one that failed on `worker`."""
@@ -129,6 +132,8 @@ class Batch:
         Their ids and those of who sent them, where they were sent one by one.
     seconds
         The time box.
+    longest
+        Seconds that electrons like these have lately taken at most; 0 where that is not known.
     sink
         The store that results go to, where there is one.
     """
@@ -150,6 +155,7 @@ class Batch:
     sender_ids: list[str] | None = None
     copy_state: bool = False
     seconds: float = 0.2
+    longest: float = 0.0
     sink: Sink | None = None
 
     def __len__(self) -> int:

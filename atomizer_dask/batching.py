@@ -17,6 +17,7 @@ FIRST_BOX = 0.05  # seconds: learn soon
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
 LARGEST_BATCH = 6 * 2**20  # bytes of inputs: Dask warns of a task of 10 MB
 LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
+LONGEST_FORGOTTEN = 0.995  # per electron: what there has not been among some hundred may not come
 PREFETCH = 2  # batches per thread, so that a worker never waits for the driver
 
 
@@ -48,6 +49,7 @@ class Sizing:
 
     def __init__(self, row_bytes: float = 0.0) -> None:
         self.rate: float | None = None  # electrons per second and thread
+        self.longest = 0.0  # seconds that an electron has lately taken at most
         self._slowest: float | None = None  # of the average and the newest rate
         self._electrons = self._seconds = 0.0
         self._row_bytes = row_bytes
@@ -63,7 +65,12 @@ class Sizing:
         self._electrons = self._electrons * forget + electrons
         self._seconds = self._seconds * forget + seconds
         self.rate = self._electrons / self._seconds
+        self.longest *= LONGEST_FORGOTTEN**electrons
         self._slowest = min(electrons / seconds, self.rate)
+
+    def note_longest(self, seconds: float) -> None:
+        """Take into account that there was an electron that took so long."""
+        self.longest = max(self.longest, seconds)
 
     def window(self, remaining: int, threads: int, under_way: int) -> int:
         """Return how many batches should be under way.

@@ -94,6 +94,7 @@ def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
         first=outcome.first,
         kept=outcome.kept,
         seconds=outcome.seconds,
+        longest=outcome.longest,
         name=name,
         offsets=np.flatnonzero(bad) + outcome.first,
         failed=outcome.pick(bad) if bad.any() else Outcome.none(),

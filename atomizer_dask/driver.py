@@ -117,8 +117,19 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
+class Expiring:
+    """The wall time of a worker is about to end, in the middle of an electron of a batch.
+
+    Where that ends after all, the batch arrives; else it is dropped.
+    """
+
+    key: str
+    ran: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
-    """A batch was taken back before it began."""
+    """A batch was taken back, before it began or because its worker left."""
 
     key: str
 
@@ -131,7 +142,7 @@ class Lost:
     error: ConductorError
 
 
-Report = GivenBack | Partly | Arrived | Died | Dropped | Lost
+Report = GivenBack | Partly | Arrived | Expiring | Died | Dropped | Lost
 
 
 @dataclass(slots=True)
@@ -139,6 +150,7 @@ class _Leased:
     batch: Batch
     kept: int
     told: int = 0  # of how many electrons the outcome is known
+    ran: float = 0.0  # seconds of the running electron, when its worker was about to end
     is_waiting: bool = False  # for what its electron has sent
 
 
@@ -191,6 +203,8 @@ class Driver:
                 continue
             if self._culprits >= CULPRITS and not batch.terms.deaths:
                 batch = replace(batch, terms=batch.terms._replace(deaths=1))
+            if self.sizing.longest > WORTHWHILE:  # less than that has time at any end
+                batch = replace(batch, longest=self.sizing.longest)
             self._leases[key] = _Leased(batch, len(batch))
             self.leased += len(batch)
             try:
@@ -254,12 +268,12 @@ class Driver:
             self._take_back(lease, report.kept)
         elif isinstance(report, Partly):
             self._deliver(lease, report.outcome, last=False)
-        elif isinstance(report, Died):
+        elif isinstance(report, Expiring):
+            lease.ran = report.ran
+        elif isinstance(report, Died) and not lease.ran:
             self._rescue(report.key, lease, report.worker)
-        elif isinstance(report, Dropped):
-            self._source.salvage(lease.batch)
-            self._take_back(lease, lease.told)
-            self._end(report.key, lease, Outcome.none())
+        elif isinstance(report, Died | Dropped):
+            self._recover(report.key, lease)
         else:
             self._take_back(lease, report.outcome.kept)
             self._end(report.key, lease, report.outcome)
@@ -277,6 +291,7 @@ class Driver:
             self.leased -= min(outcome.kept, lease.kept) - lease.told
             lease.told = outcome.kept
         self._culprits += sum(failure.kind == "killed" for failure in outcome.failures)
+        self.sizing.note_longest(outcome.longest)
         self._source.deliver(lease.batch, outcome, last=last)
 
     def _end(self, key: str, lease: _Leased, outcome: Outcome | Stored) -> None:
@@ -290,6 +305,23 @@ class Driver:
             self._source.give_back(lease.batch, kept, lease.kept, terms or lease.batch.terms)
             self.leased -= lease.kept - kept
             lease.kept = kept
+
+    def _recover(self, key: str, lease: _Leased) -> None:
+        """Have executed elsewhere what nobody will tell of."""
+        self._source.salvage(lease.batch)
+        if lease.ran:
+            self._take_back_cut(lease)
+        self._take_back(lease, lease.told)
+        self._end(key, lease, Outcome.none())
+
+    def _take_back_cut(self, lease: _Leased) -> None:
+        """Take back what a wall time has cut short."""
+        terms = lease.batch.terms
+        if lease.kept - lease.told > 1:  # executed at a time: half of them may be fast enough
+            half = (lease.told + lease.kept) // 2
+            self._take_back(lease, half, terms._replace())
+            return
+        self._take_back(lease, lease.told, terms._replace(needs=max(terms.needs, lease.ran)))
 
     def _rescue(self, key: str, lease: _Leased, worker: str) -> None:
         """Have what a dead worker had executed where only a child process can die.

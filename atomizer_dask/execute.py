@@ -119,6 +119,10 @@ class Site(ABC):
     def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> Any:
         """Return the conductor through which an electron, which descends from `root`, sends."""
 
+    def seconds_for(self, batch: Batch) -> float:
+        """Return how long a batch that begins now may take."""
+        return batch.seconds
+
     def isolates(self, batch: Batch, definition: Definition) -> bool:
         """Return whether a batch is to be executed where it can do no harm."""
         return False
@@ -201,6 +205,7 @@ class Lease:
         self.rng = Positioned()
         self.making = threading.Lock()  # of the conductor of one of its electrons
         self._thread = threading.get_ident()
+        self._began = perf_counter()
         self._claims: Claims | None = None
         self._given = 0
         self._released = False
@@ -246,6 +251,12 @@ class Lease:
             outcome = outcome.part(told, outcome.kept)
             if len(outcome) and not self.site.tell(self.batch, outcome):
                 self._told = told
+
+    def ran(self) -> float:
+        """Return for how long the electron that is running has been."""
+        with self._lock:
+            done = 0.0 if self._so_far is None else self._so_far().seconds
+        return perf_counter() - self._began - done
 
     def heed(self, root: str, epoch: int, cancel: bool) -> None:
         """Stop where this concerns the batch."""
@@ -293,8 +304,9 @@ class Lease:
     def run(self, definition: Definition) -> Outcome:
         """Execute the batch."""
         timer = None
-        if len(self.batch) > 1 and self.batch.seconds < inf:
-            timer = threading.Timer(self.batch.seconds, self._time_is_up)
+        seconds = self.site.seconds_for(self.batch) if len(self.batch) > 1 else inf
+        if seconds < inf:
+            timer = threading.Timer(seconds, self._time_is_up)
             timer.daemon = True
             timer.start()
         try:

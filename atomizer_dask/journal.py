@@ -165,7 +165,7 @@ class Journal:
         """Take in a file of ``incoming`` of which no receipt has come."""
         positions = self.store.read(f"{INCOMING}/{name}", ["electron"]).column(0).to_numpy()
         nobody = Outcome.none()
-        receipt = Stored(0, len(positions), 0.0, name, np.empty(0, dtype=np.int64), nobody)
+        receipt = Stored(0, len(positions), 0.0, 0.0, name, np.empty(0, dtype=np.int64), nobody)
         return self.take_in(positions, receipt)
 
     def add_file(self, name: str, count: int) -> StoredPart:

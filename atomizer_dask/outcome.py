@@ -132,6 +132,15 @@ class Outcome:
         """How long it took."""
         return float(self.ends[-1]) if len(self.ends) else 0.0
 
+    @property
+    def longest(self) -> float:
+        """Seconds that one electron, or what was executed at a time, took at most."""
+        if not len(self.ends):
+            return 0.0
+        if self.starts is None:
+            return float(np.diff(self.ends, prepend=0.0).max())
+        return float((self.ends - self.starts).max())
+
     def times(self) -> tuple[np.ndarray, np.ndarray]:
         """Return start and end of every electron, in nanoseconds since the epoch."""
         ends = self.start_ns + np.rint(self.ends * 1e9).astype(np.int64)
@@ -327,8 +336,8 @@ class Stored:
     ----------
     first, kept
         It is about the electrons from one offset to another.
-    seconds
-        How long it took.
+    seconds, longest
+        How long it took, and one electron of it at most.
     name
         Of the file; empty where all have failed.
     offsets
@@ -340,6 +349,7 @@ class Stored:
     first: int
     kept: int
     seconds: float
+    longest: float
     name: str
     offsets: np.ndarray
     failed: Outcome

@@ -25,6 +25,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
 from hashlib import blake2b
 from importlib.metadata import version
+from math import inf
 from typing import Any
 
 from distributed import (
@@ -43,6 +44,7 @@ from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor
 from atomizer_dask.conductors.once import (
     ADOPTED,
     DRIVER,
+    FRESH,
     ONCE,
     SEND_SECONDS,
     SETTLED,
@@ -52,6 +54,7 @@ from atomizer_dask.conductors.once import (
     knows,
 )
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
+from atomizer_dask.conductors.walltime import FULL_SHARE
 from atomizer_dask.conductors.worker import (
     METADATA,
     census,
@@ -62,8 +65,9 @@ from atomizer_dask.conductors.worker import (
     run_batch,
     sees,
     stop,
+    wall_time,
 )
-from atomizer_dask.driver import Arrived, Died, Dropped, GivenBack, Lost, Partly, Report
+from atomizer_dask.driver import Arrived, Died, Dropped, Expiring, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event, Level
@@ -144,6 +148,7 @@ class DaskConductor(BatchConductor):
         self._dropping: set[str] = set()
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
         self._workers: set[str] = set()
+        self._leaving: set[str] = set()  # workers whose wall time is over
         self._finished: list[Future] = []
         self._channels: set[str] = {self.channel}
         self._client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
@@ -363,6 +368,9 @@ class DaskConductor(BatchConductor):
                 return
             failure = Failure("invalid_payload", "UnpicklableError", error.event.message)
             report = Arrived(batch.key, Outcome.all_failed(1, failure))
+        except _WallTimeError as error:
+            failure = Failure("timeout", "WallTimeError", str(error))
+            report = Arrived(batch.key, Outcome.all_failed(len(batch), failure))
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
             if is_lost(error):
                 report = Dropped(batch.key)
@@ -426,7 +434,7 @@ class DaskConductor(BatchConductor):
         workers = await self._choose_workers(batch)
         if batch.key not in self._posts:  # nobody waits for it any more
             raise CancelledError
-        if workers:
+        if workers and workers != {FRESH}:
             self._pinned[batch.key] = workers
         return self._client.submit(
             run_batch,
@@ -445,9 +453,30 @@ class DaskConductor(BatchConductor):
         stay, avoid = batch.terms.stay, batch.terms.avoid
         if stay:
             return {stay} & self._workers
+        if batch.terms.needs:
+            return await self._long_living(batch)
         if not avoid:
             return set()
         return self._workers - {*avoid} or self._workers - {avoid[-1]}
+
+    async def _long_living(self, batch: Batch) -> set[str]:
+        """Return workers that live long enough for an electron that one did not.
+
+        Raises
+        ------
+        _WallTimeError
+            Where no worker does, from its beginning to its end.
+        """
+        needs = batch.terms.needs
+        times: dict[str, tuple[float, float]] = {}
+        while batch.key in self._posts and not times:
+            times = await self._client.run(wall_time, on_error="ignore")
+            if not times:
+                await asyncio.sleep(WATCH_SECONDS)
+        life = max((life for _, life in times.values()), default=inf)
+        if needs >= life * FULL_SHARE:
+            raise _WallTimeError(needs, life)
+        return {worker for worker, (left, _) in times.items() if left > needs} or {FRESH}
 
     async def _home_of(self, batch: Batch) -> str:
         """Return the one worker on which a singleton of the cluster lives."""
@@ -474,7 +503,7 @@ class DaskConductor(BatchConductor):
     def _post(self, key: str, report: Report) -> None:
         post = self._posts.get(key)
         if post is not None:
-            if not isinstance(report, GivenBack | Partly):
+            if not isinstance(report, GivenBack | Partly | Expiring):
                 del self._posts[key]
             post(report)
 
@@ -503,6 +532,11 @@ class DaskConductor(BatchConductor):
             report = Arrived(key, unpack_outcome(Packed(data, [])))
             self._arrived.add(key)
             self._post(key, report)
+        elif what == "expiring":
+            key, ran = rest
+            self._post(key, Expiring(key, ran))
+        elif what == "leaving":
+            self._leaving.add(rest[0])
         elif what == "waiting":
             self.tell_waiting(self.channel, rest[0])
         elif what == "events":
@@ -594,6 +628,10 @@ class DaskConductor(BatchConductor):
     def _note_workers(self, threads: Mapping[str, int]) -> None:
         before, self._workers = self._workers, set(threads)
         for worker in sorted(before - self._workers):
+            if worker in self._leaving:
+                self._leaving.discard(worker)
+                self._tell(f"worker {worker} left, before its wall time was over", worker=worker)
+                continue
             level: Level = "warning" if self._posts else "info"
             self._tell(f"worker {worker} left", level, worker=worker)
         for worker in sorted(self._workers - before):
@@ -641,6 +679,17 @@ class DaskConductor(BatchConductor):
     def __repr__(self) -> str:
         where = self._address if not self._closed else "closed"
         return f"<DaskConductor {self.id}: {where}, {self._threads} threads>"
+
+
+class _WallTimeError(Exception):
+    """An electron takes longer than any worker lives."""
+
+    def __init__(self, ran: float, life: float) -> None:
+        super().__init__(
+            f"it had not ended after {ran:.1f} s, when the wall time of its worker was over, and "
+            f"no worker has more than {life:.1f} s for electrons: give workers a longer lifetime "
+            "or time limit, or divide it into shorter electrons"
+        )
 
 
 class _LocalCluster(LocalCluster):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from time import time
 from typing import Any
 
 import cloudpickle
@@ -19,6 +20,8 @@ from distributed.scheduler import Scheduler
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
+LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
+FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
 
@@ -49,6 +52,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         """Let go of tasks whose outcomes are in the store, or tell another client of tasks."""
         if topic == ADOPTED:
             self._give(tuple(msg["key"]), msg["client"])
+        elif topic == LEAVING:
+            self._let_leave(msg["worker"], final=msg["final"])
         elif topic == SETTLED:
             keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
             if keeper is not None:
@@ -57,6 +62,24 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
                 if not keeper.wants_what:
                     del self._scheduler.clients[keeper.client_key]
+
+    def _let_leave(self, address: str, *, final: bool) -> None:
+        """Give a worker no more tasks; in the end, do not take it for a death."""
+        worker = self._scheduler.workers.get(address)
+        if worker is None:
+            return
+        stimulus = f"atomizer-leaving-{time()}"
+        self._scheduler.handle_worker_status_change("closing_gracefully", worker, stimulus)
+        for task in worker.processing if final else ():
+            if type(task.key) is tuple and task.key[-1] == ONCE:
+                task.suspicious = -1
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Give a worker that joins what waits for one with all its wall time before it."""
+        waiting = [t for t in scheduler.unrunnable if t.worker_restrictions == {FRESH}]
+        waiting.sort(key=lambda task: task.priority)
+        for task in waiting[: scheduler.workers[worker].nthreads]:
+            task.worker_restrictions = {worker}
 
     def _release(self, key: Any) -> None:
         self._scheduler.client_releases_keys([key], keeper_of(key[1]))
@@ -90,9 +113,11 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         if finish == "processing":  # one worker that dies with it is one too many
             task.suspicious = self._scheduler.allowed_failures
             hasten(self._scheduler.stream_comms.get(task.processing_on.address))
-        elif start == "memory" and finish == "released":
-            # Its worker died after it had ended. Whoever has not yet fetched the outcome hears
-            # that it is gone; mostly it has been delivered, and the future was about to go.
+        elif start in ("memory", "processing") and finish == "released":
+            # Its worker died after it had ended, or left in the middle. Whoever has not yet
+            # fetched the outcome hears that it is gone; mostly it has been delivered, and the
+            # future was about to go.
+            task.worker_restrictions = None
             task.run_spec = Task(key, raise_lost)
 
 

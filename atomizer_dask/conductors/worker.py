@@ -17,6 +17,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.conductors.once import SEND_SECONDS
+from atomizer_dask.conductors.walltime import Leaving, WallTime
 from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
 from atomizer_dask.events import Event
@@ -85,6 +86,12 @@ async def census(channel: str, dask_worker: Worker) -> tuple[int, int]:
     return await DaskSite.of(dask_worker).census(channel)
 
 
+async def wall_time(dask_worker: Worker) -> tuple[float, float]:
+    """Return how many seconds electrons have on this worker from now on, and had at first."""
+    of_site: WallTime = DaskSite.of(dask_worker).leaving.wall_time
+    return of_site.left, of_site.life
+
+
 async def let_go(dask_worker: Worker) -> None:
     """Do what `DaskSite.let_go` does on this worker."""
     DaskSite.of(dask_worker).let_go()
@@ -106,6 +113,7 @@ class DaskSite(IsolatingSite):
         self._guard = threading.Lock()  # of the events
         self._opening = threading.Lock()  # of the conductor
         self.depository = Depository()
+        self.leaving = Leaving(worker, lambda: list(self._leases.values()), self.emit)
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()
@@ -137,6 +145,13 @@ class DaskSite(IsolatingSite):
         if packed.nbytes <= SMALL_OUTCOME:
             self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
         return packed
+
+    def execute(self, batch: Batch) -> Outcome:
+        """Execute a batch, or give all of it back where no electron of it would end in time."""
+        return super().execute(batch) if self.leaving.takes(batch) else Outcome.none()
+
+    def seconds_for(self, batch: Batch) -> float:  # noqa: D102
+        return self.leaving.seconds_for(batch)
 
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
         known = self._atoms.get(batch.version)

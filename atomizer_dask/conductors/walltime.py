@@ -1,0 +1,276 @@
+"""The worker's side of wall times: what a worker still takes, and how it leaves before its end.
+
+The end is that of Dask's ``--lifetime`` or of the worker's job. From when the first batch is
+refused, because its electrons would not end in time, the scheduler gives the worker no others;
+once the running ones have ended, it leaves at once. What runs on until `margin` before the end is
+cut short: all that has ended by then is told, and Dask does not run the batch again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+
+from atomizer_dask.batch import Batch
+from atomizer_dask.conductors.once import LEAVING, ONCE
+from atomizer_dask.events import Event
+from atomizer_dask.execute import Lease
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+MARGIN_SECONDS = 1.0  # before the end, in which what has ended is told and the worker leaves
+SAFETY = 1.2  # times what electrons took so far, they may take
+MOST_SHARE = 0.5  # of a worker's life it refuses nothing: else one long electron would idle it
+FULL_SHARE = 0.8  # of a life is as much as an electron can have
+LOOK_SECONDS = 0.05
+ASK_SECONDS = 20.0  # for the batch system to say when the job ends
+
+logger = logging.getLogger(__name__)
+
+
+class WallTime(NamedTuple):
+    """Until when a worker lives.
+
+    Parameters
+    ----------
+    end
+        When electrons on it must have ended, as `time.monotonic` counts.
+    life
+        How many seconds it had for them from its beginning.
+    """
+
+    end: float = inf
+    life: float = inf
+
+    @property
+    def left(self) -> float:
+        """How many seconds electrons have from now on."""
+        return self.end - monotonic()
+
+
+class Leaving:
+    """What a worker takes towards its end, and how it leaves.
+
+    Parameters
+    ----------
+    worker
+        The worker.
+    leases
+        Returns what is executed on it.
+    emit
+        Puts an event on a stream.
+    margin
+        Seconds before its end, in which it tells of what has ended, and leaves.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        leases: Callable[[], list[Lease]],
+        emit: Callable[[str, Event], None],
+        margin: float = MARGIN_SECONDS,
+    ) -> None:
+        self.wall_time = WallTime()
+        self._worker = worker
+        self._leases = leases
+        self._emit = emit
+        self._margin = margin
+        self._guard = threading.Lock()
+        self._refusing = False  # what would not end in time
+        self._closed = False  # to all
+        self._left = False
+        self._ends_with_job = False
+        self._timer: Any = None
+        if getattr(worker, "lifetime", None):
+            began, end = _lifetime_of(worker)
+            self._shorten(began, end)
+        if "SLURM_JOB_ID" in os.environ:
+            threading.Thread(target=self._ask_slurm, name="atomizer-job-end", daemon=True).start()
+
+    # -- when ------------------------------------------------------------------------------
+
+    def _ask_slurm(self) -> None:
+        end = _end_of_slurm_job()
+        if end < inf:
+            began = monotonic() - (time() - psutil.Process().create_time())
+            self._worker.loop.add_callback(self._shorten, began, end, with_job=True)
+
+    def _shorten(self, began: float, end: float, *, with_job: bool = False) -> None:
+        end -= self._margin
+        if end >= self.wall_time.end:
+            return
+        self._ends_with_job = with_job
+        self.wall_time = WallTime(end, end - began)
+        self._worker.loop.add_callback(self._set_timer)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._worker.loop.remove_timeout(self._timer)
+        left = max(0.0, self.wall_time.left)
+        self._timer = self._worker.loop.call_later(left, self._leave_now)
+
+    # -- what ------------------------------------------------------------------------------
+
+    def takes(self, batch: Batch) -> bool:
+        """Return whether there is time for an electron of a batch, and tell where there is not."""
+        if self.wall_time.end == inf:
+            return True
+        if self._closed:
+            return False
+        left = self.wall_time.left
+        if left < batch.terms.needs:
+            return False  # which others have time for
+        if left >= self._needed(batch):
+            return True
+        self._refuse(batch, left)
+        return False
+
+    def seconds_for(self, batch: Batch) -> float:
+        """Return how long a batch that begins now may take, so that its last electron ends."""
+        return max(0.0, min(batch.seconds, self.wall_time.left - self._needed(batch)))
+
+    def _needed(self, batch: Batch) -> float:
+        return min(batch.longest * SAFETY, self.wall_time.life * MOST_SHARE)
+
+    def _refuse(self, batch: Batch, left: float) -> None:
+        """Take no more batches, and leave once those that run have ended."""
+        with self._guard:
+            if self._refusing:
+                return
+            self._refusing = True
+        self._tell_scheduler(final=False)
+        where = self._worker.address
+        self._tell(batch, "leaving", where)
+        message = (
+            f"worker {where} is given no more electrons: its wall time ends in "
+            f"{max(left, 0.0):.1f} s, and they take up to {batch.longest:.1f} s"
+        )
+        fields = {"worker": where, "left": round(left, 3), "longest": round(batch.longest, 3)}
+        event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, fields=fields)
+        self._emit(batch.origin.channel, event)
+        self._worker.loop.add_callback(self._leave_when_idle)
+
+    def _tell(self, batch: Batch, *message: Any) -> None:
+        self._worker.log_event(batch.origin.channel, message)
+
+    def _tell_scheduler(self, *, final: bool) -> None:
+        self._worker.log_event(LEAVING, {"worker": self._worker.address, "final": final})
+
+    # -- leaving ---------------------------------------------------------------------------
+
+    async def _leave_when_idle(self) -> None:
+        idle = 0
+        while idle < 2:  # in between, what had just been let in is seen
+            # Not only ours: the worker may execute tasks of others.
+            idle = 0 if self._leases() or self._worker.state.executing else idle + 1
+            self._closed |= bool(idle)
+            await asyncio.sleep(LOOK_SECONDS)
+        await self._leave()
+
+    async def _leave_now(self) -> None:
+        """Tell of what has ended, and leave in the middle of the electrons that have not."""
+        loop = asyncio.get_running_loop()
+        self._refusing = self._closed = True
+        self._tell_scheduler(final=False)
+        leases = self._leases()
+        await asyncio.gather(*(loop.run_in_executor(None, _tell_of, lease) for lease in leases))
+        for lease in self._leases():
+            batch = lease.batch
+            self._tell(batch, "leaving", self._worker.address)
+            self._tell(batch, "expiring", batch.key, lease.ran())
+        self._tell_scheduler(final=True)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        if self._left:
+            return
+        self._left = True
+        until = monotonic() + self._margin / 2
+        while monotonic() < until and any(map(_is_ours, self._worker.data)):
+            await asyncio.sleep(LOOK_SECONDS)  # until whoever wants the outcomes has fetched them
+        worker = self._worker
+        logger.info("worker %s leaves: its wall time is over", worker.address)
+        retire = partial(worker.scheduler.retire_workers, workers=[worker.address])
+        try:
+            await asyncio.wait_for(retire(close_workers=False, remove=True), self._margin)
+        except (TimeoutError, OSError) as error:
+            logger.warning("worker %s leaves without farewell: %r", worker.address, error)
+        restart = worker.lifetime_restart and not self._ends_with_job
+        reason = "atomizer-wall-time"
+        if self._leases() and worker.nanny:
+            # By now they are executed elsewhere: their threads, which nothing else stops for
+            # certain, shall not go on until all is closed.
+            if not restart:
+                async with worker.rpc(worker.nanny) as nanny:
+                    await nanny.close_gracefully(reason=reason)
+            os._exit(0)
+        await worker.close(nanny=not restart, executor_wait=False, reason=reason)
+
+
+def _tell_of(lease: Lease) -> None:
+    lease.surrender()
+    lease.hand_over()
+
+
+def _is_ours(key: Any) -> bool:
+    return type(key) is tuple and key[-1] == ONCE
+
+
+def _lifetime_of(worker: Worker) -> tuple[float, float]:
+    """Return when a worker with a lifetime began and when it ends, as `time.monotonic` counts."""
+    # Dask keeps the moment nowhere but in the timer of the event loop.
+    loop = worker.loop.asyncio_loop
+    for timer in getattr(loop, "_scheduled", ()):
+        for argument in timer._args or ():
+            if getattr(argument, "func", None) == worker.close_gracefully:
+                end = monotonic() + timer.when() - loop.time()
+                return end - worker.lifetime, end
+    # Too early by what the imports took, which does no harm.
+    began = monotonic() - (time() - psutil.Process().create_time())
+    return began, began + worker.lifetime
+
+
+def _end_of_slurm_job() -> float:
+    """Return when the Slurm job ends that this process belongs to, as `time.monotonic` counts."""
+    if stamp := os.environ.get("SLURM_JOB_END_TIME"):  # newer versions say it themselves
+        return monotonic() + float(stamp) - time()
+    squeue = shutil.which("squeue")
+    if squeue is None:
+        return inf
+    command = [squeue, "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", "%L"]
+    try:
+        asked = subprocess.run(  # noqa: S603 - the batch system's own program
+            command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True
+        )
+        return monotonic() + _slurm_seconds(asked.stdout)
+    except (subprocess.SubprocessError, ValueError) as error:
+        logger.warning("when the job of this worker ends is not known: %s", error)
+        return inf
+
+
+def _slurm_seconds(text: str) -> float:
+    """Return a duration as Slurm writes it in seconds.
+
+    >>> _slurm_seconds("59:30"), _slurm_seconds("2-00:00:01"), _slurm_seconds("UNLIMITED")
+    (3570.0, 172801.0, inf)
+    """
+    text = text.strip()
+    if text in ("UNLIMITED", "NOT_SET"):
+        return inf
+    days, _, clock = text.rpartition("-")
+    seconds = 0.0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds + 86400 * float(days or 0)
