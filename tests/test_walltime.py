@@ -1,0 +1,209 @@
+"""Workers whose wall time ends in the middle of a run."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from distributed import LocalCluster
+
+from atomizer_dask import Atomizer, DaskConductor, atom
+from atomizer_dask.batch import Batch, Origin
+from atomizer_dask.batching import Sizing
+from atomizer_dask.conductors.walltime import Leaving, WallTime
+from atomizer_dask.streams import Stream
+from atomizer_dask.sweep import Columns
+
+pytestmark = pytest.mark.dask
+
+
+@atom
+def marked(i, seconds, folder):
+    """Sleep, and leave a mark where it begins and where it ends."""
+    with open(f"{folder}/begun-{i}", "a") as file:
+        file.write("x")
+    time.sleep(seconds)
+    with open(f"{folder}/ended-{i}", "a") as file:
+        file.write("x")
+    return i
+
+
+def counted(folder, what):
+    """Return how often each electron has begun, or ended."""
+    return Counter({
+        int(path.name.partition("-")[2]): path.stat().st_size for path in folder.glob(f"{what}-*")
+    })
+
+
+@contextmanager
+def workers_with(folder, *options, environment=None):
+    """Give a conductor to real workers with options of ``dask worker``."""
+    file = folder / "scheduler.json"
+    common = ["--scheduler-file", str(file)]
+    scheduler = [*common, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    worker = [*common, "--local-directory", str(folder), "--no-dashboard", *options]
+    with (folder / "log").open("w") as log:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(environment or {})},
+            )
+            for program, arguments in (("scheduler", scheduler), ("worker", worker))
+        ]
+        try:
+            yield DaskConductor(file, timeout=60)
+        finally:
+            for process in reversed(started):
+                process.terminate()
+            for process in started:
+                process.wait(30)
+
+
+def test_wall_times_cost_no_result_and_no_electron_its_time(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    electrons = 40
+    seconds = [0.05 + 1.2 * (7 * i % electrons) / electrons for i in range(electrons)]
+    options = "--nworkers 2 --nthreads 2 --lifetime 8s --lifetime-stagger 1s --lifetime-restart"
+    with (
+        workers_with(tmp_path, *options.split()) as conductor,
+        Atomizer(conductor, marked) as atomizer,
+    ):
+        events = atomizer.events(buffer=10_000)
+        sweep = {"i": range(electrons), "seconds": seconds, "folder": [str(marks)] * electrons}
+        frame = atomizer.map(marked, sweep).wait(100).to_frame(metadata=True)
+    assert frame["result"].tolist() == list(range(electrons))
+    assert (frame["attempts"] == 1).all()
+    assert counted(marks, "ended") == dict.fromkeys(range(electrons), 1)
+    assert counted(marks, "begun") == dict.fromkeys(range(electrons), 1)
+    told = [event.message for event in events if "no more electrons" in event.message]
+    assert told
+    assert "its wall time ends in" in told[0]
+
+
+@contextmanager
+def short_lived(seconds, **options):
+    """Give an atomizer on a worker of one thread that lives for some seconds, again and again."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            lifetime=f"{seconds}s",
+            lifetime_restart=True,
+            dashboard_address=None,
+            **options,
+        ) as cluster,
+        Atomizer(DaskConductor(cluster), marked) as atomizer,
+    ):
+        yield atomizer
+
+
+def test_an_electron_longer_than_any_wall_time_fails_with_a_hint(tmp_path):
+    with short_lived(5) as atomizer:
+        sweep = {"i": [0, 1, 2], "seconds": [60, 0, 0], "folder": [str(tmp_path)] * 3}
+        run = atomizer.map(marked, sweep).wait(100)
+    assert run.to_frame()["result"].tolist()[1:] == [1, 2]
+    (error,) = run.errors.to_dict("records")
+    assert (error["i"], error["kind"], error["type"]) == (0, "timeout", "WallTimeError")
+    assert "give workers a longer lifetime or time limit" in error["message"]
+    assert counted(tmp_path, "begun")[0] <= 3  # cut short, at most once more, and the full life
+
+
+def test_an_electron_that_needs_most_of_a_wall_time_gets_it(tmp_path):
+    with short_lived(8) as atomizer:
+        seconds = [0.1] * 20 + [5.0] + [0.1] * 20
+        sweep = {"i": range(41), "seconds": seconds, "folder": [str(tmp_path)] * 41}
+        run = atomizer.map(marked, sweep).wait(100)
+    assert run.errors.empty
+    assert run.to_frame()["result"].tolist() == list(range(41))
+
+
+def test_a_worker_leaves_before_its_job_ends(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    # As Slurm itself tells it; the suite of Slurm has the real one.
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_END_TIME": str(int(time.time()) + 15)}
+    with (
+        workers_with(tmp_path, "--nthreads", "1", environment=job) as conductor,
+        Atomizer(conductor, marked) as atomizer,
+    ):
+        sweep = {"i": range(100), "seconds": [0.5] * 100, "folder": [str(marks)] * 100}
+        run = atomizer.map(marked, sweep)
+        with pytest.raises(TimeoutError):  # nobody is left to go on with it
+            run.wait(30, progress=False)
+        assert conductor.threads == 0
+        assert counted(marks, "ended") == counted(marks, "begun")
+        assert run.progress.done == len(counted(marks, "ended"))
+        run.cancel()
+
+
+# -- what a worker takes ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def leaving():
+    """A `Leaving` of a worker with ten seconds left of twenty, and what it told."""
+    told = []
+    worker = SimpleNamespace(
+        address="tcp://here",
+        loop=SimpleNamespace(add_callback=lambda *_: None),
+        log_event=lambda topic, message: told.append((topic, message)),
+    )
+    leaving = Leaving(worker, list, lambda channel, event: told.append((channel, event)))
+    leaving.wall_time = WallTime(time.monotonic() + 10, 20)
+    leaving.told = told
+    return leaving
+
+
+def batch_of(longest=0.0, needs=0.0):
+    """Return a batch of two electrons that take so long."""
+    batch = Batch(
+        key="k",
+        atom_id="a",
+        version="v",
+        inputs=Columns({"x": range(2)}, 2),
+        positions=range(2),
+        stream=Stream(0),
+        origin=Origin("channel"),
+        seconds=5.0,
+        longest=longest,
+    )
+    return Batch(**{
+        name: getattr(batch, name) for name in batch.__slots__
+    } | {"terms": batch.terms._replace(needs=needs)})
+
+
+def test_what_would_end_in_time_is_taken(leaving):
+    assert leaving.takes(batch_of(longest=5))
+    assert not leaving.takes(batch_of(longest=9))
+    assert [event.fields["longest"] for _, event in leaving.told[-1:]] == [9]
+
+
+def test_long_electrons_do_not_keep_a_worker_idle_for_most_of_its_life(leaving):
+    leaving.wall_time = WallTime(time.monotonic() + 11, 20)
+    assert leaving.takes(batch_of(longest=100))
+
+
+def test_what_was_cut_short_is_left_to_others_without_a_word(leaving):
+    assert not leaving.takes(batch_of(needs=12))
+    assert not leaving.told
+
+
+def test_the_time_box_shrinks_towards_the_end(leaving):
+    assert leaving.seconds_for(batch_of(longest=1)) == 5
+    leaving.wall_time = WallTime(time.monotonic() + 3, 20)
+    assert 0 < leaving.seconds_for(batch_of(longest=1)) <= 3 - 1
+    assert leaving.seconds_for(batch_of(longest=4)) == 0
+
+
+def test_the_longest_electron_is_remembered_for_some_hundred():
+    sizing = Sizing()
+    sizing.note_longest(6.0)
+    sizing.learn(10, 20.0)
+    assert sizing.longest > 5
+    sizing.learn(2000, 20.0)
+    assert sizing.longest < 0.1
