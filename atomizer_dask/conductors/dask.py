@@ -17,30 +17,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import platform
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
-from concurrent.futures import Future as ThreadFuture
+from functools import partial
 from hashlib import blake2b
-from importlib.metadata import version
 from math import inf
 from typing import Any
 
-from distributed import (
-    Client,
-    Future,
-    KilledWorker,
-    LocalCluster,
-    Worker,
-    wait,
-)
+from distributed import Client, Future, KilledWorker, Worker, wait
 from distributed.deploy import Cluster
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Sink
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor
+from atomizer_dask.conductors.connecting import connect
+from atomizer_dask.conductors.environment import check_versions
 from atomizer_dask.conductors.once import (
     ADOPTED,
     DRIVER,
@@ -54,7 +47,7 @@ from atomizer_dask.conductors.once import (
     knows,
 )
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
-from atomizer_dask.conductors.walltime import FULL_SHARE
+from atomizer_dask.conductors.walltime import FULL_SHARE, WallTimeError
 from atomizer_dask.conductors.worker import (
     METADATA,
     census,
@@ -79,7 +72,6 @@ from atomizer_dask.policy import Policy
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 8
 WATCH_SECONDS = 1.0  # how often we look which workers there are
 DRIVER_PRIORITY = 1000  # over batches, which are deep at most in the tens
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
@@ -122,12 +114,11 @@ class DaskConductor(BatchConductor):
                 "workers and threads_per_worker are for a local cluster that the conductor starts; "
                 f"{target!r} has its own"
             )
-        self._cluster: Cluster | None = None
-        self._client = self._connect(target, workers, threads_per_worker)
+        self._client, self._cluster = connect(target, id, workers, threads_per_worker)
         self._owns_client = True
         try:
             self._prepare()
-            self._check_versions()
+            check_versions(partial(self._ask, self._client.run), id)
             self._ask(self._client.register_plugin, ByValue())
         except ConductorError:
             self.close()
@@ -157,72 +148,6 @@ class DaskConductor(BatchConductor):
         self._note_workers(self._ask(self._client.nthreads))
         self._client.subscribe_topic(self.channel, self._on_message)
         self._client.loop.add_callback(self._start_watching)
-
-    def _connect(self, target: Any, workers: int | None, threads_per_worker: int) -> Client:
-        """Return a client of our own, whose settings nobody else sees."""
-        if target is None:
-            try:
-                target = Client.current()
-            except ValueError:  # there is none
-                target = self._cluster = _LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=threads_per_worker,
-                    dashboard_address="127.0.0.1:0",
-                )
-        security = getattr(target, "security", None)
-        where = target.scheduler.address if isinstance(target, Client) else target
-        if not isinstance(where, str | Cluster):
-            raise TypeError(
-                f"expected a scheduler's address, a distributed.Client or a Dask cluster, got "
-                f"{type(target).__name__} {target!r}"
-            )
-        try:
-            return _client_within(CONNECT_SECONDS, where, security)
-        except (OSError, ValueError) as error:
-            raise ConductorError(
-                Event(
-                    f"nobody answers at {where!r}: check that dask-scheduler runs there, that "
-                    "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
-                    "is in between",
-                    conductor_id=self.id,
-                    level="error",
-                ),
-                error,
-            ) from error
-
-    def _check_versions(self) -> None:
-        """Raise where code pickled here would not run there."""
-        here = {
-            "Python": _minor(platform.python_version()),
-            "atomizer_dask": version("atomizer_dask"),
-        }
-        # Functions of the standard library alone, so that they run where this package is missing.
-        pythons = self._ask(self._client.run, platform.python_version, on_error="return")
-        packages = self._ask(self._client.run, version, "atomizer_dask", on_error="return")
-        rows = []
-        for worker, python in pythons.items():
-            package = packages.get(worker)
-            if package is None or isinstance(python, OSError) or isinstance(package, OSError):
-                continue  # it has just died
-            there = {
-                "Python": _minor(python) if isinstance(python, str) else repr(python),
-                "atomizer_dask": package if isinstance(package, str) else "not installed",
-            }
-            rows += [
-                f"  {worker}: {name} {there[name]}, here {here[name]}"
-                for name in here
-                if there[name] != here[name]
-            ]
-        if rows:
-            listed = "\n".join(rows)
-            raise ConductorError(
-                Event(
-                    f"workers have other versions than this process:\n{listed}\n"
-                    "install the same ones on both sides",
-                    conductor_id=self.id,
-                    level="error",
-                )
-            )
 
     # -- what the driver needs --------------------------------------------------------------
 
@@ -368,7 +293,7 @@ class DaskConductor(BatchConductor):
                 return
             failure = Failure("invalid_payload", "UnpicklableError", error.event.message)
             report = Arrived(batch.key, Outcome.all_failed(1, failure))
-        except _WallTimeError as error:
+        except WallTimeError as error:
             failure = Failure("timeout", "WallTimeError", str(error))
             report = Arrived(batch.key, Outcome.all_failed(len(batch), failure))
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
@@ -464,7 +389,7 @@ class DaskConductor(BatchConductor):
 
         Raises
         ------
-        _WallTimeError
+        WallTimeError
             Where no worker does, from its beginning to its end.
         """
         needs = batch.terms.needs
@@ -475,7 +400,7 @@ class DaskConductor(BatchConductor):
                 await asyncio.sleep(WATCH_SECONDS)
         life = max((life for _, life in times.values()), default=inf)
         if needs >= life * FULL_SHARE:
-            raise _WallTimeError(needs, life)
+            raise WallTimeError(needs, life)
         return {worker for worker, (left, _) in times.items() if left > needs} or {FRESH}
 
     async def _home_of(self, batch: Batch) -> str:
@@ -681,52 +606,6 @@ class DaskConductor(BatchConductor):
         return f"<DaskConductor {self.id}: {where}, {self._threads} threads>"
 
 
-class _WallTimeError(Exception):
-    """An electron takes longer than any worker lives."""
-
-    def __init__(self, ran: float, life: float) -> None:
-        super().__init__(
-            f"it had not ended after {ran:.1f} s, when the wall time of its worker was over, and "
-            f"no worker has more than {life:.1f} s for electrons: give workers a longer lifetime "
-            "or time limit, or divide it into shorter electrons"
-        )
-
-
-class _LocalCluster(LocalCluster):  # type: ignore[misc]
-    """A LocalCluster whose nannies restart their workers however often these die.
-
-    Dask's own gives a worker up that happens to be away 15 seconds after any of its deaths.
-    """
-
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        Cluster._update_worker_status(self, op, msg)
-
-
-def _client_within(seconds: float, where: Any, security: Any) -> Client:
-    """Return a client, or raise; Dask itself would wait for ever for one who keeps silent."""
-    made: ThreadFuture[Client] = ThreadFuture()
-
-    def make() -> None:
-        try:
-            client = Client(where, timeout=seconds, set_as_default=False, security=security)
-        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
-            if made.set_running_or_notify_cancel():
-                made.set_exception(error)
-            return
-        if made.set_running_or_notify_cancel():
-            made.set_result(client)
-        else:
-            client.close()  # it came too late
-
-    threading.Thread(target=make, name="atomizer-connect", daemon=True).start()
-    try:
-        return made.result(seconds + 1)
-    except TimeoutError:
-        if not made.cancel():
-            return made.result()
-        raise TimeoutError(f"no answer within {seconds + 1} s") from None
-
-
 def _key_of(batch: Batch) -> Any:
     """Return the key of the task of a batch; one of three parts is kept, see `RunOnce`."""
     if batch.sink is not None:
@@ -749,10 +628,6 @@ def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
         memory=metrics.get("memory", 0),
         memory_limit=facts.get("memory_limit") or None,
     )
-
-
-def _minor(python: str) -> str:
-    return ".".join(python.split(".")[:2])
 
 
 def is_singleton(version: str) -> str:

@@ -60,6 +60,17 @@ class WallTime(NamedTuple):
         return self.end - monotonic()
 
 
+class WallTimeError(Exception):
+    """An electron takes longer than any worker lives."""
+
+    def __init__(self, ran: float, life: float) -> None:
+        super().__init__(
+            f"it had not ended after {ran:.1f} s, when the wall time of its worker was over, and "
+            f"no worker has more than {life:.1f} s for electrons: give workers a longer lifetime "
+            "or time limit, or divide it into shorter electrons"
+        )
+
+
 class Leaving:
     """What a worker takes towards its end, and how it leaves.
 
