@@ -2,58 +2,197 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import Future as ThreadFuture
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from distributed import Client, LocalCluster
 from distributed.deploy import Cluster
+from distributed.security import Security
 
+from atomizer_dask.conductors import scheduler_file
+from atomizer_dask.conductors.credentials import (
+    as_client,
+    check_security,
+    of_local_cluster,
+    trouble_with,
+)
+from atomizer_dask.conductors.scheduler_file import NoSchedulerFileError, NotYetError
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import SLICE_SECONDS
+from atomizer_dask.policy import seconds_of
 
-CONNECT_SECONDS = 8
+CONNECT_SECONDS = 8.0
+FILE_SECONDS = 30.0  # for a scheduler file to appear, and its scheduler to answer
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
 
 
 class Connection(NamedTuple):
-    """A client of our own, whose settings nobody else sees, and the cluster that was started."""
+    """A client of our own, whose settings nobody else sees.
+
+    Attributes
+    ----------
+    client
+        To be closed by whoever asked for it.
+    cluster
+        The one that was started for it and is to be closed too; None where it was there before.
+    name
+        What kind of thing it leads to, for people.
+    """
 
     client: Client
     cluster: Cluster | None
+    name: str
 
 
-def connect(target: Any, id: str, workers: int | None, threads_per_worker: int) -> Connection:
+def connect(
+    target: Any,
+    id: str,
+    workers: int | None,
+    threads_per_worker: int,
+    security: Security | bool | None,
+    timeout: Any,
+) -> Connection:
     """Connect to what a conductor was given; see `DaskConductor`."""
-    cluster = None
+    if target is not None and (workers is not None or threads_per_worker != 1):
+        raise TypeError(
+            "workers and threads_per_worker are for a local cluster that the conductor starts; "
+            f"{target!r} has its own"
+        )
+    check_security(security, target)
+    seconds = seconds_of(timeout, "timeout")
     if target is None:
         try:
             target = Client.current()
         except ValueError:  # there is none
-            target = cluster = _LocalCluster(
-                n_workers=workers,
-                threads_per_worker=threads_per_worker,
-                dashboard_address="127.0.0.1:0",
+            return _start(id, workers, threads_per_worker, security, seconds)
+        check_security(security, target)
+    if scheduler_file.is_path(target):
+        path = Path(os.path.expanduser(target))
+        client = _connect_by_file(path, id, security, seconds or FILE_SECONDS)
+        return Connection(client, None, f"scheduler of {path.name}")
+    if (
+        isinstance(target, str)
+        and "://" not in target
+        and getattr(security, "require_encryption", False)
+    ):
+        target = f"tls://{target}"
+    where, name, security = _place_of(target, security)
+    return Connection(_connect_at(where, id, security, seconds or CONNECT_SECONDS), None, name)
+
+
+def _place_of(target: Any, security: Any) -> tuple[Any, str, Any]:
+    """Return what Dask connects to, how people call it, and by which credentials."""
+    if isinstance(target, str):
+        return target, "scheduler", security
+    if isinstance(target, Client):
+        if target.status != "running":
+            raise TypeError(
+                f"the client is {target.status}: expected one that is connected, got {target!r}; "
+                "await it if it is asynchronous, or give the scheduler's address"
             )
-    security = getattr(target, "security", None)
-    where = target.scheduler.address if isinstance(target, Client) else target
-    if not isinstance(where, str | Cluster):
+        name = "scheduler" if target.cluster is None else type(target.cluster).__name__
+        return target.scheduler.address, name, as_client(target.security)
+    if isinstance(target, Cluster):
+        _check_cluster(target)
+        return target, type(target).__name__, getattr(target, "security", None)
+    raise TypeError(
+        "expected a scheduler's address, a distributed.Client, a Dask cluster, or the path of a "
+        f"scheduler file, got {type(target).__name__} {target!r}"
+    )
+
+
+def _check_cluster(cluster: Cluster) -> None:
+    if cluster.asynchronous:
         raise TypeError(
-            f"expected a scheduler's address, a distributed.Client or a Dask cluster, got "
-            f"{type(target).__name__} {target!r}"
+            f"{cluster!r} is asynchronous: a conductor would wait for the event loop that it is "
+            "called from; make the cluster without asynchronous=True, or give its "
+            "scheduler_address"
         )
+    if cluster.status.name in ("closing", "closed", "failed"):
+        raise TypeError(f"{cluster!r} is {cluster.status.name}: expected one that is running")
+
+
+def _start(
+    id: str, workers: int | None, threads: int, security: Any, seconds: float | None
+) -> Connection:
+    """Start a cluster of processes that listen to this machine alone, and connect to it."""
+    cluster = _LocalCluster(
+        n_workers=workers,
+        threads_per_worker=threads,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        security=of_local_cluster(security),
+    )
     try:
-        return Connection(_client_within(CONNECT_SECONDS, where, security), cluster)
-    except (OSError, ValueError) as error:
-        raise ConductorError(
-            Event(
-                f"nobody answers at {where!r}: check that dask-scheduler runs there, that "
-                "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
-                "is in between",
-                conductor_id=id,
-                level="error",
-            ),
-            error,
-        ) from error
+        client = _connect_at(cluster, id, cluster.security, seconds or CONNECT_SECONDS)
+    except BaseException:  # Ctrl-C too
+        cluster.close()
+        raise
+    return Connection(client, cluster, "LocalCluster")
+
+
+def _connect_at(where: Any, id: str, security: Any, seconds: float) -> Client:
+    try:
+        return _client_within(seconds, where, security)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        message = trouble_with(where, error) or (
+            f"nobody answers at {where!r}: check that dask-scheduler runs there, that "
+            "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
+            "is in between"
+        )
+        raise _failed(message, id, error) from error
+
+
+def _connect_by_file(path: Path, id: str, security: Any, seconds: float) -> Client:
+    """Wait for a file and its scheduler; the file may be one that an earlier job left behind."""
+    until, pause = monotonic() + seconds, POLL_SECONDS
+    while True:
+        try:
+            return _connect_as_named(path, id, security)
+        except NotYetError as reason:
+            left = until - monotonic()
+            if left <= 0:
+                raise _failed(
+                    f"no scheduler is to be found by the file {str(path)!r} within {seconds:g} s: "
+                    f"{reason}; check that the job has begun that runs dask scheduler "
+                    "--scheduler-file with this path, on a file system that is seen from here, "
+                    "or give it more time: timeout='10 minutes'",
+                    id,
+                    reason,
+                ) from reason
+        except (OSError, UnicodeError, NoSchedulerFileError) as error:
+            raise _failed(
+                f"{str(path)!r} is no scheduler file that can be read: {error}", id, error
+            ) from error
+        sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_POLL_SECONDS)
+
+
+def _connect_as_named(path: Path, id: str, security: Any) -> Client:
+    named = scheduler_file.read(path)
+    scheduler_file.probe(named.address)
+    try:
+        client = _client_within(CONNECT_SECONDS, named.address, security)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        message = trouble_with(named.address, error)
+        if message is None:
+            raise NotYetError(f"it names {named.address}, and {error}") from error
+        raise _failed(message, id, error) from error
+    # Ports are used again: by the next job of the same user, or by somebody else.
+    answers = client.scheduler_info()["id"]
+    if named.id and answers != named.id:
+        client.close()
+        raise NotYetError(f"it names {named.id} at {named.address}, where {answers} answers")
+    return client
+
+
+def _failed(message: str, id: str, error: BaseException) -> ConductorError:
+    return ConductorError(Event(message, conductor_id=id, level="error"), error)
 
 
 class _LocalCluster(LocalCluster):  # type: ignore[misc]
@@ -84,8 +223,22 @@ def _client_within(seconds: float, where: Any, security: Any) -> Client:
 
     threading.Thread(target=make, name="atomizer-connect", daemon=True).start()
     try:
-        return made.result(seconds + 1)
-    except TimeoutError:
-        if not made.cancel():
-            return made.result()
-        raise TimeoutError(f"no answer within {seconds + 1} s") from None
+        return _await(made, seconds + 1)
+    except BaseException:  # Ctrl-C too
+        if not made.cancel() and made.exception() is None:
+            made.result().close()
+        raise
+
+
+def _await(made: ThreadFuture[Client], seconds: float) -> Client:
+    """Wait in slices, between which Ctrl-C is heeded; see `interruptible`."""
+    until = monotonic() + seconds
+    while (left := until - monotonic()) > 0:
+        try:
+            return made.result(min(left, SLICE_SECONDS))
+        except TimeoutError:
+            if made.done():  # it is what Dask raised
+                raise
+    if made.cancel():
+        raise TimeoutError(f"no answer within {seconds} s")
+    return made.result()

@@ -16,24 +16,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
-from functools import partial
 from hashlib import blake2b
 from math import inf
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, Worker, wait
 from distributed.deploy import Cluster
+from distributed.security import Security
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Sink
-from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor
+from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
-from atomizer_dask.conductors.environment import check_versions
+from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.once import (
     ADOPTED,
     DRIVER,
@@ -65,6 +66,7 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.fingerprint import Code, code_of
+from atomizer_dask.needs import needs_of
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.packing import Packed, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
@@ -75,6 +77,7 @@ logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0  # how often we look which workers there are
 DRIVER_PRIORITY = 1000  # over batches, which are deep at most in the tens
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
+NOBODY = "tcp://0.0.0.0:0"  # waits in the place of a worker that could take a batch
 
 
 class DaskConductor(BatchConductor):
@@ -83,48 +86,101 @@ class DaskConductor(BatchConductor):
     Parameters
     ----------
     target
-        A scheduler's address, a `distributed.Client`, any Dask ``Cluster``, or None: then the
-        current client where there is one, else a local cluster of processes that lives as long
-        as the conductor.
+        One of:
+
+        - any Dask ``Cluster``: one of dask-jobqueue such as ``SLURMCluster``, a ``LocalCluster``,
+          a ``SpecCluster`` and so on, but no asynchronous one;
+        - a scheduler's address, ``"tcp://node1:8786"``;
+        - a `distributed.Client`;
+        - the path of a scheduler file, as `pathlib.Path` or text, which need not exist yet;
+        - None: the current client where there is one, else a local cluster of processes that
+          listen to this machine alone and live as long as the conductor.
     id
         Names it.
     workers, threads_per_worker
         Of the local cluster. As many processes as there are cores and one thread in each unless
         given: atoms are Python and NumPy, which often hold the interpreter lock. Atoms that
         release it, or that share large memory, are better off in one process of many threads.
+        Elsewhere whoever starts the workers chooses, by the same rule: ``dask worker --nworkers
+        auto --nthreads 1``, or ``SLURMCluster(cores=8, processes=8)``.
+    security
+        A `distributed.Security` for an address, a scheduler file or a local cluster; True for a
+        local cluster with temporary certificates, which needs cryptography. Clients and clusters
+        have their own.
+    timeout
+        How long to wait for a scheduler, in seconds or as ``"10 minutes"``: unless given 8 seconds
+        at an address, and 30 for a scheduler file to appear and its scheduler to answer.
 
     Raises
     ------
     ConductorError
-        Where nobody answers at the address within 10 seconds, or the workers' Python or version
-        of this package is another one.
+        Where nobody answers in time or certificates do not fit, or the workers' Python or version
+        of this package is another one; the message lists who has what.
+
+    Notes
+    -----
+    Closing it closes what it opened itself: its connection, and a local cluster that it started.
+    Workers may join later and serve at once what is registered. Where their environment differs
+    they are warned of, and electrons are kept off those on which they would fail.
+
+    Examples
+    --------
+    >>> with DaskConductor(workers=1) as conductor:
+    ...     conductor.threads
+    1
     """
+
+    _fitness: Fitness | None = None  # a worker's own conductor leaves it to that of the client
 
     def __init__(
         self,
-        target: str | Client | Cluster | None = None,
+        target: str | os.PathLike[str] | Client | Cluster | None = None,
         *,
         id: str = "dask",
         workers: int | None = None,
         threads_per_worker: int = 1,
+        security: Security | bool | None = None,
+        timeout: float | str | None = None,
     ) -> None:
         super().__init__(id)
-        if target is not None and (workers is not None or threads_per_worker != 1):
-            raise TypeError(
-                "workers and threads_per_worker are for a local cluster that the conductor starts; "
-                f"{target!r} has its own"
-            )
-        self._client, self._cluster = connect(target, id, workers, threads_per_worker)
+        self._client, self._cluster, self._name = connect(
+            target, id, workers, threads_per_worker, security, timeout
+        )
         self._owns_client = True
         try:
             self._prepare()
-            check_versions(partial(self._ask, self._client.run), id)
+            self._news.append(self._connected())
+            logger.info("%s", self._news[0])
+            self._fitness = self._look_at_workers()
             self._ask(self._client.register_plugin, ByValue())
-        except ConductorError:
+        except BaseException:  # Ctrl-C too
             self.close()
             raise
 
+    def _connected(self) -> Event:
+        crew = _crew(len(self._workers), self._threads) if self._workers else "no workers yet"
+        message = f"connected to {self._name} at {self._address}: {crew}"
+        return Event(message, conductor_id=self.id, fields={"scheduler": self._address})
+
+    def _look_at_workers(self) -> Fitness:
+        fitness = Fitness(self._client, self.id, self._note_news)
+        self._ask(fitness.check)
+        return fitness
+
+    def _note_news(self, event: Event) -> None:
+        """Tell listeners, also those who attach later."""
+        self._news.append(event)
+        self.emit(self.channel, event)
+
+    def attach(self, listener: Listener) -> None:
+        """Look up atoms at `listener` first, and tell it what happens, and has at connecting."""
+        is_new = listener not in self._listeners
+        super().attach(listener)
+        for event in list(self._news) if is_new else ():
+            listener.emit(event)
+
     def _prepare(self) -> None:
+        self._news: list[Event] = []  # of connecting, and of environments that differ
         self._watch: asyncio.Task[None] | None = None
         self.channel = f"atomizer-{new_id()}"
         self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
@@ -270,6 +326,7 @@ class DaskConductor(BatchConductor):
     async def _carry(self, batch: Batch, submitted: bool = False) -> None:
         report: Report
         future = None
+        verdicts = 0 if self._fitness is None else self._fitness.verdicts
         try:
             future = await self._adopt(batch) if submitted else await self._submit(batch)
             self._tasks[batch.key] = future
@@ -297,7 +354,7 @@ class DaskConductor(BatchConductor):
             failure = Failure("timeout", "WallTimeError", str(error))
             report = Arrived(batch.key, Outcome.all_failed(len(batch), failure))
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
-            if is_lost(error):
+            if is_lost(error) or await self._is_unfit_since(verdicts):
                 report = Dropped(batch.key)
             elif self._client.status == "running":
                 report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
@@ -378,11 +435,23 @@ class DaskConductor(BatchConductor):
         stay, avoid = batch.terms.stay, batch.terms.avoid
         if stay:
             return {stay} & self._workers
+        unfit = self._unfit_for(batch.version)
         if batch.terms.needs:
-            return await self._long_living(batch)
+            return await self._long_living(batch) - unfit or {FRESH}
         if not avoid:
-            return set()
-        return self._workers - {*avoid} or self._workers - {avoid[-1]}
+            return (self._workers - unfit or {NOBODY}) if unfit else set()
+        fit = self._workers - unfit
+        return fit - {*avoid} or fit - {avoid[-1]}
+
+    def _unfit_for(self, version: str) -> frozenset[str]:
+        return frozenset() if self._fitness is None else self._fitness.unfit_for(version)
+
+    async def _is_unfit_since(self, verdicts: int) -> bool:
+        """Return whether a worker turned out to lack what all need since a batch was sent."""
+        if self._fitness is None:
+            return False
+        await self._fitness.welcome(await self._client.nthreads())
+        return self._fitness.verdicts > verdicts
 
     async def _long_living(self, batch: Batch) -> set[str]:
         """Return workers that live long enough for an electron that one did not.
@@ -401,7 +470,7 @@ class DaskConductor(BatchConductor):
         life = max((life for _, life in times.values()), default=inf)
         if needs >= life * FULL_SHARE:
             raise WallTimeError(needs, life)
-        return {worker for worker, (left, _) in times.items() if left > needs} or {FRESH}
+        return {worker for worker, (left, _) in times.items() if left > needs}
 
     async def _home_of(self, batch: Batch) -> str:
         """Return the one worker on which a singleton of the cluster lives."""
@@ -484,6 +553,9 @@ class DaskConductor(BatchConductor):
             if definition.singleton:  # whoever has the version alone must know
                 digest = f"{definition.singleton}:{digest}"
             if digest not in self._uploaded:
+                if self._fitness is not None:
+                    needs = needs_of(definition, data)
+                    self._ask(self._fitness.require, definition.id, digest, needs)
                 self._ask(self._client.set_metadata, [METADATA, digest], data)
                 self._uploaded.add(digest)
             self._versions[definition] = digest
@@ -561,6 +633,9 @@ class DaskConductor(BatchConductor):
             self._tell(f"worker {worker} left", level, worker=worker)
         for worker in sorted(self._workers - before):
             self._tell(f"worker {worker} joined", worker=worker)
+        if self._fitness is not None:
+            self._fitness.forget(before - self._workers)
+            self._client.loop.add_callback(self._fitness.welcome, self._workers)
         if before and not threads and self._posts:
             self._tell("no workers are left; what is under way waits for new ones", "warning")
         self._threads = sum(threads.values())
@@ -602,8 +677,15 @@ class DaskConductor(BatchConductor):
             self._cluster.close()
 
     def __repr__(self) -> str:
-        where = self._address if not self._closed else "closed"
-        return f"<DaskConductor {self.id}: {where}, {self._threads} threads>"
+        crew = "closed" if self._closed else _crew(len(self._workers), self._threads)
+        return f"<DaskConductor {self.id}: {self._name} {self._address}, {crew}>"
+
+
+def _crew(workers: int, threads: int) -> str:
+    return ", ".join(
+        f"1 {what}" if number == 1 else f"{number:,} {what}s"
+        for number, what in ((workers, "worker"), (threads, "thread"))
+    )
 
 
 def _key_of(batch: Batch) -> Any:
@@ -644,7 +726,7 @@ class WorkerConductor(DaskConductor):
 
     def __init__(self, worker: Worker, client: Client) -> None:
         BatchConductor.__init__(self, "dask")
-        self._worker = worker
+        self._worker, self._name = worker, "scheduler"
         self._client, self._cluster, self._owns_client = client, None, False
         self._prepare()
 

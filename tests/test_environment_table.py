@@ -1,0 +1,246 @@
+"""What is said of workers that have other things installed, and what becomes of electrons."""
+
+import logging
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import polars
+import pytest
+from distributed import LocalCluster
+
+from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
+from atomizer_dask.conductors.environment import Difference, Environment, Group, table
+from atomizer_dask.needs import needs_of
+from atomizer_dask.pickling import dump_atom
+
+HIDING = """
+import importlib.metadata, sys
+
+HIDDEN = {hidden!r}
+
+class Hider:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+def version(name, found=importlib.metadata.version):
+    if name in HIDDEN:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+
+sys.meta_path.insert(0, Hider())
+importlib.metadata.version = version
+"""
+
+
+@contextmanager
+def worker_without(hidden, address, folder):
+    """A worker in whose environment packages seem not to be installed."""
+    preload = folder / "hiding.py"
+    preload.write_text(HIDING.format(hidden=hidden))
+    command = [sys.executable, "-m", "dask", "worker", address, "--nthreads=1", "--no-nanny"]
+    worker = subprocess.Popen(
+        [*command, "--no-dashboard", "--preload", preload, "--local-directory", folder],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+@pytest.fixture
+def empty():
+    """A Dask cluster that has no workers yet."""
+    with LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+def having(monkeypatch, **versions):
+    """Have this process seem to have other versions of what is installed."""
+    here = Environment.here()
+    other = replace(here, versions={**here.versions, **versions})
+    monkeypatch.setattr(Environment, "here", lambda: other)
+    return here.versions
+
+
+@atom(id="tests.increment")
+def increment(x):
+    return x + 1
+
+
+@atom(id="tests.frames")
+def frames(x):
+    return polars.DataFrame({"x": [x]}).height
+
+
+def table_among(events):
+    """Return the first warning that lists workers."""
+    for event in events:
+        if event.level == "warning" and "environment" in event.message:
+            return event.message
+    raise AssertionError("the stream ended without a table")
+
+
+# -- which modules an atom needs ------------------------------------------------------------------
+
+
+def needs(function):
+    definition = atom(function)
+    return needs_of(definition, dump_atom(definition))
+
+
+def test_modules_that_an_atom_refers_to_are_needed():
+    import yaml as renamed
+
+    def uses(x):
+        return renamed.safe_load(polars.__name__), logging.getLogger()
+
+    assert {"yaml", "polars"} <= needs(uses).certain
+    assert "logging" not in needs(uses).certain
+
+
+def test_modules_imported_within_functions_are_needed():
+    def called(x):
+        import sklearn.base
+
+        return sklearn.base
+
+    def uses(x):
+        return called(x)
+
+    assert "sklearn" in needs(uses).certain
+
+
+def test_module_that_an_atom_is_prepared_to_do_without_is_not_needed():
+    def uses(x):
+        try:
+            import sklearn
+        except ImportError:
+            sklearn = None
+        return sklearn
+
+    assert "sklearn" in needs(uses).perhaps
+    assert "sklearn" not in needs(uses).certain
+
+
+def test_module_that_is_missing_here_too_is_not_asked_for():
+    def uses(x):
+        import only_on_the_nodes  # type: ignore[import-not-found]
+
+        return only_on_the_nodes
+
+    assert "only_on_the_nodes" not in needs(uses).certain | needs(uses).perhaps
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+def test_table_groups_equal_workers_and_says_what_to_do():
+    python, numpy = (
+        Difference("Python", "3.12", "3.11", True),
+        Difference("numpy", "2.1", "2.3.1", False),
+    )
+    groups = [
+        Group((python, numpy), ("tcp://a:1", "tcp://a:2", "tcp://b:1"), ("a", "b")),
+        Group((numpy,), ("tcp://c:1",), ("c",)),
+    ]
+    assert table(groups, 6).splitlines()[:6] == [
+        "3 workers of 6 on a, b:",
+        "  Python  3.12  here 3.11  (cannot work)",
+        "  numpy   2.1   here 2.3.1",
+        "1 worker of 6 on c:",
+        "  numpy   2.1   here 2.3.1",
+        f"Code that is pickled by one Python cannot be run by another: start the workers with the "
+        f"Python of this process, {sys.executable} (dask-jobqueue: python=...), or with another "
+        f"Python {sys.version_info.major}.{sys.version_info.minor}.",
+    ]
+
+
+def test_table_of_many_hosts_stays_short():
+    hosts = tuple(f"node{n}" for n in range(200))
+    group = Group((Difference("numpy", "2.1", "2.3", False),), hosts, hosts)
+    first = table([group], 300).splitlines()[0]
+    assert first.startswith("200 workers of 300 on node0, node1,")
+    assert first.endswith("and 194 more hosts:")
+
+
+# -- at connecting --------------------------------------------------------------------------------
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("name", ["Python", "atomizer_dask"])
+def test_workers_that_cannot_work_are_told_of_before_the_first_electron(cluster, monkeypatch, name):
+    there = having(monkeypatch, **{name: "0.0.other"})[name]
+    with pytest.raises(
+        ConductorError, match=rf"2 workers of 2 on (.|\n)*{name} +{there}"
+    ) as caught:
+        DaskConductor(cluster)
+    assert "here 0.0.other  (cannot work)" in str(caught.value)
+
+
+@pytest.mark.dask
+def test_other_versions_are_one_warning(cluster, monkeypatch, caplog):
+    there = having(monkeypatch, numpy="1.0", pandas="1.5")
+    atomizer = Atomizer(DaskConductor(cluster), increment)
+    events = atomizer.events()
+    with atomizer:
+        assert atomizer.send(increment, {"x": 1}).result(60).value() == 2
+        atomizer.register(atom(id="tests.other")(lambda x: x))
+    told = [event for event in [*events] if "environment" in event.message]
+    assert [event.level for event in told] == ["warning"]
+    assert f"numpy   {there['numpy']}" in told[0].message
+    assert f"pandas  {there['pandas']}" in told[0].message
+    logged = [one for one in caplog.records if "environment" in one.getMessage()]
+    assert [one.levelname for one in logged] == ["WARNING"]
+
+
+@pytest.mark.dask
+def test_equal_environments_are_nothing_to_tell(cluster, caplog):
+    atomizer = Atomizer(DaskConductor(cluster), increment)
+    events = atomizer.events()
+    with atomizer:
+        atomizer.send(increment, {"x": 1}).result(60)
+    assert not [event for event in [*events] if event.level == "warning"]
+    assert not caplog.records
+
+
+@pytest.mark.dask
+def test_module_that_workers_lack_is_told_when_the_atom_is_registered(empty, tmp_path):
+    with (
+        worker_without(["polars"], empty.scheduler_address, tmp_path),
+        DaskConductor(empty) as conductor,
+        Atomizer(conductor) as atomizer,
+    ):
+        conductor.client.wait_for_workers(1, timeout=60)
+        atomizer.register(increment)
+        assert atomizer.send(increment, {"x": 1}).result(60).value() == 2
+        with pytest.raises(ConductorError, match=r"module polars +missing +\(cannot work\)"):
+            atomizer.register(frames)
+        with pytest.raises(ConductorError, match=r"tests.frames imports them"):
+            atomizer.map(frames, {"x": [1]})
+
+
+# -- workers that join later ----------------------------------------------------------------------
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("hidden", ["atomizer_dask", "polars"])
+def test_electrons_are_kept_off_workers_that_join_and_cannot_work(empty, tmp_path, hidden):
+    with Atomizer(DaskConductor(empty), frames) as atomizer:
+        events = atomizer.events()
+        run = atomizer.map(frames, grid(x=range(50)))
+        with worker_without([hidden], empty.scheduler_address, tmp_path):
+            found = table_among(events)
+            assert "1 worker of 1" in found
+            assert hidden in found
+            assert run.state == "running"
+            empty.scale(1)
+            assert run.wait(60).to_frame()["result"].tolist() == [1] * 50
+            assert run.progress.failed == 0
