@@ -1,5 +1,5 @@
 # The README's commands. Each does its own set-up, in .venv of this checkout.
-.PHONY: demo test chaos lint bench picture clean
+.PHONY: demo test chaos lint bench picture docs clean
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
@@ -27,6 +27,9 @@ bench: .venv/ready
 
 picture: .venv/ready
 	$(BIN)/python tests/picture.py
+
+docs: .venv/ready
+	$(BIN)/python tests/configuration_page.py
 
 .venv/ready: pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: install it, or name it with make PYTHON=...))

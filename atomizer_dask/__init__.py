@@ -11,6 +11,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import (
     AtomizerError,
     ConductorError,
+    ConfigurationError,
     ElectronError,
     InvalidPayloadError,
     InvalidSweepError,
@@ -39,6 +40,7 @@ __all__ = [
     "AtomizerError",
     "Conductor",
     "ConductorError",
+    "ConfigurationError",
     "Context",
     "DaskConductor",
     "Electron",

@@ -8,6 +8,7 @@ import threading
 import weakref
 from concurrent.futures import Future, wait
 from dataclasses import replace
+from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +17,7 @@ from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.batch import Origin, Sink
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
 from atomizer_dask.conductors.memory import MemoryConductor
+from atomizer_dask.config import check, setting
 from atomizer_dask.electron import Electron, new_id
 from atomizer_dask.errors import (
     AtomizerError,
@@ -76,6 +78,8 @@ class Atomizer(Shown):
     ------
     RegistrationError
         Where a value is neither.
+    ConfigurationError
+        Where something is configured that makes no sense.
 
     Examples
     --------
@@ -93,6 +97,7 @@ class Atomizer(Shown):
     """
 
     def __init__(self, *values: Any) -> None:
+        check()
         self.recent = EventLog()
         self._registry = Registry()
         self._executing = False
@@ -249,9 +254,9 @@ class Atomizer(Shown):
         *,
         seed: int | None = None,
         timeout: float | str | None = None,
-        on_failure: OnFailure = "fail",
+        on_failure: OnFailure | None = None,
         max_attempts: int | None = None,
-        backoff: float | str = 0.0,
+        backoff: float | str | None = None,
         store: Any = None,
         allow_pickle: bool = False,
         detached: bool = False,
@@ -259,6 +264,9 @@ class Atomizer(Shown):
         copy_state: bool = False,
     ) -> Run:
         """Have one electron executed for each row of a sweep.
+
+        `timeout`, `on_failure`, `max_attempts` and `backoff` are as configured where not given
+        (``atomizer.map`` in Dask's configuration), and unless configured as said here.
 
         Parameters
         ----------
@@ -271,15 +279,16 @@ class Atomizer(Shown):
             An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
             and then found in `Run.seed`.
         timeout
-            Of each attempt of each electron: seconds, or a text such as ``"30s"``. When it is up,
+            Of each attempt of each electron: seconds, or a text such as ``"30s"``; infinity, and
+            unless configured, is none. When it is up,
             ``context.cancelled`` is true; half a second later an exception is raised in the
             atom; a second later the process it runs in is killed. For that, electrons with
             a timeout run in a child process of the worker.
         on_failure
-            ``"fail"``: record the failure. ``"retry"``: again on the same worker, told of its
-            earlier failures through ``context.attempt`` and ``context.failures``. ``"requeue"``:
-            again, on another worker where there is one. Or a function of the failure, an
-            `ElectronError`, that returns one of these; it is called here.
+            ``"fail"``, the default: record the failure. ``"retry"``: again on the same worker, told
+            of its earlier failures through ``context.attempt`` and ``context.failures``.
+            ``"requeue"``: again, on another worker where there is one. Or a function of the
+            failure, an `ElectronError`, that returns one of these; it is called here.
         max_attempts
             How often an electron is tried at most; 3 where `on_failure` may try again.
         backoff
@@ -321,8 +330,8 @@ class Atomizer(Shown):
             Where the store is held by another process, is of another run, or cannot be written;
             `StoreChangedError` where the atom has changed since.
         """
-        policy = Policy.of(on_failure, max_attempts, backoff)
-        limit = seconds_of(timeout, "timeout")
+        policy = _policy(on_failure, max_attempts, backoff)
+        limit = _limit(timeout)
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
         conductor = self._sweeper()
@@ -483,7 +492,14 @@ class Atomizer(Shown):
         try:
             assert store.holder is not None
             universe = kept.universe.as_arrays() if definition.vectorized else kept.universe
-            sink = Sink(store.folder.url, store.holder.token, kept.code, options.allow_pickle)
+            sink = Sink(
+                store.folder.url,
+                store.holder.token,
+                kept.code,
+                options.allow_pickle,
+                setting("store.gather-rows"),
+                setting("store.gather-bytes"),
+            )
             plan = self._plan(run_id, definition, conductor, universe, kept.seed, options, sink)
             ledger = Ledger(run_id, kept.atom_id)
             # Before anybody looks at the store: what ends in between is in there.
@@ -708,27 +724,29 @@ class Atomizer(Shown):
         known.update(self._registry)
         return known.hint(atom_id)
 
-    def events(self, buffer: int = 1000) -> Stream[Event]:
+    def events(self, buffer: int | None = None) -> Stream[Event]:
         """Return a stream of the events from now on; iterate over it.
 
         Parameters
         ----------
         buffer
-            How many unread ones are kept; further ones displace the oldest, which are counted.
+            How many unread ones are kept, 1,000 unless configured; further ones displace the
+            oldest, which are counted.
         """
-        stream: Stream[Event] = Stream(buffer, self._report_problem)
+        stream: Stream[Event] = Stream(_buffer(buffer), self._report_problem)
         self._event_streams.append(stream)
         return stream
 
-    def errors(self, buffer: int = 1000) -> Stream[AtomizerError]:
+    def errors(self, buffer: int | None = None) -> Stream[AtomizerError]:
         """Return a stream of the errors from now on; iterate over it.
 
         Parameters
         ----------
         buffer
-            How many unread ones are kept; further ones displace the oldest, which are counted.
+            How many unread ones are kept, 1,000 unless configured; further ones displace the
+            oldest, which are counted.
         """
-        stream: Stream[AtomizerError] = Stream(buffer, self._report_problem)
+        stream: Stream[AtomizerError] = Stream(_buffer(buffer), self._report_problem)
         self._error_streams.append(stream)
         return stream
 
@@ -811,6 +829,24 @@ class Atomizer(Shown):
         conductors = ", ".join(self._registry.conductors) or "none"
         state = ", closed" if self._closed else ""
         return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
+
+
+def _policy(on_failure: Any, max_attempts: Any, backoff: Any) -> Policy:
+    """Return the policy that is asked for, and for the rest that which is configured."""
+    return Policy.of(
+        setting("map.on-failure") if on_failure is None else on_failure,
+        setting("map.max-attempts") if max_attempts is None else max_attempts,
+        setting("map.backoff") if backoff is None else backoff,
+    )
+
+
+def _limit(timeout: Any) -> float | None:
+    limit = setting("map.timeout") if timeout is None else seconds_of(timeout, "timeout")
+    return None if limit == inf else limit
+
+
+def _buffer(buffer: int | None) -> int:
+    return int(setting("events.buffer")) if buffer is None else buffer
 
 
 def _detached(run: Run) -> Run:

@@ -87,12 +87,16 @@ class Sink(NamedTuple):
         The fingerprint of the atom's code.
     allow_pickle
         Whether results that have no Arrow type may be pickled.
+    gather_rows, gather_bytes
+        A batch with fewer of both is better gathered by the client.
     """
 
     url: str
     token: str
     code: str
     allow_pickle: bool
+    gather_rows: int
+    gather_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

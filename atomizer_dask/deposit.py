@@ -22,7 +22,6 @@ from atomizer_dask.tables import encode_outputs, table_of_good
 logger = logging.getLogger(__name__)
 
 INCOMING = "incoming"
-SMALL_ROWS, SMALL_BYTES = 2_000, 2**16  # which are better gathered by the client
 
 
 class Depository:
@@ -39,7 +38,7 @@ class Depository:
         """
         if batch.sink is None or isinstance(outcome.results, list):
             return outcome
-        folder = None if _is_small(outcome) else self._folder(batch.sink)
+        folder = None if _is_small(outcome, batch.sink) else self._folder(batch.sink)
         if folder is None:
             # Also where it travels: what cannot be stored must not depend on the way it takes.
             return encode_outputs(outcome, allow_pickle=batch.sink.allow_pickle).outcome
@@ -71,11 +70,12 @@ def _look(sink: Sink) -> Folder | None:
     return folder if there == sink.token else None
 
 
-def _is_small(outcome: Outcome) -> bool:
-    if len(outcome) >= SMALL_ROWS:
+def _is_small(outcome: Outcome, sink: Sink) -> bool:
+    if len(outcome) >= sink.gather_rows:
         return False
     assert isinstance(outcome.results, dict)
-    return sum(size_of(c.values) for c in outcome.results.values() if len(c.values)) < SMALL_BYTES
+    size = sum(size_of(c.values) for c in outcome.results.values() if len(c.values))
+    return size < sink.gather_bytes
 
 
 def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:

@@ -7,6 +7,7 @@
     ├── InvalidPayloadError     a payload does not fit its atom
     ├── InvalidSweepError       a table of inputs cannot be swept
     ├── UnpicklableError        an atom or an input cannot travel to a worker
+    ├── ConfigurationError      something under ``atomizer:`` in Dask's configuration makes no sense
     ├── ConductorError          a conductor cannot be reached, or is gone
     ├── WireError               a message of a peer cannot be read, or one cannot be written
     ├── StoreError              a store cannot be made, read or written, or is not what it should be
@@ -115,6 +116,10 @@ class InvalidSweepError(AtomizerError, ValueError):
 
 class UnpicklableError(AtomizerError, TypeError):
     """An atom or an input cannot travel to a worker."""
+
+
+class ConfigurationError(AtomizerError, ValueError):
+    """Something under ``atomizer:`` in Dask's configuration makes no sense."""
 
 
 class ConductorError(AtomizerError, RuntimeError):

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from atomizer_dask.coded import Coded
 from atomizer_dask.columns import numpy_values
+from atomizer_dask.config import setting
 from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError
@@ -38,7 +39,6 @@ from atomizer_dask.tables import (
 )
 
 FLUSH_ROWS = 2**18
-SMALL_ROWS = 2**16  # in a file, fewer are merged with others
 MERGE_AT = 32  # small files
 
 
@@ -84,6 +84,7 @@ class Journal:
         self._failed_files: list[str] = []
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="atomizer-merge")
         self._merging = False
+        self._small = setting("store.merge-rows")
 
     # -- what is done ------------------------------------------------------------------------
 
@@ -322,7 +323,7 @@ class Journal:
             How many are many.
         """
         at = MERGE_AT if at is None else at
-        small = [name for name, those in self.files.items() if _rows(those) < SMALL_ROWS]
+        small = [name for name, those in self.files.items() if _rows(those) < self._small]
         if self._merging or len(small) < at:
             return False
         self._merging = True

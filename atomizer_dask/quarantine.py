@@ -34,6 +34,7 @@ import psutil
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch
 from atomizer_dask.claims import Claims
+from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease, Site
 from atomizer_dask.nursery import Child, Nursery
@@ -45,7 +46,6 @@ INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed
 KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 LOOK_SECONDS = 0.05
-MEMORY_SHARE = 0.95  # of the limit
 STARTS = 3  # attempts to start a child
 OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
 
@@ -256,6 +256,7 @@ class Inmate:
         self._known: set[str] = set()
         self._conductors: dict[Any, Any] = {}
         self._futures: dict[int, Any] = {}
+        self._share = setting("quarantine.memory-share")
 
     def execute(
         self, piece: Batch, lease: Lease, first: int, code: tuple[str, bytes], site: IsolatingSite
@@ -264,7 +265,8 @@ class Inmate:
         name, data = code
         self._child.cursor[OFFSET] = -1.0
         piece = replace(piece, version=name, seconds=float("inf"))
-        guard = _Guard(self._child, lease, first, piece.terms.timeout, site.memory_limit)
+        memory = self._share * (site.memory_limit or machine_memory())
+        guard = _Guard(self._child, lease, first, piece.terms.timeout, memory)
         new = None if name in self._known else data
         if not self._post(("piece", cloudpickle.dumps(piece), new, site.name)):
             return guard.fallen()
@@ -350,13 +352,13 @@ class _Guard:
     """Looks after one piece in a child, and ends the child where nothing else helps."""
 
     def __init__(
-        self, child: Child, lease: Lease, first: int, timeout: float | None, memory_limit: float
+        self, child: Child, lease: Lease, first: int, timeout: float | None, memory: float
     ) -> None:
         self._child = child
         self._lease = lease
         self._first = first
         self._timeout = timeout
-        self._limit = MEMORY_SHARE * (memory_limit or machine_memory())
+        self._limit = memory
         self._cancelled: float | None = None
         self._looked = perf_counter()
 

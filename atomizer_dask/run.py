@@ -16,6 +16,7 @@ import numpy as np
 
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
 from atomizer_dask.eventlog import EventLog
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEPT_EVENTS = 10_000
 MERGE_SECONDS = 0.01  # between removing files and having them under another name
 
 
@@ -96,7 +96,7 @@ class Run(Shown, Pictures):
         super().__init__(run_id, view, ledger, store, allow_pickle=allow_pickle)
         self.atom_id = atom_id
         self.seed = seed
-        self.events: EventStream[Event] = EventStream(KEPT_EVENTS)
+        self.events: EventStream[Event] = EventStream(setting("events.run-buffer"))
         self.recent = EventLog()
         self._course = course
         self._told_failure: Failure | None = None
@@ -642,7 +642,7 @@ class Run(Shown, Pictures):
 
     def _reopen(self) -> None:
         self._look_anew()
-        self.events = EventStream(KEPT_EVENTS, self._driven.listeners.on_problem)
+        self.events = EventStream(setting("events.run-buffer"), self._driven.listeners.on_problem)
 
     def _close(self) -> None:
         self._look_anew()

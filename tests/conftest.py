@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import broker as rabbitmq
@@ -10,6 +10,7 @@ import browsing
 import certificates as x509
 import pytest
 import serving
+from dask import config as dask_config
 from distributed import LocalCluster
 from hypothesis import settings
 
@@ -36,6 +37,15 @@ def cluster():
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def configure():
+    """A function that changes settings until the test ends."""
+    with ExitStack() as stack:
+        yield lambda given: stack.enter_context(
+            dask_config.set({f"atomizer.{name}": value for name, value in given.items()})
+        )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from atomizer_dask import Run, atom, deposit, grid, zipped
+from atomizer_dask import Run, atom, grid, zipped
 from atomizer_dask.errors import StoreCorruptedError, StoreError
 from atomizer_dask.folder import Folder
 
@@ -278,8 +278,8 @@ def test_file_that_is_damaged_while_the_run_is_looked_at(local, store):
             call()
 
 
-def test_damaged_file_in_the_middle_of_a_run(local, tmp_path, gate, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 1)
+def test_damaged_file_in_the_middle_of_a_run(local, tmp_path, gate, configure):
+    configure({"store.gather-rows": 1})
     local.register(gated)
     store = tmp_path / "store"
     run = local.map(gated, grid(x=range(40), path=[gate.path]), store=store)
@@ -337,9 +337,8 @@ def disk(tmp_path):
 
 
 @pytest.mark.parametrize("small", [1, 2**40], ids=["worker_writes", "client_writes"])
-def test_full_disk(local, disk, monkeypatch, small):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", small)
-    monkeypatch.setattr(deposit, "SMALL_BYTES", small)
+def test_full_disk(local, disk, configure, small):
+    configure({"store.gather-rows": small, "store.gather-bytes": small})
     path, remount = disk
     local.register(large)
     run = local.map(large, grid(x=range(100)), store=path / "store")

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from atomizer_dask import Atomizer, MemoryConductor, Run, atom, deposit, grid
+from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreError, StoreHeldError
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import HOLDER, Holder, let_go, read_holder, take_hold
@@ -174,8 +174,8 @@ def test_who_only_looks_is_not_in_the_way(local, tmp_path, gate):
     assert Run.open(store).state == "finished"
 
 
-def test_looking_at_a_run_while_it_is_written(local, tmp_path, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 1)
+def test_looking_at_a_run_while_it_is_written(local, tmp_path, configure):
+    configure({"store.gather-rows": 1})
     run = local.map(waiting_rows, grid(x=range(200)), store=tmp_path / "store")
     seen = 0
     while not run.join(0):
@@ -187,8 +187,8 @@ def test_looking_at_a_run_while_it_is_written(local, tmp_path, monkeypatch):
     assert len(looked.to_frame()) == 200
 
 
-def test_what_was_opened_is_still_read_after_files_were_merged(local, tmp_path, gate, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 1)
+def test_what_was_opened_is_still_read_after_files_were_merged(local, tmp_path, gate, configure):
+    configure({"store.gather-rows": 1})
     sweep = grid(x=range(60), path=[gate.path], free=[30])
     run = local.map(waiting, sweep, store=tmp_path / "store")
     while run.progress.done < 30:
@@ -300,9 +300,8 @@ def test_two_stores_at_once(atomizer, tmp_path, gate):
 
 
 @pytest.mark.parametrize("rows", [1, 2**30], ids=["worker_writes", "client_writes"])
-def test_whoever_was_taken_over_writes_nothing_more(local, other, tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", rows)
-    monkeypatch.setattr(deposit, "SMALL_BYTES", rows)
+def test_whoever_was_taken_over_writes_nothing_more(local, other, tmp_path, rows, configure):
+    configure({"store.gather-rows": rows, "store.gather-bytes": rows})
     for atomizer in (local, other):
         atomizer.register(waiting_rows)
     run = local.map(waiting_rows, grid(x=range(200)), store=tmp_path / "store")
@@ -339,9 +338,9 @@ def test_cancelling_what_was_taken_over_changes_nothing(local, other, tmp_path, 
     assert sorted(rows_in(tmp_path / "store")) == list(range(20))
 
 
-def test_run_that_others_went_on_with_is_still_told_apart(local, other, tmp_path, monkeypatch):
+def test_run_that_others_went_on_with_is_still_told_apart(local, other, tmp_path, configure):
     """Its files have been merged by them."""
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 1)
+    configure({"store.gather-rows": 1})
     for atomizer in (local, other):
         atomizer.register(waiting_rows)
     store = tmp_path / "store"

@@ -20,7 +20,6 @@ from atomizer_dask import (
     RegistrationError,
     Run,
     atom,
-    deposit,
     grid,
     zipped,
 )
@@ -252,8 +251,8 @@ class Bomb:
 
 
 @pytest.mark.parametrize("rows", [1, 2**30], ids=["worker_writes", "client_writes"])
-def test_streamed_inputs_without_an_arrow_type_are_refused(local, store, rows, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", rows)
+def test_streamed_inputs_without_an_arrow_type_are_refused(local, store, rows, configure):
+    configure({"store.gather-rows": rows})
     run = local.map(same, ({"x": {n}} for n in range(5)), store=store)
     with pytest.raises(StoreError, match=r"cannot be kept in a store: .*allow_pickle=True"):
         run.wait(30)
@@ -484,9 +483,8 @@ def test_paused_run_is_attached_to(local, store, gate):
     assert rows_in(store) == list(range(40))
 
 
-def test_memory_of_the_client_stays_flat(local, store, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_BYTES", 2**40)
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 2**40)
+def test_memory_of_the_client_stays_flat(local, store, configure):
+    configure({"store.gather-rows": 2**40, "store.gather-bytes": 2**40})
     run = local.map(heavy, grid(x=range(200)), store=store).wait(60)
     assert not [part for part in run._ledger.parts if not hasattr(part, "store")]
 

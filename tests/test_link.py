@@ -178,16 +178,16 @@ def wait_until(condition, what):
      random.Random(1).randbytes(100_000)],
     ids=["http", "tls", "amqp 1.0", "garbage"],
 )  # fmt: skip
-def test_what_is_no_broker_is_refused(answer, monkeypatch):
-    monkeypatch.setattr("atomizer_dask.conductors.connection.CONNECT_SECONDS", 0.5)
+def test_what_is_no_broker_is_refused(answer, configure):
+    configure({"amqp.connect-timeout": 0.5})
     before = links()
     with answering(answer) as port, pytest.raises(ConductorError, match="nobody serves AMQP at"):
         AmqpConductor(f"amqp://someone:{SECRET}@127.0.0.1:{port}/")
     wait_until(lambda: links() <= before, "the thread has ended")
 
 
-def test_what_says_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr("atomizer_dask.conductors.connection.CONNECT_SECONDS", 0.5)
+def test_what_says_nothing_is_given_up(configure):
+    configure({"amqp.connect-timeout": 0.5})
     before = links()
     with answering(b"") as port, pytest.raises(ConductorError, match="nobody serves AMQP at"):
         AmqpConductor(f"amqp://127.0.0.1:{port}/")

@@ -12,15 +12,12 @@ import numpy as np
 import pandas as pd
 import polars
 import pytest
-from distributed import Client
 from pandas.testing import assert_frame_equal
 
 from atomizer_dask import (
     Atomizer,
-    MemoryConductor,
     Run,
     atom,
-    deposit,
     grid,
     journal,
     zipped,
@@ -199,25 +196,12 @@ CLASHES = {
 
 
 @pytest.fixture(params=["small", "large"])
-def atomizer(request, conductor, monkeypatch):
+def atomizer(request, conductor, configure):
     """An atomizer whose workers leave results to the client, or write each of them."""
-    rows = 1 if request.param == "large" else 2**30
-    for name, value in (("SMALL_ROWS", rows), ("SMALL_BYTES", rows)):
-        monkeypatch.setattr(deposit, name, value)
-    if not isinstance(conductor, MemoryConductor):
-        with Client(request.getfixturevalue("cluster").scheduler_address) as client:
-            client.run(_set_small, rows)
+    most = 1 if request.param == "large" else 2**30
+    configure({"store.gather-rows": most, "store.gather-bytes": most})
     with Atomizer(conductor) as atomizer:
         yield atomizer
-    if not isinstance(conductor, MemoryConductor):
-        with Client(request.getfixturevalue("cluster").scheduler_address) as client:
-            client.run(_set_small, 2_000, 2**16)
-
-
-def _set_small(rows, size=None):
-    from atomizer_dask import deposit
-
-    deposit.SMALL_ROWS, deposit.SMALL_BYTES = rows, rows if size is None else size
 
 
 def plain(run):
@@ -477,8 +461,8 @@ def slow(x):
     return x
 
 
-def test_run_ends_although_merging_takes_its_time(local, tmp_path, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 1)
+def test_run_ends_although_merging_takes_its_time(local, tmp_path, configure, monkeypatch):
+    configure({"store.gather-rows": 1})
     merge = Journal._merge
 
     def slow_merge(self, names):
@@ -490,8 +474,8 @@ def test_run_ends_although_merging_takes_its_time(local, tmp_path, monkeypatch):
     assert run.to_frame()["result"].tolist() == list(range(300))
 
 
-def test_run_fails_where_merging_does(local, tmp_path, monkeypatch):
-    monkeypatch.setattr(deposit, "SMALL_ROWS", 1)
+def test_run_fails_where_merging_does(local, tmp_path, configure, monkeypatch):
+    configure({"store.gather-rows": 1})
     monkeypatch.setattr(journal, "MERGE_AT", 4)
 
     def full(self, names):

@@ -10,8 +10,6 @@ from urllib.parse import unquote, urlsplit
 URL_VARIABLE = "ATOMIZER_AMQP_URL"
 USER_VARIABLE, PASSWORD_VARIABLE = "ATOMIZER_AMQP_USER", "ATOMIZER_AMQP_PASSWORD"
 PORTS = {"amqp": 5672, "amqps": 5671}
-HEARTBEAT_SECONDS = 30
-CONNECT_SECONDS = 8.0
 
 _EXAMPLE = "write amqp://host:5672/ or, encrypted, amqps://host:5671/vhost"
 

@@ -27,6 +27,7 @@ from atomizer_dask.conductors.desk import Desk
 from atomizer_dask.conductors.requests import Requests
 from atomizer_dask.conductors.service import DEAD, Service
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
+from atomizer_dask.config import check, setting
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
@@ -73,19 +74,20 @@ class AmqpConductor(Conductor):
         ``amqp://user:password@host:5672/vhost``, or encrypted ``amqps://``. What is missing is
         taken from ATOMIZER_AMQP_URL, ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD.
     queue
-        That is shared with the peers; durable, as they declare it. What cannot be answered goes to
-        the queue of this name and ``.dead``, with the reason.
+        That is shared with the peers, ``atomizer`` unless configured; durable, as they declare it.
+        What cannot be answered goes to the queue of this name and ``.dead``, with the reason.
     id
         Names it; an atomizer that has several needs one for each.
     serve
         Whether an atomizer that it is given to takes electrons from the queue. Only one that has
         atoms ever does, be they its own or of a module that registers some when it is imported.
     max_in_flight
-        Electrons taken from the queue and not answered, at most; those that wait for electrons
-        which they sent are not counted. How many there are follows what can be done in half a
-        second.
+        Electrons taken from the queue and not answered, at most, 10,000 unless configured; those
+        that wait for electrons which they sent are not counted. How many there are follows what
+        can be done in half a second.
     max_bytes, max_depth
-        Of a message: its size, and how deep its JSON is nested. Larger ones are refused.
+        Of a message: its size, 16 MiB unless configured, and how deep its JSON is nested, 64.
+        Larger ones are refused.
     ca_file, cert_file, key_file
         With ``amqps://``: whose certificates to trust in place of those that this machine trusts;
         our own certificate and its key, for brokers that want one.
@@ -110,18 +112,24 @@ class AmqpConductor(Conductor):
     def __init__(
         self,
         url: str | None = None,
-        queue: str = "atomizer",
+        queue: str | None = None,
         *,
         id: str = "amqp",
         serve: bool = True,
-        max_in_flight: int = 10_000,
-        max_bytes: int = Limits().bytes,
-        max_depth: int = Limits().depth,
+        max_in_flight: int | None = None,
+        max_bytes: int | None = None,
+        max_depth: int | None = None,
         ca_file: str | None = None,
         cert_file: str | None = None,
         key_file: str | None = None,
         verify: bool = True,
     ) -> None:
+        check()
+        queue = setting("amqp.queue") if queue is None else queue
+        if max_in_flight is None:
+            max_in_flight = setting("amqp.max-in-flight")
+        max_bytes = setting("amqp.largest-message") if max_bytes is None else max_bytes
+        max_depth = setting("amqp.deepest-message") if max_depth is None else max_depth
         address = Address.of(url, Tls(ca_file, cert_file, key_file, verify))
         _check(queue, max_in_flight, max_bytes, max_depth)
         route = Route(address, queue, Limits(max_bytes, max_depth))

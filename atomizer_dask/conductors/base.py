@@ -19,6 +19,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.sending import ElectronSource, Sent
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
+from atomizer_dask.config import check
 from atomizer_dask.context import LateConductor
 from atomizer_dask.driver import Dispatcher, Driver, Report, Source
 from atomizer_dask.electron import Electron
@@ -158,6 +159,7 @@ class BatchConductor(Shown, Conductor):
     """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
 
     def __init__(self, id: str) -> None:
+        check()
         self.id = id
         self.channel = ""
         self._listeners: list[Listener] = []

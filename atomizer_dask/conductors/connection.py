@@ -15,7 +15,7 @@ from pika import (
 from pika.adapters.select_connection import IOLoop
 from pika.spec import Basic
 
-from atomizer_dask.conductors.address import CONNECT_SECONDS, HEARTBEAT_SECONDS, Address
+from atomizer_dask.conductors.address import Address
 from atomizer_dask.conductors.frames import (
     HEADER,
     PERSISTENT,
@@ -25,6 +25,7 @@ from atomizer_dask.conductors.frames import (
     published,
     without_properties,
 )
+from atomizer_dask.config import setting
 
 READ_BYTES = 2**15
 
@@ -158,15 +159,16 @@ def connect(
 ) -> Connection:
     """Return a connection that is about to be made."""
     secured = address.scheme == "amqps"
+    patience = setting("amqp.connect-timeout")
     parameters = ConnectionParameters(
         host=address.host,
         port=address.port,
         virtual_host=address.vhost,
         credentials=PlainCredentials(address.user, address.password),
         ssl_options=SSLOptions(address.tls.context(), address.host) if secured else None,
-        heartbeat=HEARTBEAT_SECONDS,
-        socket_timeout=CONNECT_SECONDS,
-        stack_timeout=CONNECT_SECONDS,
+        heartbeat=round(setting("amqp.heartbeat")),
+        socket_timeout=patience,
+        stack_timeout=patience,
         client_properties={"connection_name": "atomizer_dask"},
     )
     return Connection(

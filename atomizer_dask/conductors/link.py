@@ -18,8 +18,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from atomizer_dask.conductors.address import CONNECT_SECONDS, Address
+from atomizer_dask.conductors.address import Address
 from atomizer_dask.conductors.status import ConductorState
+from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError, text_of
 from atomizer_dask.events import Event
 
@@ -163,7 +164,7 @@ class Link:
         self._patient_until = monotonic() + patience
         self.call(self._connect)
         try:
-            self._first.result(patience + CONNECT_SECONDS + 1)
+            self._first.result(patience + setting("amqp.connect-timeout") + 1)
         except TimeoutError:
             self.abandon()
             raise self._unreachable("no answer in time") from None

@@ -21,6 +21,7 @@ import traitlets
 from IPython.display import display
 
 from atomizer_dask.brief import one_line
+from atomizer_dask.config import setting
 from atomizer_dask.errors import text_of
 from atomizer_dask.eventlog import EventLog
 from atomizer_dask.events import Event
@@ -30,7 +31,6 @@ from atomizer_dask.widgets.refresher import Refresher
 from atomizer_dask.widgets.still import still_of
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-UPDATE_SECONDS = 0.35  # between two updates; of five a second, two are left for the end
 STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps
 BYTES_PER_SECOND = 36_000  # of all that is sent, so that peaks stay below 50 kB
 BURST = 9_000
@@ -83,6 +83,7 @@ class Panel(anywidget.AnyWidget):
         self._afresh, self._next_at = False, 0.0
         self._allowance, self._allowed_at = float(BURST), monotonic()
         self._stills: list[Any] = []
+        self.interval: float = setting("panel.refresh")
         self._still_at, self._still_of = 0.0, {"state": ""}
         self.wanted: set[str] = {"events"}
         self.note = ""
@@ -122,7 +123,7 @@ class Panel(anywidget.AnyWidget):
     @property
     def pace(self) -> float | None:
         """After how many seconds to look again; None where nothing will change by itself."""
-        return UPDATE_SECONDS
+        return self.interval
 
     # -- keeping it up to date -----------------------------------------------------------------
 
@@ -160,8 +161,8 @@ class Panel(anywidget.AnyWidget):
             for name, value in changed.items():
                 setattr(self, name, value)
         sent = bool(changed) + self._keep_still()
-        self._next_at = monotonic() + UPDATE_SECONDS * sent
-        return UPDATE_SECONDS if self._unsent else self.pace
+        self._next_at = monotonic() + self.interval * sent
+        return self.interval if self._unsent else self.pace
 
     def _fill_allowance(self) -> None:
         now = monotonic()

@@ -17,7 +17,7 @@ from atomizer_dask.widgets.course import Course
 from atomizer_dask.widgets.crew import Crew
 from atomizer_dask.widgets.facts import run_facts
 from atomizer_dask.widgets.failing import failure_groups, type_text
-from atomizer_dask.widgets.panel import UPDATE_SECONDS, Panel, described
+from atomizer_dask.widgets.panel import Panel, described
 from atomizer_dask.widgets.preview import preview
 from atomizer_dask.widgets.refresher import Cost
 
@@ -53,7 +53,7 @@ class RunPanel(Panel):
         """A few times a second while it goes on, then not at all."""
         if self.thing.state not in GOING:
             return None
-        return UPDATE_SECONDS if self.thing.is_driven else ELSEWHERE_SECONDS
+        return self.interval if self.thing.is_driven else ELSEWHERE_SECONDS
 
     def facts(self) -> dict[str, Any]:
         """Return what the head says."""
