@@ -51,6 +51,7 @@ from atomizer_dask.run import Run
 from atomizer_dask.showing import Shown, widgets
 from atomizer_dask.streams import seed_of
 from atomizer_dask.sweep import Streamed, Sweep, as_sweep
+from atomizer_dask.turns import priority_of
 from atomizer_dask.view import View
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ class Atomizer(Shown):
         detached: bool = False,
         name: str | None = None,
         copy_state: bool = False,
+        priority: int = 0,
     ) -> Run:
         """Have one electron executed for each row of a sweep.
 
@@ -308,6 +310,10 @@ class Atomizer(Shown):
             Begins the id of the run; the atom's name unless given.
         copy_state
             For an atom in class form: process with copies of the registered instance.
+        priority
+            A whole number from -1000 to 1000. What is higher goes first wherever threads are
+            shared, with other runs and other clients of the scheduler, and so does what its
+            electrons send; runs of the same priority share equally.
 
         Returns
         -------
@@ -332,6 +338,7 @@ class Atomizer(Shown):
         """
         policy = _policy(on_failure, max_attempts, backoff)
         limit = _limit(timeout)
+        urgent = priority_of(priority)
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
         conductor = self._sweeper()
@@ -344,7 +351,7 @@ class Atomizer(Shown):
         if definition.vectorized and store is None:
             inputs = inputs.as_arrays()
         run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
-        options = Options(limit, policy, copy_state, allow_pickle)
+        options = Options(limit, policy, copy_state, allow_pickle, urgent)
         if store is not None:
             code = conductor.code_of(definition)
             kept = begin(store, run_id, definition, code, inputs, seed, options)
@@ -419,6 +426,7 @@ class Atomizer(Shown):
         drop_corrupted: bool = False,
         allow_pickle: bool = False,
         on_failure: OnFailure | None = None,
+        priority: int | None = None,
     ) -> Run:
         """Go on with a run that is kept in a store: what is done is kept, the rest is executed.
 
@@ -441,6 +449,8 @@ class Atomizer(Shown):
         on_failure
             As in `map`; what was given there unless given here, but for a function, which no
             store keeps.
+        priority
+            As in `map`; what was given there unless given here.
 
         Returns
         -------
@@ -460,6 +470,7 @@ class Atomizer(Shown):
         RegistrationError
             Where its atom is not registered here.
         """
+        urgent = None if priority is None else priority_of(priority)
         conductor = self._sweeper()
         kept = resume(store, takeover=takeover, allow_pickle=allow_pickle)
         try:
@@ -472,6 +483,9 @@ class Atomizer(Shown):
                 for name in drop(kept.store):
                     logger.warning("%s is damaged: its electrons are executed again", name)
             options = kept.options_with(on_failure)
+            if urgent is not None:
+                options = replace(options, priority=urgent)
+                kept.store.manifest["options"]["priority"] = urgent
         except BaseException:
             kept.store.let_go()
             raise
@@ -534,7 +548,7 @@ class Atomizer(Shown):
             version=conductor.version_of(definition),
             sweep=sweep,
             seed=seed,
-            origin=Origin(conductor.channel, conductor.catalog()),
+            origin=Origin(conductor.channel, conductor.catalog(), priority=options.priority),
             copy_state=options.copy_state,
             policy=options.policy,
             timeout=options.timeout,

@@ -28,12 +28,15 @@ class Origin(NamedTuple):
         How many spawners are above them: deeper ones go first, which bounds how many wait.
     route
         Leads to where they came from, where that was not this process: what they send goes there.
+    priority
+        What is higher goes first.
     """
 
     channel: str = ""
     catalog: Mapping[str, Any] = {}
     depth: int = 0
     route: Any = None
+    priority: int = 0
 
 
 class Terms(NamedTuple):
@@ -140,6 +143,8 @@ class Batch:
         Seconds that electrons like these have lately taken at most; 0 where that is not known.
     sink
         The store that results go to, where there is one.
+    due_after
+        Seconds after which it is its turn among what others have sent; see `turns`.
     """
 
     key: str
@@ -161,6 +166,7 @@ class Batch:
     seconds: float = 0.2
     longest: float = 0.0
     sink: Sink | None = None
+    due_after: float = 0.0
 
     def __len__(self) -> int:
         return len(self.inputs)

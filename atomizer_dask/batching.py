@@ -90,6 +90,25 @@ class Sizing:
             return threads * LITTLE_ONES  # these will be done before others can follow
         return threads * PREFETCH
 
+    def seconds_ahead(self, batches: int, electrons: int, threads: int) -> float:
+        """Return after about how many seconds another batch would begin, if others had no threads.
+
+        Parameters
+        ----------
+        batches, electrons
+            How many are under way.
+        threads
+            How many there are.
+        """
+        threads = max(threads, 1)
+        if batches < threads:
+            return 0.0
+        each = FIRST_BOX
+        if self.rate is not None:
+            box = max(SHORTEST_BOX, threads / BATCHES_PER_SECOND)
+            each = min(max(box, 1 / self.rate), electrons / self.rate / batches)
+        return each * (batches + 1 - threads) / threads
+
     def should_linger(self, waiting: int) -> bool:
         """Return whether so few electrons had better wait for others to travel with."""
         return self.rate is not None and waiting < self.rate * WORTHWHILE

@@ -21,6 +21,7 @@ from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.outcome import Failure, Outcome, Stored
+from atomizer_dask.turns import due_after
 
 MOST_DEATHS = 10  # workers, with one electron: quarantine has named no culprit by then
 CULPRITS = 2  # killed electrons of a source, after which it is executed in quarantine at once
@@ -70,6 +71,10 @@ class Carrier(Protocol):
     @property
     def threads(self) -> int:
         """How many electrons can be executed at a time."""
+
+    @property
+    def own_threads(self) -> int:
+        """How many of these are of the process whose electrons it carries."""
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed; `post` what becomes of it, from any thread."""
@@ -151,7 +156,11 @@ class _Leased:
     kept: int
     told: int = 0  # of how many electrons the outcome is known
     ran: float = 0.0  # seconds of the running electron, when its worker was about to end
-    is_waiting: bool = False  # for what its electron has sent
+    waits_since: float = 0.0  # for what its electron has sent
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.waits_since > 0.0
 
 
 class Driver:
@@ -205,6 +214,8 @@ class Driver:
                 batch = replace(batch, terms=batch.terms._replace(deaths=1))
             if self.sizing.longest > WORTHWHILE:  # less than that has time at any end
                 batch = replace(batch, longest=self.sizing.longest)
+            if later := self._due_after(threads, batch.origin.depth):
+                batch = replace(batch, due_after=later)
             self._leases[key] = _Leased(batch, len(batch))
             self.leased += len(batch)
             try:
@@ -216,6 +227,16 @@ class Driver:
     def _at_work(self) -> int:
         return len(self._leases) - self._waiting
 
+    def _due_after(self, threads: int, depth: int) -> float:
+        """Return after how many seconds it is another batch's turn; see `turns`."""
+        ahead = self.sizing.seconds_ahead(self._at_work, self.leased, threads)
+        if not self._waiting:
+            return due_after(ahead, depth, 0.0, 0.0)
+        own = max(self._carrier.own_threads, 1)
+        since = next(lease.waits_since for lease in self._leases.values() if lease.is_waiting)
+        beyond = max(self._waiting / own - 1, 0.0)
+        return due_after(ahead, depth, beyond, monotonic() - since)
+
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others that it sent, perhaps by way of a queue.
 
@@ -224,7 +245,7 @@ class Driver:
         # The latest: a batch that gave it back still names it.
         for lease in reversed(self._leases.values()):
             if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
-                lease.is_waiting = True
+                lease.waits_since = monotonic()
                 self._waiting += 1
                 self.pump()
                 return

@@ -11,8 +11,9 @@ from typing import Any
 from atomizer_dask import markup
 from atomizer_dask.brief import brief, one_line
 from atomizer_dask.policy import OnFailure, Policy, seconds_of
+from atomizer_dask.turns import priority_of
 
-_OPTIONS = {"timeout", "copy_state", "on_failure", "max_attempts", "backoff"}
+_OPTIONS = {"timeout", "copy_state", "on_failure", "max_attempts", "backoff", "priority"}
 _serial = itertools.count()
 _prefix = secrets.token_hex(8)
 
@@ -59,6 +60,9 @@ class Electron:
         How often it is tried at most; 3 where `on_failure` may try again, unless given.
     backoff
         Seconds, or a text, before the second attempt; doubled before each further one.
+    priority
+        What is higher goes first, whoever sent it; 0 where not given, or for what an electron
+        sends that electron's own.
 
     Raises
     ------
@@ -80,6 +84,7 @@ class Electron:
     on_failure: OnFailure = "fail"
     max_attempts: int = 1
     backoff: float | str = 0.0
+    priority: int = 0
 
     def __init__(
         self,
@@ -109,6 +114,7 @@ class Electron:
             seconds_of(self.timeout, "timeout")
             wanted = Policy.of(self.on_failure, options.get("max_attempts"), self.backoff)
             own["max_attempts"] = wanted.max_attempts
+            own["priority"] = priority_of(self.priority)
 
     @property
     def policy(self) -> Policy:
@@ -122,7 +128,14 @@ class Electron:
     def _repr_html_(self) -> markup.Html:
         asked = {
             option: markup.value(value)
-            for option in ("timeout", "copy_state", "on_failure", "max_attempts", "backoff")
+            for option in (
+                "timeout",
+                "copy_state",
+                "on_failure",
+                "max_attempts",
+                "backoff",
+                "priority",
+            )
             if (value := getattr(self, option)) != getattr(Electron, option)
         }
         atom = {"atom": markup.code(self.atom_id), "sender": markup.code(self.sender_id)}

@@ -44,10 +44,11 @@ class Options:
     policy: Policy
     copy_state: bool
     allow_pickle: bool
+    priority: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return them as they stand in a manifest; a function as policy is not kept."""
-        options = options_of(self.timeout, self.policy, self.copy_state)
+        options = options_of(self.timeout, self.policy, self.copy_state, self.priority)
         return {**options, "allow_pickle": self.allow_pickle}
 
 
@@ -63,7 +64,9 @@ def target_of(definition: Definition) -> str:
     return f"{os.path.abspath(file)}:{name}" if known and file is not None else ""
 
 
-def options_of(timeout: float | None, policy: Policy, copy_state: bool) -> dict[str, Any]:
+def options_of(
+    timeout: float | None, policy: Policy, copy_state: bool, priority: int
+) -> dict[str, Any]:
     """Return options of `Atomizer.map` as JSON; a function as policy is not kept."""
     on_failure = policy.on_failure
     return {
@@ -72,6 +75,7 @@ def options_of(timeout: float | None, policy: Policy, copy_state: bool) -> dict[
         "max_attempts": policy.max_attempts,
         "backoff": policy.backoff,
         "copy_state": copy_state,
+        "priority": priority,
     }
 
 
@@ -151,7 +155,13 @@ class Kept:
             )
         attempts = told["max_attempts"] if told["on_failure"] != "fail" else None
         policy = Policy.of(on_failure, attempts, told["backoff"])
-        return Options(told["timeout"], policy, told["copy_state"], told["allow_pickle"])
+        return Options(
+            told["timeout"],
+            policy,
+            told["copy_state"],
+            told["allow_pickle"],
+            told.get("priority", 0),  # which stores of earlier versions do not name
+        )
 
     @property
     def code(self) -> str:

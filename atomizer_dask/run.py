@@ -466,7 +466,7 @@ class Run(Shown, Pictures):
             "store": None,
             "state": self.state,
             "sweep": repr(self.sweep),
-            "options": options_of(plan.timeout, plan.policy, plan.copy_state),
+            "options": options_of(plan.timeout, plan.policy, plan.copy_state, plan.origin.priority),
             "codes": [{"fingerprint": self._driven.conductor.code_of(plan.definition).fingerprint}],
             "sessions": [{**surroundings(), **self._driven.conductor.whereabouts()}],
         }

@@ -184,6 +184,11 @@ class BatchConductor(Shown, Conductor):
     def threads(self) -> int:
         """How many electrons can be executed at a time."""
 
+    @property
+    def own_threads(self) -> int:
+        """How many of these are of the process whose electrons it carries: all, for a client."""
+        return self.threads
+
     @abstractmethod
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed; `post` what becomes of it, from any thread."""
@@ -463,7 +468,8 @@ class BatchConductor(Shown, Conductor):
     ) -> ElectronFuture:
         future = ElectronFuture()
         future.stop_with(self.cancel_electron, electron.id)
-        return self.enqueue(electron, future, None, self._origin_now(route), version)
+        origin = _prioritised(self._origin_now(route), electron)
+        return self.enqueue(electron, future, None, origin, version)
 
     def _origin_now(self, route: Route | None) -> Origin:
         """Return the origin of what is sent by hand: the same object as long as it is the same."""
@@ -486,7 +492,9 @@ class BatchConductor(Shown, Conductor):
         version = origin.catalog.get(electron.atom_id)
         if version is None:
             version = self.version_for(electron.atom_id)
-        return self.enqueue(electron, future, address, origin, version, root)
+        return self.enqueue(
+            electron, future, address, _prioritised(origin, electron), version, root
+        )
 
     def enqueue(
         self,
@@ -658,6 +666,11 @@ def check_electron(electron: Any) -> None:
     """Raise where `electron` is none."""
     if not isinstance(electron, Electron):
         raise TypeError(f"expected an Electron, got {type(electron).__name__} {electron!r}")
+
+
+def _prioritised(origin: Origin, electron: Electron) -> Origin:
+    """Return the origin of an electron that has a priority of its own, or inherits one."""
+    return origin._replace(priority=electron.priority) if electron.priority else origin
 
 
 class _ReplaySite(Site):

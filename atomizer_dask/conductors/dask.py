@@ -18,12 +18,14 @@ import asyncio
 import logging
 import os
 import pickle
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from hashlib import blake2b
 from math import inf
+from time import time
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, Worker, wait
@@ -71,11 +73,13 @@ from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.packing import Packed, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import Policy
+from atomizer_dask.turns import urgency
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0  # how often we look which workers there are
-DRIVER_PRIORITY = 1000  # over batches, which are deep at most in the tens
+DRIVER_PRIORITY = 1e15  # over all batches
+LONGEST_NAME = 24  # of a run or an atom, in the keys of tasks
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 NOBODY = "tcp://0.0.0.0:0"  # waits in the place of a worker that could take a batch
 
@@ -201,6 +205,8 @@ class DaskConductor(BatchConductor):
         self._client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
         self._address = self._client.scheduler.address
         self._direct = self._client.direct_to_workers is not False
+        # On the scheduler's clock batches are due that come from different machines.
+        self._clock_offset = self._ask(self._client.run_on_scheduler, time) - time()
         self._note_workers(self._ask(self._client.nthreads))
         self._client.subscribe_topic(self.channel, self._on_message)
         self._client.loop.add_callback(self._start_watching)
@@ -424,7 +430,7 @@ class DaskConductor(BatchConductor):
             self.channel,
             key=_key_of(batch),
             pure=False,
-            priority=batch.origin.depth,
+            priority=urgency(batch.origin.priority, time() + self._clock_offset + batch.due_after),
             workers=sorted(workers) or None,
         )
 
@@ -692,11 +698,39 @@ def _key_of(batch: Batch) -> Any:
     """Return the key of the task of a batch; one of three parts is kept, see `RunOnce`."""
     if batch.sink is not None:
         return _kept_key(batch.atom_id, batch.key, batch.run_id)
-    return (f"{batch.atom_id}-{batch.key}", ONCE)
+    return (f"{_label(batch.atom_id, batch.run_id)}-{batch.key}", ONCE)
 
 
 def _kept_key(atom_id: str, key: str, run_id: str) -> Any:
-    return (f"{atom_id}-{key}", run_id, ONCE)
+    return (f"{_label(atom_id, run_id)}-{key}", run_id, ONCE)
+
+
+def _label(atom_id: str, run_id: str) -> str:
+    """Return under which name Dask's dashboard shows tasks, and learns how long they take.
+
+    That name ends at the first hyphen, see `dask.utils.key_split`: what follows makes every task
+    a group of its own. What is sent one by one is of no run.
+
+    Examples
+    --------
+    >>> _label("model.ising", "ising-0a1b2c3d4e5f6789-1f")
+    'ising·0a1b.1f'
+    >>> _label("model.ising", "cold start-0a1b2c3d4e5f6789-1f")
+    'ising·cold_start·0a1b.1f'
+    >>> _label("model.ising", "")
+    'ising·sent'
+    """
+    atom = _in_label(atom_id.rpartition(".")[2])
+    if not run_id:
+        return f"{atom}·sent"
+    name, *made = run_id.rsplit("-", 2)  # see `new_id`
+    short = ".".join([part[:4] for part in made[:1]] + made[1:])
+    parts = [atom, short] if _in_label(name) == atom else [atom, _in_label(name), short]
+    return "·".join(filter(None, parts))
+
+
+def _in_label(text: str) -> str:
+    return re.sub(r"\W+", "_", text)[:LONGEST_NAME].strip("_")
 
 
 def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
@@ -729,6 +763,11 @@ class WorkerConductor(DaskConductor):
         self._worker, self._name = worker, "scheduler"
         self._client, self._cluster, self._owns_client = client, None, False
         self._prepare()
+
+    @property
+    def own_threads(self) -> int:
+        """How many threads its worker has."""
+        return int(self._worker.state.nthreads)
 
     def _tell(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Tell nobody which workers there are: the conductor of the client does."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from hashlib import blake2b
 from heapq import heappop, heappush
+from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +28,7 @@ from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.pickling import dump_atom
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
+from atomizer_dask.turns import urgency
 
 
 class MemoryConductor(BatchConductor):
@@ -84,7 +86,8 @@ class MemoryConductor(BatchConductor):
             if (post := self._site.posts.pop(batch.key, None)) is not None:
                 post(Arrived(batch.key, outcome))
 
-        self._pool.submit(execute, priority=batch.origin.depth)
+        due = monotonic() + batch.due_after
+        self._pool.submit(execute, urgency(batch.origin.priority, due))
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
         """Have what has not been begun of a run, or of descendants, given back."""
@@ -151,14 +154,14 @@ class _MemorySite(IsolatingSite):
 
 
 class _Pool:
-    """Threads that take the deepest task first, and can be left by one that will wait.
+    """Threads that take the most urgent task first, and can be left by one that will wait.
 
     `concurrent.futures.ThreadPoolExecutor` knows neither priorities nor leaving.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._tasks: list[tuple[int, int, Callable[[], Any]]] = []
+        self._tasks: list[tuple[float, int, Callable[[], Any]]] = []
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._members: set[int] = set()
@@ -171,9 +174,9 @@ class _Pool:
         with self._changed:
             return len(self._members) - self._idle
 
-    def submit(self, task: Callable[[], Any], priority: int) -> None:
+    def submit(self, task: Callable[[], Any], urgency: float) -> None:
         with self._changed:
-            heappush(self._tasks, (-priority, next(self._order), task))
+            heappush(self._tasks, (-urgency, next(self._order), task))
             self._changed.notify()
             self._grow()
 

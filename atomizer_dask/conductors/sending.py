@@ -41,6 +41,7 @@ class Sent(NamedTuple):
             origin.channel,
             origin.depth,
             origin.route,
+            origin.priority,
         )
 
     def is_of(self, root: str) -> bool:

@@ -1,0 +1,88 @@
+"""Whose turn it is on threads that several share: pure policy.
+
+A batch is due when its turn would come if its source had all threads for itself, and what is due
+first goes first. So whoever begins goes before what others have queued, those who go on share
+equally, and nobody starves: what is queued is overtaken only by what is due before it, which
+after a while nothing new is (earliest deadline first, Liu & Layland, J. ACM 20(1), 1973; that
+due dates follow from each one's own backlog is the idea of virtual clocks, Zhang, ACM Trans.
+Comput. Syst. 9(2), 1991).
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+MOST_PRIORITY = 1000
+SECONDS_OF_PRIORITY = 1e10  # more than any due date, so that one step outweighs all of them
+MARGIN = 2.0  # times its own backlog: who has none goes first although estimates are rough
+DEEPER_SECONDS = 1.5  # by how much the deepest go before their time
+
+
+def priority_of(value: Any) -> int:
+    """Return a priority that a user gave.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"priority must be a whole number, 0 where nothing is special, got {value!r}"
+        )
+    priority = int(value)
+    if abs(priority) > MOST_PRIORITY:
+        raise ValueError(
+            f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, got {priority}; what is "
+            "higher goes first, by however little"
+        )
+    return priority
+
+
+def urgency(priority: int, due: float) -> float:
+    """Return what is the higher, the sooner a batch shall go.
+
+    Parameters
+    ----------
+    priority
+        That of the user.
+    due
+        In seconds, on a clock that all who share the threads have in common.
+
+    Examples
+    --------
+    >>> urgency(0, due=10.0) > urgency(0, due=10.5)
+    True
+    >>> urgency(1, due=1e6) > urgency(0, due=10.0)
+    True
+    """
+    return priority * SECONDS_OF_PRIORITY - due
+
+
+def due_after(ahead: float, depth: int, waiting: float, waited: float) -> float:
+    """Return after how many seconds a batch is due.
+
+    Parameters
+    ----------
+    ahead
+        Seconds until it would begin if its source were alone.
+    depth
+        How many spawners are above it. Deeper ones go before their time: they are what others
+        wait for.
+    waiting, waited
+        How many electrons of its source wait for what they have sent, beyond one per thread, as
+        a multiple of the threads, and for how many seconds the first of them has. Another one
+        that will wait too can wait for its turn as well: that bounds how many there are.
+
+    Examples
+    --------
+    >>> due_after(0.0, depth=0, waiting=0.0, waited=0.0)
+    0.0
+    >>> due_after(0.0, depth=1, waiting=0.0, waited=0.0)
+    -0.5
+    >>> due_after(0.25, depth=0, waiting=2.0, waited=10.0)
+    20.5
+    """
+    earlier = DEEPER_SECONDS * depth / (depth + 2)
+    return MARGIN * ahead + waiting * max(1.0, waited) - earlier
