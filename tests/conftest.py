@@ -10,6 +10,7 @@ import browsing
 import certificates as x509
 import pytest
 import serving
+import slurm as batch
 from dask import config as dask_config
 from distributed import LocalCluster
 from hypothesis import settings
@@ -218,6 +219,17 @@ def queue(broker):
     name = f"queue-{uuid.uuid4()}"
     yield name
     broker.delete(name, f"{name}.dead")
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A Slurm of two nodes, each of which is this machine."""
+    need("slurm", ", ".join(batch.missing()))
+    slurm = batch.Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        yield slurm.start()
+    finally:
+        slurm.stop()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -34,9 +34,9 @@ def marked(i, seconds, folder):
 
 def counted(folder, what):
     """Return how often each electron has begun, or ended."""
-    return Counter({
-        int(path.name.partition("-")[2]): path.stat().st_size for path in folder.glob(f"{what}-*")
-    })
+    return Counter(
+        {int(path.name.partition("-")[2]): path.stat().st_size for path in folder.glob(f"{what}-*")}
+    )
 
 
 @contextmanager
@@ -172,9 +172,10 @@ def batch_of(longest=0.0, needs=0.0):
         seconds=5.0,
         longest=longest,
     )
-    return Batch(**{
-        name: getattr(batch, name) for name in batch.__slots__
-    } | {"terms": batch.terms._replace(needs=needs)})
+    return Batch(
+        **{name: getattr(batch, name) for name in batch.__slots__}
+        | {"terms": batch.terms._replace(needs=needs)}
+    )
 
 
 def test_what_would_end_in_time_is_taken(leaving):
