@@ -3,7 +3,11 @@
 Sizes need only be roughly right, because a batch ends when its time box does and gives the rest
 back. So the time box does the work: it is long enough that the scheduler never sees more than
 `BATCHES_PER_SECOND` tasks a second, whatever the number of threads, and short enough that
-progress shows and cancelling acts. Near the end batches shrink, so that all threads finish
+progress shows and cancelling acts. Where threads are so many that the box is a long one, the
+first batches are what would hurt: all at once, they keep the scheduler for longer than it takes
+until the first of them wants a successor. So each thread gets one only, and a second one is added
+whenever a batch ends; and the first boxes differ, so that they do not all end together: the very
+first are short, to learn from and to show something. Near the end batches shrink, so that all threads finish
 together (guided self-scheduling, Polychronopoulos & Kuck, IEEE Trans. Comput. C-36, 1987).
 """
 
@@ -19,6 +23,13 @@ LARGEST_BATCH = 6 * 2**20  # bytes of inputs: Dask warns of a task of 10 MB
 LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
 LONGEST_FORGOTTEN = 0.995  # per electron: what there has not been among some hundred may not come
 PREFETCH = 2  # batches per thread, so that a worker never waits for the driver
+# First boxes of many threads, as shares of the full one. By the least, a scheduler that takes 1.4
+# times `BATCHES_PER_SECOND` has handed out all; and as they differ by this much, they end at such
+# a rate that two batches can follow each.
+LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.7, 0.8
+SCOUT_BOX = 0.02  # likewise, of one batch in a hundred
+SCOUTS = 100  # threads for each
+LEAST_WORTH = 0.02  # of what fits into a box, in the last batches of many threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,11 @@ class Size:
 
     electrons: int
     seconds: float
+
+
+def _box(threads: int) -> float:
+    """Return the seconds that a batch may take."""
+    return max(SHORTEST_BOX, threads / BATCHES_PER_SECOND)
 
 
 class Sizing:
@@ -53,12 +69,13 @@ class Sizing:
         self._slowest: float | None = None  # of the average and the newest rate
         self._electrons = self._seconds = 0.0
         self._row_bytes = row_bytes
-        self._started = 0
+        self._started = self._ended = 0  # batches
 
     def learn(self, electrons: int, seconds: float) -> None:
         """Take into account that a batch of `electrons` took `seconds`."""
         if electrons < 1:
             return
+        self._ended += 1
         seconds = max(seconds, 1e-6)
         # What ran a time box ago counts half: durations drift along a sweep.
         forget = 0.5 ** (seconds / SHORTEST_BOX)
@@ -88,6 +105,8 @@ class Sizing:
             return threads
         if self.rate is not None and under_way < self.rate * threads * WORTHWHILE:
             return threads * LITTLE_ONES  # these will be done before others can follow
+        if _box(threads) > SHORTEST_BOX:
+            return min(threads + self._ended, threads * PREFETCH)
         return threads * PREFETCH
 
     def seconds_ahead(self, batches: int, electrons: int, threads: int) -> float:
@@ -117,20 +136,40 @@ class Sizing:
         """Return the size of the next batch, given how many electrons are not yet under way."""
         threads = max(threads, 1)
         self._started += 1
-        box = max(SHORTEST_BOX, threads / BATCHES_PER_SECOND)
+        box = _box(threads)
         share = -(-remaining // (threads * PREFETCH))
         if self.rate is None:
             return Size(self._bounded(share), self._first_box(box, threads))
-        # Twice what fits, so that it is the box that ends a batch and not the electrons.
-        fitting = 2 * self.rate * box
-        # Where a box is long because threads are many, small last batches would come by thousands.
-        least = self.rate * (WORTHWHILE if box == SHORTEST_BOX else box / 4)
-        return Size(self._bounded(max(min(fitting, share), least)), box)
+        if box == SHORTEST_BOX:
+            # Twice what fits, so that it is the box that ends a batch and not the electrons.
+            electrons = max(min(2 * self.rate * box, share), self.rate * WORTHWHILE)
+            return Size(self._bounded(electrons), box)
+        is_first = self._started <= threads  # many came at once, just now
+        seconds = self._first_box(box, threads) if is_first else box
+        return Size(self._bounded(self.rate * self._worth(box, remaining, threads)), seconds)
+
+    def _worth(self, box: float, remaining: int, threads: int) -> float:
+        """Return how many seconds of electrons a batch has, where threads are many.
+
+        Shares of what remains would be small ones, and come by thousands, long before the end. But
+        as batches end one after another all the time, each need only be shorter than the one
+        before by the time between them: then all end together, without more of them a second. The
+        remaining time is the sum of such a series, and goes with the square of its first.
+        """
+        assert self.rate is not None
+        left = remaining / (self.rate * threads)  # seconds
+        # Twice what fits, so that it is the box that ends a batch and not the electrons; not so
+        # when what comes back from the last of them would come in the midst of the end.
+        fitting = 2 * box if left > 2 * PREFETCH * box else box
+        return max(min(fitting, (2 * box * left) ** 0.5), box * LEAST_WORTH)
 
     def _first_box(self, box: float, threads: int) -> float:
-        # Staggered where there are many threads: their first batches shall not all end at once.
-        staggered = box * (0.2 + 0.8 * (self._started % threads) / threads)
-        return FIRST_BOX if box == SHORTEST_BOX else staggered
+        if box == SHORTEST_BOX:
+            return FIRST_BOX
+        if self._started <= threads / SCOUTS:
+            return max(box * SCOUT_BOX, FIRST_BOX)
+        order = self._started % threads / threads
+        return box * (LEAST_FIRST_BOX + FIRST_BOXES_DIFFER * order)
 
     def _bounded(self, electrons: float) -> int:
         fitting = LARGEST_BATCH / self._row_bytes if self._row_bytes else electrons
