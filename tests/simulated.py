@@ -35,7 +35,7 @@ class Batch:
 
 
 class Worker:
-    __slots__ = ("joined", "leaves", "gone", "batch", "start", "position", "box_ended")
+    __slots__ = ("batch", "box_ended", "gone", "joined", "leaves", "position", "start")
 
     def __init__(self, joined, leaves):
         self.joined = joined
