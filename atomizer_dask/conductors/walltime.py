@@ -35,6 +35,7 @@ SAFETY = 1.2  # times what electrons took so far, they may take
 MOST_SHARE = 0.5  # of a worker's life it refuses nothing: else one long electron would idle it
 FULL_SHARE = 0.8  # of a life is as much as an electron can have
 LOOK_SECONDS = 0.05
+LIFETIME_PATIENCE = 10.0  # for the scheduler to part with a worker that nobody will kill
 ASK_SECONDS = 20.0  # for the batch system to say when the job ends
 
 logger = logging.getLogger(__name__)
@@ -105,18 +106,29 @@ class Leaving:
         self._ends_with_job = False
         self._timer: Any = None
         if getattr(worker, "lifetime", None):
-            began, end = _lifetime_of(worker)
-            self._shorten(began, end)
+            self._take_over_lifetime()
         if "SLURM_JOB_ID" in os.environ:
             threading.Thread(target=self._ask_slurm, name="atomizer-job-end", daemon=True).start()
 
     # -- when ------------------------------------------------------------------------------
 
+    def _take_over_lifetime(self) -> None:
+        worker = self._worker
+        timer = _timer_of(worker)
+        if timer is None:
+            # Too early by what the imports took, which does no harm.
+            began = _beginning()
+            self._shorten(began, began + worker.lifetime)
+            return
+        loop = worker.loop
+        end = monotonic() + timer.when() - loop.asyncio_loop.time()
+        self._shorten(end - worker.lifetime, end)
+        loop.add_callback(timer.cancel)  # it would not wait until what has ended is told
+
     def _ask_slurm(self) -> None:
         end = _end_of_slurm_job()
         if end < inf:
-            began = monotonic() - (time() - psutil.Process().create_time())
-            self._worker.loop.add_callback(self._shorten, began, end, with_job=True)
+            self._worker.loop.add_callback(self._shorten, _beginning(), end, with_job=True)
 
     def _shorten(self, began: float, end: float, *, with_job: bool = False) -> None:
         end -= self._margin
@@ -192,8 +204,16 @@ class Leaving:
 
     async def _leave_now(self) -> None:
         """Tell of what has ended, and leave in the middle of the electrons that have not."""
-        loop = asyncio.get_running_loop()
+        if self._worker.status.name not in ("running", "paused"):
+            return  # somebody else has it closed
         self._refusing = self._closed = True
+        try:
+            await self._tell_of_leases()
+        finally:
+            await self._leave()
+
+    async def _tell_of_leases(self) -> None:
+        loop = asyncio.get_running_loop()
         self._tell_scheduler(final=False)
         leases = self._leases()
         await asyncio.gather(*(loop.run_in_executor(None, _tell_of, lease) for lease in leases))
@@ -202,22 +222,31 @@ class Leaving:
             self._tell(batch, "leaving", self._worker.address)
             self._tell(batch, "expiring", batch.key, lease.ran())
         self._tell_scheduler(final=True)
-        await self._leave()
 
     async def _leave(self) -> None:
         if self._left:
             return
         self._left = True
+        try:
+            await self._say_goodbye()
+        finally:
+            await self._close()
+
+    async def _say_goodbye(self) -> None:
         until = monotonic() + self._margin / 2
         while monotonic() < until and any(map(_is_ours, self._worker.data)):
             await asyncio.sleep(LOOK_SECONDS)  # until whoever wants the outcomes has fetched them
         worker = self._worker
         logger.info("worker %s leaves: its wall time is over", worker.address)
         retire = partial(worker.scheduler.retire_workers, workers=[worker.address])
+        patience = self._margin if self._ends_with_job else LIFETIME_PATIENCE
         try:
-            await asyncio.wait_for(retire(close_workers=False, remove=True), self._margin)
+            await asyncio.wait_for(retire(close_workers=False, remove=True), patience)
         except (TimeoutError, OSError) as error:
             logger.warning("worker %s leaves without farewell: %r", worker.address, error)
+
+    async def _close(self) -> None:
+        worker = self._worker
         restart = worker.lifetime_restart and not self._ends_with_job
         reason = "atomizer-wall-time"
         if self._leases() and worker.nanny:
@@ -239,18 +268,19 @@ def _is_ours(key: Any) -> bool:
     return type(key) is tuple and key[-1] == ONCE
 
 
-def _lifetime_of(worker: Worker) -> tuple[float, float]:
-    """Return when a worker with a lifetime began and when it ends, as `time.monotonic` counts."""
-    # Dask keeps the moment nowhere but in the timer of the event loop.
-    loop = worker.loop.asyncio_loop
-    for timer in getattr(loop, "_scheduled", ()):
+def _timer_of(worker: Worker) -> asyncio.TimerHandle | None:
+    """Return what ends a worker with a lifetime, for Dask keeps the moment nowhere else."""
+    for timer in list(getattr(worker.loop.asyncio_loop, "_scheduled", ())):
         for argument in timer._args or ():
             if getattr(argument, "func", None) == worker.close_gracefully:
-                end = monotonic() + timer.when() - loop.time()
-                return end - worker.lifetime, end
-    # Too early by what the imports took, which does no harm.
-    began = monotonic() - (time() - psutil.Process().create_time())
-    return began, began + worker.lifetime
+                found: asyncio.TimerHandle = timer
+                return found
+    return None
+
+
+def _beginning() -> float:
+    """Return when this process began, as `time.monotonic` counts."""
+    return monotonic() - (time() - float(psutil.Process().create_time()))
 
 
 def _end_of_slurm_job() -> float:
