@@ -17,6 +17,7 @@ from benchmarks import (
     spawning,
     storing,
     throughput,
+    walltimes,
 )
 from benchmarks.fresh import Sample, measure
 
@@ -249,5 +250,15 @@ FIGURES = {
         "20,000 electrons of 1 ms, the broker restarted",
         queueing.restarted,
         (Limit("wrong or unanswered", most=0),),
+    ),
+    "wall-time": Figure(
+        "17",
+        "80 electrons of 0.1 to 6 s on workers that live for 20 s",
+        walltimes.twice,
+        (
+            Limit("executed more than once", most=0),
+            Limit("cut short", most=0, key="cut"),
+            Limit("of the threads' time busy, restarts included", key="busy"),
+        ),
     ),
 }
