@@ -41,6 +41,7 @@ from atomizer_dask.conductors.once import (
     ADOPTED,
     DRIVER,
     FRESH,
+    NOBODY,
     ONCE,
     SEND_SECONDS,
     SETTLED,
@@ -81,7 +82,6 @@ WATCH_SECONDS = 1.0  # how often we look which workers there are
 DRIVER_PRIORITY = 1e15  # over all batches
 LONGEST_NAME = 24  # of a run or an atom, in the keys of tasks
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
-NOBODY = "tcp://0.0.0.0:0"  # waits in the place of a worker that could take a batch
 
 
 class DaskConductor(BatchConductor):

@@ -15,12 +15,14 @@ from typing import Any
 import cloudpickle
 from dask._task_spec import Task
 from distributed import SchedulerPlugin
+from distributed.protocol import pickle
 from distributed.scheduler import Scheduler
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
+NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
@@ -81,6 +83,17 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         for task in waiting[: scheduler.workers[worker].nthreads]:
             task.worker_restrictions = {worker}
 
+    def _lose(self, key: Any) -> None:
+        """Have a task fail that nobody shall run again."""
+        task = self._scheduler.tasks.get(key)
+        if task is not None and task.state == "no-worker":
+            stimulus = f"atomizer-lost-{time()}"
+            error = pickle.dumps(OutcomeLostError())
+            more = self._scheduler.transition(
+                key, "erred", exception=error, cause=key, stimulus_id=stimulus
+            )
+            self._scheduler.transitions(more, stimulus)
+
     def _release(self, key: Any) -> None:
         self._scheduler.client_releases_keys([key], keeper_of(key[1]))
 
@@ -117,7 +130,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             # Its worker died after it had ended, or left in the middle. Whoever has not yet
             # fetched the outcome hears that it is gone; mostly it has been delivered, and the
             # future was about to go.
-            task.worker_restrictions = None
+            task.worker_restrictions = {NOBODY}
+            self._scheduler.loop.add_callback(self._lose, key)
             task.run_spec = Task(key, raise_lost)
 
 
