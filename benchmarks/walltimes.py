@@ -7,6 +7,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from atomizer_dask import Atomizer
@@ -33,7 +34,7 @@ def twice(scale: float, repeats: int) -> Iterator[Sample]:
             with workers_with(Path(folder), *options) as conductor, Atomizer(conductor) as atomizer:
                 sweep = {"i": range(count), "seconds": durations, "folder": [str(marks)] * count}
                 run = atomizer.map(marked, sweep)
-                took = seconds(run.wait, RUN_SECONDS, False)
+                took = seconds(partial(run.wait, RUN_SECONDS, progress=False))
                 assert run.to_frame()["result"].tolist() == list(range(count))
             begun, ended = counted(marks, "begun"), counted(marks, "ended")
             assert set(ended) == set(range(count))
