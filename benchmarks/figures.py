@@ -14,6 +14,7 @@ from benchmarks import (
     policy,
     queueing,
     scheduling,
+    sharing,
     spawning,
     storing,
     throughput,
@@ -260,5 +261,11 @@ FIGURES = {
             Limit("cut short", most=0, key="cut"),
             Limit("of the threads' time busy, restarts included", key="busy"),
         ),
+    ),
+    "fairness": Figure(
+        "18",
+        "the first of 100 electrons of 10 ms beside a million of another client",
+        sharing.fairness,
+        (Limit("s", most=2), Limit("s to the end of the 100", key="end")),
     ),
 }

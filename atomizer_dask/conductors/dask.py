@@ -42,6 +42,7 @@ from atomizer_dask.conductors.once import (
     DRIVER,
     FRESH,
     NOBODY,
+    OF_RUN,
     ONCE,
     SEND_SECONDS,
     SETTLED,
@@ -722,11 +723,11 @@ def _label(atom_id: str, run_id: str) -> str:
     """
     atom = _in_label(atom_id.rpartition(".")[2])
     if not run_id:
-        return f"{atom}·sent"
+        return f"{atom}{OF_RUN}sent"
     name, *made = run_id.rsplit("-", 2)  # see `new_id`
     short = ".".join([part[:4] for part in made[:1]] + made[1:])
     parts = [atom, short] if _in_label(name) == atom else [atom, _in_label(name), short]
-    return "·".join(filter(None, parts))
+    return OF_RUN.join(filter(None, parts))
 
 
 def _in_label(text: str) -> str:

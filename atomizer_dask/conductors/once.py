@@ -25,6 +25,8 @@ LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall t
 NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
+TOPICS = "atomizer-"  # how all topics of ours begin
+OF_RUN = "·"  # within the name under which tasks of ours are shown
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
 
 
@@ -93,6 +95,21 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 key, "erred", exception=error, cause=key, stimulus_id=stimulus
             )
             self._scheduler.transitions(more, stimulus)
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Forget what is of use to nobody once a client has gone, however it went.
+
+        Dask would keep its last 1,000 messages, and how long its tasks took, for ever.
+        """
+        topics = scheduler._broker._topics
+        for name, topic in list(topics.items()):
+            if name.startswith(TOPICS):
+                topic.unsubscribe(client)
+                if not topic.subscribers:
+                    del topics[name]
+        for name, prefix in list(scheduler.task_prefixes.items()):
+            if OF_RUN in name and not prefix._groups:
+                del scheduler.task_prefixes[name]
 
     def _release(self, key: Any) -> None:
         self._scheduler.client_releases_keys([key], keeper_of(key[1]))
