@@ -159,16 +159,25 @@ def processing(dask_scheduler):
     return sum(len(worker.processing) for worker in dask_scheduler.workers.values())
 
 
-@each_conductor
-def test_children_inherit_the_priority(one_thread, log, gate):
-    blocker = one_thread.map(note, notes(1, "blocker", log, gate=gate.path))
-    until(lambda: blocker.progress.running, "it does not begin")
-    plain = one_thread.map(note, notes(2, "plain", log), priority=1)
-    urgent = one_thread.map(parent, grid(x=[0, 1], log=[str(log)]), priority=5)
-    until(lambda: not plain.progress.pending + urgent.progress.pending, "they are not sent")
-    gate.open()
-    one_thread.wait(WITHIN)
-    assert turns(log).index("child") < turns(log).index("plain")
+class Recording(MemoryConductor):
+    """Says which priorities batches have."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.priorities = {}
+
+    def submit(self, batch, post):
+        self.priorities.setdefault(batch.atom_id, set()).add(batch.origin.priority)
+        super().submit(batch, post)
+
+
+def test_children_inherit_the_priority(log):
+    conductor = Recording()
+    with Atomizer(conductor, note, parent) as atomizer:
+        atomizer.map(parent, grid(x=[0, 1], log=[str(log)]), priority=5)
+        atomizer.send(parent, {"x": 2, "log": str(log)}, priority=-3)
+    assert conductor.priorities == {parent.id: {5, -3}, note.id: {5, -3}}
+    assert turns(log) == ["child"] * 3
 
 
 @pytest.mark.parametrize(
