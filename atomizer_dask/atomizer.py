@@ -336,7 +336,7 @@ class Atomizer(Shown):
             Where the store is held by another process, is of another run, or cannot be written;
             `StoreChangedError` where the atom has changed since.
         """
-        policy = _policy(on_failure, max_attempts, backoff)
+        policy = policy_of(on_failure, max_attempts, backoff)
         limit = _limit(timeout)
         urgent = priority_of(priority)
         if detached and store is None:
@@ -845,7 +845,7 @@ class Atomizer(Shown):
         return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
 
 
-def _policy(on_failure: Any, max_attempts: Any, backoff: Any) -> Policy:
+def policy_of(on_failure: Any, max_attempts: Any, backoff: Any) -> Policy:
     """Return the policy that is asked for, and for the rest that which is configured."""
     return Policy.of(
         setting("map.on-failure") if on_failure is None else on_failure,

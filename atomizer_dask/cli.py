@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import atomizer_dask
-from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.atomizer import Atomizer, policy_of
 from atomizer_dask.commandline import (
+    Place,
     cluster_options,
     conductor_at,
     errors_as_text,
@@ -25,7 +26,7 @@ from atomizer_dask.console import console
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node
-from atomizer_dask.policy import DECISIONS, Policy, seconds_of
+from atomizer_dask.policy import DECISIONS, seconds_of
 from atomizer_dask.run import Run
 from atomizer_dask.surviving import resume, status
 
@@ -60,11 +61,11 @@ class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--tosses", type=_Count(), default="1e9", show_default=True, help="How many.")
 @click.option("--seed", type=int, help="Fixes the result to the last bit.")
 @cluster_options
-def pi(tosses: int, seed: int | None, scheduler: str | None, workers: int | None) -> None:
+def pi(tosses: int, seed: int | None, place: Place) -> None:
     """Estimate pi by tossing darts: the main job as a demonstration."""
     rows = min(_ESTIMATES, tosses)
     shares = [tosses // rows + (row < tosses % rows) for row in range(rows)]
-    with errors_as_text(), conductor_at(scheduler, workers) as conductor:
+    with heeding_termination(), errors_as_text(), conductor_at(place) as conductor:
         click.echo(f"{tosses:,} tosses on {conductor}", err=True)
         with Atomizer(conductor, MonteCarlo, Toss) as atomizer:
             events = atomizer.events(buffer=100_000)
@@ -128,16 +129,16 @@ def _print_pi(run: Run, seconds: float) -> None:
     "--allow-pickle", is_flag=True, help="Let the store keep what has no Arrow type as pickles."
 )
 @click.option("--seed", type=int, help="Fixes all random streams.")
-@click.option("--timeout", help="Of each electron: seconds, or a text such as 30s.")
+@click.option(
+    "--timeout", help="Of each electron: seconds, or a text such as 30s; none unless configured."
+)
 @click.option(
     "--on-failure",
     type=click.Choice(DECISIONS),
-    default="fail",
-    show_default=True,
-    help="Record a failure; try again on the same worker; try again on another.",
+    help="Record a failure, as unless configured; try again on the same worker; or on another.",
 )
 @click.option("--max-attempts", type=click.IntRange(min=1), help="3 where it is tried again.")
-@click.option("--backoff", default="0s", show_default=True, help="Before the second attempt.")
+@click.option("--backoff", help="Before the second attempt; none unless configured.")
 @click.option("--metadata", is_flag=True, help="Add id, start, end, duration, worker and attempts.")
 @cluster_options
 def map_(
@@ -148,12 +149,11 @@ def map_(
     allow_pickle: bool,
     seed: int | None,
     timeout: str | None,
-    on_failure: str,
+    on_failure: str | None,
     max_attempts: int | None,
-    backoff: str,
+    backoff: str | None,
     metadata: bool,
-    scheduler: str | None,
-    workers: int | None,
+    place: Place,
 ) -> None:
     """Run an atom over a table from disk.
 
@@ -171,22 +171,23 @@ def map_(
         )
     with heeding_termination(), errors_as_text():
         limit = _number_or_text(timeout)
-        policy = Policy.of(on_failure, max_attempts, _number_or_text(backoff))
+        pause = _number_or_text(backoff)
+        policy_of(on_failure, max_attempts, pause)
         seconds_of(limit, "timeout")
         atom = load_atom(target)
         sweep = _read(source)
         if out is not None:
             _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
-        with conductor_at(scheduler, workers) as conductor, Atomizer(conductor, atom) as atomizer:
+        with conductor_at(place) as conductor, Atomizer(conductor, atom) as atomizer:
             run = atomizer.map(
                 atom,
                 sweep,
                 seed=seed,
                 timeout=limit,
                 on_failure=on_failure,
-                max_attempts=policy.max_attempts,
-                backoff=policy.backoff,
+                max_attempts=max_attempts,
+                backoff=pause,
                 store=store,
                 allow_pickle=allow_pickle,
             )

@@ -9,40 +9,123 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
+from atomizer_dask import config
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.conductors.address import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.errors import AtomizerError
+from atomizer_dask.jobs import Jobs
 from atomizer_dask.run import Run
 
+LEAVE_SECONDS = 12.0  # for a batch system to take orders; it kills us after some 30
 FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where to run, as the options of a command say.
+
+    Without any of them it is what is configured as ``atomizer.connection.target``, else a local
+    cluster.
+    """
+
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    workers: int | None = None
+    cluster: str | None = None
+    jobs: int | None = None
+    adapt: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            "--scheduler": self.scheduler,
+            "--scheduler-file": self.scheduler_file,
+            "--workers": self.workers,
+            "--cluster": self.cluster,
+        }
+        places = [name for name, value in given.items() if value is not None]
+        if len(places) > 1:
+            what = "; --workers is for a local cluster" if self.workers is not None else ""
+            raise click.UsageError(f"{' and '.join(places)} say different places: give one{what}")
+        if self.cluster is None:
+            for name, value in (("--jobs", self.jobs), ("--adapt", self.adapt)):
+                if value is not None:
+                    raise click.UsageError(f"{name} is for jobs of a batch system: add --cluster")
+        elif (self.jobs is None) == (self.adapt is None):
+            wrong = "both were given" if self.jobs else "neither was given"
+            raise click.UsageError(
+                f"--cluster {self.cluster} needs either --jobs N, for as many all the time, or "
+                f"--adapt MIN MAX, for as many as there is work; {wrong}"
+            )
+        if self.adapt is not None and not self.adapt[0] <= self.adapt[1] >= 1:
+            raise click.UsageError(
+                f"--adapt takes the least and the most jobs, as in --adapt 0 10, got "
+                f"{self.adapt[0]} and {self.adapt[1]}"
+            )
+
+    @property
+    def target(self) -> str | Path | None:
+        """The scheduler that is there already; None where a cluster is to be started."""
+        if self.workers is not None or self.cluster is not None:
+            return None
+        return self.scheduler or self.scheduler_file or config.target()
+
+
 def cluster_options(command: Any) -> Any:
-    """Give a command the options that say where to run."""
+    """Give a command the options that say where to run, as a `Place` for its parameter `place`."""
+    names = [field.name for field in fields(Place)]
+
+    @wraps(command)
+    def placed(*args: Any, **given: Any) -> Any:
+        place = Place(**{name: given.pop(name) for name in names})
+        return command(*args, place=place, **given)
+
     for option in (
         click.option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="A running Dask scheduler; by default a local cluster is started.",
+            "--adapt",
+            type=(click.IntRange(min=0), click.IntRange(min=1)),
+            metavar="MIN MAX",
+            help="With --cluster: at least and at most so many jobs, as there is work.",
+        ),
+        click.option(
+            "--jobs", type=click.IntRange(min=1), help="With --cluster: so many jobs all the time."
+        ),
+        click.option(
+            "--cluster",
+            metavar="NAME",
+            help="Workers are jobs of a batch system, which end with this command: slurm, pbs, "
+            "sge, lsf, oar, htcondor, moab. What a job is, is dask-jobqueue's configuration.",
         ),
         click.option(
             "--workers",
             type=click.IntRange(min=1),
-            help="Processes of the local cluster; by default one per core.",
+            help="Processes of a local cluster; by default one per core.",
+        ),
+        click.option(
+            "--scheduler-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Where a Dask scheduler writes its address; it may do so later.",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="A running Dask scheduler; by default what is configured, else a local cluster.",
         ),
     ):
-        command = option(command)
-    return command
+        placed = option(placed)
+    return placed
 
 
 def broker_options(command: Any) -> Any:
@@ -53,7 +136,7 @@ def broker_options(command: Any) -> Any:
             type=click.Path(exists=True, dir_okay=False),
             help="With amqps: certificates to trust, in place of those of this machine.",
         ),
-        click.option("--queue", default="atomizer", show_default=True, help="The work queue."),
+        click.option("--queue", help="The work queue; atomizer unless configured."),
         click.option(
             "--amqp",
             metavar="URL",
@@ -128,21 +211,38 @@ def _import(place: str) -> Any:
 
 
 @contextmanager
-def conductor_at(scheduler: str | None, workers: int | None) -> Iterator[DaskConductor]:
-    """Give a conductor on a cluster that is running, or on one of its own."""
-    if scheduler and workers:
-        raise click.UsageError("--workers is for a local cluster; leave it out with --scheduler")
-    conductor = DaskConductor(scheduler, workers=workers)
-    try:
+def conductor_at(
+    place: Place, tell: Callable[[str], object] | None = None, *, wait: bool = True
+) -> Iterator[DaskConductor]:
+    """Give a conductor on a cluster that is running, or on one of its own.
+
+    Parameters
+    ----------
+    place
+        Where.
+    tell
+        Is told what becomes of jobs of a batch system; stderr where not given.
+    wait
+        Whether to wait for the first of them.
+    """
+    with ExitStack() as stack:
+        target: Any = place.target
+        if place.cluster is not None:
+            jobs = Jobs(place.cluster, place.adapt or place.jobs or 1, tell or _say)
+            click.get_current_context().call_on_close(jobs.cancel)  # also where we leave
+            stack.enter_context(jobs)
+            jobs.start(wait=wait)
+            target = jobs.cluster
+        conductor = DaskConductor(target, workers=place.workers)
+        stack.callback(conductor.close)
         yield conductor
-    finally:
-        conductor.close()
 
 
 @contextmanager
 def errors_as_text() -> Iterator[None]:
-    """Show our errors as people want to read them."""
+    """Show our errors as people want to read them, those of the configuration first of all."""
     try:
+        config.check()
         yield
     except AtomizerError as error:
         raise click.ClickException(str(error).removeprefix("atomizer error ")) from error
@@ -162,24 +262,41 @@ def heeding_termination() -> Iterator[None]:
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # once is enough
         raise _TerminatedError
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    # A terminal that is closed hangs up; nohup would have that ignored.
+    told = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, terminate) for number in told}
     try:
         yield
     except _TerminatedError:
-        click.echo("terminated before it was done", err=True)
-        _leave()
+        _say("terminated before it was done")
+        leave(INCOMPLETE)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _leave() -> NoReturn:
-    """Exit without waiting for the workers of a local cluster, which end with this process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(INCOMPLETE)
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        click.echo(text, err=True)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit without waiting for the workers of a local cluster, which end with this process.
+
+    Jobs of a batch system do not, and are cancelled. To be called on the main thread, also by what
+    handles a signal there, and so whatever it was about.
+    """
+    ending = threading.Thread(target=click.get_current_context().close, daemon=True)
+    ending.start()
+    ending.join(LEAVE_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def wait_for(run: Run) -> None:
@@ -192,12 +309,11 @@ def wait_for(run: Run) -> None:
             raise
         run.suspend()
         p = run.progress
-        click.echo(
+        _say(
             f"{run.id} is suspended, {p.done + p.failed:,} electrons have ended; "
-            f"atomizer-dask resume {run.store} goes on",
-            err=True,
+            f"atomizer-dask resume {run.store} goes on"
         )
-        _leave()
+        leave(INCOMPLETE)
 
 
 def exit_code(run: Run) -> int:

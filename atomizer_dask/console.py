@@ -184,7 +184,7 @@ class Conversation:
 @broker_options
 @click.option("--timeout", default="30s", show_default=True, help="To wait for each answer.")
 @click.option("--quiet", is_flag=True, help="Print bare estimates, one a line, and no prompt.")
-def console(amqp: str | None, queue: str, ca: str | None, timeout: str, quiet: bool) -> None:
+def console(amqp: str | None, queue: str | None, ca: str | None, timeout: str, quiet: bool) -> None:
     """Ask the nodes on a queue for estimates of pi.
 
     Each line of input is a number of tosses. Ctrl-C stops waiting for an answer; at the prompt it

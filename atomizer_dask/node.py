@@ -20,19 +20,22 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.commandline import (
     BrokerCommand,
+    Place,
     broker_options,
     cluster_options,
+    conductor_at,
     errors_as_text,
+    leave,
     load_atom,
 )
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.config import setting
 from atomizer_dask.metrics import serve_metrics
 from atomizer_dask.nodelog import NodeLog, logging_to_stderr
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.registry import registered
 
-HEALTH_SECONDS = 10.0
 LOOK_SECONDS = 0.2  # whether the workers are still there
 SWITCH_SECONDS = 0.001
 COLLECT_AFTER = 50_000, 20, 100  # objects; 700, 10, 10 unless set
@@ -45,16 +48,12 @@ LOST = 1  # exit code: the scheduler is gone
 @cluster_options
 @click.option(
     "--grace",
-    default="30s",
-    show_default=True,
-    help="For running electrons to end, once the node is told to.",
+    help="For running electrons to end, once the node is told to; 30s unless configured.",
 )
 @click.option(
     "--max-in-flight",
     type=click.IntRange(1, 65_535),
-    default=10_000,
-    show_default=True,
-    help="Electrons taken from the queue and not answered, at most.",
+    help="Electrons taken from the queue and not answered, at most; 10000 unless configured.",
 )
 @click.option("--metrics-port", type=click.IntRange(1, 65_535), help="Serve Prometheus there.")
 @click.option(
@@ -66,18 +65,18 @@ LOST = 1  # exit code: the scheduler is gone
 def node(
     targets: tuple[str, ...],
     amqp: str | None,
-    queue: str,
+    queue: str | None,
     ca: str | None,
-    scheduler: str | None,
-    workers: int | None,
-    grace: str,
-    max_in_flight: int,
+    place: Place,
+    grace: str | None,
+    max_in_flight: int | None,
     metrics_port: int | None,
     metrics_host: str,
 ) -> None:
     """Serve atoms to whoever sends electrons over RabbitMQ, Go programs among them.
 
-    Only the atoms named here are executed, on the workers of a local cluster or of --scheduler.
+    Only the atoms named here are executed, on the workers of a local cluster unless an option
+    says otherwise.
     SIGTERM and Ctrl-C drain it: it takes no more electrons, those that run end and are answered,
     the others return to the queue. Stderr has a line of JSON for whatever happens, and every ten
     seconds for how it is.
@@ -90,15 +89,15 @@ def node(
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     with errors_as_text(), ExitStack() as stack:
         told = stack.enter_context(_told_to_end())
-        seconds = seconds_of(grace, "--grace", least=0.0) or 0.0
+        seconds = seconds_of(grace, "--grace", least=0.0)
+        seconds = setting("node.grace") if seconds is None else seconds
         atoms = [load_atom(target) for target in targets]
         registered.atoms.clear()  # modules may register more than was asked for
         log = stack.enter_context(logging_to_stderr())
         conductor = AmqpConductor(amqp, queue, ca_file=ca, max_in_flight=max_in_flight)
         stack.callback(conductor.close)
         with _deaf_to_ctrl_c():
-            dask = DaskConductor(scheduler, workers=workers)
-        stack.callback(dask.close)
+            dask = stack.enter_context(conductor_at(place, log.line, wait=False))
         if metrics_port is not None:
             stack.callback(serve_metrics(conductor, dask, metrics_host, metrics_port))
         gone = Node(conductor, dask, atoms, log).serve(told, seconds)
@@ -128,6 +127,7 @@ class Node:
         self._dask = dask
         self._log = log
         self._atoms = atoms
+        self._pace = setting("node.health")
         self._atomizer = Atomizer(dask, conductor, *atoms)
 
     def serve(self, told: SimpleQueue[int], grace: float) -> bool:
@@ -149,10 +149,10 @@ class Node:
             pid=os.getpid(),
         )
         _spare_the_collector()
-        due = monotonic() + HEALTH_SECONDS
+        due = monotonic() + self._pace
         while not _holds(told, LOOK_SECONDS) and self._dask.state != "gone":
             if monotonic() >= due:
-                due = monotonic() + HEALTH_SECONDS
+                due = monotonic() + self._pace
                 self._log.health(self._conductor.status(), self._dask.threads)
         gone = self._dask.state == "gone"
         self._drain(0.0 if gone else grace)
@@ -166,7 +166,7 @@ class Node:
         if self._dask.state != "gone":
             self._dask.withdraw()
         until = monotonic() + grace
-        while not conductor.join(max(0.0, min(HEALTH_SECONDS, until - monotonic()))):
+        while not conductor.join(max(0.0, min(self._pace, until - monotonic()))):
             if monotonic() >= until:
                 break
             self._log.health(conductor.status(), self._dask.threads)
@@ -225,7 +225,7 @@ def _told_to_end() -> Iterator[SimpleQueue[int]]:
     def tell(number: int, frame: FrameType | None) -> None:
         nonlocal is_told
         if is_told:
-            os._exit(128 + number)
+            leave(128 + number)
         is_told = True
         told.put(number)
 

@@ -10,6 +10,7 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.commandline import (
+    Place,
     cluster_options,
     conductor_at,
     errors_as_text,
@@ -141,8 +142,7 @@ def resume(
     drop_corrupted: bool,
     allow_pickle: bool,
     detach: bool,
-    scheduler: str | None,
-    workers: int | None,
+    place: Place,
 ) -> None:
     """Go on with a run that is kept in a store.
 
@@ -152,12 +152,19 @@ def resume(
     \b
     Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
     """  # noqa: D301 - click wants it
-    if detach and not scheduler:
-        raise click.UsageError("--detach needs --scheduler: a local cluster ends with this command")
+    if detach and place.cluster is not None:
+        raise click.UsageError(
+            "--detach makes no sense with --cluster: its jobs, and with them the run, end with "
+            "this command; give the --scheduler or --scheduler-file of one that goes on"
+        )
+    if detach and place.target is None:
+        raise click.UsageError(
+            "--detach needs --scheduler or --scheduler-file: a local cluster ends with this command"
+        )
     with heeding_termination(), errors_as_text():
         target = target or _known_target(store, allow_pickle)
         atoms = [load_atom(target)] if target else []
-        with conductor_at(scheduler, workers) as conductor, Atomizer(conductor, *atoms) as atomizer:
+        with conductor_at(place) as conductor, Atomizer(conductor, *atoms) as atomizer:
             run = atomizer.attach(
                 store,
                 takeover=takeover,
