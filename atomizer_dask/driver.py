@@ -18,13 +18,11 @@ from typing import Any, Protocol
 
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import WORTHWHILE, Size, Sizing
+from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.turns import due_after
-
-MOST_DEATHS = 10  # workers, with one electron: quarantine has named no culprit by then
-CULPRITS = 2  # killed electrons of a source, after which it is executed in quarantine at once
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +189,8 @@ class Driver:
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
         self._culprits = 0
+        self._many_culprits = setting("quarantine.culprits")  # then all is quarantined at once
+        self._most_deaths = setting("quarantine.most-deaths")
         self._lingering: float | None = None
 
     @property
@@ -210,7 +210,7 @@ class Driver:
             batch = self._source.take(self.sizing.next(waiting, threads), key)
             if batch is None:
                 continue
-            if self._culprits >= CULPRITS and not batch.terms.deaths:
+            if self._culprits >= self._many_culprits and not batch.terms.deaths:
                 batch = replace(batch, terms=batch.terms._replace(deaths=1))
             if self.sizing.longest > WORTHWHILE:  # less than that has time at any end
                 batch = replace(batch, longest=self.sizing.longest)
@@ -354,7 +354,7 @@ class Driver:
             deaths=terms.deaths + 1, stay="" if terms.stay == worker else terms.stay
         )
         self._source.salvage(lease.batch)
-        if terms.deaths <= MOST_DEATHS:
+        if terms.deaths <= self._most_deaths:
             self._take_back(lease, lease.told, terms)
             self._end(key, lease, Outcome.none())
             return

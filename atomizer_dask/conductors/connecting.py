@@ -13,6 +13,7 @@ from distributed import Client, LocalCluster
 from distributed.deploy import Cluster
 from distributed.security import Security
 
+from atomizer_dask import config
 from atomizer_dask.conductors import scheduler_file
 from atomizer_dask.conductors.credentials import (
     as_client,
@@ -21,13 +22,12 @@ from atomizer_dask.conductors.credentials import (
     trouble_with,
 )
 from atomizer_dask.conductors.scheduler_file import NoSchedulerFileError, NotYetError
+from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.interruptible import SLICE_SECONDS
 from atomizer_dask.policy import seconds_of
 
-CONNECT_SECONDS = 8.0
-FILE_SECONDS = 30.0  # for a scheduler file to appear, and its scheduler to answer
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
 
 
@@ -53,12 +53,13 @@ def connect(
     target: Any,
     id: str,
     workers: int | None,
-    threads_per_worker: int,
+    threads_per_worker: int | None,
     security: Security | bool | None,
     timeout: Any,
 ) -> Connection:
     """Connect to what a conductor was given; see `DaskConductor`."""
-    if target is not None and (workers is not None or threads_per_worker != 1):
+    wants_local = workers is not None or threads_per_worker is not None
+    if target is not None and wants_local:
         raise TypeError(
             "workers and threads_per_worker are for a local cluster that the conductor starts; "
             f"{target!r} has its own"
@@ -69,11 +70,15 @@ def connect(
         try:
             target = Client.current()
         except ValueError:  # there is none
+            target = None if wants_local or security is True else config.target()
+        if target is None:
             return _start(id, workers, threads_per_worker, security, seconds)
         check_security(security, target)
     if scheduler_file.is_path(target):
         path = Path(os.path.expanduser(target))
-        client = _connect_by_file(path, id, security, seconds or FILE_SECONDS)
+        client = _connect_by_file(
+            path, id, security, seconds or setting("connection.scheduler-file-timeout")
+        )
         return Connection(client, None, f"scheduler of {path.name}")
     if (
         isinstance(target, str)
@@ -82,7 +87,8 @@ def connect(
     ):
         target = f"tls://{target}"
     where, name, security = _place_of(target, security)
-    return Connection(_connect_at(where, id, security, seconds or CONNECT_SECONDS), None, name)
+    seconds = seconds or setting("connection.timeout")
+    return Connection(_connect_at(where, id, security, seconds), None, name)
 
 
 def _place_of(target: Any, security: Any) -> tuple[Any, str, Any]:
@@ -118,18 +124,20 @@ def _check_cluster(cluster: Cluster) -> None:
 
 
 def _start(
-    id: str, workers: int | None, threads: int, security: Any, seconds: float | None
+    id: str, workers: int | None, threads: int | None, security: Any, seconds: float | None
 ) -> Connection:
     """Start a cluster of processes that listen to this machine alone, and connect to it."""
+    seconds = seconds or setting("connection.timeout")
+    threads = setting("local-cluster.threads-per-worker") if threads is None else threads
     cluster = _LocalCluster(
-        n_workers=workers,
+        n_workers=setting("local-cluster.workers") if workers is None else workers,
         threads_per_worker=threads,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         security=of_local_cluster(security),
     )
     try:
-        client = _connect_at(cluster, id, cluster.security, seconds or CONNECT_SECONDS)
+        client = _connect_at(cluster, id, cluster.security, seconds)
     except BaseException:  # Ctrl-C too
         cluster.close()
         raise
@@ -177,7 +185,7 @@ def _connect_as_named(path: Path, id: str, security: Any) -> Client:
     named = scheduler_file.read(path)
     scheduler_file.probe(named.address)
     try:
-        client = _client_within(CONNECT_SECONDS, named.address, security)
+        client = _client_within(setting("connection.timeout"), named.address, security)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         message = trouble_with(named.address, error)
         if message is None:

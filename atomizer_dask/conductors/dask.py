@@ -98,8 +98,9 @@ class DaskConductor(BatchConductor):
         - a scheduler's address, ``"tcp://node1:8786"``;
         - a `distributed.Client`;
         - the path of a scheduler file, as `pathlib.Path` or text, which need not exist yet;
-        - None: the current client where there is one, else a local cluster of processes that
-          listen to this machine alone and live as long as the conductor.
+        - None: the current client where there is one, else what is configured as
+          ``atomizer.connection.target``, else a local cluster of processes that listen to this
+          machine alone and live as long as the conductor.
     id
         Names it.
     workers, threads_per_worker
@@ -113,8 +114,9 @@ class DaskConductor(BatchConductor):
         local cluster with temporary certificates, which needs cryptography. Clients and clusters
         have their own.
     timeout
-        How long to wait for a scheduler, in seconds or as ``"10 minutes"``: unless given 8 seconds
-        at an address, and 30 for a scheduler file to appear and its scheduler to answer.
+        How long to wait for a scheduler, in seconds or as ``"10 minutes"``: unless given or
+        configured 8 seconds at an address, and 30 for a scheduler file to appear and its scheduler
+        to answer.
 
     Raises
     ------
@@ -143,7 +145,7 @@ class DaskConductor(BatchConductor):
         *,
         id: str = "dask",
         workers: int | None = None,
-        threads_per_worker: int = 1,
+        threads_per_worker: int | None = None,
         security: Security | bool | None = None,
         timeout: float | str | None = None,
     ) -> None:

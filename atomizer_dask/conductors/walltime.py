@@ -24,13 +24,13 @@ import psutil
 
 from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.once import LEAVING, ONCE
+from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
 
 if TYPE_CHECKING:
     from distributed import Worker
 
-MARGIN_SECONDS = 1.0  # before the end, in which what has ended is told and the worker leaves
 SAFETY = 1.2  # times what electrons took so far, they may take
 MOST_SHARE = 0.5  # of a worker's life it refuses nothing: else one long electron would idle it
 FULL_SHARE = 0.8  # of a life is as much as an electron can have
@@ -84,7 +84,8 @@ class Leaving:
     emit
         Puts an event on a stream.
     margin
-        Seconds before its end, in which it tells of what has ended, and leaves.
+        Seconds before its end, in which it tells of what has ended, and leaves; as configured
+        where not given.
     """
 
     def __init__(
@@ -92,13 +93,13 @@ class Leaving:
         worker: Worker,
         leases: Callable[[], list[Lease]],
         emit: Callable[[str, Event], None],
-        margin: float = MARGIN_SECONDS,
+        margin: float | None = None,
     ) -> None:
         self.wall_time = WallTime()
         self._worker = worker
         self._leases = leases
         self._emit = emit
-        self._margin = margin
+        self._margin = setting("wall-time.margin") if margin is None else margin
         self._guard = threading.Lock()
         self._refusing = False  # what would not end in time
         self._closed = False  # to all
