@@ -2,29 +2,28 @@
 
 Sizes need only be roughly right, because a batch ends when its time box does and gives the rest
 back. So the time box does the work: it is long enough that the scheduler never sees more than
-`BATCHES_PER_SECOND` tasks a second, whatever the number of threads, and short enough that
+`Bounds.per_second` tasks a second, whatever the number of threads, and short enough that
 progress shows and cancelling acts. Where threads are so many that the box is a long one, the
 first batches are what would hurt: all at once, they keep the scheduler for longer than it takes
 until the first of them wants a successor. So each thread gets one only, and a second one is added
 whenever a batch ends; and the first boxes differ, so that they do not all end together: the very
-first are short, to learn from and to show something. Near the end batches shrink, so that all threads finish
-together (guided self-scheduling, Polychronopoulos & Kuck, IEEE Trans. Comput. C-36, 1987).
+first are short, to learn from and to show something. Near the end batches shrink, so that all
+threads finish together (guided self-scheduling, Polychronopoulos & Kuck, IEEE Trans. Comput. C-36,
+1987).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, sqrt
 
-BATCHES_PER_SECOND = 200.0
-SHORTEST_BOX = 0.25  # seconds: 100 times what a task costs
-FIRST_BOX = 0.05  # seconds: learn soon
+from atomizer_dask.config import setting
+
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
-LARGEST_BATCH = 6 * 2**20  # bytes of inputs: Dask warns of a task of 10 MB
 LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
 LONGEST_FORGOTTEN = 0.995  # per electron: what there has not been among some hundred may not come
-PREFETCH = 2  # batches per thread, so that a worker never waits for the driver
 # First boxes of many threads, as shares of the full one. By the least, a scheduler that takes 1.4
-# times `BATCHES_PER_SECOND` has handed out all; and as they differ by this much, they end at such
+# times `Bounds.per_second` has handed out all; and as they differ by this much, they end at such
 # a rate that two batches can follow each.
 LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.7, 0.8
 SCOUT_BOX = 0.02  # likewise, of one batch in a hundred
@@ -40,9 +39,44 @@ class Size:
     seconds: float
 
 
-def _box(threads: int) -> float:
-    """Return the seconds that a batch may take."""
-    return max(SHORTEST_BOX, threads / BATCHES_PER_SECOND)
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What is configured about batches.
+
+    Parameters
+    ----------
+    per_second
+        How many of a run the scheduler sees a second, at most.
+    shortest
+        Seconds that one may take where threads are few: 100 times what a task costs.
+    first
+        Seconds that the first ones may take: learn soon.
+    largest
+        Bytes of the inputs of one: Dask warns of a task of 10 MB.
+    prefetch
+        How many a thread has, so that a worker never waits for the driver.
+    """
+
+    per_second: float
+    shortest: float
+    first: float
+    largest: int
+    prefetch: float
+
+    @classmethod
+    def configured(cls) -> Bounds:
+        """Return what is configured now."""
+        return cls(
+            setting("batches.per-second"),
+            setting("batches.shortest"),
+            setting("batches.first"),
+            setting("batches.largest"),
+            setting("batches.prefetch"),
+        )
+
+    def box(self, threads: int) -> float:
+        """Return the seconds that a batch may take."""
+        return max(self.shortest, threads / self.per_second)
 
 
 class Sizing:
@@ -52,6 +86,8 @@ class Sizing:
     ----------
     row_bytes
         About how many bytes the inputs of an electron take.
+    bounds
+        What is configured, and by default as it is now.
 
     Examples
     --------
@@ -63,7 +99,8 @@ class Sizing:
     Size(electrons=10, seconds=0.25)
     """
 
-    def __init__(self, row_bytes: float = 0.0) -> None:
+    def __init__(self, row_bytes: float = 0.0, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds.configured()
         self.rate: float | None = None  # electrons per second and thread
         self.longest = 0.0  # seconds that an electron has lately taken at most
         self._slowest: float | None = None  # of the average and the newest rate
@@ -78,7 +115,7 @@ class Sizing:
         self._ended += 1
         seconds = max(seconds, 1e-6)
         # What ran a time box ago counts half: durations drift along a sweep.
-        forget = 0.5 ** (seconds / SHORTEST_BOX)
+        forget = 0.5 ** (seconds / self.bounds.shortest)
         self._electrons = self._electrons * forget + electrons
         self._seconds = self._seconds * forget + seconds
         self.rate = self._electrons / self._seconds
@@ -100,14 +137,15 @@ class Sizing:
             How many there are.
         """
         threads = max(threads, 1)
-        if remaining <= threads * PREFETCH and self._is_slow():
+        most = max(1, int(threads * self.bounds.prefetch))
+        if remaining <= most and self._is_slow():
             # A last long electron must not queue behind another while a thread idles.
             return threads
         if self.rate is not None and under_way < self.rate * threads * WORTHWHILE:
             return threads * LITTLE_ONES  # these will be done before others can follow
-        if _box(threads) > SHORTEST_BOX:
-            return min(threads + self._ended, threads * PREFETCH)
-        return threads * PREFETCH
+        if self.bounds.box(threads) > self.bounds.shortest:
+            return min(threads + self._ended, most)
+        return most
 
     def seconds_ahead(self, batches: int, electrons: int, threads: int) -> float:
         """Return after about how many seconds another batch would begin, if others had no threads.
@@ -122,9 +160,9 @@ class Sizing:
         threads = max(threads, 1)
         if batches < threads:
             return 0.0
-        each = FIRST_BOX
+        each = self.bounds.first
         if self.rate is not None:
-            box = max(SHORTEST_BOX, threads / BATCHES_PER_SECOND)
+            box = self.bounds.box(threads)
             each = min(max(box, 1 / self.rate), electrons / self.rate / batches)
         return each * (batches + 1 - threads) / threads
 
@@ -136,11 +174,11 @@ class Sizing:
         """Return the size of the next batch, given how many electrons are not yet under way."""
         threads = max(threads, 1)
         self._started += 1
-        box = _box(threads)
-        share = -(-remaining // (threads * PREFETCH))
+        box = self.bounds.box(threads)
+        share = ceil(remaining / (threads * self.bounds.prefetch))
         if self.rate is None:
             return Size(self._bounded(share), self._first_box(box, threads))
-        if box == SHORTEST_BOX:
+        if box == self.bounds.shortest:
             # Twice what fits, so that it is the box that ends a batch and not the electrons.
             electrons = max(min(2 * self.rate * box, share), self.rate * WORTHWHILE)
             return Size(self._bounded(electrons), box)
@@ -160,19 +198,19 @@ class Sizing:
         left = remaining / (self.rate * threads)  # seconds
         # Twice what fits, so that it is the box that ends a batch and not the electrons; not so
         # when what comes back from the last of them would come in the midst of the end.
-        fitting = 2 * box if left > 2 * PREFETCH * box else box
-        return max(min(fitting, (2 * box * left) ** 0.5), box * LEAST_WORTH)
+        fitting = 2 * box if left > 2 * self.bounds.prefetch * box else box
+        return max(min(fitting, sqrt(2 * box * left)), box * LEAST_WORTH)
 
     def _first_box(self, box: float, threads: int) -> float:
-        if box == SHORTEST_BOX:
-            return FIRST_BOX
+        if box == self.bounds.shortest:
+            return self.bounds.first
         if self._started <= threads / SCOUTS:
-            return max(box * SCOUT_BOX, FIRST_BOX)
+            return max(box * SCOUT_BOX, self.bounds.first)
         order = self._started % threads / threads
         return box * (LEAST_FIRST_BOX + FIRST_BOXES_DIFFER * order)
 
     def _bounded(self, electrons: float) -> int:
-        fitting = LARGEST_BATCH / self._row_bytes if self._row_bytes else electrons
+        fitting = self.bounds.largest / self._row_bytes if self._row_bytes else electrons
         return max(1, int(min(electrons, fitting)))
 
     def _is_slow(self) -> bool:

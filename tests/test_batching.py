@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.batching import LARGEST_BATCH, Sizing
+from atomizer_dask.batching import Sizing
 
 
 def learned(rate, row_bytes=0.0):
@@ -29,7 +29,7 @@ def test_batch_has_at_least_one_electron_and_some_time(remaining, threads, rate,
     size = sizing.next(remaining, threads)
     assert size.electrons >= 1
     assert size.seconds > 0
-    assert size.electrons == 1 or size.electrons * row_bytes <= LARGEST_BATCH
+    assert size.electrons == 1 or size.electrons * row_bytes <= 6 * 2**20
     assert sizing.window(remaining, threads, 0) >= threads
 
 

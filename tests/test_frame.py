@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from atomizer_dask import InvalidSweepError, atom, batching, grid, zipped
+from atomizer_dask import InvalidSweepError, atom, grid, zipped
 
 
 @pytest.fixture
@@ -353,10 +353,10 @@ MIXED = {
 
 
 @pytest.mark.parametrize("value", MIXED.values(), ids=MIXED)
-def test_dtype_does_not_depend_on_batches(frame_of, monkeypatch, value):
-    monkeypatch.setattr(batching, "PREFETCH", 0.5)  # all in one batch
+def test_dtype_does_not_depend_on_batches(frame_of, configure, value):
+    configure({"batches.prefetch": 0.5})  # all in one batch
     whole = frame_of(value, grid(x=range(100)))
-    monkeypatch.setattr(batching, "PREFETCH", 25)  # in many
+    configure({"batches.prefetch": 25})  # in many
     cut = frame_of(value, grid(x=range(100)))
     assert [str(dtype) for dtype in cut.dtypes] == [str(dtype) for dtype in whole.dtypes]
     for name in whole:

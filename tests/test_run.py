@@ -15,7 +15,6 @@ from atomizer_dask import (
     Electron,
     MemoryConductor,
     atom,
-    batching,
     claims,
     execute,
     grid,
@@ -358,10 +357,9 @@ def test_iterator_of_no_mappings_is_told(local):
 
 
 @pytest.fixture
-def tiny_batches(monkeypatch):
+def tiny_batches(monkeypatch, configure):
     """Time boxes that end all the time, and pieces and slices that are small."""
-    monkeypatch.setattr(batching, "FIRST_BOX", 0.002)
-    monkeypatch.setattr(batching, "SHORTEST_BOX", 0.01)
+    configure({"batches.first": 0.002, "batches.shortest": 0.01})
     monkeypatch.setattr(execute, "_AT_ONCE", 7)
     monkeypatch.setattr(execute, "_FIRST_SLICE", 3)
     monkeypatch.setattr(claims, "LARGEST_PIECE", 50)
