@@ -22,9 +22,9 @@ under `atomizer:`. In the order in which one overrides the other:
 2. `dask.config.set({"atomizer.map.timeout": "30s"})` in Python, for the process or a `with` block;
 3. the environment: `DASK_ATOMIZER__MAP__TIMEOUT=30s`, with two underscores before the section and
    before the name, one in place of each hyphen; quote texts that look like numbers, `'"7"'`;
-4. files: `~/.config/dask/atomizer.yaml`, where the defaults are put commented out when the package
-   is first imported; `etc/dask` of the Python environment, for a shared installation;
-   `/etc/dask`, for a machine; or the folder that `DASK_CONFIG` names;
+4. files: in the folder that `DASK_CONFIG` names; `~/.config/dask/atomizer.yaml`, where (or in the
+   former) the defaults are put commented out when the package is first imported; `etc/dask` of the
+   Python environment, for a shared installation; `/etc/dask`, for a machine;
 5. the defaults below.
 
 A change acts on what is made afterwards: a run, a conductor, a panel. What is under way keeps what
