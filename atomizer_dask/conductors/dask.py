@@ -132,9 +132,8 @@ class DaskConductor(BatchConductor):
 
     Examples
     --------
-    >>> with DaskConductor(workers=1) as conductor:
-    ...     conductor.threads
-    1
+    ``DaskConductor(SLURMCluster(cores=8, processes=8, memory="16GB"))``, or where the scheduler is
+    in a job of its own ``DaskConductor("scheduler.json", timeout="1 hour")``.
     """
 
     _fitness: Fitness | None = None  # a worker's own conductor leaves it to that of the client

@@ -1,0 +1,222 @@
+"""Who may reach a cluster: certificates, and what listens where."""
+
+import json
+import os
+import socket
+import ssl
+import sys
+import time
+
+import dask
+import psutil
+import pytest
+from dask_jobqueue.local import LocalCluster as JobQueueCluster
+from distributed import Client
+from distributed.security import Security
+
+from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, Run, atom, grid
+from atomizer_dask.conductors.credentials import as_client
+
+
+@atom(id="tests.increment")
+def increment(x):
+    return x + 1
+
+
+class Parent(Atom):
+    id = "tests.Parent"
+
+    def process(self, context, conductor, electron):
+        futures = [conductor.send(Electron("tests.increment", {"x": x})) for x in range(5)]
+        return sum(future.result().value() for future in futures)
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def secured():
+    """A conductor on a local cluster of its own, with temporary certificates."""
+    with DaskConductor(workers=1, security=True) as conductor:
+        yield conductor
+
+
+@pytest.fixture(scope="module")
+def address(secured):
+    """Where its scheduler is."""
+    return secured.client.scheduler.address
+
+
+def files_of(security, folder):
+    """Write temporary credentials to files, as an authority would hand them out."""
+    named = {}
+    for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
+        path = folder / f"{name}.pem"
+        path.write_text(getattr(security, name))
+        named[name] = str(path)
+    return named
+
+
+# -- certificates ---------------------------------------------------------------------------------
+
+
+@pytest.mark.dask
+def test_local_cluster_with_temporary_certificates_carries_runs_and_children(secured, address):
+    assert address.startswith("tls://127.0.0.1:")
+    atomizer = Atomizer(secured, increment, Parent)
+    assert atomizer.map(increment, grid(x=range(20))).wait(60).to_frame()["result"].sum() == 210
+    assert atomizer.send(Parent).result(60).value() == 15
+
+
+@pytest.mark.dask
+def test_client_without_certificate_gets_nowhere(secured, address):
+    with pytest.raises(ConductorError, match=r"nobody in without a certificate.*tls_client_cert"):
+        DaskConductor(address)
+    with pytest.raises(ConductorError, match=r"nobody answers .* protocol"):
+        DaskConductor(address.replace("tls://", "tcp://"), timeout=1)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    host, port = address.removeprefix("tls://").split(":")
+    with (
+        socket.create_connection((host, int(port)), 60) as plain,
+        pytest.raises(ssl.SSLError, match=r"(?i)certificate.required|handshake.failure"),
+        trusting.wrap_socket(plain) as encrypted,
+    ):
+        encrypted.recv(1)
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("which", ["both", "authority", "client"])
+def test_certificate_of_another_authority_is_told(secured, address, which):
+    right, wrong = secured.client.security, Security.temporary()
+    authority = right if which == "client" else wrong
+    client = right if which == "authority" else wrong
+    security = Security(
+        require_encryption=True,
+        tls_ca_file=authority.tls_ca_file,
+        tls_client_cert=client.tls_client_cert,
+        tls_client_key=client.tls_client_key,
+    )
+    with pytest.raises(ConductorError, match="do not accept each other's certificates: both must"):
+        DaskConductor(address, security=security, timeout=5)
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("how", ["argument", "no protocol", "configuration", "scheduler file"])
+def test_certificates_from_files_open_the_door(secured, address, tmp_path, how):
+    files = files_of(secured.client.security, tmp_path)
+    target = {"no protocol": address.removeprefix("tls://")}.get(how, address)
+    if how == "scheduler file":
+        target = tmp_path / "scheduler.json"
+        scheduler = secured.client.scheduler_info()["id"]
+        target.write_text(json.dumps({"id": scheduler, "address": address}))
+    in_configuration = {
+        "distributed.comm.tls.ca-file": files["tls_ca_file"],
+        "distributed.comm.tls.client.cert": files["tls_client_cert"],
+        "distributed.comm.tls.client.key": files["tls_client_key"],
+    }
+    by_configuration = how == "configuration"
+    security = None if by_configuration else Security(require_encryption=True, **files)
+    with (
+        dask.config.set(in_configuration if by_configuration else {}),
+        DaskConductor(target, security=security) as conductor,
+        Atomizer(conductor, increment) as atomizer,
+    ):
+        assert atomizer.send(increment, {"x": 1}).result(60).value() == 2
+
+
+def test_file_that_is_missing_is_told(tmp_path):
+    missing = str(tmp_path / "ca.pem")
+    security = Security(require_encryption=True, tls_ca_file=missing)
+    with pytest.raises(ConductorError, match=r"there is no file .*ca.pem.* as tls_ca_file"):
+        DaskConductor("tls://127.0.0.1:1", security=security)
+
+
+def test_encryption_that_the_scheduler_has_not_is_told(cluster):
+    with pytest.raises(ConductorError, match="encryption is required, and 'tcp://"):
+        DaskConductor(cluster.scheduler_address, security=Security.temporary())
+
+
+def test_security_that_cannot_be_meant_is_refused(cluster):
+    with pytest.raises(TypeError, match=r"must be a distributed.Security, or True"):
+        DaskConductor(security="tls")
+    with pytest.raises(TypeError, match="nobody else knows"):
+        DaskConductor("tls://127.0.0.1:1", security=True)
+    with pytest.raises(TypeError, match="which has its own"):
+        DaskConductor(cluster, security=Security.temporary())
+    with Client(cluster), pytest.raises(TypeError, match="which has its own"):
+        DaskConductor(security=True)  # the current client has none
+
+
+def test_what_temporary_certificates_need_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs cryptography: pip install 'atomizer_d"):
+        DaskConductor(security=True)
+
+
+def test_certificate_of_a_worker_serves_its_clients():
+    temporary = Security.temporary()
+    of_worker = Security(
+        require_encryption=True,
+        tls_ca_file=temporary.tls_ca_file,
+        tls_worker_cert=temporary.tls_worker_cert,
+        tls_worker_key=temporary.tls_worker_key,
+    )
+    assert as_client(of_worker).get_connection_args("client")["ssl_context"] is not None
+    assert of_worker.tls_client_cert is None
+    assert as_client(temporary) is temporary
+
+
+@pytest.mark.dask
+def test_dask_jobqueue_with_certificates_carries_runs_children_and_detached_runs(tmp_path):
+    with JobQueueCluster(
+        cores=1,
+        memory="1GB",
+        processes=1,
+        security=True,
+        shared_temp_directory=str(tmp_path),
+        local_directory=str(tmp_path),
+        log_directory=str(tmp_path),
+    ) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        cluster.scale(jobs=1)
+        store = tmp_path / "store"
+        with Atomizer(DaskConductor(cluster), increment, Parent) as atomizer:
+            assert atomizer.send(Parent).result(60).value() == 15
+            atomizer.map(increment, grid(x=range(20)), store=store, detached=True)
+        until(lambda: Run.open(store).state == "finished")
+        assert Run.open(store).to_frame()["result"].sum() == 210
+        keys = list(tmp_path.glob(".dask-jobqueue.worker.key.*"))
+        assert [key.stat().st_mode & 0o077 for key in keys] == [0]  # the user's alone
+
+
+# -- what listens where ---------------------------------------------------------------------------
+
+
+def listening():
+    """Return which addresses this process and those it started listen at."""
+    this = psutil.Process(os.getpid())
+    return {
+        (process.pid, *connection.laddr)
+        for process in (this, *this.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("security", [None, True])
+def test_local_cluster_listens_to_this_machine_alone(security):
+    before = listening()
+    with DaskConductor(workers=1, security=security) as conductor:
+        opened = listening() - before
+        ports = {port for _, _, port in opened}
+        scheduler = int(conductor.client.scheduler.address.rpartition(":")[2])
+        dashboard = int(conductor.client.dashboard_link.split(":")[2].partition("/")[0])
+        (worker,) = conductor.status().workers
+        assert {scheduler, dashboard, int(worker.address.rpartition(":")[2])} <= ports
+        assert {host for _, host, _ in opened} == {"127.0.0.1"}
