@@ -2,14 +2,20 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import ssl
+import subprocess
 import sys
 import time
+from importlib import resources
 
 import dask
 import psutil
 import pytest
+import yaml
+from conftest import need
 from dask_jobqueue.local import LocalCluster as JobQueueCluster
 from distributed import Client
 from distributed.security import Security
@@ -192,6 +198,59 @@ def test_dask_jobqueue_with_certificates_carries_runs_children_and_detached_runs
         assert Run.open(store).to_frame()["result"].sum() == 210
         keys = list(tmp_path.glob(".dask-jobqueue.worker.key.*"))
         assert [key.stat().st_mode & 0o077 for key in keys] == [0]  # the user's alone
+
+
+# -- the recipe with files ------------------------------------------------------------------------
+
+
+def blocks_of_page(language, folder):
+    """Return the code blocks of the page on security in a language, for another folder."""
+    text = (resources.files("atomizer_dask") / "docs/security.md").read_text(encoding="utf-8")
+    found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return [re.sub(r"(/home/me|~)/.dask-tls", str(folder), block) for block in found]
+
+
+def commands_of_page(folder):
+    lines = "".join(blocks_of_page("console", folder)).splitlines()
+    return [line.removeprefix("$ ") for line in lines]
+
+
+@pytest.mark.dask
+def test_recipe_of_the_page_works_as_it_stands(tmp_path):
+    need("tls", "" if shutil.which("openssl") else "openssl")
+    folder = tmp_path / "tls"
+    *making, scheduler, worker = commands_of_page(folder)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["sh", "-ec", "\n".join(making)], check=True, timeout=60, **quiet)
+    (settings,) = blocks_of_page("yaml", folder)
+    (folder / "tls.yaml").write_text(settings)
+    environment = {**os.environ, "DASK_CONFIG": str(folder / "tls.yaml")}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command.split(), "--no-dashboard", *more],
+            env=environment,
+            cwd=tmp_path,
+            **quiet,
+        )
+        for command, more in (
+            (scheduler, ["--host", "127.0.0.1", "--port", "0"]),
+            (worker.replace("auto", "1"), ["--no-nanny"]),
+        )
+    ]
+    try:
+        file = str(folder / "scheduler.json")
+        with dask.config.set(yaml.safe_load(settings)):
+            with Atomizer(DaskConductor(file, timeout=60), increment, Parent) as atomizer:
+                assert "scheduler.json tls://" in repr(atomizer.conductors["dask"])
+                assert atomizer.send(Parent).result(60).value() == 15
+            with DaskConductor(workers=1) as conductor:
+                assert "tls://127.0.0.1" in repr(conductor)
+        with pytest.raises(ConductorError, match="nobody in without a certificate"):
+            DaskConductor(file, timeout=60)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 # -- what listens where ---------------------------------------------------------------------------

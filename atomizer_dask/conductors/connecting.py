@@ -75,7 +75,7 @@ def connect(
             return _start(id, workers, threads_per_worker, security, seconds)
         check_security(security, target)
     if scheduler_file.is_path(target):
-        path = Path(os.path.expanduser(target))
+        path = Path(os.path.expandvars(os.path.expanduser(target)))
         client = _connect_by_file(
             path, id, security, seconds or setting("connection.scheduler-file-timeout")
         )
