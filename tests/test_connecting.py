@@ -10,11 +10,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from dask_jobqueue.local import LocalCluster as JobQueueCluster
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+from local_jobs import cluster_of_jobs
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
 from atomizer_dask.conductors import scheduler_file
+
+SECONDS = 120  # to start processes on a machine that does much else
+
+pytestmark = pytest.mark.timeout(3 * SECONDS)
 
 
 @atom(id="tests.increment")
@@ -78,7 +82,7 @@ def connect_later(target, act, waiting, **options):
     def later():
         try:
             for step in act:
-                assert waiting.acquire(timeout=60)
+                assert waiting.acquire(timeout=SECONDS)
                 step()
         except BaseException as error:
             failed.append(error)
@@ -86,16 +90,16 @@ def connect_later(target, act, waiting, **options):
     thread = threading.Thread(target=later)
     thread.start()
     try:
-        return DaskConductor(target, timeout=60, **options)
+        return DaskConductor(target, timeout=SECONDS, **options)
     finally:
-        thread.join(60)
+        thread.join(SECONDS)
         assert not failed
 
 
 def serves(conductor):
     """Whether electrons come back."""
     with Atomizer(conductor) as atomizer:
-        return atomizer.send(increment, {"x": 1}).result(60).value() == 2
+        return atomizer.send(increment, {"x": 1}).result(SECONDS).value() == 2
 
 
 # -- what it takes --------------------------------------------------------------------------------
@@ -103,16 +107,14 @@ def serves(conductor):
 
 @pytest.mark.dask
 def test_cluster_of_dask_jobqueue_is_taken_and_left_open(tmp_path):
-    with JobQueueCluster(
-        cores=1, memory="1GB", processes=1, local_directory=str(tmp_path), log_directory=tmp_path
-    ) as cluster:
+    with cluster_of_jobs(tmp_path) as cluster:
         with DaskConductor(cluster) as conductor:
             assert "LocalCluster tcp://" in repr(conductor)
             cluster.scale(jobs=1)
             assert serves(conductor)
         assert cluster.status.name == "running"
         with Client(cluster, set_as_default=False) as client:
-            assert client.submit(int, 5).result(60) == 5
+            assert client.submit(int, 5).result(SECONDS) == 5
 
 
 @pytest.mark.dask
@@ -145,7 +147,7 @@ def test_client_is_left_open(cluster):
         with DaskConductor(client) as conductor:
             assert f"LocalCluster {cluster.scheduler_address}, 2 workers" in repr(conductor)
         assert client.status == "running"
-        assert client.submit(int, 5).result(60) == 5
+        assert client.submit(int, 5).result(SECONDS) == 5
 
 
 @pytest.mark.dask
@@ -163,7 +165,7 @@ def test_what_it_connected_to_is_told(cluster):
     atomizer = Atomizer(DaskConductor(cluster, id="mine"))
     events = atomizer.events()
     with atomizer:
-        told = events.get(60)
+        told = events.get(SECONDS)
     assert told.level == "info"
     assert told.message == (
         f"connected to LocalCluster at {cluster.scheduler_address}: 2 workers, 2 threads"
@@ -287,7 +289,7 @@ def test_ctrl_c_ends_waiting_for_a_scheduler(tmp_path, kind):
                 silent.accept()[0].close()  # it is under way
             waiting.send_signal(signal.SIGINT)
             assert waiting.stdout.readline() == "ended\n"
-            assert waiting.wait(60) == 0
+            assert waiting.wait(SECONDS) == 0
         finally:
             waiting.kill()
             waiting.wait()
@@ -303,10 +305,10 @@ def test_workers_that_join_later_serve_what_is_registered(empty):
         assert "0 workers, 0 threads" in repr(conductor)
         run = atomizer.map("tests.increment", grid(x=range(20)))
         empty.scale(1)
-        assert run.wait(60).to_frame()["result"].tolist() == list(range(1, 21))
+        assert run.wait(SECONDS).to_frame()["result"].tolist() == list(range(1, 21))
         (first,) = {worker.address for worker in conductor.status().workers}
         empty.scale(2)
-        conductor.client.wait_for_workers(2, timeout=60)
+        conductor.client.wait_for_workers(2, timeout=SECONDS)
         (second,) = {worker.address for worker in conductor.status().workers} - {first}
         conductor.client.retire_workers([first])
-        assert atomizer.send("tests.increment", {"x": 1}).result(60).worker == second
+        assert atomizer.send("tests.increment", {"x": 1}).result(SECONDS).worker == second

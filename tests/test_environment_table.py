@@ -15,6 +15,10 @@ from atomizer_dask.conductors.environment import Difference, Environment, Group,
 from atomizer_dask.needs import needs_of
 from atomizer_dask.pickling import dump_atom
 
+SECONDS = 120  # to start processes on a machine that does much else
+
+pytestmark = pytest.mark.timeout(3 * SECONDS)
+
 HIDING = """
 import importlib.metadata, sys
 
@@ -191,7 +195,7 @@ def test_other_versions_are_one_warning(cluster, monkeypatch, caplog):
     atomizer = Atomizer(DaskConductor(cluster), increment)
     events = atomizer.events()
     with atomizer:
-        assert atomizer.send(increment, {"x": 1}).result(60).value() == 2
+        assert atomizer.send(increment, {"x": 1}).result(SECONDS).value() == 2
         atomizer.register(atom(id="tests.other")(lambda x: x))
     told = [event for event in [*events] if "environment" in event.message]
     assert [event.level for event in told] == ["warning"]
@@ -206,7 +210,7 @@ def test_equal_environments_are_nothing_to_tell(cluster, caplog):
     atomizer = Atomizer(DaskConductor(cluster), increment)
     events = atomizer.events()
     with atomizer:
-        atomizer.send(increment, {"x": 1}).result(60)
+        atomizer.send(increment, {"x": 1}).result(SECONDS)
     assert not [event for event in [*events] if event.level == "warning"]
     assert not caplog.records
 
@@ -218,9 +222,9 @@ def test_module_that_workers_lack_is_told_when_the_atom_is_registered(empty, tmp
         DaskConductor(empty) as conductor,
         Atomizer(conductor) as atomizer,
     ):
-        conductor.client.wait_for_workers(1, timeout=60)
+        conductor.client.wait_for_workers(1, timeout=SECONDS)
         atomizer.register(increment)
-        assert atomizer.send(increment, {"x": 1}).result(60).value() == 2
+        assert atomizer.send(increment, {"x": 1}).result(SECONDS).value() == 2
         with pytest.raises(ConductorError, match=r"module polars +missing +\(cannot work\)"):
             atomizer.register(frames)
         with pytest.raises(ConductorError, match=r"tests.frames imports them"):
@@ -242,5 +246,5 @@ def test_electrons_are_kept_off_workers_that_join_and_cannot_work(empty, tmp_pat
             assert hidden in found
             assert run.state == "running"
             empty.scale(1)
-            assert run.wait(60).to_frame()["result"].tolist() == [1] * 50
+            assert run.wait(SECONDS).to_frame()["result"].tolist() == [1] * 50
             assert run.progress.failed == 0

@@ -16,12 +16,16 @@ import psutil
 import pytest
 import yaml
 from conftest import need
-from dask_jobqueue.local import LocalCluster as JobQueueCluster
 from distributed import Client
 from distributed.security import Security
+from local_jobs import cluster_of_jobs
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, Run, atom, grid
 from atomizer_dask.conductors.credentials import as_client
+
+SECONDS = 120  # to start processes on a machine that does much else
+
+pytestmark = pytest.mark.timeout(3 * SECONDS)
 
 
 @atom(id="tests.increment")
@@ -37,7 +41,7 @@ class Parent(Atom):
         return sum(future.result().value() for future in futures)
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=SECONDS):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not come about"
@@ -74,8 +78,10 @@ def files_of(security, folder):
 def test_local_cluster_with_temporary_certificates_carries_runs_and_children(secured, address):
     assert address.startswith("tls://127.0.0.1:")
     atomizer = Atomizer(secured, increment, Parent)
-    assert atomizer.map(increment, grid(x=range(20))).wait(60).to_frame()["result"].sum() == 210
-    assert atomizer.send(Parent).result(60).value() == 15
+    assert (
+        atomizer.map(increment, grid(x=range(20))).wait(SECONDS).to_frame()["result"].sum() == 210
+    )
+    assert atomizer.send(Parent).result(SECONDS).value() == 15
 
 
 @pytest.mark.dask
@@ -88,7 +94,7 @@ def test_client_without_certificate_gets_nowhere(secured, address):
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     host, port = address.removeprefix("tls://").split(":")
     with (
-        socket.create_connection((host, int(port)), 60) as plain,
+        socket.create_connection((host, int(port)), SECONDS) as plain,
         pytest.raises(ssl.SSLError, match=r"(?i)certificate.required|handshake.failure"),
         trusting.wrap_socket(plain) as encrypted,
     ):
@@ -132,7 +138,7 @@ def test_certificates_from_files_open_the_door(secured, address, tmp_path, how):
         DaskConductor(target, security=security) as conductor,
         Atomizer(conductor, increment) as atomizer,
     ):
-        assert atomizer.send(increment, {"x": 1}).result(60).value() == 2
+        assert atomizer.send(increment, {"x": 1}).result(SECONDS).value() == 2
 
 
 def test_file_that_is_missing_is_told(tmp_path):
@@ -179,20 +185,12 @@ def test_certificate_of_a_worker_serves_its_clients():
 
 @pytest.mark.dask
 def test_dask_jobqueue_with_certificates_carries_runs_children_and_detached_runs(tmp_path):
-    with JobQueueCluster(
-        cores=1,
-        memory="1GB",
-        processes=1,
-        security=True,
-        shared_temp_directory=str(tmp_path),
-        local_directory=str(tmp_path),
-        log_directory=str(tmp_path),
-    ) as cluster:
+    with cluster_of_jobs(tmp_path, security=True, shared_temp_directory=str(tmp_path)) as cluster:
         assert cluster.scheduler_address.startswith("tls://")
         cluster.scale(jobs=1)
         store = tmp_path / "store"
         with Atomizer(DaskConductor(cluster), increment, Parent) as atomizer:
-            assert atomizer.send(Parent).result(60).value() == 15
+            assert atomizer.send(Parent).result(SECONDS).value() == 15
             atomizer.map(increment, grid(x=range(20)), store=store, detached=True)
         until(lambda: Run.open(store).state == "finished")
         assert Run.open(store).to_frame()["result"].sum() == 210
@@ -221,7 +219,7 @@ def test_recipe_of_the_page_works_as_it_stands(tmp_path):
     folder = tmp_path / "tls"
     *making, scheduler, worker = commands_of_page(folder)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(["sh", "-ec", "\n".join(making)], check=True, timeout=60, **quiet)
+    subprocess.run(["sh", "-ec", "\n".join(making)], check=True, timeout=SECONDS, **quiet)
     (settings,) = blocks_of_page("yaml", folder)
     (folder / "tls.yaml").write_text(settings)
     environment = {**os.environ, "DASK_CONFIG": str(folder / "tls.yaml")}
@@ -240,13 +238,13 @@ def test_recipe_of_the_page_works_as_it_stands(tmp_path):
     try:
         file = str(folder / "scheduler.json")
         with dask.config.set(yaml.safe_load(settings)):
-            with Atomizer(DaskConductor(file, timeout=60), increment, Parent) as atomizer:
+            with Atomizer(DaskConductor(file, timeout=SECONDS), increment, Parent) as atomizer:
                 assert "scheduler.json tls://" in repr(atomizer.conductors["dask"])
-                assert atomizer.send(Parent).result(60).value() == 15
+                assert atomizer.send(Parent).result(SECONDS).value() == 15
             with DaskConductor(workers=1) as conductor:
                 assert "tls://127.0.0.1" in repr(conductor)
         with pytest.raises(ConductorError, match="nobody in without a certificate"):
-            DaskConductor(file, timeout=60)
+            DaskConductor(file, timeout=SECONDS)
     finally:
         for process in started:
             process.kill()

@@ -456,9 +456,12 @@ class DaskConductor(BatchConductor):
 
     async def _is_unfit_since(self, verdicts: int) -> bool:
         """Return whether a worker turned out to lack what all need since a batch was sent."""
-        if self._fitness is None:
+        if self._fitness is None or self._client.status != "running":
             return False
-        await self._fitness.welcome(await self._client.nthreads())
+        try:
+            await self._fitness.welcome(await self._client.nthreads())
+        except OSError:  # the scheduler is gone, which is told elsewhere
+            return False
         return self._fitness.verdicts > verdicts
 
     async def _long_living(self, batch: Batch) -> set[str]:

@@ -76,36 +76,46 @@ class Fitness:
         """
         self._needs[version] = needs
         names = needs.certain.union(needs.perhaps).difference(PACKAGES)
+        if not names:
+            return
         to_ask = [worker for worker, asked in self._asked.items() if names - asked]
         if to_ask:
             ask = question(names)
             self._note(self._client.run(*ask, workers=to_ask, on_error="return"), names)
         with self._guard:
             self._weigh()
-        if names:
+        try:
             self._judge(f"workers lack modules that {atom_id} imports", atom_id, version)
+        except ConductorError:  # the atom is not registered, so nobody needs these
+            del self._needs[version]
+            raise
 
     async def welcome(self, workers: Iterable[str]) -> None:
         """Look at workers that have joined, and warn where they are not fit."""
         those = sorted(set(workers) - self._workers.keys() - self._looking)
         if not those:
             return
-        names = set[str]().union(*(one.certain | one.perhaps for one in self._needs.values()))
         self._looking.update(those)
+        names: frozenset[str] | None = None
         try:
-            ask = question(names)
-            answers = await self._client.run(*ask, workers=those, on_error="return")
+            while names != (now := self._names()):  # an atom may be registered meanwhile
+                ask, names = question(now), now
+                answers = await self._client.run(*ask, workers=those, on_error="return")
+                self._note(answers, names)
         except OSError:  # the conductor hears of it by itself
             return
         finally:
             self._looking.difference_update(those)
-        self._note(answers, names)
         groups = self._new(grouped(self._differences(), self._workers))
         if groups:
             message = "workers joined whose environment is not that of this process"
             if any(group.is_fatal for group in groups):
                 message += "; electrons are kept off those that cannot work"
             self._warn(message, groups)
+
+    def _names(self) -> frozenset[str]:
+        needs = list(self._needs.values())
+        return frozenset[str]().union(*(one.certain | one.perhaps for one in needs))
 
     def forget(self, workers: Iterable[str]) -> None:
         """Forget workers that have left."""
