@@ -54,7 +54,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=sched_min_interval=100000,sched_interval=1,bf_interval=1
-KillWait={kill_wait}
 OverTimeLimit=0
 CompleteWait=0
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
@@ -82,8 +81,6 @@ class Slurm:
         Where it keeps everything.
     nodes, cpus : int
         How many nodes it has, and cores each; more than there are in truth, if need be.
-    kill_wait : int
-        Seconds that a job has between SIGTERM and SIGKILL; by default they are 30.
 
     Attributes
     ----------
@@ -92,12 +89,12 @@ class Slurm:
     nodes : list of str
     """
 
-    def __init__(self, folder, *, nodes=2, cpus=4, kill_wait=5):
+    def __init__(self, folder, *, nodes=2, cpus=4):
         self.folder = folder
         self.configuration = folder / "slurm.conf"
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self._guard, self._daemons = None, []
-        self._write_configuration(cpus, kill_wait)
+        self._write_configuration(cpus)
 
     def start(self):
         """Start it, wait until its nodes take jobs, and return it."""
@@ -191,13 +188,13 @@ class Slurm:
         facts = self.tell("scontrol", "--oneliner", "show", "job", job)
         return facts.partition(f" {name}=")[2].split()[0]
 
-    def _write_configuration(self, cpus, kill_wait):
+    def _write_configuration(self, cpus):
         for name in ("state", "munge", *self.nodes):
             (self.folder / name).mkdir(parents=True)
         port, *ports = _free_ports(1 + len(self.nodes))
         common = {"name": socket.gethostname().partition(".")[0], "host": HOST}
         memory = psutil.virtual_memory().total // 2**20 // len(self.nodes)
-        text = CONFIGURATION.format(folder=self.folder, port=port, kill_wait=kill_wait, **common)
+        text = CONFIGURATION.format(folder=self.folder, port=port, **common)
         for node, port in zip(self.nodes, ports, strict=True):
             text += NODE.format(node=node, port=port, cpus=cpus, memory=memory, **common)
         self.configuration.write_text(text + PARTITION.format(nodes=",".join(self.nodes)))

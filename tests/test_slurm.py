@@ -10,13 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dask
+import pandas as pd
 import pytest
+import slurm_atoms
+from slurm_atoms import marking
 
 import atomizer_dask
-from atomizer_dask import Atomizer, DaskConductor, Run, atom, grid
+from atomizer_dask import Atomizer, DaskConductor, Run, grid
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
 
-pytestmark = [pytest.mark.slurm, pytest.mark.dask]
+pytestmark = [pytest.mark.slurm, pytest.mark.dask, pytest.mark.timeout(240)]
+EXAMPLE = Path(__file__).parent.parent / "examples" / "slurm.sh"
+PACKAGE = Path(atomizer_dask.__file__).parent.parent
 PACE = threading.Event()  # never set: for what takes a while
 SECONDS = 0.02  # that an electron takes, at least
 # What a worker may have begun without having said so: of the batch that it executes, and of one
@@ -37,7 +42,6 @@ def job_cluster(folder):
     """Give a Dask cluster whose workers are jobs, of which there are none yet."""
     from dask_jobqueue import SLURMCluster
 
-    package = Path(atomizer_dask.__file__).parent.parent
     with (
         # Else a worker that has died counts for 15 s as one that there is.
         dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}),
@@ -48,7 +52,7 @@ def job_cluster(folder):
             walltime="01:00:00",
             interface="lo",
             python=sys.executable,
-            job_script_prologue=[f"export PYTHONPATH={package}:$PYTHONPATH"],
+            job_script_prologue=[f"export PYTHONPATH={PACKAGE}:$PYTHONPATH"],
             local_directory=str(folder / "local"),
             log_directory=str(folder / "logs"),
             scheduler_options={"dashboard_address": "127.0.0.1:0"},
@@ -64,7 +68,7 @@ def jobs(queue, tmp_path_factory):
         yield cluster
 
 
-def wait_until(condition, what, seconds=60):
+def wait_until(condition, what, seconds=100):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds} s"
@@ -85,16 +89,6 @@ def atomizer(jobs):
     atomizer = Atomizer(DaskConductor(jobs))
     yield atomizer
     atomizer.close()
-
-
-@atom(id="tests.marking")
-def marking(x, seconds, folder):
-    """Say that it is begun, and in which job; take a while, but not once there is a gate."""
-    with Path(folder, os.environ["SLURM_JOB_ID"]).open("a") as file:
-        file.write(f"{x}\n")
-    if not Path(folder, "gate").exists():
-        time.sleep(seconds)
-    return 2 * x
 
 
 class Marks:
@@ -154,14 +148,14 @@ def wait_for_share(run, share):
 
 def test_pi_is_estimated_in_jobs(atomizer):
     atomizer.register(MonteCarlo, Toss)
-    value = atomizer.send("montecarlopi.MonteCarlo", {"tosses": 1_000_000}).result(60).value()
+    value = atomizer.send("montecarlopi.MonteCarlo", {"tosses": 1_000_000}).result(100).value()
     assert value["tosses"] == 1_000_000
     assert value["errors"] == 0
     assert value["pi"] == pytest.approx(math.pi, abs=0.01)
 
 
 def test_sweep_is_in_the_store_once(atomizer, marks, tmp_path):
-    run = atomizer.map(marking, marks.sweep(2000, 0.005), store=tmp_path / "store").wait(90)
+    run = atomizer.map(marking, marks.sweep(2000, 0.005), store=tmp_path / "store").wait(100)
     assert_complete(run, 2000)
     assert_complete(Run.open(tmp_path / "store"), 2000)
     assert len(marks.jobs()) == 2
@@ -176,7 +170,7 @@ def test_cancelled_job_costs_what_was_in_flight(atomizer, jobs, queue, marks, tm
     queue.wait_until(lambda: queue.state(job) == "CANCELLED", "cancelled job")
     assert run.state == "running"
     marks.open_gate()
-    assert_complete(run.wait(60), 600)
+    assert_complete(run.wait(100), 600)
     assert_only_in_flight_repeated(marks, job)
 
 
@@ -192,7 +186,7 @@ def test_drained_node_finishes_what_it_has_and_gets_no_more(atomizer, jobs, queu
         (added,) = marks.jobs() - before
         assert queue.node(added) != node
         marks.open_gate()
-        assert_complete(run.wait(60), 4000)
+        assert_complete(run.wait(100), 4000)
         assert set(queue.jobs()) == {*before, added}
         assert not marks.repeated()
     finally:
@@ -208,7 +202,7 @@ def test_job_at_its_time_limit_costs_what_was_in_flight(atomizer, jobs, queue, m
     queue.wait_until(lambda: queue.state(job) == "TIMEOUT", "job at its time limit")
     assert run.state == "running"
     marks.open_gate()
-    assert_complete(run.wait(60), 6000)
+    assert_complete(run.wait(100), 6000)
     assert_only_in_flight_repeated(marks, job)
 
 
@@ -219,7 +213,76 @@ def test_adapts_from_nothing_to_four_workers_and_back(queue, marks, tmp_path):
         run = atomizer.map(marking, marks.sweep(6000))
         wait_until(lambda: len(marks.jobs()) == 4, "electrons in four jobs")
         marks.open_gate()
-        assert_complete(run.wait(60), 6000)
+        assert_complete(run.wait(100), 6000)
         assert not marks.repeated()
         assert not marks.jobs() & before
         wait_until(lambda: not jobs.scheduler.workers and set(queue.jobs()) <= before, "end of all")
+
+
+class Submitted:
+    """The example in a folder, where it is submitted with the same command again and again."""
+
+    def __init__(self, queue, marks, number):
+        self.queue, self.folder = queue, marks.folder.parent
+        inputs = {"x": range(number), "seconds": SECONDS, "folder": str(marks.folder)}
+        pd.DataFrame(inputs).to_csv(self.folder / "inputs.csv", index=False)
+
+    def submit(self):
+        """Return the id of a job of two workers, each on a node of its own."""
+        places = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        variables = {"PATH": places, "PYTHONPATH": PACKAGE, "INTERFACE": "lo", "LOCAL": self.folder}
+        exported = ",".join(f"{name}={value}" for name, value in variables.items())
+        options = (f"--export=ALL,{exported}", "--nodes=2", "--ntasks=2", "--mem-per-cpu=1G")
+        run = (f"{slurm_atoms.__file__}:marking", "--sweep=inputs.csv", "--store=store")
+        return self.queue.submit(*options, EXAMPLE, *run, cwd=self.folder)
+
+    def wait_for(self, job, state):
+        """Wait until its job is in a state, and fail with its log where it comes to none."""
+        try:
+            self.queue.wait_until(lambda: self.queue.state(job) == state, f"job {state}")
+        except RuntimeError as error:
+            error.add_note((self.folder / f"atomizer-{job}.log").read_text()[-5000:])
+            raise
+
+    def recorded(self):
+        """Return what is in the store."""
+        results = Run.open(self.folder / "store").to_frame().set_index("x")["result"]
+        return set(results.dropna().index)
+
+
+@pytest.fixture
+def example(queue, marks):
+    return Submitted(queue, marks, 600)
+
+
+def test_example_goes_on_when_it_is_submitted_again(example, queue, marks):
+    first = example.submit()
+    wait_until(lambda: len(marks.of(first)) > 100, "electrons")
+    queue.tell("scancel", first)
+    example.wait_for(first, "CANCELLED")
+    wait_until(lambda: first not in queue.jobs(), "end of its processes")
+    recorded = example.recorded()
+    assert recorded < set(range(600))
+
+    second = example.submit()
+    example.wait_for(second, "COMPLETED")
+    assert_complete(Run.open(example.folder / "store"), 600)
+    assert not recorded & set(marks.of(second))
+    assert len(marks.repeated()) <= 2 * IN_FLIGHT
+
+
+def test_example_queues_itself_again_when_its_time_is_up(example, queue, marks):
+    job = example.submit()
+    wait_until(lambda: len(marks.of(job)) > 100, "electrons")
+    # Within the time before the end at which it asks to be told.
+    queue.tell("scontrol", "update", f"JobId={job}", "EndTime=now+100")
+    example.wait_for(job, "PENDING")
+    before, recorded = len(marks.of(job)), example.recorded()
+    assert recorded < set(range(600))
+
+    queue.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")
+    example.wait_for(job, "COMPLETED")
+    assert_complete(Run.open(example.folder / "store"), 600)
+    assert not recorded & set(marks.of(job)[before:])
+    assert len(marks.repeated()) <= 2 * IN_FLIGHT
+    assert not list(example.folder.glob("scheduler-*"))
