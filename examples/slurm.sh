@@ -32,11 +32,10 @@ LOCAL=${LOCAL:-${TMPDIR:-/tmp}}     # EDIT: a folder of each node itself, for wh
 RESTARTS=${RESTARTS:-50}            # how often it queues itself again, at most
 
 SUSPENDED=4                         # with this `atomizer-dask map` exits if not all is done
+threads=${SLURM_CPUS_PER_TASK:-1}
+memory=$((${SLURM_MEM_PER_CPU:?ask for memory with --mem-per-cpu} * threads))MiB
 scheduler_file=$PWD/scheduler-$SLURM_JOB_ID.json
-memory=$((SLURM_MEM_PER_CPU * SLURM_CPUS_PER_TASK))MiB
-network=(--protocol tcp)
-if [[ $INTERFACE ]]; then network+=(--interface "$INTERFACE"); fi
-scheduler='' workers='' run='' signalled='' out_of_time=''
+scheduler='' run='' signalled='' out_of_time=''
 
 # Has the run write what is done, and exit within seconds.
 suspend() {
@@ -59,7 +58,7 @@ wait_for() {
 end_cluster() {
     if [[ $scheduler ]]; then kill -TERM "$scheduler" 2>/dev/null || true; fi
     scheduler=''
-    wait
+    wait || true
     rm -f "$scheduler_file"
 }
 
@@ -67,17 +66,22 @@ trap end_cluster EXIT
 trap 'out_of_time=yes; suspend' USR1
 trap suspend TERM                   # from scancel, or for a job that matters more
 
+# Dask trusts whoever reaches its ports; where that is not for you, configure TLS for Dask.
 rm -f "$scheduler_file"             # of an attempt whose node failed
-dask scheduler --scheduler-file "$scheduler_file" --port 0 --dashboard-address :0 \
-    "${network[@]}" &
+dask scheduler --scheduler-file "$scheduler_file" --port 0 --no-dashboard \
+    ${INTERFACE:+--interface "$INTERFACE"} &
 scheduler=$!
 
-# One of them may die, and the others go on. Without --cpus-per-task each would get one CPU.
-srun --ntasks="$SLURM_NTASKS" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    --kill-on-bad-exit=0 --wait=0 \
-    dask worker --scheduler-file "$scheduler_file" --nthreads "$SLURM_CPUS_PER_TASK" \
-    --memory-limit "$memory" --local-directory "$LOCAL" --death-timeout 120 "${network[@]}" &
-workers=$!
+# One worker may die, and the others go on; when all have ended, there is no use in waiting.
+# Without --cpus-per-task each would get one CPU.
+{
+    srun --ntasks="$SLURM_NTASKS" --cpus-per-task="$threads" --kill-on-bad-exit=0 --wait=0 \
+        dask worker --scheduler-file "$scheduler_file" --nthreads "$threads" \
+        --memory-limit "$memory" --local-directory "$LOCAL" --death-timeout 120 \
+        --no-dashboard ${INTERFACE:+--interface "$INTERFACE"} || true
+    echo "the workers have ended" >&2
+    kill -TERM $$
+} &
 
 atomizer-dask map "$@" --scheduler-file "$scheduler_file" &
 run=$!

@@ -264,6 +264,7 @@ def test_example_goes_on_when_it_is_submitted_again(example, queue, marks):
     recorded = example.recorded()
     assert recorded < set(range(600))
 
+    marks.open_gate()
     second = example.submit()
     example.wait_for(second, "COMPLETED")
     assert_complete(Run.open(example.folder / "store"), 600)
@@ -280,6 +281,7 @@ def test_example_queues_itself_again_when_its_time_is_up(example, queue, marks):
     before, recorded = len(marks.of(job)), example.recorded()
     assert recorded < set(range(600))
 
+    marks.open_gate()
     queue.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")
     example.wait_for(job, "COMPLETED")
     assert_complete(Run.open(example.folder / "store"), 600)
