@@ -14,6 +14,7 @@ from broker import HOST, _free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
 PLACES = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
+CREDENTIAL_SECONDS = 10  # for so long a job that is queued again waits; by default it is 120
 SECONDS = 100  # until it is given up to wait for something
 # When its input ends, thus also with the process that started it, however that one ends, it has
 # the jobs end, whose processes would outlive the daemons, and then the daemons and itself.
@@ -32,7 +33,7 @@ ClusterName=atomizer
 SlurmctldHost={name}({host})
 SlurmctldPort={port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire={credential_seconds}
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -194,7 +195,8 @@ class Slurm:
         port, *ports = _free_ports(1 + len(self.nodes))
         common = {"name": socket.gethostname().partition(".")[0], "host": HOST}
         memory = psutil.virtual_memory().total // 2**20 // len(self.nodes)
-        text = CONFIGURATION.format(folder=self.folder, port=port, **common)
+        own = {"folder": self.folder, "port": port, "credential_seconds": CREDENTIAL_SECONDS}
+        text = CONFIGURATION.format(**own, **common)
         for node, port in zip(self.nodes, ports, strict=True):
             text += NODE.format(node=node, port=port, cpus=cpus, memory=memory, **common)
         self.configuration.write_text(text + PARTITION.format(nodes=",".join(self.nodes)))

@@ -282,7 +282,7 @@ def test_example_queues_itself_again_when_its_time_is_up(example, queue, marks):
     assert recorded < set(range(600))
 
     marks.open_gate()
-    queue.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60", "StartTime=now")
+    queue.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     example.wait_for(job, "COMPLETED")
     assert_complete(Run.open(example.folder / "store"), 600)
     assert not recorded & set(marks.of(job)[before:])
