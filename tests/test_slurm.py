@@ -222,9 +222,9 @@ def test_adapts_from_nothing_to_four_workers_and_back(queue, marks, tmp_path):
 class Submitted:
     """The example in a folder, where it is submitted with the same command again and again."""
 
-    def __init__(self, queue, marks, number):
+    def __init__(self, queue, marks):
         self.queue, self.folder = queue, marks.folder.parent
-        inputs = {"x": range(number), "seconds": SECONDS, "folder": str(marks.folder)}
+        inputs = {"x": range(4000), "seconds": SECONDS, "folder": str(marks.folder)}
         pd.DataFrame(inputs).to_csv(self.folder / "inputs.csv", index=False)
 
     def submit(self):
@@ -252,7 +252,7 @@ class Submitted:
 
 @pytest.fixture
 def example(queue, marks):
-    return Submitted(queue, marks, 600)
+    return Submitted(queue, marks)
 
 
 def test_example_goes_on_when_it_is_submitted_again(example, queue, marks):
@@ -262,12 +262,12 @@ def test_example_goes_on_when_it_is_submitted_again(example, queue, marks):
     example.wait_for(first, "CANCELLED")
     wait_until(lambda: first not in queue.jobs(), "end of its processes")
     recorded = example.recorded()
-    assert recorded < set(range(600))
+    assert recorded < set(range(4000))
 
     marks.open_gate()
     second = example.submit()
     example.wait_for(second, "COMPLETED")
-    assert_complete(Run.open(example.folder / "store"), 600)
+    assert_complete(Run.open(example.folder / "store"), 4000)
     assert not recorded & set(marks.of(second))
     assert len(marks.repeated()) <= 2 * IN_FLIGHT
 
@@ -275,16 +275,16 @@ def test_example_goes_on_when_it_is_submitted_again(example, queue, marks):
 def test_example_queues_itself_again_when_its_time_is_up(example, queue, marks):
     job = example.submit()
     wait_until(lambda: len(marks.of(job)) > 100, "electrons")
-    # Within the time before the end at which it asks to be told.
+    # Sooner than it asks to be told; Slurm looks for that twice a minute.
     queue.tell("scontrol", "update", f"JobId={job}", "EndTime=now+100")
     example.wait_for(job, "PENDING")
     before, recorded = len(marks.of(job)), example.recorded()
-    assert recorded < set(range(600))
+    assert recorded < set(range(4000))
 
     marks.open_gate()
     queue.tell("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     example.wait_for(job, "COMPLETED")
-    assert_complete(Run.open(example.folder / "store"), 600)
+    assert_complete(Run.open(example.folder / "store"), 4000)
     assert not recorded & set(marks.of(job)[before:])
     assert len(marks.repeated()) <= 2 * IN_FLIGHT
     assert not list(example.folder.glob("scheduler-*"))
