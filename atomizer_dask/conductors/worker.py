@@ -37,6 +37,7 @@ LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through 
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
 SWITCH_SECONDS = 0.001
+_MAKING = threading.Lock()  # of a worker's site
 
 
 def run_batch(packed: Packed, channel: str) -> Packed:
@@ -129,8 +130,11 @@ class DaskSite(IsolatingSite):
         """Return the one of this worker, made when first asked for."""
         site: DaskSite | None = worker.extensions.get("atomizer")
         if site is None:
-            # setdefault is atomic; a site made in vain by a second thread is dropped unused.
-            site = worker.extensions.setdefault("atomizer", cls(worker))
+            with _MAKING:
+                site = worker.extensions.get("atomizer") or cls(worker)
+                # A new table, for a heartbeat may be iterating over the old one in the event loop:
+                # where that changes its size, Dask closes the worker.
+                worker.extensions = {**worker.extensions, "atomizer": site}
         return site
 
     def carry_out(self, batch: Batch, channel: str) -> Packed:
