@@ -26,8 +26,9 @@ STEADY = (0.1, 0.9)  # of the wall time: without the ramp at its start and the t
 START_SECONDS = 300.0  # for the processes: each imports for a second, on the cores there are
 MEAN, SIGMA = 0.2, 1.0  # of the mixed ones, lognormal: seconds, and the spread of the logarithm
 # What Dask's workers do for their own sake is per process, and here it would be hundreds of times
-# on a few cores: a profile every 10 ms, a look at /proc every 500 ms.
+# on a few cores: a look at the clock every 20 ms, a profile every 10 ms, and /proc every 500 ms.
 QUIET = {
+    "distributed.admin.tick.interval": "1s",
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.admin.system-monitor.gil.enabled": False,
