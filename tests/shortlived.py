@@ -51,4 +51,8 @@ def workers_with(folder, *options, environment=None):
             for process in reversed(started):
                 process.terminate()
             for process in started:
-                process.wait(30)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:  # Dask may miss it while a worker starts
+                    process.kill()
+                    process.wait()
