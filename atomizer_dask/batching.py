@@ -5,8 +5,8 @@ back. So the time box does the work: it is long enough that the scheduler never 
 `Bounds.per_second` tasks a second, whatever the number of threads, and short enough that
 progress shows and cancelling acts. Where threads are so many that the box is a long one, the
 first batches are what would hurt: all at once, they keep the scheduler for longer than it takes
-until the first of them wants a successor. So each thread gets one only, and a second one is added
-whenever a batch ends; and the first boxes differ, so that they do not all end together: the very
+until the first of them wants a successor. So each thread gets one only, and the second ones are
+added as batches end; and the first boxes differ, so that they do not all end together: the very
 first are short, to learn from and to show something. Near the end batches shrink, so that all
 threads finish together (guided self-scheduling, Polychronopoulos & Kuck, IEEE Trans. Comput. C-36,
 1987).
@@ -22,11 +22,11 @@ from atomizer_dask.config import setting
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
 LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
 LONGEST_FORGOTTEN = 0.995  # per electron: what there has not been among some hundred may not come
-# First boxes of many threads, as shares of the full one. By the least, a scheduler that takes 1.4
-# times `Bounds.per_second` has handed out all; and as they differ by this much, they end at such
-# a rate that two batches can follow each.
-LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.7, 0.8
-SCOUT_BOX = 0.02  # likewise, of one batch in a hundred
+# First boxes of many threads, as shares of the full one. By the least, a scheduler that takes 3
+# times `Bounds.per_second` has handed out all of them; and with that they end over one full box,
+# so that the next ones do not begin to end while the first still do.
+LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.4, 0.65
+SCOUT_BOX = 0.01  # likewise, of one batch in a hundred
 SCOUTS = 100  # threads for each
 LEAST_WORTH = 0.02  # of what fits into a box, in the last batches of many threads
 
@@ -138,13 +138,13 @@ class Sizing:
         """
         threads = max(threads, 1)
         most = max(1, int(threads * self.bounds.prefetch))
-        if remaining <= most and self._is_slow():
+        if remaining <= most and self._is_slow(self.bounds.box(threads)):
             # A last long electron must not queue behind another while a thread idles.
             return threads
         if self.rate is not None and under_way < self.rate * threads * WORTHWHILE:
             return threads * LITTLE_ONES  # these will be done before others can follow
         if self.bounds.box(threads) > self.bounds.shortest:
-            return min(threads + self._ended, most)
+            return min(threads + self._ended // 2, most)
         return most
 
     def seconds_ahead(self, batches: int, electrons: int, threads: int) -> float:
@@ -213,5 +213,6 @@ class Sizing:
         fitting = self.bounds.largest / self._row_bytes if self._row_bytes else electrons
         return max(1, int(min(electrons, fitting)))
 
-    def _is_slow(self) -> bool:
-        return self._slowest is not None and 1 / self._slowest > WORTHWHILE * 2
+    def _is_slow(self, box: float) -> bool:
+        least = WORTHWHILE * 2 if box == self.bounds.shortest else box / 4
+        return self._slowest is not None and 1 / self._slowest > least

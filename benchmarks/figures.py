@@ -13,6 +13,7 @@ from benchmarks import (
     panels,
     policy,
     queueing,
+    scale,
     scheduling,
     sharing,
     spawning,
@@ -267,5 +268,17 @@ FIGURES = {
         "the first of 100 electrons of 10 ms beside a million of another client",
         sharing.fairness,
         (Limit("s", most=2), Limit("s to the end of the 100", key="end")),
+    ),
+    "scale-processes": Figure(
+        "19",
+        "64 worker processes, sleeping electrons, while steady",
+        scale.processes,
+        (Limit("of the threads' time, the lowest of four kinds", least=0.95),),
+    ),
+    "scale-threads": Figure(
+        "19b",
+        "256 workers in this process, likewise",
+        scale.threads,
+        (Limit("of the threads' time, the lowest of four kinds", least=0.95),),
     ),
 }

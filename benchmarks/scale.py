@@ -1,4 +1,4 @@
-"""Figures 17 and 17b: many workers on one machine, kept busy by one driver.
+"""Figures 19 and 19b: many workers on one machine, kept busy by one driver.
 
 The electrons sleep, so that a few cores can stand for many. What is measured is then what Dask and
 this package need for as many batches as so many workers ask for; the cores of the workers' own
@@ -42,12 +42,12 @@ def nap(seconds):
 
 
 def processes(scale: float, repeats: int) -> Iterator[Sample]:
-    """Figure 17: worker processes of one thread."""
+    """Figure 19: worker processes of one thread."""
     yield from _busy(scaled(PROCESSES, scale, least=2), scale, repeats, processes=True)
 
 
 def threads(scale: float, repeats: int) -> Iterator[Sample]:
-    """Figure 17b: workers of one thread within this process, as is the scheduler."""
+    """Figure 19b: workers of one thread within this process, as is the scheduler."""
     yield from _busy(scaled(THREADS, scale, least=2), scale, repeats, processes=False)
 
 
