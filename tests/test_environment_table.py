@@ -244,7 +244,7 @@ def test_electrons_are_kept_off_workers_that_join_and_cannot_work(empty, tmp_pat
             found = table_among(events)
             assert "1 worker of 1" in found
             assert hidden in found
-            assert run.state == "running"
+            assert run.state == "running", run.errors.to_string()
             empty.scale(1)
             assert run.wait(SECONDS).to_frame()["result"].tolist() == [1] * 50
             assert run.progress.failed == 0

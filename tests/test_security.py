@@ -237,7 +237,8 @@ def test_recipe_of_the_page_works_as_it_stands(tmp_path):
     ]
     try:
         file = str(folder / "scheduler.json")
-        with dask.config.set(yaml.safe_load(settings)):
+        merged = dask.config.merge(dask.config.config, yaml.safe_load(settings))
+        with dask.config.set({"distributed.comm": merged["distributed"]["comm"]}):
             with Atomizer(DaskConductor(file, timeout=SECONDS), increment, Parent) as atomizer:
                 assert "scheduler.json tls://" in repr(atomizer.conductors["dask"])
                 assert atomizer.send(Parent).result(SECONDS).value() == 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -45,7 +46,7 @@ class Fitness:
         self._workers: dict[str, Environment] = {}
         self._asked: dict[str, set[str]] = {}  # for which modules, by worker
         self._needs: dict[str, Needs] = {}  # by version of the atom
-        self._looking: set[str] = set()
+        self._looking = asyncio.Lock()
         self._told: set[tuple[Difference, ...]] = set()
         self._unfit: dict[str, frozenset[str]] = {"": frozenset()}  # for all atoms, or by version
         self._guard = threading.Lock()
@@ -74,8 +75,10 @@ class Fitness:
         OSError
             Where the scheduler is gone.
         """
-        self._needs[version] = needs
         names = needs.certain.union(needs.perhaps).difference(PACKAGES)
+        if names:  # some may have joined a moment ago
+            self._client.sync(self.welcome, self._client.nthreads())
+        self._needs[version] = needs
         if not names:
             return
         to_ask = [worker for worker, asked in self._asked.items() if names - asked]
@@ -92,20 +95,18 @@ class Fitness:
 
     async def welcome(self, workers: Iterable[str]) -> None:
         """Look at workers that have joined, and warn where they are not fit."""
-        those = sorted(set(workers) - self._workers.keys() - self._looking)
-        if not those:
-            return
-        self._looking.update(those)
-        names: frozenset[str] | None = None
-        try:
-            while names != (now := self._names()):  # an atom may be registered meanwhile
-                ask, names = question(now), now
-                answers = await self._client.run(*ask, workers=those, on_error="return")
-                self._note(answers, names)
-        except OSError:  # the conductor hears of it by itself
-            return
-        finally:
-            self._looking.difference_update(those)
+        async with self._looking:  # whoever asks meanwhile wants to know what is found
+            those = sorted(set(workers) - self._workers.keys())
+            if not those:
+                return
+            names: frozenset[str] | None = None
+            try:
+                while names != (now := self._names()):  # an atom may be registered meanwhile
+                    ask, names = question(now), now
+                    answers = await self._client.run(*ask, workers=those, on_error="return")
+                    self._note(answers, names)
+            except OSError:  # the conductor hears of it by itself
+                return
         groups = self._new(grouped(self._differences(), self._workers))
         if groups:
             message = "workers joined whose environment is not that of this process"
