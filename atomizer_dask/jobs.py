@@ -8,6 +8,7 @@ themselves, because they miss their scheduler.
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,6 +34,7 @@ def kinds() -> dict[str, Any]:
     ConductorError
         Where dask-jobqueue is missing.
     """
+    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue
         from dask_jobqueue.local import LocalCluster
@@ -43,6 +45,8 @@ def kinds() -> dict[str, Any]:
             "jobs of a batch system need dask-jobqueue, which is not installed: "
             "pip install 'atomizer_dask[hpc]'"
         ) from error
+    finally:  # its import has Ctrl-C exit with success, whatever was going on
+        signal.signal(signal.SIGINT, ctrl_c)
     base = dask_jobqueue.JobQueueCluster
     classes = [c for c in vars(dask_jobqueue).values() if isinstance(c, type)]
     given = [c for c in classes if issubclass(c, base) and c is not base]

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import atomizer_dask
-from atomizer_dask import Atomizer, ConfigurationError, MemoryConductor
+from atomizer_dask import Atomizer, ConfigurationError, MemoryConductor, atom
+from atomizer_dask.batching import Sizing
 from atomizer_dask.config import check, rules, sections, setting, target
 
 HERE = Path(atomizer_dask.__file__).parent
@@ -249,3 +250,51 @@ def test_a_target_is_an_address_or_a_scheduler_file(monkeypatch):
     }.items():
         with dask.config.set({"atomizer.connection.target": given}):
             assert target() == meant
+
+
+# -- what is made afterwards --------------------------------------------------------------------
+
+
+@atom
+def failing(x, *, context):
+    raise ValueError(context.attempt)
+
+
+@atom
+def whose_process(x):
+    return os.getpid()
+
+
+def test_a_run_has_what_is_configured_when_it_is_made(local, configure):
+    local.register(failing)
+    configure({"map.on-failure": "retry", "map.max-attempts": 4, "map.backoff": "1ms"})
+    run = local.map(failing, {"x": [1, 2]}).wait(60)
+    assert run.errors["attempts"].tolist() == [4, 4]
+    run = local.map(failing, {"x": [1]}, on_failure="fail", max_attempts=1).wait(60)
+    assert run.errors["attempts"].tolist() == [1]
+
+
+def test_a_configured_timeout_counts_unless_another_is_given(local, configure):
+    local.register(whose_process)
+    configure({"map.timeout": "60s"})
+    assert local.map(whose_process, {"x": [1]}).wait(60).to_frame()["result"][0] != os.getpid()
+    run = local.map(whose_process, {"x": [1]}, timeout=float("inf")).wait(60)
+    assert run.to_frame()["result"][0] == os.getpid()
+
+
+def test_batches_follow_what_is_configured(configure):
+    configure({"batches.shortest": "2s", "batches.first": 1, "batches.largest": "1 kB"})
+    sizing = Sizing(row_bytes=100)
+    assert sizing.next(remaining=10**6, threads=2).seconds == 1
+    sizing.learn(electrons=1000, seconds=1.0)
+    configure({"batches.shortest": "9s"})
+    size = sizing.next(remaining=10**6, threads=2)
+    assert (size.electrons, size.seconds) == (10, 2)
+
+
+def test_streams_of_events_keep_as_many_as_configured(local, configure):
+    configure({"events.buffer": 2})
+    events = local.events()
+    for message in "abc":
+        local.emit(atomizer_dask.Event(message))
+    assert (len(events), events.dropped) == (2, 1)

@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 from click.testing import CliRunner
+from distributed import Client
 
 from atomizer_dask.cli import main
 
@@ -206,7 +207,8 @@ def test_what_a_job_asks_for_must_be_configured():
 
 
 def test_what_dask_jobqueue_does_not_understand_is_told():
-    with dask.config.set({"jobqueue.htcondor": {**SIZES, "disk": None}}):
+    own = {f"jobqueue.htcondor.{name}": value for name, value in SIZES.items()}
+    with dask.config.set({**own, "jobqueue.htcondor.disk": None}):
         told = refused("--cluster", "htcondor", "--jobs", "1")
     assert "HTCondorCluster cannot be started as jobqueue.htcondor of Dask's configuration" in told
     assert "disk" in told
@@ -228,7 +230,7 @@ def test_the_configured_scheduler_is_used_unless_an_option_says_otherwise(cluste
     configure({"connection.target": cluster.scheduler_address})
     used = CliRunner().invoke(main, ["pi", "--tosses", "1000"])
     assert used.exit_code == 0, used.output
-    assert f"on <DaskConductor dask: {cluster.scheduler_address}" in used.output
+    assert re.search(f"on <DaskConductor dask: .*{cluster.scheduler_address}", used.output)
     configure({"connection.target": "tcp://127.0.0.1:1"})
     told = refused()
     assert "nobody answers at 'tcp://127.0.0.1:1'" in told
@@ -236,6 +238,17 @@ def test_the_configured_scheduler_is_used_unless_an_option_says_otherwise(cluste
         main, ["pi", "--tosses", "1000", "--scheduler", cluster.scheduler_address]
     )
     assert used.exit_code == 0, used.output
+
+
+@pytest.mark.dask
+def test_the_scheduler_of_a_file_is_used(cluster, tmp_path):
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        client.write_scheduler_file(tmp_path / "scheduler.json")
+    used = CliRunner().invoke(
+        main, ["pi", "--tosses", "1000", "--scheduler-file", str(tmp_path / "scheduler.json")]
+    )
+    assert used.exit_code == 0, used.output
+    assert cluster.scheduler_address in used.output
 
 
 def test_a_typo_in_the_configuration_is_told_by_commands(configure):
