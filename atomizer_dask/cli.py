@@ -12,9 +12,6 @@ import click
 import atomizer_dask
 from atomizer_dask.atomizer import Atomizer, policy_of
 from atomizer_dask.commandline import (
-    Place,
-    cluster_options,
-    conductor_at,
     errors_as_text,
     exit_code,
     heeding_termination,
@@ -26,6 +23,7 @@ from atomizer_dask.console import console
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node
+from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.policy import DECISIONS, seconds_of
 from atomizer_dask.run import Run
 from atomizer_dask.surviving import resume, status

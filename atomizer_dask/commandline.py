@@ -9,11 +9,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,109 +21,12 @@ import click
 from atomizer_dask import config
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.conductors.address import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
-from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.errors import AtomizerError
-from atomizer_dask.jobs import Jobs
+from atomizer_dask.placing import say
 from atomizer_dask.run import Run
 
 LEAVE_SECONDS = 12.0  # for a batch system to take orders; it kills us after some 30
 FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to run, as the options of a command say.
-
-    Without any of them it is what is configured as ``atomizer.connection.target``, else a local
-    cluster.
-    """
-
-    scheduler: str | None = None
-    scheduler_file: Path | None = None
-    workers: int | None = None
-    cluster: str | None = None
-    jobs: int | None = None
-    adapt: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        given = {
-            "--scheduler": self.scheduler,
-            "--scheduler-file": self.scheduler_file,
-            "--workers": self.workers,
-            "--cluster": self.cluster,
-        }
-        places = [name for name, value in given.items() if value is not None]
-        if len(places) > 1:
-            what = "; --workers is for a local cluster" if self.workers is not None else ""
-            raise click.UsageError(f"{' and '.join(places)} say different places: give one{what}")
-        if self.cluster is None:
-            for name, value in (("--jobs", self.jobs), ("--adapt", self.adapt)):
-                if value is not None:
-                    raise click.UsageError(f"{name} is for jobs of a batch system: add --cluster")
-        elif (self.jobs is None) == (self.adapt is None):
-            wrong = "both were given" if self.jobs else "neither was given"
-            raise click.UsageError(
-                f"--cluster {self.cluster} needs either --jobs N, for as many all the time, or "
-                f"--adapt MIN MAX, for as many as there is work; {wrong}"
-            )
-        if self.adapt is not None and not self.adapt[0] <= self.adapt[1] >= 1:
-            raise click.UsageError(
-                f"--adapt takes the least and the most jobs, as in --adapt 0 10, got "
-                f"{self.adapt[0]} and {self.adapt[1]}"
-            )
-
-    @property
-    def target(self) -> str | Path | None:
-        """The scheduler that is there already; None where a cluster is to be started."""
-        if self.workers is not None or self.cluster is not None:
-            return None
-        return self.scheduler or self.scheduler_file or config.target()
-
-
-def cluster_options(command: Any) -> Any:
-    """Give a command the options that say where to run, as a `Place` for its parameter `place`."""
-    names = [field.name for field in fields(Place)]
-
-    @wraps(command)
-    def placed(*args: Any, **given: Any) -> Any:
-        place = Place(**{name: given.pop(name) for name in names})
-        return command(*args, place=place, **given)
-
-    for option in (
-        click.option(
-            "--adapt",
-            type=(click.IntRange(min=0), click.IntRange(min=1)),
-            metavar="MIN MAX",
-            help="With --cluster: at least and at most so many jobs, as there is work.",
-        ),
-        click.option(
-            "--jobs", type=click.IntRange(min=1), help="With --cluster: so many jobs all the time."
-        ),
-        click.option(
-            "--cluster",
-            metavar="NAME",
-            help="Workers are jobs of a batch system, which end with this command: slurm, pbs, "
-            "sge, lsf, oar, htcondor, moab. What a job is, is dask-jobqueue's configuration.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            help="Processes of a local cluster; by default one per core.",
-        ),
-        click.option(
-            "--scheduler-file",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Where a Dask scheduler writes its address; it may do so later.",
-        ),
-        click.option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="A running Dask scheduler; by default what is configured, else a local cluster.",
-        ),
-    ):
-        placed = option(placed)
-    return placed
 
 
 def broker_options(command: Any) -> Any:
@@ -211,34 +112,6 @@ def _import(place: str) -> Any:
 
 
 @contextmanager
-def conductor_at(
-    place: Place, tell: Callable[[str], object] | None = None, *, wait: bool = True
-) -> Iterator[DaskConductor]:
-    """Give a conductor on a cluster that is running, or on one of its own.
-
-    Parameters
-    ----------
-    place
-        Where.
-    tell
-        Is told what becomes of jobs of a batch system; stderr where not given.
-    wait
-        Whether to wait for the first of them.
-    """
-    with ExitStack() as stack:
-        target: Any = place.target
-        if place.cluster is not None:
-            jobs = Jobs(place.cluster, place.adapt or place.jobs or 1, tell or _say)
-            click.get_current_context().call_on_close(jobs.cancel)  # also where we leave
-            stack.enter_context(jobs)
-            jobs.start(wait=wait)
-            target = jobs.cluster
-        conductor = DaskConductor(target, workers=place.workers)
-        stack.callback(conductor.close)
-        yield conductor
-
-
-@contextmanager
 def errors_as_text() -> Iterator[None]:
     """Show our errors as people want to read them, those of the configuration first of all."""
     try:
@@ -272,16 +145,11 @@ def heeding_termination() -> Iterator[None]:
     try:
         yield
     except _TerminatedError:
-        _say("terminated before it was done")
+        say("terminated before it was done")
         leave(INCOMPLETE)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # the terminal may be gone
-        click.echo(text, err=True)
 
 
 def leave(code: int) -> NoReturn:
@@ -309,7 +177,7 @@ def wait_for(run: Run) -> None:
             raise
         run.suspend()
         p = run.progress
-        _say(
+        say(
             f"{run.id} is suspended, {p.done + p.failed:,} electrons have ended; "
             f"atomizer-dask resume {run.store} goes on"
         )

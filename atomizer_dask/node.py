@@ -20,10 +20,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.commandline import (
     BrokerCommand,
-    Place,
     broker_options,
-    cluster_options,
-    conductor_at,
     errors_as_text,
     leave,
     load_atom,
@@ -33,6 +30,7 @@ from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.config import setting
 from atomizer_dask.metrics import serve_metrics
 from atomizer_dask.nodelog import NodeLog, logging_to_stderr
+from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.registry import registered
 

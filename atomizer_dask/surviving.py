@@ -10,9 +10,6 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.commandline import (
-    Place,
-    cluster_options,
-    conductor_at,
     errors_as_text,
     exit_code,
     heeding_termination,
@@ -21,6 +18,7 @@ from atomizer_dask.commandline import (
     wait_for,
 )
 from atomizer_dask.keeping import stored_target
+from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.progress import Progress
 from atomizer_dask.run import Run
 

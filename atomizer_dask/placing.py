@@ -1,0 +1,146 @@
+"""Where a command runs: the options that say so, and a conductor there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from atomizer_dask import config
+from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.jobs import Jobs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to run, as the options of a command say.
+
+    Without any of them it is what is configured as ``atomizer.connection.target``, else a local
+    cluster.
+    """
+
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    workers: int | None = None
+    cluster: str | None = None
+    jobs: int | None = None
+    adapt: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            "--scheduler": self.scheduler,
+            "--scheduler-file": self.scheduler_file,
+            "--workers": self.workers,
+            "--cluster": self.cluster,
+        }
+        places = [name for name, value in given.items() if value is not None]
+        if len(places) > 1:
+            what = "; --workers is for a local cluster" if self.workers is not None else ""
+            raise click.UsageError(f"{' and '.join(places)} say different places: give one{what}")
+        if self.cluster is None:
+            for name, value in (("--jobs", self.jobs), ("--adapt", self.adapt)):
+                if value is not None:
+                    raise click.UsageError(f"{name} is for jobs of a batch system: add --cluster")
+        elif (self.jobs is None) == (self.adapt is None):
+            wrong = "both were given" if self.jobs else "neither was given"
+            raise click.UsageError(
+                f"--cluster {self.cluster} needs either --jobs N, for as many all the time, or "
+                f"--adapt MIN MAX, for as many as there is work; {wrong}"
+            )
+        if self.adapt is not None and not self.adapt[0] <= self.adapt[1] >= 1:
+            raise click.UsageError(
+                f"--adapt takes the least and the most jobs, as in --adapt 0 10, got "
+                f"{self.adapt[0]} and {self.adapt[1]}"
+            )
+
+    @property
+    def target(self) -> str | Path | None:
+        """The scheduler that is there already; None where a cluster is to be started."""
+        if self.workers is not None or self.cluster is not None:
+            return None
+        return self.scheduler or self.scheduler_file or config.target()
+
+
+def cluster_options(command: Any) -> Any:
+    """Give a command the options that say where to run, as a `Place` for its parameter `place`."""
+    names = [field.name for field in fields(Place)]
+
+    @wraps(command)
+    def placed(*args: Any, **given: Any) -> Any:
+        place = Place(**{name: given.pop(name) for name in names})
+        return command(*args, place=place, **given)
+
+    for option in (
+        click.option(
+            "--adapt",
+            type=(click.IntRange(min=0), click.IntRange(min=1)),
+            metavar="MIN MAX",
+            help="With --cluster: at least and at most so many jobs, as there is work.",
+        ),
+        click.option(
+            "--jobs", type=click.IntRange(min=1), help="With --cluster: so many jobs all the time."
+        ),
+        click.option(
+            "--cluster",
+            metavar="NAME",
+            help="Workers are jobs of a batch system, which end with this command: slurm, pbs, "
+            "sge, lsf, oar, htcondor, moab. What a job is, is dask-jobqueue's configuration.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Processes of a local cluster; by default one per core.",
+        ),
+        click.option(
+            "--scheduler-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Where a Dask scheduler writes its address; it may do so later.",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="A running Dask scheduler; by default what is configured, else a local cluster.",
+        ),
+    ):
+        placed = option(placed)
+    return placed
+
+
+@contextmanager
+def conductor_at(
+    place: Place, tell: Callable[[str], object] | None = None, *, wait: bool = True
+) -> Iterator[DaskConductor]:
+    """Give a conductor on a cluster that is running, or on one of its own.
+
+    Parameters
+    ----------
+    place
+        Where.
+    tell
+        Is told what becomes of jobs of a batch system; stderr where not given.
+    wait
+        Whether to wait for the first of them.
+    """
+    with ExitStack() as stack:
+        target: Any = place.target
+        if place.cluster is not None:
+            jobs = Jobs(place.cluster, place.adapt or place.jobs or 1, tell or say)
+            click.get_current_context().call_on_close(jobs.cancel)  # also where we leave
+            stack.enter_context(jobs)
+            jobs.start(wait=wait)
+            target = jobs.cluster
+        conductor = DaskConductor(target, workers=place.workers)
+        stack.callback(conductor.close)
+        yield conductor
+
+
+def say(text: str) -> None:
+    """Tell people something on stderr."""
+    with suppress(OSError):  # the terminal may be gone
+        click.echo(text, err=True)
