@@ -14,7 +14,7 @@ from broker import HOST, _free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "squeue")
 PLACES = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
-CREDENTIAL_SECONDS = 10  # for so long a job that is queued again waits; by default it is 120
+CREDENTIAL_SECONDS = 5  # for so long a job that is queued again waits; by default it is 120
 SECONDS = 100  # until it is given up to wait for something
 # When its input ends, thus also with the process that started it, however that one ends, it has
 # the jobs end, whose processes would outlive the daemons, and then the daemons and itself.

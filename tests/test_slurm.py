@@ -222,9 +222,9 @@ def test_adapts_from_nothing_to_four_workers_and_back(queue, marks, tmp_path):
 class Submitted:
     """The example in a folder, where it is submitted with the same command again and again."""
 
-    def __init__(self, queue, marks):
+    def __init__(self, queue, marks, number):
         self.queue, self.folder = queue, marks.folder.parent
-        inputs = {"x": range(4000), "seconds": SECONDS, "folder": str(marks.folder)}
+        inputs = {"x": range(number), "seconds": SECONDS, "folder": str(marks.folder)}
         pd.DataFrame(inputs).to_csv(self.folder / "inputs.csv", index=False)
 
     def submit(self):
@@ -250,29 +250,26 @@ class Submitted:
         return set(results.dropna().index)
 
 
-@pytest.fixture
-def example(queue, marks):
-    return Submitted(queue, marks)
-
-
-def test_example_goes_on_when_it_is_submitted_again(example, queue, marks):
+def test_example_goes_on_when_it_is_submitted_again(queue, marks):
+    example = Submitted(queue, marks, 1000)
     first = example.submit()
     wait_until(lambda: len(marks.of(first)) > 100, "electrons")
     queue.tell("scancel", first)
     example.wait_for(first, "CANCELLED")
     wait_until(lambda: first not in queue.jobs(), "end of its processes")
     recorded = example.recorded()
-    assert recorded < set(range(4000))
+    assert recorded < set(range(1000))
 
     marks.open_gate()
     second = example.submit()
     example.wait_for(second, "COMPLETED")
-    assert_complete(Run.open(example.folder / "store"), 4000)
+    assert_complete(Run.open(example.folder / "store"), 1000)
     assert not recorded & set(marks.of(second))
     assert len(marks.repeated()) <= 2 * IN_FLIGHT
 
 
-def test_example_queues_itself_again_when_its_time_is_up(example, queue, marks):
+def test_example_queues_itself_again_when_its_time_is_up(queue, marks):
+    example = Submitted(queue, marks, 4000)
     job = example.submit()
     wait_until(lambda: len(marks.of(job)) > 100, "electrons")
     # Sooner than it asks to be told; Slurm looks for that twice a minute.
