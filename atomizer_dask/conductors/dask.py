@@ -18,13 +18,11 @@ import asyncio
 import logging
 import os
 import pickle
-import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from hashlib import blake2b
-from math import inf
 from time import time
 from typing import Any
 
@@ -37,13 +35,11 @@ from atomizer_dask.batch import Batch, Sink
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
 from atomizer_dask.conductors.fitness import Fitness
+from atomizer_dask.conductors.keys import kept_key, key_of
 from atomizer_dask.conductors.once import (
     ADOPTED,
     DRIVER,
     FRESH,
-    NOBODY,
-    OF_RUN,
-    ONCE,
     SEND_SECONDS,
     SETTLED,
     ByValue,
@@ -51,8 +47,9 @@ from atomizer_dask.conductors.once import (
     kept_tasks,
     knows,
 )
+from atomizer_dask.conductors.placement import Placement, is_singleton
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
-from atomizer_dask.conductors.walltime import FULL_SHARE, WallTimeError
+from atomizer_dask.conductors.walltime import WallTimeError
 from atomizer_dask.conductors.worker import (
     METADATA,
     census,
@@ -63,7 +60,6 @@ from atomizer_dask.conductors.worker import (
     run_batch,
     sees,
     stop,
-    wall_time,
 )
 from atomizer_dask.driver import Arrived, Died, Dropped, Expiring, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
@@ -81,7 +77,6 @@ logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0  # how often we look which workers there are
 DRIVER_PRIORITY = 1e15  # over all batches
-LONGEST_NAME = 24  # of a run or an atom, in the keys of tasks
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 
 
@@ -157,7 +152,7 @@ class DaskConductor(BatchConductor):
             self._prepare()
             self._news.append(self._connected())
             logger.info("%s", self._news[0])
-            self._fitness = self._look_at_workers()
+            self._fitness = self._placement.fitness = self._look_at_workers()
             self._ask(self._client.register_plugin, ByValue())
         except BaseException:  # Ctrl-C too
             self.close()
@@ -202,6 +197,7 @@ class DaskConductor(BatchConductor):
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
         self._workers: set[str] = set()
         self._leaving: set[str] = set()  # workers whose wall time is over
+        self._placement = Placement(self._client, self.emit)
         self._finished: list[Future] = []
         self._channels: set[str] = {self.channel}
         self._client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
@@ -306,7 +302,7 @@ class DaskConductor(BatchConductor):
 
     def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
         """Forget the outcomes of batches of a run, for they are in its store by now."""
-        tasks = None if keys is None else [_kept_key(atom_id, key, run_id) for key in keys]
+        tasks = None if keys is None else [kept_key(atom_id, key, run_id) for key in keys]
         if self._client.status == "running":
             msg = {"run": run_id, "keys": tasks}
             self._client.loop.add_callback(self._client.scheduler.log_event, topic=SETTLED, msg=msg)
@@ -375,7 +371,7 @@ class DaskConductor(BatchConductor):
 
     async def _adopt(self, batch: Batch) -> Future:
         """Return a future of a task that another client submitted."""
-        key = _key_of(batch)
+        key = key_of(batch)
         future = Future(key, self._client)
         msg = {"key": key, "client": self._client.id}
         await self._client.scheduler.log_event(topic=ADOPTED, msg=msg)
@@ -421,7 +417,7 @@ class DaskConductor(BatchConductor):
             packed = pack(batch, is_plain=batch.origin.route is not None)
         except Exception as error:
             raise UnpicklableError(f"the input cannot be pickled: {error}") from error
-        workers = await self._choose_workers(batch)
+        workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
         if batch.key not in self._posts:  # nobody waits for it any more
             raise CancelledError
         if workers and workers != {FRESH}:
@@ -430,29 +426,11 @@ class DaskConductor(BatchConductor):
             run_batch,
             packed,
             self.channel,
-            key=_key_of(batch),
+            key=key_of(batch),
             pure=False,
             priority=urgency(batch.origin.priority, time() + self._clock_offset + batch.due_after),
             workers=sorted(workers) or None,
         )
-
-    async def _choose_workers(self, batch: Batch) -> set[str]:
-        """Return the workers that may take a batch; none where all may."""
-        if is_singleton(batch.version) == "cluster":
-            return {await self._home_of(batch)}
-        stay, avoid = batch.terms.stay, batch.terms.avoid
-        if stay:
-            return {stay} & self._workers
-        unfit = self._unfit_for(batch.version)
-        if batch.terms.needs:
-            return await self._long_living(batch) - unfit or {FRESH}
-        if not avoid:
-            return (self._workers - unfit or {NOBODY}) if unfit else set()
-        fit = self._workers - unfit
-        return fit - {*avoid} or fit - {avoid[-1]}
-
-    def _unfit_for(self, version: str) -> frozenset[str]:
-        return frozenset() if self._fitness is None else self._fitness.unfit_for(version)
 
     async def _is_unfit_since(self, verdicts: int) -> bool:
         """Return whether a worker turned out to lack what all need since a batch was sent."""
@@ -463,41 +441,6 @@ class DaskConductor(BatchConductor):
         except OSError:  # the scheduler is gone, which is told elsewhere
             return False
         return self._fitness.verdicts > verdicts
-
-    async def _long_living(self, batch: Batch) -> set[str]:
-        """Return workers that live long enough for an electron that one did not.
-
-        Raises
-        ------
-        WallTimeError
-            Where no worker does, from its beginning to its end.
-        """
-        needs = batch.terms.needs
-        times: dict[str, tuple[float, float]] = {}
-        while batch.key in self._posts and not times:
-            times = await self._client.run(wall_time, on_error="ignore")
-            if not times:
-                await asyncio.sleep(WATCH_SECONDS)
-        life = max((life for _, life in times.values()), default=inf)
-        if needs >= life * FULL_SHARE:
-            raise WallTimeError(needs, life)
-        return {worker for worker, (left, _) in times.items() if left > needs}
-
-    async def _home_of(self, batch: Batch) -> str:
-        """Return the one worker on which a singleton of the cluster lives."""
-        keys = [METADATA, f"home:{batch.version}"]
-        scheduler = self._client.scheduler
-        home: str | None = await scheduler.get_metadata(keys=keys, default=None)
-        while not self._workers:  # they come and go on a cluster that adapts
-            await asyncio.sleep(WATCH_SECONDS)
-        if home is None or home not in self._workers:
-            # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
-            # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
-            home = min(
-                self._workers, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest()
-            )
-            await scheduler.set_metadata(keys=keys, value=home)
-        return home
 
     async def _carry_half(self, batch: Batch) -> None:
         """Narrow down which input cannot travel: give half of them back, carry the other half."""
@@ -635,6 +578,7 @@ class DaskConductor(BatchConductor):
 
     def _note_workers(self, threads: Mapping[str, int]) -> None:
         before, self._workers = self._workers, set(threads)
+        self._placement.workers = self._workers
         for worker in sorted(before - self._workers):
             if worker in self._leaving:
                 self._leaving.discard(worker)
@@ -699,45 +643,6 @@ def _crew(workers: int, threads: int) -> str:
     )
 
 
-def _key_of(batch: Batch) -> Any:
-    """Return the key of the task of a batch; one of three parts is kept, see `RunOnce`."""
-    if batch.sink is not None:
-        return _kept_key(batch.atom_id, batch.key, batch.run_id)
-    return (f"{_label(batch.atom_id, batch.run_id)}-{batch.key}", ONCE)
-
-
-def _kept_key(atom_id: str, key: str, run_id: str) -> Any:
-    return (f"{_label(atom_id, run_id)}-{key}", run_id, ONCE)
-
-
-def _label(atom_id: str, run_id: str) -> str:
-    """Return under which name Dask's dashboard shows tasks, and learns how long they take.
-
-    That name ends at the first hyphen, see `dask.utils.key_split`: what follows makes every task
-    a group of its own. What is sent one by one is of no run.
-
-    Examples
-    --------
-    >>> _label("model.ising", "ising-0a1b2c3d4e5f6789-1f")
-    'ising·0a1b.1f'
-    >>> _label("model.ising", "cold start-0a1b2c3d4e5f6789-1f")
-    'ising·cold_start·0a1b.1f'
-    >>> _label("model.ising", "")
-    'ising·sent'
-    """
-    atom = _in_label(atom_id.rpartition(".")[2])
-    if not run_id:
-        return f"{atom}{OF_RUN}sent"
-    name, *made = run_id.rsplit("-", 2)  # see `new_id`
-    short = ".".join([part[:4] for part in made[:1]] + made[1:])
-    parts = [atom, short] if _in_label(name) == atom else [atom, _in_label(name), short]
-    return OF_RUN.join(filter(None, parts))
-
-
-def _in_label(text: str) -> str:
-    return re.sub(r"\W+", "_", text)[:LONGEST_NAME].strip("_")
-
-
 def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
     """Return what the scheduler knows of a worker; it has no metrics before its first heartbeat."""
     metrics = facts.get("metrics", {})
@@ -749,11 +654,6 @@ def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
         memory=metrics.get("memory", 0),
         memory_limit=facts.get("memory_limit") or None,
     )
-
-
-def is_singleton(version: str) -> str:
-    """Return ``"node"`` or ``"cluster"`` where the version is that of a singleton, else nothing."""
-    return version.partition(":")[0] if ":" in version else ""
 
 
 def _failure_of_task(error: Exception) -> Failure:

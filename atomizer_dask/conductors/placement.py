@@ -1,0 +1,125 @@
+"""Which workers a batch may go to, where not to any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from hashlib import blake2b
+from math import inf
+from typing import TYPE_CHECKING
+
+from atomizer_dask.batch import Batch
+from atomizer_dask.conductors.fitness import Fitness
+from atomizer_dask.conductors.once import FRESH, NOBODY
+from atomizer_dask.conductors.walltime import FULL_SHARE, WallTimeError
+from atomizer_dask.conductors.worker import METADATA, wall_time
+from atomizer_dask.events import Event
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOOK_SECONDS = 1.0  # how often we look whether there are workers by now
+
+
+class Placement:
+    """Chooses workers for batches.
+
+    Parameters
+    ----------
+    client
+        Through which scheduler and workers are asked.
+    emit
+        Puts an event on a channel.
+
+    Attributes
+    ----------
+    workers
+        The addresses of those there are.
+    fitness
+        Tells which of them lack what an atom needs; None where nobody has looked.
+    """
+
+    def __init__(self, client: Client, emit: Callable[[str, Event], None]) -> None:
+        self.workers: set[str] = set()
+        self.fitness: Fitness | None = None
+        self._client = client
+        self._emit = emit
+
+    async def choose(self, batch: Batch, is_wanted: Callable[[], bool]) -> set[str]:
+        """Return the workers that may take a batch; none where all may.
+
+        Parameters
+        ----------
+        batch
+            The batch.
+        is_wanted
+            Whether somebody still waits for it, while we wait for workers.
+
+        Raises
+        ------
+        WallTimeError
+            Where no worker lives as long as it takes.
+        """
+        if is_singleton(batch.version) == "cluster":
+            return {await self._home_of(batch)}
+        unfit = frozenset() if self.fitness is None else self.fitness.unfit_for(batch.version)
+        if batch.terms.needs:
+            return await self._long_living(batch, unfit, is_wanted)
+        stay, avoid = batch.terms.stay, batch.terms.avoid
+        if stay:
+            return {stay} & self.workers
+        if not avoid:
+            return (self.workers - unfit or {NOBODY}) if unfit else set()
+        fit = self.workers - unfit
+        return fit - {*avoid} or fit - {avoid[-1]}
+
+    async def _long_living(
+        self, batch: Batch, unfit: frozenset[str], is_wanted: Callable[[], bool]
+    ) -> set[str]:
+        """Return workers that live long enough for an electron that one did not."""
+        needs = batch.terms.needs
+        times: dict[str, tuple[float, float]] = {}
+        while is_wanted() and not times:
+            times = await self._client.run(wall_time, on_error="ignore")
+            if not times:
+                await asyncio.sleep(LOOK_SECONDS)
+        life = max((life for _, life in times.values()), default=inf)
+        if needs >= life * FULL_SHARE:
+            raise WallTimeError(needs, life)
+        enough = {worker for worker, (left, _) in times.items() if left > needs} - unfit
+        if not enough:
+            self._tell_of_waiting(batch)
+        return enough or {FRESH}
+
+    def _tell_of_waiting(self, batch: Batch) -> None:
+        message = (
+            f"{batch.electron_id(0)} waits for the next worker that joins: it had not ended after "
+            f"{batch.terms.needs:.1f} s, and no worker has so much left of its wall time"
+        )
+        event = Event(
+            message,
+            electron_id=batch.electron_id(0),
+            atom_id=batch.atom_id,
+            run_id=batch.run_id,
+            level="warning",
+        )
+        self._emit(batch.origin.channel, event)
+
+    async def _home_of(self, batch: Batch) -> str:
+        """Return the one worker on which a singleton of the cluster lives."""
+        keys = [METADATA, f"home:{batch.version}"]
+        scheduler = self._client.scheduler
+        home: str | None = await scheduler.get_metadata(keys=keys, default=None)
+        while not self.workers:  # they come and go on a cluster that adapts
+            await asyncio.sleep(LOOK_SECONDS)
+        if home is None or home not in self.workers:
+            # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
+            # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
+            home = min(self.workers, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest())
+            await scheduler.set_metadata(keys=keys, value=home)
+        return home
+
+
+def is_singleton(version: str) -> str:
+    """Return ``"node"`` or ``"cluster"`` where the version is that of a singleton, else nothing."""
+    return version.partition(":")[0] if ":" in version else ""
