@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from atomizer_dask.batch import Batch
-from atomizer_dask.conductors.once import ONCE
+from atomizer_dask.conductors.once import OF_RUN, ONCE
 
 LONGEST_NAME = 24  # of a run or an atom
 
@@ -19,6 +19,7 @@ def key_of(batch: Batch) -> Any:
 
 
 def kept_key(atom_id: str, key: str, run_id: str) -> Any:
+    """Return the key of the task of a batch of a run that has a store."""
     return (f"{_label(atom_id, run_id)}-{key}", run_id, ONCE)
 
 

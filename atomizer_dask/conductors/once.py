@@ -84,6 +84,11 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         waiting.sort(key=lambda task: task.priority)
         for task in waiting[: scheduler.workers[worker].nthreads]:
             task.worker_restrictions = {worker}
+        for task in scheduler.unrunnable:  # drivers that saw a store from workers that have left
+            seeing = task.worker_restrictions or set()
+            is_driver = type(task.key) is tuple and task.key[-1] == DRIVER
+            if is_driver and seeing.isdisjoint(scheduler.workers):
+                task.worker_restrictions = None
 
     def _lose(self, key: Any) -> None:
         """Have a task fail that nobody shall run again."""
