@@ -48,9 +48,8 @@ def workers_with(folder, *options, environment=None):
         try:
             yield DaskConductor(file, timeout=60)
         finally:
-            for process in reversed(started):
+            for process in reversed(started):  # workers take leave of their scheduler
                 process.terminate()
-            for process in started:
                 try:
                     process.wait(20)
                 except subprocess.TimeoutExpired:  # Dask may miss it while a worker starts

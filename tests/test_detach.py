@@ -196,3 +196,12 @@ def test_store_names_the_code_that_workers_execute(cluster, tmp_path, monkeypatc
         pytest.raises(StoreChangedError, match="FACTOR"),
     ):
         atomizer.attach(store)
+
+
+def test_detaching_without_workers_says_so(tmp_path):
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Atomizer(DaskConductor(cluster), scaled) as atomizer,
+        pytest.raises(ConductorError, match=r"no workers at .* yet .* wait for some"),
+    ):
+        atomizer.map(scaled, {"x": [1.0]}, store=tmp_path / "store", detached=True)

@@ -9,7 +9,7 @@ import pytest
 from distributed import LocalCluster
 from shortlived import counted, marked, workers_with
 
-from atomizer_dask import Atomizer, DaskConductor
+from atomizer_dask import Atomizer, DaskConductor, Run
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.batching import Sizing
 from atomizer_dask.conductors.walltime import Leaving, WallTime
@@ -94,6 +94,24 @@ def test_a_worker_leaves_before_its_job_ends(tmp_path):
         assert counted(marks, "ended") == counted(marks, "begun")
         assert run.progress.done == len(counted(marks, "ended"))
         run.cancel()
+
+
+def test_a_detached_run_outlives_its_workers(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    store = str(tmp_path / "store")
+    options = "--nworkers 2 --nthreads 1 --lifetime 6s --lifetime-stagger 1s --lifetime-restart"
+    with (
+        workers_with(tmp_path, *options.split()) as conductor,
+        Atomizer(conductor, marked) as atomizer,
+    ):
+        sweep = {"i": range(50), "seconds": [0.3] * 50, "folder": [str(marks)] * 50}
+        run = atomizer.map(marked, sweep, store=store)
+        next(iter(run))  # by now there are workers
+        run.detach()
+        while (run := Run.open(store)).state != "finished":
+            time.sleep(0.2)
+    assert run.to_frame()["result"].tolist() == list(range(50))
+    assert counted(marks, "ended") == dict.fromkeys(range(50), 1)
 
 
 # -- what a worker takes ---------------------------------------------------------------------

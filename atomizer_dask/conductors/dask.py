@@ -240,7 +240,13 @@ class DaskConductor(BatchConductor):
 
     def check_detachable(self, sink: Sink) -> None:
         """Raise where no worker sees the store, so that none could go on with the run."""
-        if not any(self._ask(self._client.run, sees, sink, on_error="ignore").values()):
+        seeing = self._ask(self._client.run, sees, sink, on_error="ignore")
+        if not seeing:
+            raise ConductorError(
+                f"there are no workers at {self._address} yet that could go on with the run: wait "
+                "for some, as by conductor.client.wait_for_workers(1)"
+            )
+        if not any(seeing.values()):
             raise ConductorError(
                 f"no worker sees the store {sink.url}, so that none can go on with the run: put "
                 "it where they do, on a file system that they share or at a URL"
