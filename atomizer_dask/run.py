@@ -40,7 +40,7 @@ from atomizer_dask.supply import Supply
 from atomizer_dask.tables import Positions
 from atomizer_dask.verification import compare, draw
 from atomizer_dask.view import View
-from atomizer_dask.waiting import bar, interrupt, watch
+from atomizer_dask.waiting import bar, heard, interrupt, watch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,10 +289,12 @@ class Run(Shown, Pictures):
         show = sys.stderr.isatty() if progress is None else progress
         while True:
             try:
-                ended = self._wait_showing(until, show)
+                with heard():
+                    ended = self._wait_showing(until, show)
                 break
             except KeyboardInterrupt:
-                interrupt(self)
+                with heard():
+                    interrupt(self)
         self._settle()
         if not ended:
             p = self.progress

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -15,6 +17,25 @@ if TYPE_CHECKING:
 UPDATE_SECONDS = 0.1
 TWICE_SECONDS = 1.0  # in which a second interrupt of a notebook belongs to the first
 CANCEL_SECONDS = 3.0  # for a cancelled run to end
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt, also where dask-jobqueue has been imported.
+
+    That has it exit, from which a run could not be paused.
+    """
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGINT)
+    if getattr(handler, "__module__", "") != "dask_jobqueue.runner":
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def watch(run: Run, until: float | None, update: Callable[[Progress], object]) -> bool:

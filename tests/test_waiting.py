@@ -1,5 +1,6 @@
 """What Ctrl-C does while a script, or a notebook, waits for a run."""
 
+import importlib
 import os
 import pty
 import signal
@@ -157,3 +158,21 @@ def test_an_interrupt_that_another_thread_got_ends_the_wait(wait):
             wait(run)
         interrupted.join()
         run.cancel()
+
+
+@pytest.mark.usefixtures("notebook")
+def test_an_interrupt_pauses_the_run_although_dask_jobqueue_is_imported(local):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        sys.modules.pop("dask_jobqueue.runner", None)
+        importlib.import_module("dask_jobqueue.runner")
+        exiting = signal.getsignal(signal.SIGINT)
+        assert exiting is not before
+        run = local.map(atom(lambda x: time.sleep(0.01)), grid(x=range(600)))
+        interrupt_soon()
+        with pytest.raises(KeyboardInterrupt, match="is paused"):
+            run.wait(progress=False)
+        assert signal.getsignal(signal.SIGINT) is exiting
+        run.cancel()
+    finally:
+        signal.signal(signal.SIGINT, before)
