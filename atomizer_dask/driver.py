@@ -24,6 +24,8 @@ from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.turns import due_after
 
+UNKNOWN_RATE = 2.0  # electrons per second and thread, as Dask assumes of tasks
+
 logger = logging.getLogger(__name__)
 
 
@@ -197,6 +199,11 @@ class Driver:
     def idle(self) -> bool:
         """Whether no batch is under way."""
         return not self._leases
+
+    def demand(self) -> tuple[int, float]:
+        """Return how many electrons are not done, and about how long a thread would take."""
+        electrons = self._source.waiting() + self.leased
+        return electrons, electrons / (self.sizing.rate or UNKNOWN_RATE)
 
     def pump(self) -> None:
         """Send batches until enough are under way."""

@@ -209,7 +209,7 @@ def test_job_at_its_time_limit_costs_what_was_in_flight(atomizer, jobs, queue, m
 def test_adapts_from_nothing_to_four_workers_and_back(queue, marks, tmp_path):
     with job_cluster(tmp_path) as jobs, Atomizer(DaskConductor(jobs)) as atomizer:
         before = set(queue.jobs())
-        jobs.adapt(minimum=0, maximum=4, target_duration="100ms")
+        jobs.adapt(minimum=0, maximum=4)
         run = atomizer.map(marking, marks.sweep(6000))
         wait_until(lambda: len(marks.jobs()) == 4, "electrons in four jobs")
         marks.open_gate()

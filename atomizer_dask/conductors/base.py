@@ -355,6 +355,11 @@ class BatchConductor(Shown, Conductor):
         self._drivers.add(driver)
         return driver
 
+    def demand(self) -> tuple[int, float]:
+        """Return how many electrons are not done, and about how long a thread would take."""
+        each = [driver.demand() for driver in list(self._drivers)]
+        return sum(number for number, _ in each), sum(seconds for _, seconds in each)
+
     def post(self, action: Callable[[], Any]) -> None:
         """Have `action` called on the dispatcher's thread."""
         self._dispatch().post(action)

@@ -38,6 +38,7 @@ from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.keys import kept_key, key_of
 from atomizer_dask.conductors.once import (
     ADOPTED,
+    DEMAND,
     DRIVER,
     FRESH,
     SEND_SECONDS,
@@ -195,6 +196,7 @@ class DaskConductor(BatchConductor):
         self._pinned: dict[str, set[str]] = {}
         self._dropping: set[str] = set()
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
+        self._demand = (0, 0.0)  # as last told
         self._workers: set[str] = set()
         self._leaving: set[str] = set()  # workers whose wall time is over
         self._placement = Placement(self._client, self.emit)
@@ -576,11 +578,20 @@ class DaskConductor(BatchConductor):
                     self._note_workers(await self._client.nthreads())
                 except OSError:
                     continue  # the client notices by itself, and so does the loop's condition
+                self.post(self._tell_demand)
                 for key, workers in list(self._pinned.items()):
                     if not workers & self._workers:  # where it was to go there is nobody any more
                         await self._drop(key)
         if not self._closed:
             self.lose(self._error("the scheduler is gone"))
+
+    def _tell_demand(self) -> None:
+        """Have clusters that adapt know what is still to be done, if that has changed."""
+        demand = self.demand()
+        if demand != self._demand:
+            self._demand = demand
+            msg = {"client": self._client.id, "electrons": demand[0], "seconds": demand[1]}
+            self._client.loop.add_callback(self._client.scheduler.log_event, topic=DEMAND, msg=msg)
 
     def _note_workers(self, threads: Mapping[str, int]) -> None:
         before, self._workers = self._workers, set(threads)

@@ -1,7 +1,8 @@
 """The scheduler's side: what Dask does of its own with a batch, and shall not.
 
 A batch whose worker died is not run again: whoever sent it decides. And a batch of a run that has
-a store outlives who sent it, until its outcome is known to be in the store.
+a store outlives who sent it, until its outcome is known to be in the store. And a cluster that
+adapts to what is to be done counts what is not sent yet.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Callable
+from math import ceil
 from time import time
 from typing import Any
 
 import cloudpickle
+import dask
 from dask._task_spec import Task
+from dask.utils import parse_timedelta
 from distributed import SchedulerPlugin
 from distributed.protocol import pickle
 from distributed.scheduler import Scheduler
@@ -23,6 +28,7 @@ SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody ne
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
 NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
+DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
 FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 TOPICS = "atomizer-"  # how all topics of ours begin
@@ -56,6 +62,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         """Let go of tasks whose outcomes are in the store, or tell another client of tasks."""
         if topic == ADOPTED:
             self._give(tuple(msg["key"]), msg["client"])
+        elif topic == DEMAND:
+            self._note_demand(msg["client"], msg["electrons"], msg["seconds"])
         elif topic == LEAVING:
             self._let_leave(msg["worker"], final=msg["final"])
         elif topic == SETTLED:
@@ -66,6 +74,24 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
                 if not keeper.wants_what:
                     del self._scheduler.clients[keeper.client_key]
+
+    def _note_demand(self, client: str, electrons: int, seconds: float) -> None:
+        self._demand.pop(client, None)
+        if electrons and client in self._scheduler.clients:
+            self._demand[client] = (electrons, seconds)
+
+    def _adaptive_target(self, target_duration: str | float | None = None) -> int:
+        """Return how many workers a cluster that adapts shall have.
+
+        Dask counts tasks, of which there are never more than keep the threads busy that there are.
+        """
+        default = "distributed.adaptive.target-duration"
+        limit: float = parse_timedelta(target_duration or dask.config.get(default))
+        threads = sum(min(number, seconds / limit) for number, seconds in self._demand.values())
+        each = [worker.nthreads for worker in self._scheduler.workers.values()] or [1]
+        target: int = self._dask_target(target_duration)
+        wanted: int = ceil(threads * len(each) / sum(each))
+        return max(target, wanted)
 
     def _let_leave(self, address: str, *, final: bool) -> None:
         """Give a worker no more tasks; in the end, do not take it for a death."""
@@ -106,6 +132,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
 
         Dask would keep its last 1,000 messages, and how long its tasks took, for ever.
         """
+        self._demand.pop(client, None)
         topics = scheduler._broker._topics
         for name, topic in list(topics.items()):
             if name.startswith(TOPICS):
@@ -131,6 +158,9 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
     async def start(self, scheduler: Scheduler) -> None:
         """Begin."""
         self._scheduler = scheduler
+        self._demand: dict[str, tuple[int, float]] = {}
+        self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
+        scheduler.handlers["adaptive_target"] = self._adaptive_target
         # What Dask has to say about such a task are lines of error for what is no error here.
         logging.getLogger("distributed.scheduler").addFilter(is_not_about_ours)
 

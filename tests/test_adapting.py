@@ -1,0 +1,60 @@
+"""Clusters that adapt have as many workers as there is work for."""
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster
+
+from atomizer_dask import Atomizer, DaskConductor, atom, grid
+
+pytestmark = pytest.mark.dask
+
+
+@atom(id="tests.patient")
+def patient(x, gate):
+    if not Path(gate).exists():
+        time.sleep(0.02)
+    return x
+
+
+@contextmanager
+def adapting(**options):
+    with LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        cluster.adapt(minimum=0, interval="100ms", **options)
+        yield cluster
+
+
+def wait_until(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_cluster_has_workers_for_the_work_and_then_none(gate):
+    with adapting(maximum=3) as cluster, Atomizer(DaskConductor(cluster)) as atomizer:
+        run = atomizer.map(patient, grid(x=range(10_000), gate=[gate.path]))
+        wait_until(lambda: len(cluster.scheduler.workers) == 3)
+        gate.open()
+        assert run.wait(60).to_frame()["x"].tolist() == list(range(10_000))
+        wait_until(lambda: not cluster.scheduler.workers)
+
+
+def test_what_a_client_would_have_sent_goes_with_it(gate):
+    with adapting(maximum=3) as cluster:
+        conductor = DaskConductor(cluster)
+        Atomizer(conductor).map(patient, grid(x=range(10_000), gate=[gate.path]))
+        wait_until(lambda: len(cluster.scheduler.workers) == 3)
+        conductor.close()
+        wait_until(lambda: not cluster.scheduler.workers)
+
+
+def test_little_work_is_for_one_worker(gate):
+    with adapting(maximum=3) as cluster, Atomizer(DaskConductor(cluster)) as atomizer:
+        gate.open()
+        run = atomizer.map(patient, grid(x=range(2), gate=[gate.path])).wait(60)
+        assert run.to_frame(metadata=True)["worker"].nunique() == 1
