@@ -44,9 +44,18 @@ def worker_without(hidden, address, folder):
     """A worker in whose environment packages seem not to be installed."""
     preload = folder / "hiding.py"
     preload.write_text(HIDING.format(hidden=hidden))
-    command = [sys.executable, "-m", "dask", "worker", address, "--nthreads=1", "--no-nanny"]
+    # Not as a command of dask, which imports this package for a command of its own.
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads=1"]
     worker = subprocess.Popen(
-        [*command, "--no-dashboard", "--preload", preload, "--local-directory", folder],
+        [
+            *command,
+            "--no-nanny",
+            "--no-dashboard",
+            "--preload",
+            preload,
+            "--local-directory",
+            folder,
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -235,15 +244,20 @@ def test_module_that_workers_lack_is_told_when_the_atom_is_registered(empty, tmp
 
 
 @pytest.mark.dask
-@pytest.mark.parametrize("hidden", ["atomizer_dask", "polars"])
-def test_electrons_are_kept_off_workers_that_join_and_cannot_work(empty, tmp_path, hidden):
+@pytest.mark.parametrize(
+    ("hidden", "are_sent_before"), [("atomizer_dask", False), ("polars", False), ("polars", True)]
+)
+def test_electrons_are_kept_off_workers_that_join_and_cannot_work(
+    empty, tmp_path, hidden, are_sent_before
+):
     with Atomizer(DaskConductor(empty), frames) as atomizer:
         events = atomizer.events()
-        run = atomizer.map(frames, grid(x=range(50)))
+        run = atomizer.map(frames, grid(x=range(50))) if are_sent_before else None
         with worker_without([hidden], empty.scheduler_address, tmp_path):
             found = table_among(events)
             assert "1 worker of 1" in found
             assert hidden in found
+            run = run or atomizer.map(frames, grid(x=range(50)))
             assert run.state == "running", run.errors.to_string()
             empty.scale(1)
             assert run.wait(SECONDS).to_frame()["result"].tolist() == [1] * 50

@@ -395,6 +395,10 @@ class DaskConductor(BatchConductor):
         if worker in self._workers:
             self._workers.discard(worker)
             message = f"worker {worker} died; what it had in hands is executed again"
+            if self._fitness is not None and not self._fitness.knows(worker):
+                message += (
+                    "; a worker without atomizer_dask dies of its first electrons: see its log"
+                )
             self._tell(message, "warning", worker=worker)
         once = is_singleton(batch.version) and (batch.version, worker) not in self._told_of
         if once and batch.key in self._posts:

@@ -125,6 +125,10 @@ class Fitness:
                 self._workers.pop(worker, None)
                 self._asked.pop(worker, None)
 
+    def knows(self, worker: str) -> bool:
+        """Return whether a worker has been looked at."""
+        return worker in self._workers
+
     def unfit_for(self, version: str) -> frozenset[str]:
         """Return the workers on which electrons of an atom would fail."""
         return self._unfit[""] | self._unfit.get(version, frozenset())
