@@ -262,3 +262,15 @@ def test_electrons_are_kept_off_workers_that_join_and_cannot_work(
             empty.scale(1)
             assert run.wait(SECONDS).to_frame()["result"].tolist() == [1] * 50
             assert run.progress.failed == 0
+
+
+@pytest.mark.dask
+def test_worker_that_dies_before_it_could_be_looked_at_is_told_of(empty, tmp_path):
+    with Atomizer(DaskConductor(empty), frames) as atomizer:
+        events = atomizer.events()
+        run = atomizer.map(frames, grid(x=range(50)))
+        with worker_without(["atomizer_dask"], empty.scheduler_address, tmp_path):
+            told = next(event for event in events if event.level == "warning")
+        assert "where atomizer_dask is not installed" in told.message
+        empty.scale(1)
+        assert run.wait(SECONDS).to_frame()["result"].tolist() == [1] * 50

@@ -395,11 +395,14 @@ class DaskConductor(BatchConductor):
         if worker in self._workers:
             self._workers.discard(worker)
             message = f"worker {worker} died; what it had in hands is executed again"
-            if self._fitness is not None and not self._fitness.knows(worker):
-                message += (
-                    "; a worker without atomizer_dask dies of its first electrons: see its log"
-                )
             self._tell(message, "warning", worker=worker)
+        is_seen = self._fitness is None or self._fitness.knows(worker)
+        if not is_seen and ("", worker) not in self._told_of:
+            self._told_of.add(("", worker))
+            message = (
+                f"worker {worker} died of its first electrons, as it does where atomizer_dask "
+            )
+            self._tell(f"{message}is not installed; its log says why", "warning", worker=worker)
         once = is_singleton(batch.version) and (batch.version, worker) not in self._told_of
         if once and batch.key in self._posts:
             self._told_of.add((batch.version, worker))
