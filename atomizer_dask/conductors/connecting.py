@@ -148,7 +148,7 @@ def _connect_at(where: Any, id: str, security: Any, seconds: float) -> Client:
     try:
         return _client_within(seconds, where, security)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        message = trouble_with(where, error) or (
+        message = trouble_with(where, error, security) or (
             f"nobody answers at {where!r}: check that dask-scheduler runs there, that "
             "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
             "is in between"
@@ -187,7 +187,7 @@ def _connect_as_named(path: Path, id: str, security: Any) -> Client:
     try:
         client = _client_within(setting("connection.timeout"), named.address, security)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        message = trouble_with(named.address, error)
+        message = trouble_with(named.address, error, security)
         if message is None:
             raise NotYetError(f"it names {named.address}, and {error}") from error
         raise _failed(message, id, error) from error

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
 
 from distributed import Client
+from distributed.comm import get_address_host_port
 from distributed.deploy import Cluster
 from distributed.security import Security
 
 from atomizer_dask.errors import ConductorError
 
+PROBE_SECONDS = 3.0
 _FILES = "tls_ca_file", "tls_client_cert", "tls_client_key"
 _HOW = (
     "DaskConductor(address, security=Security(tls_ca_file=..., tls_client_cert=..., "
@@ -86,7 +89,7 @@ def as_client(security: Security) -> Security:
     return security
 
 
-def trouble_with(where: Any, error: BaseException) -> str | None:
+def trouble_with(where: Any, error: BaseException, security: Any) -> str | None:
     """Return what is wrong with the credentials, and what to do; None where that is not why."""
     address = str(getattr(where, "scheduler_address", where))
     if isinstance(error, TypeError) and address.startswith("tls://"):
@@ -99,13 +102,38 @@ def trouble_with(where: Any, error: BaseException) -> str | None:
             f"encryption is required, and {address!r} is without: start the scheduler with its "
             "certificates, and give its address with tls://"
         )
-    if _is_of_tls(error):
+    if _is_of_tls(error) or _is_refused(address, security):
         return (
             f"the scheduler at {address!r} and this process do not accept each other's "
             "certificates: both must be signed by the authority in tls_ca_file, and be valid at "
             f"this time; {_HOW}"
         )
     return None
+
+
+def _is_refused(address: str, security: Any) -> bool:
+    """Return whether a scheduler turns down our certificate.
+
+    It says so after the handshake, and Dask, which writes at once, may find the connection closed
+    before it has read that: here nothing is written.
+    """
+    if not address.startswith("tls://") or not isinstance(security, Security):
+        return False
+    context = security.get_connection_args("client").get("ssl_context")
+    if context is None:
+        return False
+    host, port = get_address_host_port(address)
+    try:
+        with (
+            socket.create_connection((host, port), PROBE_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as encrypted,
+        ):
+            encrypted.recv(1)
+    except ssl.SSLError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_of_tls(error: BaseException | None) -> bool:
