@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
+from shortlived import counted, marked
 
 from atomizer_dask import Atomizer, DaskConductor, atom, grid
 
@@ -58,3 +59,27 @@ def test_little_work_is_for_one_worker(gate):
         gate.open()
         run = atomizer.map(patient, grid(x=range(2), gate=[gate.path])).wait(60)
         assert run.to_frame(metadata=True)["worker"].nunique() == 1
+
+
+@pytest.mark.parametrize("how", ["scale", "retire"])
+def test_what_has_ended_on_a_worker_that_is_retired_is_not_executed_again(tmp_path, how):
+    electrons = 150
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster,
+        Atomizer(DaskConductor(cluster), marked) as atomizer,
+    ):
+        events = atomizer.events(buffer=1000)
+        sweep = {"seconds": [0.05] * electrons, "folder": [str(tmp_path)] * electrons}
+        run = atomizer.map(marked, {"i": range(electrons), **sweep})
+        next(iter(run))
+        if how == "scale":
+            cluster.scale(1)
+        else:
+            with Client(cluster) as client:
+                client.retire_workers(list(client.scheduler_info()["workers"])[:2])
+        while "was retired" not in events.get(timeout=60).message:
+            pass
+        frame = run.wait(100).to_frame(metadata=True)
+    assert frame["result"].tolist() == list(range(electrons))
+    assert (frame["attempts"] == 1).all()
+    assert counted(tmp_path, "ended") == dict.fromkeys(range(electrons), 1)

@@ -41,6 +41,7 @@ from atomizer_dask.conductors.once import (
     DEMAND,
     DRIVER,
     FRESH,
+    LEAVING,
     SEND_SECONDS,
     SETTLED,
     ByValue,
@@ -77,8 +78,10 @@ from atomizer_dask.turns import urgency
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0  # how often we look which workers there are
+LEFT_IN_TIME = "left, before its wall time was over"
 DRIVER_PRIORITY = 1e15  # over all batches
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
+_LEAVING: weakref.WeakKeyDictionary[Client, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
 class DaskConductor(BatchConductor):
@@ -198,7 +201,6 @@ class DaskConductor(BatchConductor):
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
         self._demand = (0, 0.0)  # as last told
         self._workers: set[str] = set()
-        self._leaving: set[str] = set()  # workers whose wall time is over
         self._placement = Placement(self._client, self.emit)
         self._finished: list[Future] = []
         self._channels: set[str] = {self.channel}
@@ -209,6 +211,7 @@ class DaskConductor(BatchConductor):
         self._clock_offset = self._ask(self._client.run_on_scheduler, time) - time()
         self._note_workers(self._ask(self._client.nthreads))
         self._client.subscribe_topic(self.channel, self._on_message)
+        self._leaving = _leaving_of(self._client)
         self._client.loop.add_callback(self._start_watching)
 
     # -- what the driver needs --------------------------------------------------------------
@@ -498,8 +501,6 @@ class DaskConductor(BatchConductor):
         elif what == "expiring":
             key, ran = rest
             self._post(key, Expiring(key, ran))
-        elif what == "leaving":
-            self._leaving.add(rest[0])
         elif what == "waiting":
             self.tell_waiting(self.channel, rest[0])
         elif what == "events":
@@ -604,9 +605,8 @@ class DaskConductor(BatchConductor):
         before, self._workers = self._workers, set(threads)
         self._placement.workers = self._workers
         for worker in sorted(before - self._workers):
-            if worker in self._leaving:
-                self._leaving.discard(worker)
-                self._tell(f"worker {worker} left, before its wall time was over", worker=worker)
+            if (how := self._leaving.get(worker)) is not None:
+                self._tell(f"worker {worker} {how}", worker=worker)
                 continue
             level: Level = "warning" if self._posts else "info"
             self._tell(f"worker {worker} left", level, worker=worker)
@@ -658,6 +658,20 @@ class DaskConductor(BatchConductor):
     def __repr__(self) -> str:
         crew = "closed" if self._closed else _crew(len(self._workers), self._threads)
         return f"<DaskConductor {self.id}: {self._name} {self._address}, {crew}>"
+
+
+def _leaving_of(client: Client) -> dict[str, str]:
+    """Return how workers go that have taken their leave; a client has one listener to a topic."""
+    if client not in _LEAVING:
+        leaving: dict[str, str] = {}
+
+        def note(message: tuple[float, Any]) -> None:
+            is_retired = message[1].get("retired", False)
+            leaving[message[1]["worker"]] = "was retired" if is_retired else LEFT_IN_TIME
+
+        client.subscribe_topic(LEAVING, note)
+        _LEAVING[client] = leaving
+    return _LEAVING[client]
 
 
 def _crew(workers: int, threads: int) -> str:

@@ -1,12 +1,14 @@
 """The scheduler's side: what Dask does of its own with a batch, and shall not.
 
 A batch whose worker died is not run again: whoever sent it decides. And a batch of a run that has
-a store outlives who sent it, until its outcome is known to be in the store. And a cluster that
-adapts to what is to be done counts what is not sent yet.
+a store outlives who sent it, until its outcome is known to be in the store. A cluster that
+adapts to what is to be done counts what is not sent yet. And a worker that is retired, as where a
+cluster scales down, first hands over what has ended and what has not begun.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
@@ -21,7 +23,7 @@ from dask._task_spec import Task
 from dask.utils import parse_timedelta
 from distributed import SchedulerPlugin
 from distributed.protocol import pickle
-from distributed.scheduler import Scheduler
+from distributed.scheduler import Scheduler, WorkerState
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
@@ -33,6 +35,9 @@ FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 TOPICS = "atomizer-"  # how all topics of ours begin
 OF_RUN = "·"  # within the name under which tasks of ours are shown
+HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # as opposed to: which workers
+UNLOAD = b"catomizer_dask.conductors.worker\nunload\n."  # a pickle: schedulers may lack the package
+UNLOAD_SECONDS = 20.0  # for a worker to hand over what it has; it waits for electrons a margin long
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
 
 
@@ -104,6 +109,37 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             if type(task.key) is tuple and task.key[-1] == ONCE:
                 task.suspicious = -1
 
+    async def _retire_workers(self, workers: Any = None, names: Any = None, **options: Any) -> Any:
+        """Retire workers once they have handed over what has ended and what has not begun."""
+        there = self._scheduler.workers
+        if workers is None and names is None:
+            own = {name: options.pop(name) for name in HOW_TO_RETIRE if name in options}
+            workers, options = self._scheduler.workers_to_close(**options), own
+        elif workers and there.keys().isdisjoint(workers):
+            names, workers = workers, None  # so call them clusters that are scaled down
+        if names is not None:
+            wanted = tuple(map(str, names))  # or, of several in a job, how theirs begin
+            begin = tuple(f"{name}-" for name in wanted)
+            called = {address: str(worker.name) for address, worker in there.items()}
+            workers = [a for a, n in called.items() if n in wanted or n.startswith(begin)]
+        await asyncio.gather(*(self._unload(there[w]) for w in workers if w in there))
+        return await self._dask_retire(workers=list(workers), **options)
+
+    async def _unload(self, worker: WorkerState) -> None:
+        """Have a worker that is about to be retired give back what it can."""
+        ours = any(type(task.key) is tuple and task.key[-1] == ONCE for task in worker.processing)
+        if not ours or worker.status.name != "running":
+            return
+        before, address = worker.status, worker.address
+        self._scheduler.log_event(LEAVING, {"worker": address, "final": False, "retired": True})
+        try:
+            call = self._scheduler.rpc(address).run(function=UNLOAD)
+            await asyncio.wait_for(call, UNLOAD_SECONDS)
+        except (TimeoutError, OSError) as error:  # then Dask will notice as well
+            logging.getLogger(__name__).warning("worker %s hands nothing over: %r", address, error)
+        self._let_leave(address, final=True)
+        worker.status = before  # to which Dask returns where it cannot retire it
+
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Give a worker that joins what waits for one with all its wall time before it."""
         waiting = [t for t in scheduler.unrunnable if t.worker_restrictions == {FRESH}]
@@ -161,6 +197,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         self._demand: dict[str, tuple[int, float]] = {}
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target
+        self._dask_retire: Callable[..., Any] = scheduler.handlers["retire_workers"]
+        scheduler.handlers["retire_workers"] = self._retire_workers
         # What Dask has to say about such a task are lines of error for what is no error here.
         logging.getLogger("distributed.scheduler").addFilter(is_not_about_ours)
 

@@ -103,6 +103,7 @@ class Leaving:
         self._guard = threading.Lock()
         self._refusing = False  # what would not end in time
         self._closed = False  # to all
+        self._unloading_until = -inf
         self._left = False
         self._ends_with_job = False
         self._timer: Any = None
@@ -149,6 +150,8 @@ class Leaving:
 
     def takes(self, batch: Batch) -> bool:
         """Return whether there is time for an electron of a batch, and tell where there is not."""
+        if monotonic() < self._unloading_until:
+            return False
         if self.wall_time.end == inf:
             return True
         if self._closed:
@@ -176,7 +179,6 @@ class Leaving:
             self._refusing = True
         self._tell_scheduler(final=False)
         where = self._worker.address
-        self._tell(batch, "leaving", where)
         message = (
             f"worker {where} is given no more electrons: its wall time ends in "
             f"{max(left, 0.0):.1f} s, and they take up to {batch.longest:.1f} s"
@@ -213,14 +215,27 @@ class Leaving:
         finally:
             await self._leave()
 
-    async def _tell_of_leases(self) -> None:
+    async def unload(self) -> None:
+        """Hand over what has ended and what has not begun: the worker is about to be retired."""
+        until = monotonic() + self._margin
+        self._unloading_until = until + LIFETIME_PATIENCE  # it may stay after all
+        # More than once: what had just been let in is not among the leases yet.
+        while any(map(_is_ours, map(_key_of, self._worker.state.executing))):
+            await self._hand_over()
+            if monotonic() > until:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _hand_over(self) -> None:
         loop = asyncio.get_running_loop()
-        self._tell_scheduler(final=False)
         leases = self._leases()
         await asyncio.gather(*(loop.run_in_executor(None, _tell_of, lease) for lease in leases))
+
+    async def _tell_of_leases(self) -> None:
+        self._tell_scheduler(final=False)
+        await self._hand_over()
         for lease in self._leases():
             batch = lease.batch
-            self._tell(batch, "leaving", self._worker.address)
             self._tell(batch, "expiring", batch.key, lease.ran())
         self._tell_scheduler(final=True)
 
@@ -263,6 +278,10 @@ class Leaving:
 def _tell_of(lease: Lease) -> None:
     lease.surrender()
     lease.hand_over()
+
+
+def _key_of(task: Any) -> Any:
+    return task.key
 
 
 def _is_ours(key: Any) -> bool:

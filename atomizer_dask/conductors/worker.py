@@ -93,6 +93,11 @@ async def wall_time(dask_worker: Worker) -> tuple[float, float]:
     return of_site.left, of_site.life
 
 
+async def unload(dask_worker: Worker) -> None:
+    """Do what `Leaving.unload` does on this worker."""
+    await DaskSite.of(dask_worker).leaving.unload()
+
+
 async def let_go(dask_worker: Worker) -> None:
     """Do what `DaskSite.let_go` does on this worker."""
     DaskSite.of(dask_worker).let_go()
