@@ -288,6 +288,11 @@ class Lease:
             self.surrender()
             self.site.release_slot()
 
+    @property
+    def waits(self) -> bool:
+        """Whether its electron goes on, and has waited for what it sent."""
+        return self._released and not self._over.is_set()
+
     def emit(self, event: Event) -> None:
         """Put an event on the stream of whoever sent this batch."""
         self.site.emit(self.batch.origin.channel, event)

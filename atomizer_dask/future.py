@@ -88,6 +88,11 @@ class ElectronFuture(Future[Properties]):
         self._own_callbacks: list[Any] | None = None
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether an electron on a site sent it, and is still there to wait for it."""
+        return bool(getattr(getattr(self._about_to_wait, "__self__", None), "waits", False))
+
+    @property
     def _condition(self) -> Condition:  # type: ignore[override]  # what concurrent.futures locks
         if self._own_condition is None:
             condition = Condition()

@@ -9,7 +9,7 @@ import pytest
 from distributed import LocalCluster
 from shortlived import counted, marked, workers_with
 
-from atomizer_dask import Atomizer, DaskConductor, Run
+from atomizer_dask import Atomizer, DaskConductor, Electron, Run, atom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.batching import Sizing
 from atomizer_dask.conductors.walltime import Leaving, WallTime
@@ -112,6 +112,29 @@ def test_a_detached_run_outlives_its_workers(tmp_path):
             time.sleep(0.2)
     assert run.to_frame()["result"].tolist() == list(range(50))
     assert counted(marks, "ended") == dict.fromkeys(range(50), 1)
+
+
+@atom(id="tests.forgets")
+def forgets(i, seconds, folder, context):
+    fields = {"i": i, "seconds": seconds, "folder": folder}
+    context.conductor.send(Electron("shortlived.marked", fields))
+    return i
+
+
+def test_what_an_electron_sent_outlives_its_worker(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    options = "--nworkers 1 --nthreads 2 --lifetime 6s --lifetime-restart"
+    electrons = 12
+    with (
+        workers_with(tmp_path, *options.split()) as conductor,
+        Atomizer(conductor, forgets, marked) as atomizer,
+    ):
+        sweep = {"seconds": [1.0] * electrons, "folder": [str(marks)] * electrons}
+        atomizer.map(forgets, {"i": range(electrons), **sweep}).wait(60)
+        deadline = time.monotonic() + 90
+        while len(counted(marks, "ended")) < electrons and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert counted(marks, "ended") == dict.fromkeys(range(electrons), 1)
 
 
 # -- what a worker takes ---------------------------------------------------------------------

@@ -31,7 +31,7 @@ from distributed.deploy import Cluster
 from distributed.security import Security
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.batch import Batch, Sink
+from atomizer_dask.batch import FIRST, Batch, Sink
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
 from atomizer_dask.conductors.fitness import Fitness
@@ -50,6 +50,7 @@ from atomizer_dask.conductors.once import (
     knows,
 )
 from atomizer_dask.conductors.placement import Placement, is_singleton
+from atomizer_dask.conductors.sending import Sent
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.conductors.walltime import WallTimeError
 from atomizer_dask.conductors.worker import (
@@ -68,9 +69,10 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.fingerprint import Code, code_of
+from atomizer_dask.future import ElectronFuture
 from atomizer_dask.needs import needs_of
 from atomizer_dask.outcome import Failure, Outcome
-from atomizer_dask.packing import Packed, pack, unpack_outcome
+from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import Policy
 from atomizer_dask.turns import urgency
@@ -501,6 +503,8 @@ class DaskConductor(BatchConductor):
         elif what == "expiring":
             key, ran = rest
             self._post(key, Expiring(key, ran))
+        elif what == "orphan":  # of an electron whose worker leaves
+            self._take_in(Sent(*pickle.loads(rest[0])))  # noqa: S301 - from our own worker
         elif what == "waiting":
             self.tell_waiting(self.channel, rest[0])
         elif what == "events":
@@ -508,6 +512,17 @@ class DaskConductor(BatchConductor):
                 self.emit(self.channel, event)
         elif what == "error":
             self.report(self.channel, pickle.loads(rest[0]))  # noqa: S301 - from our own worker
+
+    def _take_in(self, sent: Sent) -> None:
+        """Send what an electron had sent whose worker leaves; nobody waits for its outcome."""
+        if self._closed or sent.origin.channel != self.channel:  # others may listen to it as well
+            return
+        future, terms = ElectronFuture(), FIRST
+        if sent.terms != FIRST:
+            ElectronFuture.start_all([future])
+            terms = sent.terms
+        self._outbox.append(sent._replace(future=future, terms=terms))
+        self.post(self._flush)
 
     # -- atoms ------------------------------------------------------------------------------
 
@@ -720,6 +735,24 @@ class WorkerConductor(DaskConductor):
 
     def tell_waiting(self, channel: str, electron_id: str) -> None:  # noqa: D102
         self._worker.log_event(channel, ("waiting", electron_id))
+
+    def hand_on(self, *, all: bool) -> int:
+        """Have whom they descend from send what no electron here waits for; return what is left.
+
+        To be called on the dispatcher's thread.
+        """
+        orphans = list(self._outbox)
+        self._outbox.clear()
+        for source, _ in self._sources.values():
+            orphans += source.orphans(all=all)
+        for sent in orphans:
+            data = dumps((*sent[:1], None, *sent[2:]))
+            if data is None:
+                event = Event(f"{sent.electron.id} cannot be sent on", level="error")
+                self.report(sent.origin.channel, AtomizerError(event))
+            else:
+                self._worker.log_event(sent.origin.channel, ("orphan", data))
+        return sum(source.unfinished for source, _ in self._sources.values())
 
     def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
         if channel:

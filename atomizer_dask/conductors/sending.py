@@ -232,6 +232,16 @@ class ElectronSource:
         self._under_way.clear()
         _fail(lost, error)
 
+    def orphans(self, *, all: bool) -> list[Sent]:
+        """Give away what no electron waits for: what is not under way, or all of it."""
+        those = [*self._waiting, *self._delayed.values()]
+        if all:
+            those += [sent for group in self._under_way.values() for sent in group]
+        mine = [sent for sent in self._waiting if sent.future.is_awaited]
+        self._waiting = deque(mine)
+        self._delayed = {k: sent for k, sent in self._delayed.items() if sent.future.is_awaited}
+        return [s for s in those if not (s.future.is_awaited or s.future.done())]
+
     def withdraw(self, error: AtomizerError) -> None:
         """End with `error` what has not begun, now and when it is given back."""
         self._withdrawn = error

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic, time
@@ -103,6 +103,7 @@ class Leaving:
         self._guard = threading.Lock()
         self._refusing = False  # what would not end in time
         self._closed = False  # to all
+        self.hand_on: Callable[[bool], Awaitable[int]] | None = None  # what electrons here sent
         self._unloading_until = -inf
         self._left = False
         self._ends_with_job = False
@@ -203,6 +204,11 @@ class Leaving:
             idle = 0 if self._leases() or self._worker.state.executing else idle + 1
             self._closed |= bool(idle)
             await asyncio.sleep(LOOK_SECONDS)
+        # Others may be executing what electrons here have sent, of which they tell this worker.
+        while self.hand_on is not None and await self.hand_on(False):
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._left:
+                return
         await self._leave()
 
     async def _leave_now(self) -> None:
@@ -225,6 +231,8 @@ class Leaving:
             if monotonic() > until:
                 break
             await asyncio.sleep(LOOK_SECONDS)
+        if self.hand_on is not None:
+            await self.hand_on(True)
 
     async def _hand_over(self) -> None:
         loop = asyncio.get_running_loop()
@@ -244,6 +252,8 @@ class Leaving:
             return
         self._left = True
         try:
+            if self.hand_on is not None:
+                await self.hand_on(True)
             await self._say_goodbye()
         finally:
             await self._close()

@@ -120,6 +120,7 @@ class DaskSite(IsolatingSite):
         self._opening = threading.Lock()  # of the conductor
         self.depository = Depository()
         self.leaving = Leaving(worker, lambda: list(self._leases.values()), self.emit)
+        self.leaving.hand_on = self.hand_on
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()
@@ -231,6 +232,15 @@ class DaskSite(IsolatingSite):
         counted: ThreadFuture[tuple[int, int]] = ThreadFuture()
         conductor.post(lambda: counted.set_result(conductor.census(channel)))
         return await asyncio.wrap_future(counted)
+
+    async def hand_on(self, all: bool) -> int:
+        """Hand on children that nobody here waits for; return how many children are left."""
+        if self._conductor is None:
+            return 0
+        conductor = self._conductor
+        left: ThreadFuture[int] = ThreadFuture()
+        conductor.post(lambda: left.set_result(conductor.hand_on(all=all)))
+        return await asyncio.wrap_future(left)
 
     def let_go(self) -> None:
         """Release the outcomes of children that have been delivered."""
