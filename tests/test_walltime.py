@@ -5,6 +5,7 @@ import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from distributed import LocalCluster
 from shortlived import counted, marked, workers_with
@@ -135,6 +136,29 @@ def test_what_an_electron_sent_outlives_its_worker(tmp_path):
         while len(counted(marks, "ended")) < electrons and time.monotonic() < deadline:
             time.sleep(0.1)
     assert counted(marks, "ended") == dict.fromkeys(range(electrons), 1)
+
+
+@atom(id="tests.large")
+def large(i, seconds, folder):
+    marked(i, seconds, folder)
+    return np.full(100_000, i, dtype=float)
+
+
+def test_large_results_are_not_thrown_away_with_the_electron_after_them(tmp_path):
+    (marks := tmp_path / "marks").mkdir()
+    electrons, longest = 100, 40
+    seconds = [0.004] * electrons
+    seconds[longest] = 60.0
+    options = "--nthreads 1 --lifetime 6s --lifetime-restart"
+    with (
+        workers_with(tmp_path, *options.split()) as conductor,
+        Atomizer(conductor, large) as atomizer,
+    ):
+        sweep = {"i": range(electrons), "seconds": seconds, "folder": [str(marks)] * electrons}
+        run = atomizer.map(large, sweep).wait(100)
+    assert run.errors["i"].tolist() == [longest]
+    ended = dict.fromkeys(set(range(electrons)) - {longest}, 1)
+    assert counted(marks, "ended") == ended
 
 
 # -- what a worker takes ---------------------------------------------------------------------

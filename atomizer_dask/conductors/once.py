@@ -71,6 +71,10 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             self._note_demand(msg["client"], msg["electrons"], msg["seconds"])
         elif topic == LEAVING:
             self._let_leave(msg["worker"], final=msg["final"])
+            stream = self._scheduler.stream_comms.get(msg["worker"])
+            if msg["final"] and stream is not None:  # by which it knows that all it told is here
+                status = {"status": "closing_gracefully", "stimulus_id": f"atomizer-{time()}"}
+                stream.send({"op": "worker-status-change", **status})
         elif topic == SETTLED:
             keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
             if keeper is not None:

@@ -147,6 +147,11 @@ class Leaving:
         left = max(0.0, self.wall_time.left)
         self._timer = self._worker.loop.call_later(left, self._leave_now)
 
+    @property
+    def is_last_chance(self) -> bool:
+        """Whether what has ended is told now, however large, or never."""
+        return self._closed or monotonic() < self._unloading_until
+
     # -- what ------------------------------------------------------------------------------
 
     def takes(self, batch: Batch) -> bool:
@@ -192,8 +197,9 @@ class Leaving:
     def _tell(self, batch: Batch, *message: Any) -> None:
         self._worker.log_event(batch.origin.channel, message)
 
-    def _tell_scheduler(self, *, final: bool) -> None:
-        self._worker.log_event(LEAVING, {"worker": self._worker.address, "final": final})
+    def _tell_scheduler(self, *, final: bool, retired: bool = False) -> None:
+        facts = {"worker": self._worker.address, "final": final, "retired": retired}
+        self._worker.log_event(LEAVING, facts)
 
     # -- leaving ---------------------------------------------------------------------------
 
@@ -233,6 +239,8 @@ class Leaving:
             await asyncio.sleep(LOOK_SECONDS)
         if self.hand_on is not None:
             await self.hand_on(True)
+        self._tell_scheduler(final=True, retired=True)
+        await self._until_told()
 
     async def _hand_over(self) -> None:
         loop = asyncio.get_running_loop()
@@ -246,6 +254,17 @@ class Leaving:
             batch = lease.batch
             self._tell(batch, "expiring", batch.key, lease.ran())
         self._tell_scheduler(final=True)
+        await self._until_told()
+
+    async def _until_told(self) -> None:
+        """Wait until the scheduler has all that was told, which may be large."""
+        until = monotonic() + self._patience
+        while self._worker.status.name == "running" and monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+
+    @property
+    def _patience(self) -> float:
+        return self._margin if self._ends_with_job else LIFETIME_PATIENCE
 
     async def _leave(self) -> None:
         if self._left:
@@ -265,9 +284,8 @@ class Leaving:
         worker = self._worker
         logger.info("worker %s leaves: its wall time is over", worker.address)
         retire = partial(worker.scheduler.retire_workers, workers=[worker.address])
-        patience = self._margin if self._ends_with_job else LIFETIME_PATIENCE
         try:
-            await asyncio.wait_for(retire(close_workers=False, remove=True), patience)
+            await asyncio.wait_for(retire(close_workers=False, remove=True), self._patience)
         except (TimeoutError, OSError) as error:
             logger.warning("worker %s leaves without farewell: %r", worker.address, error)
 

@@ -183,7 +183,7 @@ class DaskSite(IsolatingSite):
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
         packed = pack_outcome(self.depository.put(batch, outcome))
-        if packed.nbytes > LARGE_TELLING:
+        if packed.nbytes > LARGE_TELLING and not self.leaving.is_last_chance:
             return False
         channel = self._channels.get(batch.key)
         if channel is not None:
