@@ -173,7 +173,9 @@ def leaving():
         loop=SimpleNamespace(add_callback=lambda *_: None),
         log_event=lambda topic, message: told.append((topic, message)),
     )
-    leaving = Leaving(worker, list, lambda channel, event: told.append((channel, event)))
+    leaving = Leaving(
+        worker, list, lambda channel, event: told.append((channel, event)), lambda _: "channel"
+    )
     leaving.wall_time = WallTime(time.monotonic() + 10, 20)
     leaving.told = told
     return leaving

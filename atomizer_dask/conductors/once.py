@@ -38,6 +38,7 @@ OF_RUN = "·"  # within the name under which tasks of ours are shown
 HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # as opposed to: which workers
 UNLOAD = b"catomizer_dask.conductors.worker\nunload\n."  # a pickle: schedulers may lack the package
 UNLOAD_SECONDS = 20.0  # for a worker to hand over what it has; it waits for electrons a margin long
+JOINED_SECONDS = 3.0  # in which a worker has all its wall time before it
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
 
 
@@ -150,11 +151,26 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         waiting.sort(key=lambda task: task.priority)
         for task in waiting[: scheduler.workers[worker].nthreads]:
             task.worker_restrictions = {worker}
+        for gone in self._joined.keys() - scheduler.workers.keys():
+            del self._joined[gone]
+        self._joined[worker] = time()
         for task in scheduler.unrunnable:  # drivers that saw a store from workers that have left
             seeing = task.worker_restrictions or set()
             is_driver = type(task.key) is tuple and task.key[-1] == DRIVER
             if is_driver and seeing.isdisjoint(scheduler.workers):
                 task.worker_restrictions = None
+
+    def _place(self, key: Any) -> None:
+        """Give what waits for the next worker to one that joined while it was on its way."""
+        task = self._scheduler.tasks.get(key)
+        if task is None or task.state != "no-worker" or task.worker_restrictions != {FRESH}:
+            return
+        workers, earliest = self._scheduler.workers, time() - JOINED_SECONDS
+        for worker, at in self._joined.items():
+            if at > earliest and worker in workers and workers[worker].status.name == "running":
+                task.worker_restrictions = {worker}
+                self._scheduler.transitions({key: "processing"}, f"atomizer-placed-{time()}")
+                return
 
     def _lose(self, key: Any) -> None:
         """Have a task fail that nobody shall run again."""
@@ -199,6 +215,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         """Begin."""
         self._scheduler = scheduler
         self._demand: dict[str, tuple[int, float]] = {}
+        self._joined: dict[str, float] = {}  # when each worker has
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target
         self._dask_retire: Callable[..., Any] = scheduler.handlers["retire_workers"]
@@ -217,7 +234,9 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         task = self._scheduler.tasks.get(key)
         if task is None:
             return
-        if finish == "processing":  # one worker that dies with it is one too many
+        if finish == "no-worker" and task.worker_restrictions == {FRESH}:
+            self._scheduler.loop.add_callback(self._place, key)
+        elif finish == "processing":  # one worker that dies with it is one too many
             task.suspicious = self._scheduler.allowed_failures
             hasten(self._scheduler.stream_comms.get(task.processing_on.address))
         elif start in ("memory", "processing") and finish == "released":

@@ -83,6 +83,8 @@ class Leaving:
         Returns what is executed on it.
     emit
         Puts an event on a stream.
+    channel_of
+        Returns where whoever sent a batch listens.
     margin
         Seconds before its end, in which it tells of what has ended, and leaves; as configured
         where not given.
@@ -93,12 +95,14 @@ class Leaving:
         worker: Worker,
         leases: Callable[[], list[Lease]],
         emit: Callable[[str, Event], None],
+        channel_of: Callable[[Batch], str],
         margin: float | None = None,
     ) -> None:
         self.wall_time = WallTime()
         self._worker = worker
         self._leases = leases
         self._emit = emit
+        self._channel_of = channel_of
         self._margin = setting("wall-time.margin") if margin is None else margin
         self._guard = threading.Lock()
         self._refusing = False  # what would not end in time
@@ -194,9 +198,6 @@ class Leaving:
         self._emit(batch.origin.channel, event)
         self._worker.loop.add_callback(self._leave_when_idle)
 
-    def _tell(self, batch: Batch, *message: Any) -> None:
-        self._worker.log_event(batch.origin.channel, message)
-
     def _tell_scheduler(self, *, final: bool, retired: bool = False) -> None:
         facts = {"worker": self._worker.address, "final": final, "retired": retired}
         self._worker.log_event(LEAVING, facts)
@@ -251,8 +252,8 @@ class Leaving:
         self._tell_scheduler(final=False)
         await self._hand_over()
         for lease in self._leases():
-            batch = lease.batch
-            self._tell(batch, "expiring", batch.key, lease.ran())
+            message = ("expiring", lease.batch.key, lease.ran())
+            self._worker.log_event(self._channel_of(lease.batch), message)
         self._tell_scheduler(final=True)
         await self._until_told()
 

@@ -119,7 +119,12 @@ class DaskSite(IsolatingSite):
         self._guard = threading.Lock()  # of the events
         self._opening = threading.Lock()  # of the conductor
         self.depository = Depository()
-        self.leaving = Leaving(worker, lambda: list(self._leases.values()), self.emit)
+        self.leaving = Leaving(
+            worker,
+            leases=lambda: list(self._leases.values()),
+            emit=self.emit,
+            channel_of=lambda batch: self._channels.get(batch.key, batch.origin.channel),
+        )
         self.leaving.hand_on = self.hand_on
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
