@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import pickle
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import perf_counter
@@ -42,9 +43,10 @@ class ChildSite(Site):
         self.pieces: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
         self._connection = connection
         self._sending = threading.Lock()
-        self._watch = ChildWatch(cursor)
+        self._watch = ChildWatch(cursor, self._cancel_sent)
         self._atoms: dict[str, Definition] = {}
         self._futures: dict[int, ElectronFuture] = {}
+        self._began: dict[int, float] = {}  # when the electron had that sent each of these
         self._tokens = itertools.count()
         self._lease: Lease | None = None
 
@@ -106,10 +108,18 @@ class ChildSite(Site):
         """Return the token by which the parent shall name the electron of this future."""
         token = next(self._tokens)
         self._futures[token] = future
+        self._began[token] = self._watch.began
         return token
+
+    def _cancel_sent(self) -> None:
+        """Cancel what the running electron, which has no time left, sent and has no answer to."""
+        for token, began in list(self._began.items()):
+            if began == self._watch.began and (future := self._futures.get(token)) is not None:
+                future.cancel()
 
     def _settle(self, what: str, token: int, data: bytes) -> None:
         future = self._futures.pop(token)
+        del self._began[token]
         try:
             value = pickle.loads(data)  # noqa: S301 - from our own parent
         except Exception as error:  # noqa: BLE001 - unpickling runs anybody's code
@@ -161,12 +171,26 @@ class ChildsConductor(Conductor):
 
 
 class ChildWatch:
-    """Keeps the cursor, and raises an exception in an electron that has no time left."""
+    """Keeps the cursor, and raises an exception in an electron that has no time left.
 
-    def __init__(self, cursor: memoryview[float]) -> None:
+    Parameters
+    ----------
+    cursor
+        Says to the parent who runs.
+    on_late
+        Called where an electron had no time left.
+
+    Attributes
+    ----------
+    began
+        When the running electron began.
+    """
+
+    def __init__(self, cursor: memoryview[float], on_late: Callable[[], None]) -> None:
+        self.began = 0.0
         self._cursor = cursor
+        self._on_late = on_late
         self._timeout: float | None = None
-        self._began = 0.0
         self._lock = threading.Lock()
         self._interrupted = 0.0  # when the electron began that an exception was raised in
         self._main = ctypes.c_ulong(threading.main_thread().ident or 0)
@@ -188,19 +212,19 @@ class ChildWatch:
         """Return the seconds that the running electron has left; None for no limit."""
         if self._timeout is None:
             return None
-        return self._timeout - (perf_counter() - self._began)
+        return self._timeout - (perf_counter() - self.began)
 
     def begin(self, offset: int, count: int) -> None:
         """Note that `count` electrons begin."""
         cursor = self._cursor
         # The offset last: whoever reads a new one must not read an old time with it.
-        cursor[BEGAN] = self._began = perf_counter()
+        cursor[BEGAN] = self.began = perf_counter()
         cursor[COUNT] = count
         cursor[OFFSET] = offset
 
     def end(self) -> None:
         """Note that they have ended; raises `OvertimeError` where they were late."""
-        late = self._timeout is not None and perf_counter() - self._began >= self._timeout
+        late = self._timeout is not None and perf_counter() - self.began >= self._timeout
         self._cursor[OFFSET] = -1.0
         if late:
             raise self.overtime()
@@ -209,9 +233,10 @@ class ChildWatch:
         """Return the error of an electron that was late, safe from further interruption."""
         with self._lock:
             self._cursor[OFFSET] = -1.0
-            interrupted = self._interrupted == self._began
+            interrupted = self._interrupted == self.began
             if interrupted:  # one that was not delivered yet would hit the next electron
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(self._main, None)
+        self._on_late()
         how = "an exception was raised in it" if interrupted else "it heeded its context"
         message = f"not done within {self._timeout:g} s; {how}"
         return OvertimeError(message, "exception" if interrupted else "context")
