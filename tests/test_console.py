@@ -251,7 +251,7 @@ def test_help_shows_nothing_of_the_environment():
     result = console("--help", ATOMIZER_AMQP_URL=url, ATOMIZER_AMQP_PASSWORD="secret")
     assert result.exit_code == 0
     assert "ATOMIZER_AMQP_URL" in result.output
-    assert "[default: atomizer]" in result.output
+    assert "atomizer unless configured" in result.output
     assert "secret" not in result.output
 
 
