@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Any
 
-from atomizer_dask.batch import FIRST
+from atomizer_dask.batch import FIRST, Origin
 from atomizer_dask.driver import Arrived, Driver, GivenBack
 from benchmarks.fresh import Sample
 from benchmarks.work import scaled
 
+ORIGIN = Origin()
 THREADS = 10_000
 ELECTRONS = 1e9
 MEAN, SIGMA = 0.01, 1.0  # seconds, and the spread of their logarithm
@@ -76,6 +77,9 @@ class Lease:
     seconds: float
     arrives: float = 0.0
     terms: Any = FIRST
+    origin: Origin = ORIGIN
+    due_after: float = 0.0
+    longest: float = 0.0
 
     def __len__(self) -> int:
         return self.electrons
@@ -88,6 +92,8 @@ class Done:
     kept: int
     seconds: float
     failures: tuple[Any, ...] = ()
+    first: int = 0
+    longest: float = 0.0
 
     def __len__(self) -> int:
         return self.kept
