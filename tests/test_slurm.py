@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from slurm_atoms import marking
 
 import atomizer_dask
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
+from atomizer_dask.conductors.worker import wall_time
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dask, pytest.mark.timeout(240)]
@@ -152,6 +154,45 @@ def test_pi_is_estimated_in_jobs(atomizer):
     assert value["tosses"] == 1_000_000
     assert value["errors"] == 0
     assert value["pi"] == pytest.approx(math.pi, abs=0.01)
+
+
+def test_workers_know_when_their_job_ends(atomizer, jobs):
+    client = atomizer.conductors["dask"].client
+
+    def times():
+        return list(client.run(wall_time).values())
+
+    wait_until(lambda: all(life < math.inf for _, life in times()), "Slurm says it")
+    assert all(3000 < left <= life < 3600 for left, life in times())
+
+
+def test_command_runs_in_jobs_that_end_with_it(queue, tmp_path):
+    settings = {
+        "CORES": "1",
+        "PROCESSES": "1",
+        "MEMORY": "1GiB",
+        "WALLTIME": "00:10:00",
+        "INTERFACE": "lo",
+        "PYTHON": sys.executable,
+        "JOB_SCRIPT_PROLOGUE": f"['export PYTHONPATH={PACKAGE}:$PYTHONPATH']",
+        "LOCAL_DIRECTORY": str(tmp_path / "local"),
+        "LOG_DIRECTORY": str(tmp_path / "logs"),
+    }
+    configured = {f"DASK_JOBQUEUE__SLURM__{name}": value for name, value in settings.items()}
+    before = set(queue.jobs())
+    options = ["--tosses", "1e7", "--seed", "7", "--cluster", "slurm", "--jobs", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from atomizer_dask.cli import main; main()", "pi", *options],
+        env={**os.environ, **configured},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pi = 3.14")
+    assert "SLURMCluster" in done.stderr
+    wait_until(lambda: set(queue.jobs()) <= before, "its jobs end")
 
 
 def test_sweep_is_in_the_store_once(atomizer, marks, tmp_path):
