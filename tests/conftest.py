@@ -1,8 +1,9 @@
 """Fixtures: what tests run on, from a Dask cluster for all of them to a real browser."""
 
 import os
+import signal
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import broker as rabbitmq
@@ -17,6 +18,12 @@ from hypothesis import settings
 
 from atomizer_dask import Atomizer, DaskConductor, MemoryConductor
 from atomizer_dask.registry import registered
+
+# Whoever imports dask-jobqueue first has Ctrl-C raise SystemExit in this process: undone here.
+_ctrl_c = signal.getsignal(signal.SIGINT)
+with suppress(ImportError):
+    import dask_jobqueue  # noqa: F401
+signal.signal(signal.SIGINT, _ctrl_c)
 
 settings.register_profile("atomizer", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("atomizer")

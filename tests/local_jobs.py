@@ -1,12 +1,6 @@
 """The cluster of dask-jobqueue whose jobs are processes of this machine."""
 
-import signal
-
-# Once it is imported, Ctrl-C would raise SystemExit in this process.
-_handler = signal.getsignal(signal.SIGINT)
-from dask_jobqueue.local import LocalCluster  # noqa: E402
-
-signal.signal(signal.SIGINT, _handler)
+from dask_jobqueue.local import LocalCluster
 
 
 def cluster_of_jobs(folder, **options):
