@@ -57,6 +57,15 @@ def configure():
 
 
 @pytest.fixture
+def empty():
+    """A Dask cluster of processes that has no workers yet."""
+    with LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
 def memory():
     """A MemoryConductor of two threads."""
     conductor = MemoryConductor(2)

@@ -27,15 +27,6 @@ def increment(x):
 
 
 @pytest.fixture
-def empty():
-    """A Dask cluster of processes that has no workers yet."""
-    with LocalCluster(
-        n_workers=0, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        yield cluster
-
-
-@pytest.fixture
 def file(cluster, tmp_path):
     """The scheduler file of the cluster of the session."""
     path = tmp_path / "scheduler.json"

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import polars
 import pytest
-from distributed import LocalCluster
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
 from atomizer_dask.conductors.environment import Difference, Environment, Group, table
@@ -64,15 +63,6 @@ def worker_without(hidden, address, folder):
     finally:
         worker.kill()
         worker.wait()
-
-
-@pytest.fixture
-def empty():
-    """A Dask cluster that has no workers yet."""
-    with LocalCluster(
-        n_workers=0, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        yield cluster
 
 
 def having(monkeypatch, **versions):

@@ -177,7 +177,11 @@ def leaving():
         log_event=lambda topic, message: told.append((topic, message)),
     )
     leaving = Leaving(
-        worker, list, lambda channel, event: told.append((channel, event)), lambda _: "channel"
+        worker,
+        leases=list,
+        emit=lambda channel, event: told.append((channel, event)),
+        channel_of=lambda _: "channel",
+        hand_on=None,
     )
     leaving.wall_time = WallTime(time.monotonic() + 10, 20)
     leaving.told = told

@@ -137,8 +137,6 @@ class DaskConductor(BatchConductor):
     in a job of its own ``DaskConductor("scheduler.json", timeout="1 hour")``.
     """
 
-    _fitness: Fitness | None = None  # a worker's own conductor leaves it to that of the client
-
     def __init__(
         self,
         target: str | os.PathLike[str] | Client | Cluster | None = None,
@@ -158,7 +156,7 @@ class DaskConductor(BatchConductor):
             self._prepare()
             self._news.append(self._connected())
             logger.info("%s", self._news[0])
-            self._fitness = self._placement.fitness = self._look_at_workers()
+            self._placement.fitness = self._look_at_workers()
             self._ask(self._client.register_plugin, ByValue())
         except BaseException:  # Ctrl-C too
             self.close()
@@ -343,7 +341,7 @@ class DaskConductor(BatchConductor):
     async def _carry(self, batch: Batch, submitted: bool = False) -> None:
         report: Report
         future = None
-        verdicts = 0 if self._fitness is None else self._fitness.verdicts
+        verdicts = 0 if self._placement.fitness is None else self._placement.fitness.verdicts
         try:
             future = await self._adopt(batch) if submitted else await self._submit(batch)
             self._tasks[batch.key] = future
@@ -401,7 +399,7 @@ class DaskConductor(BatchConductor):
             self._workers.discard(worker)
             message = f"worker {worker} died; what it had in hands is executed again"
             self._tell(message, "warning", worker=worker)
-        is_seen = self._fitness is None or self._fitness.knows(worker)
+        is_seen = self._placement.fitness is None or self._placement.fitness.knows(worker)
         if not is_seen and ("", worker) not in self._told_of:
             self._told_of.add(("", worker))
             message = (
@@ -454,13 +452,13 @@ class DaskConductor(BatchConductor):
 
     async def _is_unfit_since(self, verdicts: int) -> bool:
         """Return whether a worker turned out to lack what all need since a batch was sent."""
-        if self._fitness is None or self._client.status != "running":
+        if self._placement.fitness is None or self._client.status != "running":
             return False
         try:
-            await self._fitness.welcome(await self._client.nthreads())
+            await self._placement.fitness.welcome(await self._client.nthreads())
         except OSError:  # the scheduler is gone, which is told elsewhere
             return False
-        return self._fitness.verdicts > verdicts
+        return self._placement.fitness.verdicts > verdicts
 
     async def _carry_half(self, batch: Batch) -> None:
         """Narrow down which input cannot travel: give half of them back, carry the other half."""
@@ -538,9 +536,9 @@ class DaskConductor(BatchConductor):
             if definition.singleton:  # whoever has the version alone must know
                 digest = f"{definition.singleton}:{digest}"
             if digest not in self._uploaded:
-                if self._fitness is not None:
+                if self._placement.fitness is not None:
                     needs = needs_of(definition, data)
-                    self._ask(self._fitness.require, definition.id, digest, needs)
+                    self._ask(self._placement.fitness.require, definition.id, digest, needs)
                 self._ask(self._client.set_metadata, [METADATA, digest], data)
                 self._uploaded.add(digest)
             self._versions[definition] = digest
@@ -627,9 +625,9 @@ class DaskConductor(BatchConductor):
             self._tell(f"worker {worker} left", level, worker=worker)
         for worker in sorted(self._workers - before):
             self._tell(f"worker {worker} joined", worker=worker)
-        if self._fitness is not None:
-            self._fitness.forget(before - self._workers)
-            self._client.loop.add_callback(self._fitness.welcome, self._workers)
+        if self._placement.fitness is not None:
+            self._placement.fitness.forget(before - self._workers)
+            self._client.loop.add_callback(self._placement.fitness.welcome, self._workers)
         if before and not threads and self._posts:
             self._tell("no workers are left; what is under way waits for new ones", "warning")
         self._threads = sum(threads.values())

@@ -111,7 +111,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         stimulus = f"atomizer-leaving-{time()}"
         self._scheduler.handle_worker_status_change("closing_gracefully", worker, stimulus)
         for task in worker.processing if final else ():
-            if type(task.key) is tuple and task.key[-1] == ONCE:
+            if is_batch(task.key):
                 task.suspicious = -1
 
     async def _retire_workers(self, workers: Any = None, names: Any = None, **options: Any) -> Any:
@@ -132,7 +132,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
 
     async def _unload(self, worker: WorkerState) -> None:
         """Have a worker that is about to be retired give back what it can."""
-        ours = any(type(task.key) is tuple and task.key[-1] == ONCE for task in worker.processing)
+        ours = any(is_batch(task.key) for task in worker.processing)
         if not ours or worker.status.name != "running":
             return
         before, address = worker.status, worker.address
@@ -263,6 +263,11 @@ class ByValue(SchedulerPlugin):  # type: ignore[misc]
             cloudpickle.unregister_pickle_by_value(module)
 
 
+def is_batch(key: Any) -> bool:
+    """Return whether a task is a batch of ours."""
+    return type(key) is tuple and key[-1] == ONCE
+
+
 def hasten(stream: Any) -> None:
     """Have messages to a client or a worker of ours not wait long for others to travel with."""
     if stream is not None and stream.interval > SEND_SECONDS:
@@ -312,8 +317,5 @@ def is_not_about_ours(record: logging.LogRecord) -> bool:
         return not keys or bool(re.sub(rf"\((?:'[^']*', )+'{ONCE}'\)(, )?", "", keys))
     args = record.args if isinstance(record.args, tuple) else ()
     return not (
-        record.msg.startswith("Task %s marked as failed")
-        and bool(args)
-        and type(args[0]) is tuple
-        and args[0][-1] == ONCE
+        record.msg.startswith("Task %s marked as failed") and bool(args) and is_batch(args[0])
     )

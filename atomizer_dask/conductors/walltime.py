@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from atomizer_dask.batch import Batch
-from atomizer_dask.conductors.once import LEAVING, ONCE
+from atomizer_dask.conductors.once import LEAVING, is_batch
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
@@ -85,6 +85,9 @@ class Leaving:
         Puts an event on a stream.
     channel_of
         Returns where whoever sent a batch listens.
+    hand_on
+        Hands on what electrons here have sent and nobody here waits for, or all of it; returns how
+        much is left.
     margin
         Seconds before its end, in which it tells of what has ended, and leaves; as configured
         where not given.
@@ -96,6 +99,7 @@ class Leaving:
         leases: Callable[[], list[Lease]],
         emit: Callable[[str, Event], None],
         channel_of: Callable[[Batch], str],
+        hand_on: Callable[[bool], Awaitable[int]],
         margin: float | None = None,
     ) -> None:
         self.wall_time = WallTime()
@@ -103,11 +107,11 @@ class Leaving:
         self._leases = leases
         self._emit = emit
         self._channel_of = channel_of
+        self._hand_on = hand_on
         self._margin = setting("wall-time.margin") if margin is None else margin
         self._guard = threading.Lock()
         self._refusing = False  # what would not end in time
         self._closed = False  # to all
-        self.hand_on: Callable[[bool], Awaitable[int]] | None = None  # what electrons here sent
         self._unloading_until = -inf
         self._left = False
         self._ends_with_job = False
@@ -212,7 +216,7 @@ class Leaving:
             self._closed |= bool(idle)
             await asyncio.sleep(LOOK_SECONDS)
         # Others may be executing what electrons here have sent, of which they tell this worker.
-        while self.hand_on is not None and await self.hand_on(False):
+        while await self._hand_on(False):
             await asyncio.sleep(LOOK_SECONDS)
             if self._left:
                 return
@@ -233,13 +237,12 @@ class Leaving:
         until = monotonic() + self._margin
         self._unloading_until = until + LIFETIME_PATIENCE  # it may stay after all
         # More than once: what had just been let in is not among the leases yet.
-        while any(map(_is_ours, map(_key_of, self._worker.state.executing))):
+        while any(is_batch(task.key) for task in self._worker.state.executing):
             await self._hand_over()
             if monotonic() > until:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-        if self.hand_on is not None:
-            await self.hand_on(True)
+        await self._hand_on(True)
         self._tell_scheduler(final=True, retired=True)
         await self._until_told()
 
@@ -272,15 +275,14 @@ class Leaving:
             return
         self._left = True
         try:
-            if self.hand_on is not None:
-                await self.hand_on(True)
+            await self._hand_on(True)
             await self._say_goodbye()
         finally:
             await self._close()
 
     async def _say_goodbye(self) -> None:
         until = monotonic() + self._margin / 2
-        while monotonic() < until and any(map(_is_ours, self._worker.data)):
+        while monotonic() < until and any(map(is_batch, self._worker.data)):
             await asyncio.sleep(LOOK_SECONDS)  # until whoever wants the outcomes has fetched them
         worker = self._worker
         logger.info("worker %s leaves: its wall time is over", worker.address)
@@ -307,14 +309,6 @@ class Leaving:
 def _tell_of(lease: Lease) -> None:
     lease.surrender()
     lease.hand_over()
-
-
-def _key_of(task: Any) -> Any:
-    return task.key
-
-
-def _is_ours(key: Any) -> bool:
-    return type(key) is tuple and key[-1] == ONCE
 
 
 def _timer_of(worker: Worker) -> asyncio.TimerHandle | None:

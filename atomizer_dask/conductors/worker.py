@@ -124,8 +124,8 @@ class DaskSite(IsolatingSite):
             leases=lambda: list(self._leases.values()),
             emit=self.emit,
             channel_of=lambda batch: self._channels.get(batch.key, batch.origin.channel),
+            hand_on=self.hand_on,
         )
-        self.leaving.hand_on = self.hand_on
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()
