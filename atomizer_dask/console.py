@@ -27,6 +27,7 @@ from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import noticing_signals
 from atomizer_dask.montecarlopi import MonteCarlo
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.properties import Properties
@@ -110,10 +111,11 @@ class Conversation:
     def hold(self) -> None:
         """Ask and answer until the input ends, or somebody interrupts it."""
         try:
-            while True:
-                text = self.read("" if self.quiet else PROMPT)
-                self.failures += 1  # until it is answered, also where that is interrupted
-                self.failures -= self._answer(text.strip())
+            with noticing_signals():
+                while True:
+                    text = self.read("" if self.quiet else PROMPT)
+                    self.failures += 1  # until it is answered, also where that is interrupted
+                    self.failures -= self._answer(text.strip())
         except (EOFError, KeyboardInterrupt):
             if self.interactive or not self.quiet:
                 click.echo(err=self.quiet)

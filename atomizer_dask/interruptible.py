@@ -8,8 +8,11 @@ thread got, and would take no notice of it until the wait is over: so no wait is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from threading import Condition
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition, Event
 from time import monotonic
 
 SLICE_SECONDS = 0.5
@@ -26,3 +29,43 @@ def wait_for(
             return False
         condition.wait(min(left, SLICE_SECONDS))
     return True
+
+
+def wait(event: Event, timeout: float | None = None) -> bool:
+    """Wait until an event is set; return whether it is."""
+    until = None if timeout is None else monotonic() + timeout
+    while not event.is_set():
+        left = SLICE_SECONDS if until is None else until - monotonic()
+        if left <= 0:
+            return False
+        event.wait(min(left, SLICE_SECONDS))
+    return True
+
+
+@contextmanager
+def noticing_signals() -> Iterator[None]:
+    """Have a wait that is the system's, as for a line of input, notice Ctrl-C all the same.
+
+    It would also miss a signal that comes after Python has looked for one and before the system
+    waits. So the main thread gets another every `SLICE_SECONDS`, which does nothing but have it
+    look: SIGURG, which hardly anybody uses, and nobody minds.
+    """
+    of_main = threading.current_thread() is threading.main_thread()
+    if not of_main or not hasattr(signal, "pthread_kill"):  # on Windows, where waits are other
+        yield
+        return
+    main, over = threading.get_ident(), Event()
+
+    def remind() -> None:
+        while not over.wait(SLICE_SECONDS):
+            signal.pthread_kill(main, signal.SIGURG)
+
+    before = signal.signal(signal.SIGURG, lambda *_: None)
+    reminder = threading.Thread(target=remind, name="atomizer-signals", daemon=True)
+    reminder.start()
+    try:
+        yield
+    finally:
+        over.set()
+        reminder.join()
+        signal.signal(signal.SIGURG, before or signal.SIG_DFL)

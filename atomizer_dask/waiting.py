@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from atomizer_dask.interruptible import noticing_signals
+
 if TYPE_CHECKING:
     from atomizer_dask.progress import Progress
     from atomizer_dask.run import Run
@@ -95,7 +97,8 @@ def _ask(run: Run) -> bool:
         return True
     if sys.stdin is not None and sys.stdin.isatty():
         _say("Enter goes on, Ctrl-C again cancels.")
-        sys.stdin.readline()
+        with noticing_signals():
+            sys.stdin.readline()
         run.resume()
     else:
         _say("run.resume(), from another thread, goes on; Ctrl-C again cancels.")

@@ -19,11 +19,11 @@ from hypothesis import settings
 from atomizer_dask import Atomizer, DaskConductor, MemoryConductor
 from atomizer_dask.registry import registered
 
-# Whoever imports dask-jobqueue first has Ctrl-C raise SystemExit in this process: undone here.
-_ctrl_c = signal.getsignal(signal.SIGINT)
+# Ctrl-C is Python's own in the tests and in what they start: a shell has its background jobs
+# ignore it, and whoever imports dask-jobqueue first has it raise SystemExit in this process.
 with suppress(ImportError):
     import dask_jobqueue  # noqa: F401
-signal.signal(signal.SIGINT, _ctrl_c)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("atomizer", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("atomizer")

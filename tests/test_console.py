@@ -27,6 +27,17 @@ SECONDS = 30  # until it is given up to wait for something to be said
 SCRIPT = "from atomizer_dask.cli import main; main()"
 # In a session of its own, so that Ctrl-C on its terminal reaches it and nobody else.
 ON_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {SCRIPT}"
+# Sent SIGUSR1, it is interrupted as where the kernel gives SIGINT to another thread than the main.
+ELSEWHERE = """
+import signal, threading
+
+def interrupt():
+    signal.sigwait([signal.SIGUSR1])
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+threading.Thread(target=interrupt, daemon=True).start()
+"""
 NOBODY = QueueStatus("connected", "amqp://host:5672/", "work")
 
 
@@ -421,11 +432,11 @@ def test_broker_that_goes_away_is_said_and_the_answer_comes_when_it_is_back(own_
 class Terminal(Reader):
     """The console on a terminal of its own."""
 
-    def __init__(self, broker, queue, *options):
+    def __init__(self, broker, queue, *options, first=""):
         self._ours, theirs = pty.openpty()
         super().__init__(self._ours)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
-        command = [sys.executable, "-c", ON_TERMINAL, "console", "--amqp", broker.url]
+        command = [sys.executable, "-c", first + ON_TERMINAL, "console", "--amqp", broker.url]
         self.process = subprocess.Popen(
             [*command, "--queue", queue, *options],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -453,8 +464,8 @@ class Terminal(Reader):
 def terminal(broker, queue):
     opened = []
 
-    def open_terminal(*options):
-        opened.append(Terminal(broker, queue, *options))
+    def open_terminal(*options, **first):
+        opened.append(Terminal(broker, queue, *options, **first))
         return opened[-1]
 
     yield open_terminal
@@ -491,6 +502,16 @@ def test_ctrl_c_at_the_prompt_ends_it_in_order(terminal):
     code, said = console.end()
     assert code == 0
     assert said.endswith("\n")
+    assert "Traceback" not in said
+
+
+@pytest.mark.amqp
+def test_ctrl_c_that_another_thread_got_ends_it_too(terminal):
+    console = terminal(first=ELSEWHERE)
+    console.until("Enter Tosses: ")
+    console.process.send_signal(signal.SIGUSR1)
+    code, said = console.end()
+    assert code == 0
     assert "Traceback" not in said
 
 

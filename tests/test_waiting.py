@@ -1,6 +1,7 @@
 """What Ctrl-C does while a script, or a notebook, waits for a run."""
 
 import importlib
+import io
 import os
 import pty
 import signal
@@ -10,10 +11,11 @@ import textwrap
 import threading
 import time
 import types
+from contextlib import contextmanager
 
 import pytest
 
-from atomizer_dask import Atomizer, MemoryConductor, atom, grid
+from atomizer_dask import Atomizer, MemoryConductor, atom, grid, interruptible
 
 SCRIPT = """
     import sys, time
@@ -144,20 +146,53 @@ def test_interrupting_a_paused_run_cancels_it(atomizer):
     assert len(run.to_frame()) == 600
 
 
-@pytest.mark.parametrize("wait", [lambda run: run.join(), list], ids=["join", "iterate"])
+@contextmanager
+def interrupted_elsewhere():
+    """Interrupt soon, in another thread than the main one, where Python runs the handler."""
+    thread = threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda run: run.join(), list, lambda run: interruptible.wait(threading.Event())],
+    ids=["join", "iterate", "event"],
+)
 def test_an_interrupt_that_another_thread_got_ends_the_wait(wait):
-    """The kernel gives a signal to any thread, and Python runs its handler in the main one."""
     with Atomizer(MemoryConductor()) as atomizer:
         run = atomizer.map(atom(lambda x: x), grid(x=range(10)))
         run.pause()
-        interrupted = threading.Timer(
-            0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        )
-        interrupted.start()
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted_elsewhere():
             wait(run)
-        interrupted.join()
         run.cancel()
+
+
+class Terminal(io.TextIOWrapper):
+    """Where nobody ever types a line, but presses Ctrl-C as soon as one is waited for."""
+
+    def isatty(self):
+        return True
+
+    def readline(self):
+        with interrupted_elsewhere():
+            super().readline()
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_another_thread_got_cancels_a_paused_run(local, monkeypatch, capsys):
+    nobody, writes = os.pipe()
+    with open(writes, "w"), Terminal(open(nobody, "rb")) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        run = local.map(atom(lambda x: time.sleep(0.01)), grid(x=range(600)))
+        interrupt_soon()
+        with pytest.raises(KeyboardInterrupt, match="was cancelled"):
+            run.wait(progress=False)
+    assert "Enter goes on, Ctrl-C again cancels" in capsys.readouterr().err
+    assert run.state == "cancelled"
+    assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("notebook")

@@ -32,6 +32,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.interruptible import wait
 from atomizer_dask.properties import Properties
 from atomizer_dask.wire import LONGEST_NAME, Limits
 
@@ -312,7 +313,7 @@ class AmqpConductor(Conductor):
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until every electron received is answered or returned; return whether they are."""
-        return self._service.is_empty.wait(timeout)
+        return wait(self._service.is_empty, timeout)
 
     # -- ending -----------------------------------------------------------------------------
 
