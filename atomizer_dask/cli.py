@@ -16,6 +16,7 @@ from atomizer_dask.commandline import (
     exit_code,
     heeding_termination,
     load_atom,
+    priority_option,
     show_failures,
     wait_for,
 )
@@ -137,6 +138,7 @@ def _print_pi(run: Run, seconds: float) -> None:
 )
 @click.option("--max-attempts", type=click.IntRange(min=1), help="3 where it is tried again.")
 @click.option("--backoff", help="Before the second attempt; none unless configured.")
+@priority_option("0")
 @click.option("--metadata", is_flag=True, help="Add id, start, end, duration, worker and attempts.")
 @cluster_options
 def map_(
@@ -150,6 +152,7 @@ def map_(
     on_failure: str | None,
     max_attempts: int | None,
     backoff: str | None,
+    priority: int | None,
     metadata: bool,
     place: Place,
 ) -> None:
@@ -186,6 +189,7 @@ def map_(
                 on_failure=on_failure,
                 max_attempts=max_attempts,
                 backoff=pause,
+                priority=priority or 0,
                 store=store,
                 allow_pickle=allow_pickle,
             )

@@ -9,12 +9,12 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -24,6 +24,9 @@ from atomizer_dask.conductors.address import PASSWORD_VARIABLE, URL_VARIABLE, US
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.placing import say
 from atomizer_dask.run import Run
+from atomizer_dask.turns import MOST_PRIORITY
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 LEAVE_SECONDS = 12.0  # for a batch system to take orders; it kills us after some 30
 FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
@@ -48,6 +51,15 @@ def broker_options(command: Any) -> Any:
     ):
         command = option(command)
     return command
+
+
+def priority_option(otherwise: str) -> Callable[[_Command], _Command]:
+    """Give a command the option that says before whom a run goes."""
+    return click.option(
+        "--priority",
+        type=click.IntRange(-MOST_PRIORITY, MOST_PRIORITY),
+        help=f"Before all runs of a lower one on the same scheduler; {otherwise} unless given.",
+    )
 
 
 class BrokerCommand(click.Command):

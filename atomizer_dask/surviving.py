@@ -14,6 +14,7 @@ from atomizer_dask.commandline import (
     exit_code,
     heeding_termination,
     load_atom,
+    priority_option,
     show_failures,
     wait_for,
 )
@@ -131,6 +132,7 @@ def _show_provenance(facts: dict[str, Any]) -> None:
 @click.option("--drop-corrupted", is_flag=True, help="Compute again what damaged files held.")
 @click.option("--allow-pickle", is_flag=True, help="Read pickles in the store, which runs code.")
 @click.option("--detach", is_flag=True, help="Let the cluster go on alone; needs --scheduler.")
+@priority_option("as it was")
 @cluster_options
 def resume(
     store: str,
@@ -140,6 +142,7 @@ def resume(
     drop_corrupted: bool,
     allow_pickle: bool,
     detach: bool,
+    priority: int | None,
     place: Place,
 ) -> None:
     """Go on with a run that is kept in a store.
@@ -169,6 +172,7 @@ def resume(
                 accept_changes=accept_changes,
                 drop_corrupted=drop_corrupted,
                 allow_pickle=allow_pickle,
+                priority=priority,
             )
             if detach:
                 run.detach()

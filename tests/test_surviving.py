@@ -142,6 +142,20 @@ def test_terminated_run_is_suspended_within_seconds_and_goes_on(cluster, command
     assert len(frame) == 1000
 
 
+def test_commands_give_a_run_its_priority(command, folder):
+    store = folder / "store"
+    mapping = [f"{folder}/atoms.py:good", "--sweep", folder / "in.csv", "--store", store]
+    assert command("map", *mapping, "--priority", 3).exit_code == 0
+    assert "priority 3" in command("status", store).output
+    assert command("resume", store).exit_code == 0
+    assert "priority 3" in command("status", store).output
+    assert command("resume", store, "--priority", -3).exit_code == 0
+    assert "priority -3" in command("status", store).output
+    refused = command("resume", store, "--priority", 1001)
+    assert refused.exit_code == 2
+    assert "1001 is not in the range -1000<=x<=1000" in refused.output
+
+
 def test_run_whose_electrons_hang_is_suspended_within_seconds(folder):
     process = start(folder, "hangs", "--workers", "1")
     until(lambda: (folder / "store" / "run.json").exists())
