@@ -8,7 +8,7 @@ import pytest
 from distributed import Client, LocalCluster
 from shortlived import counted, marked
 
-from atomizer_dask import Atomizer, DaskConductor, atom, grid
+from atomizer_dask import Atom, Atomizer, DaskConductor, atom, grid
 
 pytestmark = pytest.mark.dask
 
@@ -18,6 +18,19 @@ def patient(x, gate):
     if not Path(gate).exists():
         time.sleep(0.02)
     return x
+
+
+class Tally(Atom):
+    id = "tests.RetiredTally"
+    singleton = "cluster"
+
+    def __init__(self):
+        self.count = 0
+
+    def process(self, context, conductor, electron):
+        time.sleep(0.01)
+        self.count += 1
+        return self.count
 
 
 @contextmanager
@@ -83,3 +96,22 @@ def test_what_has_ended_on_a_worker_that_is_retired_is_not_executed_again(tmp_pa
     assert frame["result"].tolist() == list(range(electrons))
     assert (frame["attempts"] == 1).all()
     assert counted(tmp_path, "ended") == dict.fromkeys(range(electrons), 1)
+
+
+def test_a_singleton_whose_worker_is_retired_begins_anew_elsewhere_and_that_is_told():
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Atomizer(DaskConductor(cluster), Tally) as atomizer,
+        Client(cluster) as client,
+    ):
+        events = atomizer.events(buffer=1000)
+        run = atomizer.map(Tally, grid(x=range(300)))
+        home = next(iter(run)).worker
+        client.retire_workers([home])
+        told = f"singleton lost its state: its worker {home} was retired; re-initialised next"
+        while events.get(timeout=60).message != told:
+            pass
+        frame = run.wait(60).to_frame(metadata=True)
+    assert frame["worker"].nunique() == 2
+    for _, there in frame.groupby("worker"):
+        assert sorted(there["result"]) == list(range(1, len(there) + 1))

@@ -198,10 +198,10 @@ class DaskConductor(BatchConductor):
         self._tasks: dict[str, Future] = {}
         self._pinned: dict[str, set[str]] = {}
         self._dropping: set[str] = set()
-        self._told_of: set[tuple[str, str]] = set()  # singletons whose worker died
+        self._told_of: set[tuple[str, str]] = set()  # singletons whose worker has gone
         self._demand = (0, 0.0)  # as last told
         self._workers: set[str] = set()
-        self._placement = Placement(self._client, self.emit)
+        self._placement = Placement(self._client, self.emit, self._tell_of_lost_state)
         self._finished: list[Future] = []
         self._channels: set[str] = {self.channel}
         self._client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
@@ -406,13 +406,19 @@ class DaskConductor(BatchConductor):
                 f"worker {worker} died of its first electrons, as it does where atomizer_dask "
             )
             self._tell(f"{message}is not installed; its log says why", "warning", worker=worker)
-        once = is_singleton(batch.version) and (batch.version, worker) not in self._told_of
-        if once and batch.key in self._posts:
-            self._told_of.add((batch.version, worker))
-            message = f"singleton lost its state: its worker {worker} died; re-initialised next"
-            event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
-            self.emit(batch.origin.channel, event)
+        if is_singleton(batch.version):
+            self._tell_of_lost_state(batch, worker, "died")
         return Died(batch.key, worker)
+
+    def _tell_of_lost_state(self, batch: Batch, worker: str, how: str = "") -> None:
+        """Tell whom a batch is of that a worker has gone, and a singleton's state with it."""
+        if (batch.version, worker) in self._told_of or batch.key not in self._posts:
+            return
+        self._told_of.add((batch.version, worker))
+        how = how or self._leaving.get(worker, "left")
+        message = f"singleton lost its state: its worker {worker} {how}; re-initialised next"
+        event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
+        self.emit(batch.origin.channel, event)
 
     def _dropped(self, batch: Batch) -> Report:
         """Return what a cancelled task means: whether it was we who cancelled it, or not."""

@@ -30,6 +30,9 @@ class Placement:
         Through which scheduler and workers are asked.
     emit
         Puts an event on a channel.
+    tell_of_lost_state
+        Is called where a singleton of the cluster moves since its worker has gone: with its batch
+        and that worker.
 
     Attributes
     ----------
@@ -39,11 +42,17 @@ class Placement:
         Tells which of them lack what an atom needs; None where nobody has looked.
     """
 
-    def __init__(self, client: Client, emit: Callable[[str, Event], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        emit: Callable[[str, Event], None],
+        tell_of_lost_state: Callable[[Batch, str], None],
+    ) -> None:
         self.workers: set[str] = set()
         self.fitness: Fitness | None = None
         self._client = client
         self._emit = emit
+        self._tell_of_lost_state = tell_of_lost_state
 
     async def choose(self, batch: Batch, is_wanted: Callable[[], bool]) -> set[str]:
         """Return the workers that may take a batch; none where all may.
@@ -113,6 +122,8 @@ class Placement:
         while not self.workers:  # they come and go on a cluster that adapts
             await asyncio.sleep(LOOK_SECONDS)
         if home is None or home not in self.workers:
+            if home is not None:
+                self._tell_of_lost_state(batch, home)
             # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
             # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
             home = min(self.workers, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest())
