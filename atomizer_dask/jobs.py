@@ -161,7 +161,8 @@ class Jobs:
         """Tell what happens until the first worker is there, or a job is refused, or all end."""
         told, due = 0, began + REMIND_SECONDS
         while not self._ending.wait(LOOK_SECONDS):
-            ids, workers, seconds = self.ids, self._workers(), monotonic() - began
+            # In this order: the job of a worker that is there has been submitted.
+            workers, ids, seconds = self._workers(), self.ids, monotonic() - began
             if len(ids) > told:
                 self._tell(f"submitted: {', '.join(ids[told:])}")
                 told = len(ids)

@@ -19,11 +19,14 @@ from hypothesis import settings
 from atomizer_dask import Atomizer, DaskConductor, MemoryConductor
 from atomizer_dask.registry import registered
 
-# Ctrl-C is Python's own in the tests and in what they start: a shell has its background jobs
-# ignore it, and whoever imports dask-jobqueue first has it raise SystemExit in this process.
+# Signals mean to what tests start what they mean to what a user starts: a shell has its background
+# jobs ignore Ctrl-C, and nohup a terminal that is closed, and so would all that they start. And
+# whoever imports dask-jobqueue first has Ctrl-C raise SystemExit in this process.
 with suppress(ImportError):
     import dask_jobqueue  # noqa: F401
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # here it stays without effect
 
 settings.register_profile("atomizer", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("atomizer")

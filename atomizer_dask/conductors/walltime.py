@@ -333,28 +333,14 @@ def _end_of_slurm_job() -> float:
     squeue = shutil.which("squeue")
     if squeue is None:
         return inf
-    command = [squeue, "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", "%L"]
+    command = [squeue, "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", "%e"]
+    stamped = {**os.environ, "SLURM_TIME_FORMAT": "%s"}  # seconds since the epoch
     try:
         asked = subprocess.run(  # noqa: S603 - the batch system's own program
-            command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True
+            command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True, env=stamped
         )
-        return monotonic() + _slurm_seconds(asked.stdout)
+        stamp = asked.stdout.strip()
+        return inf if stamp in ("N/A", "NONE") else monotonic() + float(stamp) - time()
     except (subprocess.SubprocessError, ValueError) as error:
         logger.warning("when the job of this worker ends is not known: %s", error)
         return inf
-
-
-def _slurm_seconds(text: str) -> float:
-    """Return a duration as Slurm writes it in seconds.
-
-    >>> _slurm_seconds("59:30"), _slurm_seconds("2-00:00:01"), _slurm_seconds("UNLIMITED")
-    (3570.0, 172801.0, inf)
-    """
-    text = text.strip()
-    if text in ("UNLIMITED", "NOT_SET"):
-        return inf
-    days, _, clock = text.rpartition("-")
-    seconds = 0.0
-    for part in clock.split(":"):
-        seconds = seconds * 60 + float(part)
-    return seconds + 86400 * float(days or 0)
