@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
+from patience import wait_until
 from shortlived import counted, marked
 
 from atomizer_dask import Atom, Atomizer, DaskConductor, atom, grid
@@ -40,13 +41,6 @@ def adapting(**options):
     ) as cluster:
         cluster.adapt(minimum=0, interval="100ms", **options)
         yield cluster
-
-
-def wait_until(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_cluster_has_workers_for_the_work_and_then_none(gate):

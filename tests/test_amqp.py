@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import sleep
 
 import pytest
+from patience import wait_until
 from peers import TOSS, GoAgent, Peer
 
 from atomizer_dask import (
@@ -47,13 +48,6 @@ def serving(url, queue, *atoms, threads=2, **options):
         yield atomizer
     finally:
         atomizer.close()
-
-
-def wait_until(condition, what, seconds=SECONDS):
-    until = monotonic() + seconds
-    while not condition():
-        assert monotonic() < until, f"not within {seconds} s: {what}"
-        sleep(0.01)
 
 
 def queues(broker):

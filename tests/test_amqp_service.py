@@ -9,10 +9,11 @@ import threading
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from time import monotonic, sleep
+from time import sleep
 
 import numpy as np
 import pytest
+from patience import wait_until
 from peers import MONTE_CARLO, GoAgent, Peer
 
 from atomizer_dask import (
@@ -108,13 +109,6 @@ def serving(url, queue, *atoms, threads=2, **options):
 
 def status(atomizer):
     return atomizer.conductors["amqp"].status()
-
-
-def wait_until(condition, what):
-    until = monotonic() + SECONDS
-    while not condition():
-        assert monotonic() < until, f"not within {SECONDS} s: {what}"
-        sleep(0.01)
 
 
 def told(reply):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
+from patience import wait_until
 
 from atomizer_dask import (
     Atomizer,
@@ -50,13 +51,6 @@ def executed(tmp_path):
     return sorted(map(int, path.read_text().split())) if path.exists() else []
 
 
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.02)
-
-
 def atomizer_on(cluster):
     return Atomizer(DaskConductor(cluster.scheduler_address), slow)
 
@@ -69,12 +63,12 @@ def test_detached_run_finishes_alone(cluster, tmp_path, sweep, expected):
     store = tmp_path / "store"
     with atomizer_on(cluster) as atomizer:
         run = atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store)
-        until(lambda: run.progress.done > 20)
+        wait_until(lambda: run.progress.done > 20)
         assert run.detach() is run
         assert run.state == "detached"
         with pytest.raises(StoreError, match="goes on without this process"):
             run.wait()
-    until(lambda: Run.open(store).state == "finished")
+    wait_until(lambda: Run.open(store).state == "finished")
     pd.testing.assert_frame_equal(Run.open(store).to_frame(), expected)
     assert executed(tmp_path) == ONCE
     assert not (store / "holder.json").exists()
@@ -88,7 +82,7 @@ def test_attaching_collects_a_run_that_was_detached_from_the_start(
     with atomizer_on(cluster) as atomizer:
         run = atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store, detached=True)
         assert run.state == "detached"
-    until(lambda: len(executed(tmp_path)) > 50)
+    wait_until(lambda: len(executed(tmp_path)) > 50)
     with atomizer_on(cluster) as atomizer:
         run = atomizer.attach(store).wait()
     pd.testing.assert_frame_equal(run.to_frame(), expected)
@@ -104,11 +98,11 @@ def test_driver_whose_worker_dies_is_started_anew(tmp_path, sweep, expected):
     ):
         with atomizer_on(cluster) as atomizer:
             atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store, detached=True)
-        until(lambda: (store / "holder.json").exists())
+        wait_until(lambda: (store / "holder.json").exists())
         pid = Run.open(store).provenance["holder"].split("process ")[1].split()[0]
-        until(lambda: len(executed(tmp_path)) > 50)
+        wait_until(lambda: len(executed(tmp_path)) > 50)
         os.kill(int(pid), 9)
-        until(lambda: Run.open(store).state == "finished", 60)
+        wait_until(lambda: Run.open(store).state == "finished")
         left = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
     pd.testing.assert_frame_equal(Run.open(store).to_frame()[["x", "u"]], expected[["x", "u"]])
     assert set(executed(tmp_path)) == set(range(ELECTRONS))
@@ -154,7 +148,7 @@ def test_suspended_run_goes_on_where_it_was(where, request, tmp_path, sweep, exp
     store = tmp_path / "store"
     atomizer = Atomizer(request.getfixturevalue(where), slow)
     run = atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store)
-    until(lambda: run.progress.done > 20)
+    wait_until(lambda: run.progress.done > 20)
     run.suspend()
     assert run.state == "suspended"
     assert not (store / "holder.json").exists()
@@ -178,10 +172,10 @@ def test_detached_run_executes_the_code_that_it_was_begun_with(cluster, tmp_path
     store = tmp_path / "store"
     with Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer:
         run = atomizer.map(scaled, grid(x=range(200)), store=store)
-        until(lambda: run.progress.done > 5)
+        wait_until(lambda: run.progress.done > 5)
         monkeypatch.setitem(scaled.function.__globals__, "FACTOR", 3)
         run.detach()
-    until(lambda: Run.open(store).state == "finished")
+    wait_until(lambda: Run.open(store).state == "finished")
     assert Run.open(store).to_frame()["result"].tolist() == [2 * x for x in range(200)]
 
 

@@ -8,9 +8,10 @@ import traceback
 import uuid
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from time import monotonic, sleep
+from time import monotonic
 
 import pytest
+from patience import wait_until
 from peers import TOSS, GoAgent, Peer
 
 from atomizer_dask import AmqpConductor, ConductorError, Electron, Properties
@@ -160,13 +161,6 @@ def answering(answer):
 def links():
     """Return the threads of links that are alive."""
     return {thread for thread in threading.enumerate() if thread.name == "atomizer-amqp"}
-
-
-def wait_until(condition, what):
-    until = monotonic() + SECONDS
-    while not condition():
-        assert monotonic() < until, f"not within {SECONDS} s: {what}"
-        sleep(0.01)
 
 
 # -- what is no broker, or lets us not in ---------------------------------------------------------

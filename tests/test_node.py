@@ -9,13 +9,13 @@ import uuid
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic, sleep
 from urllib.request import urlopen
 
 import psutil
 import pytest
 from click.testing import CliRunner
 from noded import PI, SECONDS, Node
+from patience import wait_until
 from peers import MONTE_CARLO, TOSS, GoAgent, Peer
 
 from atomizer_dask import AmqpConductor, Atomizer, DaskConductor, Electron, atom
@@ -106,16 +106,6 @@ def own_cluster():
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
         yield process, process.stdout.readline().strip()
         process.kill()
-
-
-def until(condition, what):
-    """Wait for something that nobody tells of."""
-    end = monotonic() + SECONDS
-    while not (found := condition()):
-        if monotonic() > end:
-            raise TimeoutError(f"not {what} after {SECONDS} s")
-        sleep(0.02)
-    return found
 
 
 def alive(processes):
@@ -268,18 +258,18 @@ def test_told_to_end_it_answers_what_runs_and_returns_the_rest(start, peer, queu
         peer.send(peer.electron("begin", payload={"folder": str(tmp_path), "name": str(n)}))
         for n in range(40)
     ]
-    until(lambda: len(began(tmp_path)) >= 2, "begun")
+    wait_until(lambda: len(began(tmp_path)) >= 2, "begun")
     node.tell(signal.SIGTERM)
     node.wait_for("draining")
     # What has not begun comes back before what runs has ended: another node could have it.
-    until(lambda: peer.depth(queue) >= 36, "returned")
+    wait_until(lambda: peer.depth(queue) >= 36, "returned")
     (tmp_path / "gate").touch()
     assert node.wait() == 0
     left = peer.depth(queue)
     answers = peer.replies(len(sent) - left)
     assert 2 <= len(answers) <= 4
     assert {reply["result"] for reply in answers} == set(began(tmp_path))
-    until(lambda: not alive(workers), "gone")
+    wait_until(lambda: not alive(workers), "gone")
     assert node.events("ended")
 
 
@@ -288,11 +278,11 @@ def test_what_runs_longer_than_the_grace_returns_to_the_queue(start, peer, queue
     workers = node.workers()
     payload = {"folder": str(tmp_path), "name": "long"}
     peer.send(peer.electron("begin", payload=payload))
-    until(lambda: began(tmp_path), "begun")
+    wait_until(lambda: began(tmp_path), "begun")
     assert node.end(signal.SIGINT) == 0
     assert peer.depth(queue) == 1
     assert node.wait_for("ended")["returned"] == 1
-    until(lambda: not alive(workers), "gone")
+    wait_until(lambda: not alive(workers), "gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -300,18 +290,18 @@ def test_told_twice_it_ends_at_once(start, peer, queue, tmp_path, number):
     node = start("begin", options=["--grace", "10m"]).serving()
     workers = node.workers()
     peer.send(peer.electron("begin", payload={"folder": str(tmp_path), "name": "long"}))
-    until(lambda: began(tmp_path), "begun")
+    wait_until(lambda: began(tmp_path), "begun")
     node.tell(number)
     node.wait_for("draining")
     assert node.end(number) == 128 + number
-    until(lambda: peer.depth(queue) == 1, "returned by the broker")
-    until(lambda: not alive(workers), "gone")
+    wait_until(lambda: peer.depth(queue) == 1, "returned by the broker")
+    wait_until(lambda: not alive(workers), "gone")
 
 
 def test_ctrl_c_reaches_the_workers_too_and_what_runs_is_answered(start, peer, tmp_path):
     node = start("begin").serving()
     asked = peer.send(peer.electron("begin", payload={"folder": str(tmp_path), "name": "one"}))
-    until(lambda: began(tmp_path), "begun")
+    wait_until(lambda: began(tmp_path), "begun")
     node.tell(signal.SIGINT, all_of_it=True)
     node.wait_for("draining")
     (tmp_path / "gate").touch()
@@ -322,7 +312,7 @@ def test_ctrl_c_reaches_the_workers_too_and_what_runs_is_answered(start, peer, t
 
 def test_told_to_end_before_it_serves_it_ends(start):
     node = start(*PI)
-    until(lambda: _handles_sigterm(node.pid), "heeding signals")
+    wait_until(lambda: _handles_sigterm(node.pid), "heeding signals")
     assert node.end() == 0
     assert node.events("ended")
 
@@ -337,7 +327,7 @@ def test_told_to_end_among_ten_thousand_it_loses_and_doubles_none(start, broker,
     for _ in range(10_000):
         peer.send(peer.electron(TOSS))
     node = start(*PI, workers=2).serving()
-    until(lambda: peer.depth(queue) < 9_000, "under way")
+    wait_until(lambda: peer.depth(queue) < 9_000, "under way")
     assert node.end() == 0
     left = peer.depth(queue)
     answered = [reply["electronId"] for reply in peer.replies(10_000 - left)]
@@ -358,10 +348,10 @@ def test_nodes_killed_again_and_again_lose_nothing(start, broker, queue):
     futures = [sender.send(Electron("squares", {"x": x})) for x in range(2000)]
     for done in (200, 700, 1200):
         node = start("squares").serving()
-        until(lambda done=done: sum(f.done() for f in futures) >= done, f"{done} done")
+        wait_until(lambda done=done: sum(f.done() for f in futures) >= done, f"{done} done")
         workers = node.workers()
         node.kill()
-        until(lambda workers=workers: not alive(workers), "gone")
+        wait_until(lambda workers=workers: not alive(workers), "gone")
     start("squares").serving()
     assert [f.result(SECONDS).value() for f in futures] == [x * x for x in range(2000)]
     sender.close()
@@ -373,7 +363,7 @@ def test_a_worker_killed_in_the_middle_costs_no_electron(start, broker, queue, t
     futures = [
         sender.send(Electron("begin", {"folder": str(tmp_path), "name": str(n)})) for n in range(6)
     ]
-    first = until(lambda: sorted(tmp_path.glob("began-*")), "begun")[0]
+    first = wait_until(lambda: sorted(tmp_path.glob("began-*")), "begun")[0]
     os.kill(int(first.name.split("-")[2]), signal.SIGKILL)
     (tmp_path / "gate").touch()
     assert [future.result(SECONDS).value() for future in futures] == list("012345")
@@ -432,7 +422,7 @@ def test_a_scheduler_that_dies_ends_it_and_its_electrons_return(start, peer, que
         payload = {"folder": str(tmp_path), "name": "one"}
         for _ in range(5):
             peer.send(peer.electron("begin", payload=payload))
-        until(lambda: began(tmp_path), "begun")
+        wait_until(lambda: began(tmp_path), "begun")
         process.kill()
         assert node.wait() == 1
     assert peer.depth(queue) == 5
@@ -503,7 +493,7 @@ def test_prometheus_reads_what_it_has_done(start, peer):
             families = list(text_string_to_metric_families(page.read().decode()))
         return {one.name: one.value for family in families for one in family.samples}
 
-    values = until(lambda: (v := read())["atomizer_answered_total"] == 4 and v, "counted")
+    values = wait_until(lambda: (v := read())["atomizer_answered_total"] == 4 and v, "counted")
     assert values["atomizer_received_total"] == 4
     assert values["atomizer_failed_total"] == 1
     assert values["atomizer_seconds_count"] == 4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 from nbclient import NotebookClient
+from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Run, atom, grid
 from atomizer_dask.widgets import panel_of
@@ -82,13 +83,6 @@ def page():
     yield page
     for opened in pages:
         opened.panel.close()
-
-
-def wait_until(condition):
-    until = monotonic() + SECONDS
-    while not condition():
-        assert monotonic() < until
-        threading.Event().wait(0.01)
 
 
 def assert_sendable(panel):

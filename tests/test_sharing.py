@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
+from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom, grid
 from atomizer_dask.conductors.once import ONCE
@@ -70,13 +71,6 @@ def turns(log):
     return log.read_text().split()
 
 
-def until(condition, what):
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def notes(count, who, log, seconds=0.0, gate=""):
     return grid(x=range(count), who=[who], log=[str(log)], seconds=[seconds], gate=[gate])
 
@@ -106,7 +100,7 @@ def told(process):
 def test_run_that_begins_goes_before_what_others_have_queued(log):
     with Atomizer(MemoryConductor(2), note) as atomizer:
         long = atomizer.map(note, notes(10_000, "long", log, 0.1))
-        until(lambda: long.progress.done > 10, "the long run does not begin")
+        wait_until(lambda: long.progress.done > 10, "the long run does not begin")
         before = len(turns(log))
         atomizer.map(note, notes(4, "small", log, 0.1)).wait()
         meanwhile = turns(log)[before:].count("long")
@@ -119,9 +113,9 @@ def test_run_that_begins_goes_before_what_others_have_queued(log):
 def test_two_long_runs_share_equally(log):
     with Atomizer(MemoryConductor(2), note) as atomizer:
         runs = [atomizer.map(note, notes(10_000, who, log, 0.01)) for who in ("first", "second")]
-        until(lambda: all(run.progress.done > 20 for run in runs), "one of them starves")
+        wait_until(lambda: all(run.progress.done > 20 for run in runs), "one of them starves")
         before = len(turns(log))
-        until(lambda: len(turns(log)) > before + 400, "they do not go on")
+        wait_until(lambda: len(turns(log)) > before + 400, "they do not go on")
         meanwhile = turns(log)[before:]
         for run in runs:
             run.cancel()
@@ -131,7 +125,7 @@ def test_two_long_runs_share_equally(log):
 @each_conductor
 def test_higher_priority_goes_first(one_thread, log, gate):
     blocker = one_thread.map(note, notes(1, "blocker", log, gate=gate.path))
-    until(lambda: blocker.progress.running, "it does not begin")
+    wait_until(lambda: blocker.progress.running, "it does not begin")
     runs = [
         one_thread.map(note, notes(3, str(priority), log), priority=priority)
         for priority in (0, -2, 7)
@@ -139,8 +133,8 @@ def test_higher_priority_goes_first(one_thread, log, gate):
     sent = one_thread.send(
         note, {"x": 0, "who": "1", "log": str(log), "seconds": 0.0, "gate": ""}, priority=1
     )
-    until(lambda: all(run.progress.pending == 0 for run in runs), "they are not sent")
-    until(sent.running, "it is not sent")
+    wait_until(lambda: all(run.progress.pending == 0 for run in runs), "they are not sent")
+    wait_until(sent.running, "it is not sent")
     settle(one_thread)
     gate.open()
     one_thread.wait(WITHIN)
@@ -151,7 +145,7 @@ def settle(atomizer):
     """See to it that what has been sent has arrived at the worker."""
     conductor = next(iter(atomizer.conductors.values()))
     if isinstance(conductor, DaskConductor):
-        until(lambda: conductor.client.run_on_scheduler(processing) >= 8, "it does not arrive")
+        wait_until(lambda: conductor.client.run_on_scheduler(processing) >= 8, "it does not arrive")
         conductor.client.run(len, ())  # along the same way, and after it
 
 
@@ -218,7 +212,7 @@ def test_priority_is_a_whole_number():
 def test_small_work_of_another_client_ends_while_a_long_run_goes_on(cluster, deed):
     with Atomizer(DaskConductor(cluster.scheduler_address), nap) as atomizer:
         run = atomizer.map(nap, grid(x=range(LONG)))
-        until(lambda: run.progress.done > 100, "the long run does not begin")
+        wait_until(lambda: run.progress.done > 100, "the long run does not begin")
         with second_notebook(cluster.scheduler_address, deed) as second:
             facts = told(second)
             assert facts.pop("right")
@@ -226,7 +220,7 @@ def test_small_work_of_another_client_ends_while_a_long_run_goes_on(cluster, dee
             assert run.state == "running"
             assert second.wait(WITHIN) == 0
         done = run.progress.done
-        until(lambda: run.progress.done > done + 100, "the long run does not go on")
+        wait_until(lambda: run.progress.done > done + 100, "the long run does not go on")
         run.cancel()
 
 
@@ -252,8 +246,8 @@ def test_end_of_one_client_leaves_the_other_alone(cluster, end):
                 assert frame["result"].tolist() == list(range(1000))
                 assert run.errors.empty
             assert atomizer.send(nap.id, {"x": 5}).result(WITHIN).value() == 5
-        until(lambda: client.run_on_scheduler(kept) == before, "something of them is kept")
-        until(lambda: not any(client.run(held).values()), "the workers hold something")
+        wait_until(lambda: client.run_on_scheduler(kept) == before, "something of them is kept")
+        wait_until(lambda: not any(client.run(held).values()), "the workers hold something")
 
 
 def kept(dask_scheduler):
@@ -284,9 +278,9 @@ def test_dashboard_tells_runs_apart(cluster, gate, log):
             atomizer.map(note, sweep),
             atomizer.map(note, sweep, name="cold - start 2"),
         ]
-        until(lambda: all(run.progress.running for run in runs), "they do not begin")
+        wait_until(lambda: all(run.progress.running for run in runs), "they do not begin")
         client = next(iter(atomizer.conductors.values())).client
-        until(lambda: len(client.run_on_scheduler(groups)) >= 12, "their tasks do not arrive")
+        wait_until(lambda: len(client.run_on_scheduler(groups)) >= 12, "their tasks do not arrive")
         tasks = client.run_on_scheduler(groups)
         gate.open()
         atomizer.wait(WITHIN)
@@ -315,10 +309,10 @@ def test_tasks_left_in_flight_are_found_by_who_goes_on(tmp_path):
         address = cluster.scheduler_address
         with Atomizer(DaskConductor(address), nap) as atomizer:
             run = atomizer.map(nap, grid(x=range(400)), store=tmp_path / "store", name="a - b")
-            until(lambda: run.progress.done > 10, "it does not begin")
+            wait_until(lambda: run.progress.done > 10, "it does not begin")
             run.suspend()
         with Atomizer(DaskConductor(address), nap) as atomizer:
             frame = atomizer.attach(tmp_path / "store").wait(WITHIN).to_frame()
             assert frame["result"].tolist() == list(range(400))
             client = next(iter(atomizer.conductors.values())).client
-            until(lambda: not client.run_on_scheduler(kept)[0], "tasks are left")
+            wait_until(lambda: not client.run_on_scheduler(kept)[0], "tasks are left")

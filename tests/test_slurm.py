@@ -4,8 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import dask
 import pandas as pd
 import pytest
 import slurm_atoms
+from patience import wait_until
 from slurm_atoms import marking
 
 import atomizer_dask
@@ -24,7 +23,6 @@ from atomizer_dask.montecarlopi import MonteCarlo, Toss
 pytestmark = [pytest.mark.slurm, pytest.mark.dask, pytest.mark.timeout(240)]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "slurm.sh"
 PACKAGE = Path(atomizer_dask.__file__).parent.parent
-PACE = threading.Event()  # never set: for what takes a while
 SECONDS = 0.02  # that an electron takes, at least
 # What a worker may have begun without having said so: of the batch that it executes, and of one
 # that is on its way, each of which ends within a quarter of a second.
@@ -68,13 +66,6 @@ def jobs(queue, tmp_path_factory):
     """Such a cluster for all tests, each of which may end its jobs."""
     with job_cluster(tmp_path_factory.mktemp("jobs")) as cluster:
         yield cluster
-
-
-def wait_until(condition, what, seconds=100):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        PACE.wait(0.02)
 
 
 def scale(jobs, number):

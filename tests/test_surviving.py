@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 from click.testing import CliRunner
+from patience import wait_until
 
 from atomizer_dask import Run
 from atomizer_dask.cli import main
@@ -78,13 +79,6 @@ def terminate(process):
     return errors
 
 
-def until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.02)
-
-
 def executed(folder):
     path = folder / "executed"
     return path.read_text().split() if path.exists() else []
@@ -126,7 +120,7 @@ def test_status_of_what_is_no_store(command, folder):
 def test_terminated_run_is_suspended_within_seconds_and_goes_on(cluster, command, folder):
     store = folder / "store"
     process = start_on(cluster, folder, "slow")
-    until(lambda: len(executed(folder)) > 100)
+    wait_until(lambda: len(executed(folder)) > 100)
     errors = terminate(process)
     assert "is suspended" in errors
     assert "atomizer-dask resume" in errors
@@ -158,8 +152,8 @@ def test_commands_give_a_run_its_priority(command, folder):
 
 def test_run_whose_electrons_hang_is_suspended_within_seconds(folder):
     process = start(folder, "hangs", "--workers", "1")
-    until(lambda: (folder / "store" / "run.json").exists())
-    until(lambda: Run.open(folder / "store").provenance["sessions"])
+    wait_until(lambda: (folder / "store" / "run.json").exists())
+    wait_until(lambda: Run.open(folder / "store").provenance["sessions"])
     workers = psutil.Process(process.pid).children(recursive=True)
     errors = terminate(process)
     assert "is suspended" in errors
@@ -169,7 +163,7 @@ def test_run_whose_electrons_hang_is_suspended_within_seconds(folder):
 
 def test_command_that_is_terminated_while_it_starts_a_cluster_says_so(folder):
     process = start(folder, "slow", "--workers", "1")
-    until(lambda: psutil.Process(process.pid).children())
+    wait_until(lambda: psutil.Process(process.pid).children())
     errors = terminate(process)
     assert "terminated before it was done" in errors
 
@@ -213,18 +207,18 @@ def test_resume_refuses_another_atom_unless_told(command, folder):
 def test_resume_may_leave_it_to_the_cluster(cluster, command, folder):
     store = folder / "store"
     process = start_on(cluster, folder, "slow")
-    until(lambda: len(executed(folder)) > 50)
+    wait_until(lambda: len(executed(folder)) > 50)
     process.kill()
     process.communicate()
     result = command("resume", store, "--detach")
     assert result.exit_code == 0, result.output
-    until(lambda: Run.open(store).state == "finished")
+    wait_until(lambda: Run.open(store).state == "finished")
     assert sorted(map(int, executed(folder))) == list(range(1000))
 
 
 def test_watching_status_ends_with_the_run(cluster, folder):
     process = start_on(cluster, folder, "slow")
-    until(lambda: (folder / "store" / "run.json").exists())
+    wait_until(lambda: (folder / "store" / "run.json").exists())
     shown = subprocess.run(
         [sys.executable, "-c", SCRIPT, "status", "store", "--watch"],
         cwd=folder, capture_output=True, text=True, timeout=60, env={**os.environ},
