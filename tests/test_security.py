@@ -1,5 +1,6 @@
 """Who may reach a cluster: certificates, and what listens where."""
 
+import gc
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
+import threading
 from importlib import resources
 
 import dask
@@ -19,6 +20,7 @@ from conftest import need
 from distributed import Client
 from distributed.security import Security
 from local_jobs import cluster_of_jobs
+from patience import wait_until
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, Run, atom, grid
 from atomizer_dask.conductors.credentials import as_client
@@ -39,13 +41,6 @@ class Parent(Atom):
     def process(self, context, conductor, electron):
         futures = [conductor.send(Electron("tests.increment", {"x": x})) for x in range(5)]
         return sum(future.result().value() for future in futures)
-
-
-def until(condition, seconds=SECONDS):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +94,20 @@ def test_client_without_certificate_gets_nowhere(secured, address):
         trusting.wrap_socket(plain) as encrypted,
     ):
         encrypted.recv(1)
+
+
+@pytest.mark.dask
+def test_client_that_gets_nowhere_leaves_nothing_behind(address):
+    def left():
+        return {thread for thread in threading.enumerate() if thread.name == "IO loop"}
+
+    before = left()
+    for where in (address, address.replace("tls://", "tcp://"), "tls://127.0.0.1:1"):
+        with pytest.raises(ConductorError):
+            DaskConductor(where, timeout=1)
+    clients = [thing for thing in gc.get_objects() if isinstance(thing, Client)]
+    assert {client.status for client in clients} <= {"running", "closed"}
+    assert left() == before
 
 
 @pytest.mark.dask
@@ -192,7 +201,7 @@ def test_dask_jobqueue_with_certificates_carries_runs_children_and_detached_runs
         with Atomizer(DaskConductor(cluster), increment, Parent) as atomizer:
             assert atomizer.send(Parent).result(SECONDS).value() == 15
             atomizer.map(increment, grid(x=range(20)), store=store, detached=True)
-        until(lambda: Run.open(store).state == "finished")
+        wait_until(lambda: Run.open(store).state == "finished")
         assert Run.open(store).to_frame()["result"].sum() == 210
         keys = list(tmp_path.glob(".dask-jobqueue.worker.key.*"))
         assert [key.stat().st_mode & 0o077 for key in keys] == [0]  # the user's alone

@@ -213,13 +213,32 @@ class _LocalCluster(LocalCluster):  # type: ignore[misc]
         Cluster._update_worker_status(self, op, msg)
 
 
+class _Client(Client):  # type: ignore[misc]
+    """A client that is closed at once where it cannot connect.
+
+    Dask's own is closed when it is collected as garbage, which may be in the midst of the start of
+    another one: that would wait for a lock that its own thread holds. And its loop goes on.
+    """
+
+    def start(self, **options: Any) -> None:
+        try:
+            super().start(**options)
+        except BaseException:
+            self.close()
+            self._loop_runner.stop()  # nothing where closing has done so
+            raise
+
+
+_Client.__name__ = Client.__name__  # by which its repr calls it
+
+
 def _client_within(seconds: float, where: Any, security: Any) -> Client:
     """Return a client, or raise; Dask itself would wait for ever for one who keeps silent."""
     made: ThreadFuture[Client] = ThreadFuture()
 
     def make() -> None:
         try:
-            client = Client(where, timeout=seconds, set_as_default=False, security=security)
+            client = _Client(where, timeout=seconds, set_as_default=False, security=security)
         except Exception as error:  # noqa: BLE001 - raised in the thread that waits
             if made.set_running_or_notify_cancel():
                 made.set_exception(error)
