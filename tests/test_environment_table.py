@@ -1,16 +1,21 @@
 """What is said of workers that have other things installed, and what becomes of electrons."""
 
+import asyncio
 import logging
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import polars
 import pytest
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
 from atomizer_dask.conductors.environment import Difference, Environment, Group, table
+from atomizer_dask.conductors.once import NOBODY
+from atomizer_dask.conductors.placement import Placement
+from atomizer_dask.conductors.worker import METADATA
 from atomizer_dask.needs import needs_of
 from atomizer_dask.pickling import dump_atom
 
@@ -228,6 +233,65 @@ def test_module_that_workers_lack_is_told_when_the_atom_is_registered(empty, tmp
             atomizer.register(frames)
         with pytest.raises(ConductorError, match=r"tests.frames imports them"):
             atomizer.map(frames, {"x": [1]})
+
+
+# -- which workers a batch may go to --------------------------------------------------------------
+
+
+class Metadata(dict):
+    """A scheduler's, as far as it takes to know where a singleton lives."""
+
+    async def get_metadata(self, keys, default):
+        return self.get(tuple(keys), default)
+
+    async def set_metadata(self, keys, value):
+        self[tuple(keys)] = value
+
+
+def chosen(unfit, *, version="1", home=None, stay=None, avoid=()):
+    """Return which of the workers a, b and c a batch may go to, and whose state was lost."""
+    scheduler, lost = Metadata(), []
+    placement = Placement(
+        SimpleNamespace(scheduler=scheduler), None, lambda batch, worker: lost.append(worker)
+    )
+    placement.workers = {*"abc"}
+    placement.fitness = SimpleNamespace(unfit_for=lambda version: frozenset(unfit))
+    batch = SimpleNamespace(
+        version=version, terms=SimpleNamespace(needs=0, stay=stay, avoid=tuple(avoid))
+    )
+
+    async def choose():
+        if home is not None:
+            await scheduler.set_metadata([METADATA, f"home:{version}"], home)
+        return await placement.choose(batch, lambda: False)
+
+    return asyncio.run(choose()), lost
+
+
+@pytest.mark.parametrize(
+    ("unfit", "terms", "those"),
+    [
+        ("", {}, set()),
+        ("a", {}, {*"bc"}),
+        ("abc", {}, {NOBODY}),
+        ("ab", {"avoid": "c"}, {"c"}),
+        ("a", {"avoid": "bc"}, {"b"}),
+        ("abc", {"avoid": "c"}, {NOBODY}),
+        ("", {"avoid": "c"}, {*"ab"}),
+        ("a", {"stay": "b"}, {"b"}),
+        ("a", {"stay": "gone"}, {*"bc"}),
+        ("", {"stay": "gone"}, set()),
+    ],
+)
+def test_another_attempt_is_kept_off_workers_that_cannot_work(unfit, terms, those):
+    assert chosen(unfit, **terms) == (those, [])
+
+
+@pytest.mark.parametrize("home", [None, "a", "b"])
+def test_singleton_lives_where_it_can_work(home):
+    assert chosen("ab", version="cluster:1", home=home) == ({"c"}, [])
+    assert chosen("ab", version="cluster:1", home="gone") == ({"c"}, ["gone"])
+    assert chosen("abc", version="cluster:1", home=home) == ({NOBODY}, [])
 
 
 # -- workers that join later ----------------------------------------------------------------------

@@ -70,17 +70,21 @@ class Placement:
             Where no worker lives as long as it takes.
         """
         if is_singleton(batch.version) == "cluster":
-            return {await self._home_of(batch)}
-        unfit = frozenset() if self.fitness is None else self.fitness.unfit_for(batch.version)
+            return {await self._home_of(batch, is_wanted)}
+        unfit = self._unfit_for(batch)
         if batch.terms.needs:
             return await self._long_living(batch, unfit, is_wanted)
         stay, avoid = batch.terms.stay, batch.terms.avoid
-        if stay:
-            return {stay} & self.workers
-        if not avoid:
-            return (self.workers - unfit or {NOBODY}) if unfit else set()
         fit = self.workers - unfit
-        return fit - {*avoid} or fit - {avoid[-1]}
+        anywhere = (fit or {NOBODY}) if unfit else set()
+        if stay:
+            return {stay} & fit or anywhere
+        if avoid:
+            return fit - {*avoid} or fit - {avoid[-1]} or anywhere
+        return anywhere
+
+    def _unfit_for(self, batch: Batch) -> frozenset[str]:
+        return frozenset() if self.fitness is None else self.fitness.unfit_for(batch.version)
 
     async def _long_living(
         self, batch: Batch, unfit: frozenset[str], is_wanted: Callable[[], bool]
@@ -114,19 +118,22 @@ class Placement:
         )
         self._emit(batch.origin.channel, event)
 
-    async def _home_of(self, batch: Batch) -> str:
+    async def _home_of(self, batch: Batch, is_wanted: Callable[[], bool]) -> str:
         """Return the one worker on which a singleton of the cluster lives."""
         keys = [METADATA, f"home:{batch.version}"]
         scheduler = self._client.scheduler
         home: str | None = await scheduler.get_metadata(keys=keys, default=None)
-        while not self.workers:  # they come and go on a cluster that adapts
+        # They come and go on a cluster that adapts.
+        while not (fit := self.workers - self._unfit_for(batch)):
+            if not is_wanted():
+                return NOBODY
             await asyncio.sleep(LOOK_SECONDS)
-        if home is None or home not in self.workers:
-            if home is not None:
+        if home is None or home not in fit:
+            if home is not None and home not in self.workers:
                 self._tell_of_lost_state(batch, home)
             # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
             # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
-            home = min(self.workers, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest())
+            home = min(fit, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest())
             await scheduler.set_metadata(keys=keys, value=home)
         return home
 
