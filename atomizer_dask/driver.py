@@ -200,6 +200,11 @@ class Driver:
         """Whether no batch is under way."""
         return not self._leases
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has given up, and sends nothing any more."""
+        return self._failed
+
     def demand(self) -> tuple[int, float]:
         """Return how many electrons are not done, and about how long a thread would take."""
         electrons = self._source.waiting() + self.leased

@@ -11,9 +11,9 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
-from atomizer_dask import Atom, Atomizer, DaskConductor, Electron, atom, grid
+from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, atom, grid
 
 pytestmark = pytest.mark.dask
 PACE = threading.Event()  # never set: for electrons that take a while
@@ -274,6 +274,30 @@ def test_workers_that_are_killed_cost_nothing(frail, shape, tmp_path):
     # Only what was in the dead workers' hands.
     assert sum(count > 1 for count in executions.values()) < 3000
     assert nothing_left(shape)
+
+
+def test_workers_that_another_client_restarts_cost_no_more_than_what_they_had(
+    frail, shape, tmp_path
+):
+    @atom
+    def lingers(path, n):
+        Path(path).touch()
+        while n == 0:
+            time.sleep(0.01)
+        return n
+
+    begun = tmp_path / "begun"
+    future = frail.send(lingers, {"path": str(begun), "n": 0})
+    while not begun.exists():
+        PACE.wait(0.02)
+    with Client(shape, set_as_default=False) as other:
+        other.restart(timeout=60)
+    with pytest.raises(ConductorError, match="cancelled from outside"):
+        future.result(timeout=60)
+    # Workers that have never seen the atom, on a scheduler that has been told to forget.
+    assert frail.send(lingers, {"path": str(begun), "n": 1}).result(timeout=60).value() == 1
+    run = frail.map(lingers, grid(path=[str(begun)], n=range(1, 9))).wait(60)
+    assert run.to_frame()["result"].tolist() == list(range(1, 9))
 
 
 def test_cancelling_without_workers_leaves_nothing_queued():

@@ -569,7 +569,7 @@ class BatchConductor(Shown, Conductor):
 
     def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
         known = self._sources.get(key)
-        if known is None:
+        if known is None or known[1].has_failed:  # with what was under way; what comes is another
             if len(self._sources) > self._many_sources:
                 self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
                 # Each may have a timeout of its own: to look at all for each took most of the time.

@@ -31,6 +31,7 @@ DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a d
 LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
 NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
+METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 TOPICS = "atomizer-"  # how all topics of ours begin
@@ -211,9 +212,17 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             gone = {"op": "cancelled-keys", "keys": [key], "reason": "it was let go of"}
             self._scheduler.report(gone, client=client)
 
+    def restart(self, scheduler: Scheduler) -> None:
+        """Keep the atoms, which their clients have sent and will not send again.
+
+        Dask forgets all that it was told where a client asks it to restart the workers.
+        """
+        scheduler.task_metadata[METADATA] = self._atoms
+
     async def start(self, scheduler: Scheduler) -> None:
         """Begin."""
         self._scheduler = scheduler
+        self._atoms: Any = scheduler.task_metadata.setdefault(METADATA, {})
         self._demand: dict[str, tuple[int, float]] = {}
         self._joined: dict[str, float] = {}  # when each worker has
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]

@@ -16,7 +16,7 @@ from distributed.utils import sync
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
-from atomizer_dask.conductors.once import SEND_SECONDS
+from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
 from atomizer_dask.conductors.walltime import Leaving, WallTime
 from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
@@ -32,7 +32,6 @@ from atomizer_dask.streams import Stream
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
 
-METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
