@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import FrameType
@@ -37,6 +38,7 @@ from atomizer_dask.registry import registered
 LOOK_SECONDS = 0.2  # whether the workers are still there
 SWITCH_SECONDS = 0.001
 COLLECT_AFTER = 50_000, 20, 100  # objects; 700, 10, 10 unless set
+TOGETHER_SECONDS = 0.5  # in which being told twice is being told once
 LOST = 1  # exit code: the scheduler is gone
 
 
@@ -96,6 +98,7 @@ def node(
         stack.callback(conductor.close)
         with _deaf_to_ctrl_c():
             dask = stack.enter_context(conductor_at(place, log.line, wait=False))
+            dask.shield_workers()
         if metrics_port is not None:
             stack.callback(serve_metrics(conductor, dask, metrics_host, metrics_port))
         gone = Node(conductor, dask, atoms, log).serve(told, seconds)
@@ -190,7 +193,7 @@ def _spare_the_collector() -> None:
 def _deaf_to_ctrl_c() -> Iterator[None]:
     """Have processes that are started here ignore Ctrl-C, which a terminal sends to all of them.
 
-    Workers would end of it, and what runs with them; it is the node that ends them, after that.
+    Workers would end of it; once they are there they are shielded from that and more.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -214,18 +217,21 @@ def _holds(told: SimpleQueue[int], seconds: float) -> bool:
 def _told_to_end() -> Iterator[SimpleQueue[int]]:
     """Give a queue for the signal that tells the process to end; told twice, it ends at once.
 
+    Not where that comes at one go: `timeout` tells the process, and then its group, it among them.
+
     No `threading.Event`: who waits for one holds its lock for a moment now and then, and would
     never get on if the signal came just then, for `set` needs the same lock.
     """
     told: SimpleQueue[int] = SimpleQueue()
-    is_told = False
+    first = inf
 
     def tell(number: int, frame: FrameType | None) -> None:
-        nonlocal is_told
-        if is_told:
+        nonlocal first
+        if monotonic() > first + TOGETHER_SECONDS:
             leave(128 + number)
-        is_told = True
-        told.put(number)
+        if first == inf:
+            first = monotonic()
+            told.put(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield told

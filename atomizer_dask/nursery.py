@@ -219,7 +219,10 @@ class _Zygote:
         arguments = [str(theirs.fileno()), target, ",".join(preload), *path]
         # The new process inherits the mask of this thread: Ctrl-C cannot hit it before it is able
         # to ignore it. No PR_SET_PDEATHSIG here: it would fire when the starting *thread* ends.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        heeded = [signal.SIGINT]
+        if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None):
+            heeded.append(signal.SIGTERM)  # by us, who see to it that children end when it is time
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-c", _BOOT, *arguments],
@@ -362,8 +365,9 @@ class _Brood:
         """Become a process of its own: nothing of the zygote, nothing of siblings."""
         self._die_with_zygote()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is not heed_not:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._selector.close()
         self._control.close()
@@ -389,7 +393,10 @@ class _Brood:
 def run_zygote(control: str, target: str, preload: str) -> NoReturn:
     """Be a zygote: the main function of the process that a `Nursery` starts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    if signal.SIGTERM in mask:  # which its owner heeds: whoever stops a service tells all of it
+        signal.signal(signal.SIGTERM, heed_not)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     del sys.argv[1:]
     owner = socket.socket(fileno=int(control))
     owner.set_inheritable(False)
@@ -404,6 +411,10 @@ def run_zygote(control: str, target: str, preload: str) -> NoReturn:
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
         _Brood(owner, function).serve()
     os._exit(0)
+
+
+def heed_not(number: int, frame: object) -> None:
+    """Do nothing at a signal; unlike ignoring it, programs that are started from here heed it."""
 
 
 def _imported(target: str) -> Callable[..., object]:

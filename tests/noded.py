@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -121,6 +122,14 @@ class Node:
     def end(self, number=signal.SIGTERM):
         """Tell it to end, wait until it has, and return its exit code."""
         self.tell(number)
+        return self.wait()
+
+    def insist(self, number):
+        """Tell it to end until it has, and return its exit code."""
+        while self._process.poll() is None:
+            self.tell(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
         return self.wait()
 
     def wait(self):

@@ -293,16 +293,24 @@ def test_told_twice_it_ends_at_once(start, peer, queue, tmp_path, number):
     wait_until(lambda: began(tmp_path), "begun")
     node.tell(number)
     node.wait_for("draining")
-    assert node.end(number) == 128 + number
+    assert node.insist(number) == 128 + number
     wait_until(lambda: peer.depth(queue) == 1, "returned by the broker")
     wait_until(lambda: not alive(workers), "gone")
 
 
-def test_ctrl_c_reaches_the_workers_too_and_what_runs_is_answered(start, peer, tmp_path):
-    node = start("begin").serving()
-    asked = peer.send(peer.electron("begin", payload={"folder": str(tmp_path), "name": "one"}))
+@pytest.mark.parametrize("timeout", [None, 600 * 10**9], ids=["", "in a child process"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_it_reaches_its_workers_too_and_what_runs_is_answered(
+    start, peer, tmp_path, number, timeout
+):
+    node = start("begin", "leave").serving()
+    assert peer.ask("leave")["error"]  # the worker that is there by now is not the first one
+    payload = {"folder": str(tmp_path), "name": "one"}
+    asked = peer.send(peer.electron("begin", payload=payload, timeout=timeout))
     wait_until(lambda: began(tmp_path), "begun")
-    node.tell(signal.SIGINT, all_of_it=True)
+    # As a service manager, a batch system or `timeout` does it: to each, and to all again.
+    node.tell(number)
+    node.tell(number, all_of_it=True)
     node.wait_for("draining")
     (tmp_path / "gate").touch()
     assert node.wait() == 0

@@ -42,6 +42,7 @@ from atomizer_dask.conductors.once import (
     DRIVER,
     FRESH,
     LEAVING,
+    METADATA,
     SEND_SECONDS,
     SETTLED,
     ByValue,
@@ -54,7 +55,7 @@ from atomizer_dask.conductors.sending import Sent
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.conductors.walltime import WallTimeError
 from atomizer_dask.conductors.worker import (
-    METADATA,
+    Undisturbed,
     census,
     drive_detached,
     dump_error,
@@ -225,6 +226,11 @@ class DaskConductor(BatchConductor):
     def threads(self) -> int:
         """How many threads the workers have together, as last seen."""
         return int(self._threads)
+
+    def shield_workers(self) -> None:
+        """Have workers that were started here, and none else, end when this process says so."""
+        if self._cluster is not None:
+            self._ask(self._client.register_plugin, Undisturbed())
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed by some worker."""

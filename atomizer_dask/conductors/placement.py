@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.fitness import Fitness
-from atomizer_dask.conductors.once import FRESH, NOBODY
+from atomizer_dask.conductors.once import FRESH, METADATA, NOBODY
 from atomizer_dask.conductors.walltime import FULL_SHARE, WallTimeError
-from atomizer_dask.conductors.worker import METADATA, wall_time
+from atomizer_dask.conductors.worker import wall_time
 from atomizer_dask.events import Event
 
 if TYPE_CHECKING:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import sys
 import threading
 from concurrent.futures import Future as ThreadFuture
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from distributed import Worker, get_client, get_worker, secede
+from distributed import Worker, WorkerPlugin, get_client, get_worker, secede
 from distributed.utils import sync
 
 from atomizer_dask.atom import Definition
@@ -22,6 +24,7 @@ from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
+from atomizer_dask.nursery import heed_not
 from atomizer_dask.outcome import Outcome
 from atomizer_dask.packing import Packed, dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
@@ -100,6 +103,21 @@ async def unload(dask_worker: Worker) -> None:
 async def let_go(dask_worker: Worker) -> None:
     """Do what `DaskSite.let_go` does on this worker."""
     DaskSite.of(dask_worker).let_go()
+
+
+class Undisturbed(WorkerPlugin):  # type: ignore[misc]
+    """Has a worker leave it to the process that started it when to end.
+
+    A service manager, a batch system and a terminal tell all processes at once.
+    """
+
+    name = "atomizer-undisturbed"
+
+    def setup(self, worker: Worker) -> None:
+        """Go on at what tells processes to end."""
+        with suppress(ValueError):  # it is in a thread of somebody's process
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, heed_not)
 
 
 class DaskSite(IsolatingSite):
