@@ -11,9 +11,10 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, atom, grid
+from atomizer_dask.conductors.once import is_batch
 
 pytestmark = pytest.mark.dask
 PACE = threading.Event()  # never set: for electrons that take a while
@@ -276,28 +277,25 @@ def test_workers_that_are_killed_cost_nothing(frail, shape, tmp_path):
     assert nothing_left(shape)
 
 
-def test_workers_that_another_client_restarts_cost_no_more_than_what_they_had(
-    frail, shape, tmp_path
-):
+def test_electrons_are_executed_after_one_was_cancelled_from_outside(frail, shape, gate, tmp_path):
     @atom
-    def lingers(path, n):
-        Path(path).touch()
-        while n == 0:
+    def lingers(begun, gate):
+        Path(begun).touch()
+        while not Path(gate).exists():
             time.sleep(0.01)
-        return n
+        return 1
 
-    begun = tmp_path / "begun"
-    future = frail.send(lingers, {"path": str(begun), "n": 0})
-    while not begun.exists():
+    payload = {"begun": str(tmp_path / "begun"), "gate": gate.path}
+    future = frail.send(lingers, payload)
+    while not (tmp_path / "begun").exists():
         PACE.wait(0.02)
     with Client(shape, set_as_default=False) as other:
-        other.restart(timeout=60)
+        (key,) = filter(is_batch, shape.scheduler.tasks)
+        other.cancel([Future(key, other)], force=True)
     with pytest.raises(ConductorError, match="cancelled from outside"):
         future.result(timeout=60)
-    # Workers that have never seen the atom, on a scheduler that has been told to forget.
-    assert frail.send(lingers, {"path": str(begun), "n": 1}).result(timeout=60).value() == 1
-    run = frail.map(lingers, grid(path=[str(begun)], n=range(1, 9))).wait(60)
-    assert run.to_frame()["result"].tolist() == list(range(1, 9))
+    gate.open()
+    assert frail.send(lingers, payload).result(timeout=60).value() == 1
 
 
 def test_cancelling_without_workers_leaves_nothing_queued():
@@ -314,3 +312,31 @@ def test_cancelling_without_workers_leaves_nothing_queued():
         assert run.wait(20).state == "cancelled"
         assert nothing_left(cluster)
         assert len(run.to_frame()) == 100
+
+
+def test_restarting_all_workers_costs_neither_results_nor_atoms(gate):
+    @atom
+    def patient(x, gate):
+        while not Path(gate).exists():
+            time.sleep(0.01)
+        return x
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Atomizer(DaskConductor(cluster), patient) as atomizer,
+        DaskConductor(cluster) as conductor,
+        Atomizer(conductor, patient) as other,
+    ):
+        payload = {"x": 7, "gate": gate.path}
+        run = atomizer.map(patient, grid(x=range(100), gate=[gate.path]))
+        sent = atomizer.send(patient, payload)
+        while not any(worker.processing for worker in cluster.scheduler.workers.values()):
+            PACE.wait(0.01)
+        conductor.client.restart()
+        gate.open()
+        frame = run.wait(60).to_frame(metadata=True)
+        assert frame["result"].tolist() == list(range(100))
+        assert (frame["attempts"] == 1).all()
+        assert sent.result(60).value() == 7
+        assert other.send(patient, payload).result(60).value() == 7
+        assert nothing_left(cluster)

@@ -346,7 +346,7 @@ class DaskConductor(BatchConductor):
 
     async def _carry(self, batch: Batch, submitted: bool = False) -> None:
         report: Report
-        future = None
+        future, generation = None, self._client.generation
         verdicts = 0 if self._placement.fitness is None else self._placement.fitness.verdicts
         try:
             future = await self._adopt(batch) if submitted else await self._submit(batch)
@@ -362,7 +362,7 @@ class DaskConductor(BatchConductor):
             packed = await self._client.gather(future, direct=self._direct, asynchronous=True)
             report = Arrived(batch.key, unpack_outcome(packed))
         except (asyncio.CancelledError, CancelledError):
-            report = self._dropped(batch)
+            report = self._dropped(batch, generation)
         except KilledWorker as error:
             report = self._died(batch, error)
         except UnpicklableError as error:
@@ -426,8 +426,16 @@ class DaskConductor(BatchConductor):
         event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
         self.emit(batch.origin.channel, event)
 
-    def _dropped(self, batch: Batch) -> Report:
-        """Return what a cancelled task means: whether it was we who cancelled it, or not."""
+    def _dropped(self, batch: Batch, generation: int) -> Report:
+        """Return what a cancelled task means: whether it was we who cancelled it, or not.
+
+        Whoever restarts all workers, perhaps for another's sake, has Dask forget all tasks of all
+        clients, which is as if each worker had left.
+        """
+        if self._client.generation > generation and self._client.status == "running":
+            # What was on its way to the scheduler just then it has, and the client wants no more.
+            self._client._release_key(key_of(batch))
+            return Dropped(batch.key)
         if batch.key in self._dropping or batch.key not in self._posts:
             return Dropped(batch.key)
         return self._lost(batch, "its task was cancelled from outside")

@@ -27,14 +27,15 @@ from distributed.scheduler import Scheduler, WorkerState
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
+METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
 NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
-METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 TOPICS = "atomizer-"  # how all topics of ours begin
+KEEPER = "atomizer-"  # and the names of clients that keep the tasks of runs
 OF_RUN = "·"  # within the name under which tasks of ours are shown
 HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # as opposed to: which workers
 UNLOAD = b"catomizer_dask.conductors.worker\nunload\n."  # a pickle: schedulers may lack the package
@@ -212,25 +213,25 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             gone = {"op": "cancelled-keys", "keys": [key], "reason": "it was let go of"}
             self._scheduler.report(gone, client=client)
 
-    def restart(self, scheduler: Scheduler) -> None:
-        """Keep the atoms, which their clients have sent and will not send again.
-
-        Dask forgets all that it was told where a client asks it to restart the workers.
-        """
-        scheduler.task_metadata[METADATA] = self._atoms
-
     async def start(self, scheduler: Scheduler) -> None:
         """Begin."""
         self._scheduler = scheduler
-        self._atoms: Any = scheduler.task_metadata.setdefault(METADATA, {})
         self._demand: dict[str, tuple[int, float]] = {}
         self._joined: dict[str, float] = {}  # when each worker has
+        self._atoms: dict[str, Any] = scheduler.task_metadata.setdefault(METADATA, {})
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target
         self._dask_retire: Callable[..., Any] = scheduler.handlers["retire_workers"]
         scheduler.handlers["retire_workers"] = self._retire_workers
         # What Dask has to say about such a task are lines of error for what is no error here.
         logging.getLogger("distributed.scheduler").addFilter(is_not_about_ours)
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Keep the code of atoms: Dask forgets it with all tasks, and each client has told once."""
+        scheduler.task_metadata[METADATA] = self._atoms
+        for name, client in list(scheduler.clients.items()):
+            if name.startswith(KEEPER) and not client.wants_what:
+                del scheduler.clients[name]
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """See to it that a task of ours is not run again."""
@@ -285,7 +286,7 @@ def hasten(stream: Any) -> None:
 
 def keeper_of(run_id: str) -> str:
     """Return the name of the client that keeps the tasks of a run; there is none of that name."""
-    return f"atomizer-{run_id}"
+    return f"{KEEPER}{run_id}"
 
 
 def knows(key: Any, dask_scheduler: Scheduler) -> bool:
