@@ -9,7 +9,7 @@ from distributed import Client, LocalCluster
 from patience import wait_until
 from shortlived import counted, marked
 
-from atomizer_dask import Atom, Atomizer, DaskConductor, atom, grid
+from atomizer_dask import Atom, Atomizer, DaskConductor, Electron, atom, grid
 
 pytestmark = pytest.mark.dask
 
@@ -109,3 +109,33 @@ def test_a_singleton_whose_worker_is_retired_begins_anew_elsewhere_and_that_is_t
     assert frame["worker"].nunique() == 2
     for _, there in frame.groupby("worker"):
         assert sorted(there["result"]) == list(range(1, len(there) + 1))
+
+
+@atom(id="tests.relays")
+def relays(x, context):
+    return context.conductor.send(Electron("tests.relayed", {"x": x})).result().value()
+
+
+@atom(id="tests.relayed")
+def relayed(x):
+    return x
+
+
+def test_what_electrons_send_goes_on_when_another_worker_of_their_process_has_left():
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        DaskConductor(cluster) as conductor,
+        Atomizer(conductor, relays, relayed) as atomizer,
+    ):
+        assert atomizer.send(relays, {"x": 1}).result(60).value() == 1
+        (first,) = cluster.scheduler.workers
+        cluster.scale(2)
+        conductor.client.wait_for_workers(2)
+        conductor.client.retire_workers([first])
+        wait_until(lambda: first not in cluster.scheduler.workers)
+        run = atomizer.map(relays, {"x": range(20)}).wait(60)
+        assert run.to_frame()["result"].tolist() == list(range(20))
+        # And no worker that has left leaves its own client behind.
+        wait_until(lambda: sum("worker" in name for name in cluster.scheduler.clients) == 1)

@@ -772,6 +772,14 @@ class WorkerConductor(DaskConductor):
                 self._worker.log_event(sent.origin.channel, ("orphan", data))
         return sum(source.unfinished for source, _ in self._sources.values())
 
+    async def part(self) -> None:
+        """Leave the scheduler, for its worker closes; on the client's event loop."""
+        self._closed = True
+        self._posts.clear()  # what waits here for them is executed elsewhere by now
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._client.close()
+
     def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
         if channel:
             self._worker.log_event(channel, ("error", dump_error(error)))

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from distributed import Worker, WorkerPlugin, get_client, get_worker, secede
+from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
 from distributed.utils import sync
 
 from atomizer_dask.atom import Definition
@@ -236,8 +236,30 @@ class DaskSite(IsolatingSite):
             if self._conductor is None:
                 from atomizer_dask.conductors.dask import WorkerConductor
 
-                self._conductor = WorkerConductor(self._worker, get_client())
+                self._conductor = WorkerConductor(self._worker, self._open_client())
         return ChildConductor(self._conductor, origin, root, stream, lease)
+
+    def _open_client(self) -> Client:
+        """Return a client that is this worker's alone.
+
+        Dask's `get_client` gives all workers of a process the same one, which works through the
+        connections of the first of them, and so no longer once that has left.
+        """
+        worker = self._worker
+        return Client(
+            worker.scheduler.address,
+            loop=worker.loop,
+            security=worker.security,
+            set_as_default=False,
+            direct_to_workers=True,
+            name="worker",
+        )
+
+    def close(self) -> None:
+        """End all children; called by the worker when it closes."""
+        super().close()
+        if self._conductor is not None:
+            self._worker.loop.add_callback(self._conductor.part)
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         with self._guard:
