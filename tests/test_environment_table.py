@@ -13,9 +13,9 @@ import pytest
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
 from atomizer_dask.conductors.environment import Difference, Environment, Group, table
-from atomizer_dask.conductors.once import NOBODY
+from atomizer_dask.conductors.fitness import Fitness
+from atomizer_dask.conductors.once import METADATA, NOBODY
 from atomizer_dask.conductors.placement import Placement
-from atomizer_dask.conductors.worker import METADATA
 from atomizer_dask.needs import needs_of
 from atomizer_dask.pickling import dump_atom
 
@@ -328,3 +328,18 @@ def test_worker_that_dies_before_it_could_be_looked_at_is_told_of(empty, tmp_pat
         assert "where atomizer_dask is not installed" in told.message
         empty.scale(1)
         assert run.wait(SECONDS).to_frame()["result"].tolist() == [1] * 50
+
+
+def test_workers_that_join_as_the_client_closes_are_looked_at_without_a_word():
+    async def run(*_, **__):
+        client.status, client.scheduler = "closed", None
+        raise RuntimeError("ConnectionPool is closed")  # as Dask says it
+
+    async def welcome_twice():
+        fitness = Fitness(client, "dask", told.append)
+        await asyncio.gather(fitness.welcome({"tcp://a"}), fitness.welcome({"tcp://b"}))
+
+    client, told = SimpleNamespace(status="running", run=run), []
+    asyncio.run(welcome_twice())
+    assert client.status == "closed"
+    assert not told

@@ -476,7 +476,7 @@ class DaskConductor(BatchConductor):
             return False
         try:
             await self._placement.fitness.welcome(await self._client.nthreads())
-        except OSError:  # the scheduler is gone, which is told elsewhere
+        except (OSError, RuntimeError):  # the scheduler is gone, which is told elsewhere
             return False
         return self._placement.fitness.verdicts > verdicts
 
@@ -617,7 +617,7 @@ class DaskConductor(BatchConductor):
             if self._client.status == "running":
                 try:
                     self._note_workers(await self._client.nthreads())
-                except OSError:
+                except (OSError, RuntimeError):  # the latter where it closes just now
                     continue  # the client notices by itself, and so does the loop's condition
                 self.post(self._tell_demand)
                 for key, workers in list(self._pinned.items()):

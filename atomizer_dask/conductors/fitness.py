@@ -97,7 +97,7 @@ class Fitness:
         """Look at workers that have joined, and warn where they are not fit."""
         async with self._looking:  # whoever asks meanwhile wants to know what is found
             those = sorted(set(workers) - self._workers.keys())
-            if not those:
+            if not those or self._client.status != "running":  # it may have closed meanwhile
                 return
             names: frozenset[str] | None = None
             try:
@@ -105,7 +105,7 @@ class Fitness:
                     ask, names = question(now), now
                     answers = await self._client.run(*ask, workers=those, on_error="return")
                     self._note(answers, names)
-            except OSError:  # the conductor hears of it by itself
+            except (OSError, RuntimeError):  # closed, which the conductor hears of by itself
                 return
         groups = self._new(grouped(self._differences(), self._workers))
         if groups:
