@@ -20,6 +20,7 @@ from atomizer_dask import (
     atom,
     grid,
 )
+from atomizer_dask.conductors.once import KEEPER
 
 pytestmark = pytest.mark.dask
 ELECTRONS = 400
@@ -104,6 +105,8 @@ def test_driver_whose_worker_dies_is_started_anew(tmp_path, sweep, expected):
         os.kill(int(pid), 9)
         wait_until(lambda: Run.open(store).state == "finished")
         left = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+        # Nor is there anything left of who kept its tasks while no client was there.
+        wait_until(lambda: not any(name.startswith(KEEPER) for name in cluster.scheduler.clients))
     pd.testing.assert_frame_equal(Run.open(store).to_frame()[["x", "u"]], expected[["x", "u"]])
     assert set(executed(tmp_path)) == set(range(ELECTRONS))
     assert left <= 1  # the driver's own, which is about to end

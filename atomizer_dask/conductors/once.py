@@ -84,8 +84,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 everything = [task.key for task in keeper.wants_what if task.key[-1] == ONCE]
                 keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
-                if not keeper.wants_what:
-                    del self._scheduler.clients[keeper.client_key]
+                self._dismiss_idle_keepers(keeper.client_key)
 
     def _note_demand(self, client: str, electrons: int, seconds: float) -> None:
         self._demand.pop(client, None)
@@ -202,7 +201,17 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 del scheduler.task_prefixes[name]
 
     def _release(self, key: Any) -> None:
-        self._scheduler.client_releases_keys([key], keeper_of(key[1]))
+        keeper = keeper_of(key[1])
+        if keeper in self._scheduler.clients:
+            self._scheduler.client_releases_keys([key], keeper)
+            self._dismiss_idle_keepers(keeper)
+
+    def _dismiss_idle_keepers(self, *names: str) -> None:
+        """Forget those that keep nothing any more."""
+        for name in names:
+            keeper = self._scheduler.clients.get(name)
+            if keeper is not None and not keeper.wants_what:
+                del self._scheduler.clients[name]
 
     def _give(self, key: Any, client: str) -> None:
         if client not in self._scheduler.clients:
@@ -229,9 +238,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
     def restart(self, scheduler: Scheduler) -> None:
         """Keep the code of atoms: Dask forgets it with all tasks, and each client has told once."""
         scheduler.task_metadata[METADATA] = self._atoms
-        for name, client in list(scheduler.clients.items()):
-            if name.startswith(KEEPER) and not client.wants_what:
-                del scheduler.clients[name]
+        keepers = (name for name in scheduler.clients if name.startswith(KEEPER))
+        self._dismiss_idle_keepers(*keepers)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """See to it that a task of ours is not run again."""
