@@ -1,6 +1,7 @@
 """The AMQP conductor as who sends with it sees it, and beside other conductors."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -357,6 +358,32 @@ def test_a_program_that_does_not_close_it_ends_and_leaves_nothing(broker, queue)
         assert result == "8"
         assert done.stderr == ""
         assert not [name for name in queues(broker) if name.startswith(sender_id)]
+
+
+@amqp
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_process_is_told_to_make_its_own_and_harms_not_that_of_its_parent(broker, queue):
+    program = (
+        "import os, sys; from atomizer_dask import *\n"
+        "conductor = AmqpConductor(sys.argv[1], sys.argv[2])\n"
+        "ask = lambda: print(conductor.send(Electron('double', {'x': 4})).result(30).value())\n"
+        "ask()\n"
+        "if not (child := os.fork()):\n"
+        "    try: ask()\n"
+        "    except ConductorError as error: print(error)\n"
+        "    sys.stdout.flush()\n"
+        "    sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "ask()\n"
+    )
+    with serving(broker.url, queue, double):
+        done = subprocess.run(
+            [sys.executable, "-u", "-W", "ignore", "-c", program, broker.url, queue],
+            capture_output=True, text=True, timeout=2 * SECONDS, check=True,
+        )  # fmt: skip
+    before, told, after = done.stdout.splitlines()
+    assert (before, after) == ("8", "8")
+    assert "make another" in told
 
 
 # -- what it shows, and what travels --------------------------------------------------------------

@@ -12,6 +12,7 @@ What happens to messages, happens on the one thread of the link.
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class Route:
         """Return the conductor of this process that goes there, made when first asked for."""
         with _opening:
             known = _conductors.get(self)
-            if known is None or known.state == "closed":
+            if known is None or known.state == "closed" or known.is_of_parent:
                 known = _conductors[self] = AmqpConductor.along(self)
             return known
 
@@ -151,6 +152,7 @@ class AmqpConductor(Conductor):
         self.route = route
         self._serve = serve
         self._closed = False
+        self._pid = os.getpid()
         self._desk = Desk(
             id,
             route.address,
@@ -206,8 +208,16 @@ class AmqpConductor(Conductor):
         if listener in self._desk.listeners:
             self._desk.listeners.remove(listener)
 
+    @property
+    def is_of_parent(self) -> bool:
+        """Whether this process is a fork of the one that made it, and has but a copy."""
+        return os.getpid() != self._pid
+
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
+        if self.is_of_parent:  # its thread did not come along: nothing would ever be sent
+            what = "the conductor is that of the process this one was forked from; make another"
+            raise ConductorError(Event(what, conductor_id=self.id, level="error"))
         if self._closed:
             raise self._closed_error()
 
@@ -322,6 +332,8 @@ class AmqpConductor(Conductor):
         if self._closed:
             return
         self._closed = True
+        if self.is_of_parent:  # whose connection it is, and which goes on
+            return
         atexit.unregister(self.close)
         with _opening:
             if _conductors.get(self.route) is self:
