@@ -196,6 +196,10 @@ def console(amqp: str | None, queue: str | None, ca: str | None, timeout: str, q
     Exit codes: 0 on a terminal, or where all lines were answered; 3 where some were not;
     1 where the broker cannot be reached.
     """  # noqa: D301 - click wants it
+    if sys.stdin is None or sys.stdout is None:  # as some services start what they start
+        raise click.UsageError(
+            "it reads from stdin and writes to stdout, and one of them is closed"
+        )
     interactive = sys.stdin.isatty()
     if interactive and sys.stdout.isatty():
         with suppress(ImportError):  # there is none on Windows, whose terminal edits lines itself

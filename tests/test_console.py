@@ -133,6 +133,17 @@ def test_more_tosses_than_a_peer_can_count_are_refused(text):
         tosses_of(text)
 
 
+@pytest.mark.parametrize("closed", [0, 1], ids=["stdin", "stdout"])
+def test_without_anything_to_read_from_or_write_to_it_says_so(closed):
+    command = [sys.executable, "-c", "from atomizer_dask.cli import main; main()", "console"]
+    program = f"import os; os.close({closed}); os.execv({command[0]!r}, {command!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "one of them is closed" in done.stderr
+
+
 def test_conversation_is_that_of_the_go_console(talk):
     conductor = Scripted(says(3.168), says(4.0), says(0), says(2.6666666666666665))
     said = talk(["1000", "1e3", " 5 ", "3"], conductor=conductor)
