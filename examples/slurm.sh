@@ -54,9 +54,13 @@ wait_for() {
     return "$code"
 }
 
-# Workers end by themselves as soon as their scheduler does.
+# Workers end by themselves as soon as their scheduler does; those that have not found it yet would
+# wait for it. They are the first step of the job.
 end_cluster() {
-    if [[ $scheduler ]]; then kill -TERM "$scheduler" 2>/dev/null || true; fi
+    if [[ $scheduler ]]; then
+        kill -TERM "$scheduler" 2>/dev/null || true
+        scancel --quiet --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null || true
+    fi
     scheduler=''
     wait || true
     rm -f "$scheduler_file"

@@ -261,13 +261,13 @@ class Submitted:
         inputs = {"x": range(number), "seconds": SECONDS, "folder": str(marks.folder)}
         pd.DataFrame(inputs).to_csv(self.folder / "inputs.csv", index=False)
 
-    def submit(self):
+    def submit(self, atom="marking"):
         """Return the id of a job of two workers, each on a node of its own."""
         places = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         variables = {"PATH": places, "PYTHONPATH": PACKAGE, "INTERFACE": "lo", "LOCAL": self.folder}
         exported = ",".join(f"{name}={value}" for name, value in variables.items())
         options = (f"--export=ALL,{exported}", "--nodes=2", "--ntasks=2", "--mem-per-cpu=1G")
-        run = (f"{slurm_atoms.__file__}:marking", "--sweep=inputs.csv", "--store=store")
+        run = (f"{slurm_atoms.__file__}:{atom}", "--sweep=inputs.csv", "--store=store")
         return self.queue.submit(*options, EXAMPLE, *run, cwd=self.folder)
 
     def wait_for(self, job, state):
@@ -300,6 +300,11 @@ def test_example_goes_on_when_it_is_submitted_again(queue, marks):
     assert_complete(Run.open(example.folder / "store"), 1000)
     assert not recorded & set(marks.of(second))
     assert len(marks.repeated()) <= 2 * IN_FLIGHT
+
+
+def test_example_ends_with_a_run_that_ends_before_workers_have_come(queue, marks):
+    example = Submitted(queue, marks, 1)
+    example.wait_for(example.submit("no_such_atom"), "FAILED")  # not when these give up waiting
 
 
 def test_example_queues_itself_again_when_its_time_is_up(queue, marks):
