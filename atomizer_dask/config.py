@@ -255,7 +255,10 @@ def _value(rule: Rule, given: Any) -> str | float:
 
         if not given[:1].isdigit():  # what has no number at all would be taken for one of these
             raise ValueError(given)
-        return int(parse_bytes(given))
+        try:
+            return int(parse_bytes(given))
+        except OverflowError as error:  # 1e400 and the like
+            raise ValueError(given) from error
     if isinstance(given, str) and "string" in rule.types and not rule.form:
         return given
     is_number = isinstance(given, Real) and not isinstance(given, bool)

@@ -39,6 +39,9 @@ class Place:
             "--cluster": self.cluster,
         }
         places = [name for name, value in given.items() if value is not None]
+        for name in places:  # as of a variable of the shell that is not set
+            if given[name] in ("", Path()):
+                raise click.UsageError(f"{name} is empty: give it a value, or leave it out")
         if len(places) > 1:
             what = "; --workers is for a local cluster" if self.workers is not None else ""
             raise click.UsageError(f"{' and '.join(places)} say different places: give one{what}")

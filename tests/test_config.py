@@ -144,6 +144,7 @@ def test_underscores_are_as_good_as_hyphens():
         ("map.max-attempts", 2.5, "a whole number, at least 1, or null"),
         ("batches.largest", "6 parsecs", "bytes, at least 1, or a text such as '64 KiB'"),
         ("batches.largest", "MiB", "bytes, at least 1"),
+        ("batches.largest", "1e400", "bytes, at least 1"),
         ("batches.prefetch", float("inf"), "a number, above 0"),
         ("batches.prefetch", "2", "a number, above 0"),
         ("batches.shortest", [1], "seconds, above 0"),

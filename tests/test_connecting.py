@@ -248,6 +248,14 @@ def test_file_of_another_kind_is_told_at_once(tmp_path, content):
         DaskConductor(path, timeout=3600)
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://127.0.0.1:99999", "node1:x"])
+def test_address_in_a_file_that_is_none_is_told(tmp_path, address):
+    path = tmp_path / "scheduler.json"
+    path.write_text(json.dumps({"address": address}))
+    with pytest.raises(ConductorError, match=f"it names {address}, where nobody answers"):
+        DaskConductor(path, timeout=0.2)
+
+
 def test_folder_is_told_at_once(tmp_path):
     with pytest.raises(ConductorError, match="no scheduler file that can be read"):
         DaskConductor(tmp_path, timeout=3600)
@@ -255,8 +263,30 @@ def test_folder_is_told_at_once(tmp_path):
 
 def test_address_is_waited_for_as_long_as_asked():
     address = unused_address()
-    with pytest.raises(ConductorError, match=f"nobody answers at '{address}'"):
+    with pytest.raises(ConductorError, match=rf"nobody answers at '{address}' \(.*refused\)"):
         DaskConductor(address, timeout=0.2)
+
+
+def test_somebody_who_is_no_scheduler_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConductorError, match="though somebody listens there"):
+            DaskConductor(address, timeout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "told"),
+    [
+        ("", {}, "the scheduler's address is empty"),
+        (None, {"workers": 0}, "workers must be at least 1, got 0"),
+        (None, {"workers": "2"}, "workers must be a whole number, got '2'"),
+        (None, {"threads_per_worker": 0}, "threads_per_worker must be at least 1"),
+        (None, {"timeout": float("inf")}, "timeout must be some number of seconds, got inf"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(target, options, told):
+    with pytest.raises((TypeError, ValueError), match=told):
+        DaskConductor(target, **options)
 
 
 @pytest.mark.parametrize("kind", ["file", "silent"])

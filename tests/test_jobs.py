@@ -191,6 +191,8 @@ def refused(*options, command=("pi",)):
         (["--cluster", "slurm", "--jobs", "1", "--scheduler", "a:1"], "--scheduler and --cluster"),
         (["--scheduler", "a:1", "--scheduler-file", "f.json"], "--scheduler-file say different"),
         (["--scheduler", "a:1", "--workers", "2"], "--workers is for a local cluster"),
+        (["--scheduler", ""], "--scheduler is empty"),
+        (["--scheduler-file", ""], "--scheduler-file is empty"),
         (["--cluster", "slurmm", "--jobs", "1"], "did you mean slurm?), but htcondor, local, lsf"),
         (["--cluster", "x", "--jobs", "1"], "knows no batch system 'x', but htcondor, local, lsf"),
     ],

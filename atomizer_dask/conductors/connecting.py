@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import Future as ThreadFuture
+from math import isfinite
+from numbers import Integral
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -29,6 +31,7 @@ from atomizer_dask.interruptible import SLICE_SECONDS
 from atomizer_dask.policy import seconds_of
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
+LEAST_SECONDS = 1.0  # for a scheduler that listens to answer, however little time is left
 
 
 class Connection(NamedTuple):
@@ -66,6 +69,10 @@ def connect(
         )
     check_security(security, target)
     seconds = seconds_of(timeout, "timeout")
+    if seconds is not None and not isfinite(seconds):
+        raise ValueError(f"timeout must be some number of seconds, got {timeout!r}")
+    _check_whole(workers, "workers")
+    _check_whole(threads_per_worker, "threads_per_worker")
     if target is None:
         try:
             target = Client.current()
@@ -91,9 +98,23 @@ def connect(
     return Connection(_connect_at(where, id, security, seconds), None, name)
 
 
+def _check_whole(number: Any, name: str) -> None:
+    if number is None:
+        return
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise TypeError(f"{name} must be a whole number, got {number!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+
+
 def _place_of(target: Any, security: Any) -> tuple[Any, str, Any]:
     """Return what Dask connects to, how people call it, and by which credentials."""
     if isinstance(target, str):
+        if not target.strip():
+            raise ValueError(
+                "the scheduler's address is empty: give one such as 'tcp://node1:8786', or leave "
+                "it out for the current client or a local cluster"
+            )
         return target, "scheduler", security
     if isinstance(target, Client):
         if target.status != "running":
@@ -149,11 +170,22 @@ def _connect_at(where: Any, id: str, security: Any, seconds: float) -> Client:
         return _client_within(seconds, where, security)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         message = trouble_with(where, error, security) or (
-            f"nobody answers at {where!r}: check that dask-scheduler runs there, that "
-            "host, port and protocol (tcp:// or tls://) are right, and that no firewall "
-            "is in between"
+            f"{_who_is_at(where)}: check that dask-scheduler runs there, that host, port and "
+            "protocol (tcp:// or tls://) are right, and that no firewall is in between"
         )
         raise _failed(message, id, error) from error
+
+
+def _who_is_at(where: Any) -> str:
+    """Return what the network says of an address, which Dask tries until time is up."""
+    address = str(getattr(where, "scheduler_address", where))
+    try:
+        is_tried = scheduler_file.probe(address)
+    except NotYetError as error:
+        return f"nobody answers at {where!r} ({error.__cause__})"
+    if is_tried:
+        return f"nobody answers at {where!r} as a scheduler would, though somebody listens there"
+    return f"nobody answers at {where!r}"
 
 
 def _connect_by_file(path: Path, id: str, security: Any, seconds: float) -> Client:
@@ -161,7 +193,7 @@ def _connect_by_file(path: Path, id: str, security: Any, seconds: float) -> Clie
     until, pause = monotonic() + seconds, POLL_SECONDS
     while True:
         try:
-            return _connect_as_named(path, id, security)
+            return _connect_as_named(path, id, security, until)
         except NotYetError as reason:
             left = until - monotonic()
             if left <= 0:
@@ -181,11 +213,12 @@ def _connect_by_file(path: Path, id: str, security: Any, seconds: float) -> Clie
         pause = min(2 * pause, LONGEST_POLL_SECONDS)
 
 
-def _connect_as_named(path: Path, id: str, security: Any) -> Client:
+def _connect_as_named(path: Path, id: str, security: Any, until: float) -> Client:
     named = scheduler_file.read(path)
     scheduler_file.probe(named.address)
+    seconds = min(setting("connection.timeout"), max(until - monotonic(), LEAST_SECONDS))
     try:
-        client = _client_within(setting("connection.timeout"), named.address, security)
+        client = _client_within(seconds, named.address, security)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         message = trouble_with(named.address, error, security)
         if message is None:
@@ -267,5 +300,5 @@ def _await(made: ThreadFuture[Client], seconds: float) -> Client:
             if made.done():  # it is what Dask raised
                 raise
     if made.cancel():
-        raise TimeoutError(f"no answer within {seconds} s")
+        raise TimeoutError("no answer within that time")
     return made.result()

@@ -62,23 +62,25 @@ def read(path: Path) -> Named:
     except ValueError:  # it is not written in one go
         raise NotYetError("the file is not complete, or is no JSON") from None
     address = facts.get("address") if isinstance(facts, dict) else None
-    if not isinstance(address, str):
+    if not isinstance(address, str) or not address:
         raise NoSchedulerFileError(f"it has no 'address', as scheduler files do: {text[:100]!r}")
     return Named(address, str(facts.get("id", "")))
 
 
-def probe(address: str) -> None:
+def probe(address: str) -> bool:
     """Return where somebody listens at an address, which takes Dask itself many seconds.
+
+    False where that cannot be found out, as within a process.
 
     Raises
     ------
     NotYetError
         Where nobody does, as after the job that wrote the file has ended.
     """
-    if not address.startswith(("tcp://", "tls://")):
-        return
+    if "://" in address and not address.startswith(("tcp://", "tls://")):
+        return False
     try:
         with socket.create_connection(get_address_host_port(address), PROBE_SECONDS):
-            return
-    except OSError as error:
+            return True
+    except (OSError, ValueError, OverflowError) as error:  # also where there is no such port
         raise NotYetError(f"it names {address}, where nobody answers ({error})") from error
