@@ -366,7 +366,9 @@ class _Brood:
         self._die_with_zygote()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if signal.getsignal(signal.SIGTERM) is not heed_not:
+        if signal.getsignal(signal.SIGTERM) is heed_not:
+            _have_forks_heed_sigterm()
+        else:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._selector.close()
@@ -415,6 +417,21 @@ def run_zygote(control: str, target: str, preload: str) -> NoReturn:
 
 def heed_not(number: int, frame: object) -> None:
     """Do nothing at a signal; unlike ignoring it, programs that are started from here heed it."""
+
+
+def _have_forks_heed_sigterm() -> None:
+    """Have what is forked from here end where it is told, as multiprocessing does in the end."""
+    told = [signal.SIGTERM]
+
+    def heed() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, told),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, told),
+        after_in_child=heed,
+    )
 
 
 def _imported(target: str) -> Callable[..., object]:

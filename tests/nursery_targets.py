@@ -1,6 +1,7 @@
 """Main functions of the children that test_nursery.py starts."""
 
 import ctypes
+import multiprocessing
 import os
 import random
 import signal
@@ -38,6 +39,12 @@ def _answer(word, rest, cursor):
         return f"{random.random()} {np.random.random()}"
     if word == "signals":
         return f"{signal.getsignal(signal.SIGINT).name} {signal.getsignal(signal.SIGTERM).name}"
+    if word == "terminates":
+        process = multiprocessing.get_context("fork").Process(target=signal.pause)
+        process.start()
+        process.terminate()
+        process.join(10)
+        return str(process.exitcode)
     if word == "oom":
         return Path("/proc/self/oom_score_adj").read_text().strip()
     if word == "where":

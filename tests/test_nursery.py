@@ -401,6 +401,18 @@ def test_children_draw_different_random_numbers(shared):
         child.close()
 
 
+def test_children_of_who_heeds_sigterm_leave_it_to_that_when_to_end(nursery):
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        child = nursery.start()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    os.kill(child.pid, signal.SIGTERM)
+    os.kill(zygote_of(child), signal.SIGTERM)
+    assert ask(child, "hello") == "hello"
+    assert ask(child, "terminates") == str(-signal.SIGTERM)  # what is forked from it is ended by it
+
+
 def test_a_child_ignores_ctrl_c_and_heeds_sigterm(child):
     assert ask(child, "signals") == "SIG_IGN SIG_DFL"
     os.kill(child.pid, signal.SIGTERM)
