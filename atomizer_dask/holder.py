@@ -118,7 +118,7 @@ def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
         if not (takeover or other.detached or other.is_dead):
             raise StoreHeldError(
                 f"{folder.url} is held by {other}; wait for it, or take over with takeover=True "
-                "where that process is gone or shall stop"
+                "(resume --takeover) where that process is gone or shall stop"
             )
         if _take_from(folder, other, me):
             break

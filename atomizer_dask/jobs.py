@@ -176,7 +176,10 @@ class Jobs:
             if monotonic() > due:
                 due += REMIND_SECONDS
                 jobs = ", ".join(ids) or "none"
-                self._tell(f"no worker for {seconds / 60:.0f} min; jobs submitted: {jobs}")
+                self._tell(
+                    f"no worker for {seconds / 60:.0f} min; jobs submitted: {jobs}. Why one is not "
+                    "in the queue any more, its output says (log-directory)"
+                )
 
     def note_made(self, job: Any) -> None:
         """Note a job that is about to be submitted."""

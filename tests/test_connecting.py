@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from local_jobs import cluster_of_jobs
@@ -170,6 +171,9 @@ async def _asynchronous(address):
     ) as cluster:
         with pytest.raises(TypeError, match=r"is asynchronous: .* or give its scheduler_address"):
             DaskConductor(cluster)
+        async with Client(cluster, asynchronous=True, set_as_default=False) as client:
+            with pytest.raises(TypeError, match=r"is asynchronous: .* or give its scheduler_addr"):
+                DaskConductor(client)
     async with Client(address, asynchronous=True, set_as_default=False) as client:
         assert client.status == "running"
     with pytest.raises(TypeError, match="the client is closed"):
@@ -179,6 +183,17 @@ async def _asynchronous(address):
 @pytest.mark.dask
 def test_asynchronous_cluster_and_closed_client_are_refused(cluster):
     asyncio.run(_asynchronous(cluster.scheduler_address))
+
+
+@pytest.mark.dask
+def test_scheduler_that_is_configured_for_all_of_dask_is_used(cluster, configure):
+    address = cluster.scheduler_address
+    with dask.config.set({"scheduler-address": address}):
+        with DaskConductor() as conductor:
+            assert conductor.client.scheduler.address == address
+        configure({"connection.target": "tcp://127.0.0.1:1"})
+        with pytest.raises(ConductorError, match=r"nobody answers at 'tcp://127\.0\.0\.1:1'"):
+            DaskConductor(timeout=1)
 
 
 def test_closed_cluster_is_refused():

@@ -162,6 +162,30 @@ def test_encryption_that_the_scheduler_has_not_is_told(cluster):
         DaskConductor(cluster.scheduler_address, security=Security.temporary())
 
 
+def test_encryption_towards_a_scheduler_without_is_told(cluster):
+    address = cluster.scheduler_address.replace("tcp://", "tls://")
+    with pytest.raises(ConductorError, match="does not encrypt: start the scheduler with"):
+        DaskConductor(address, security=Security.temporary(), timeout=2)
+
+
+@pytest.mark.parametrize("how", ["argument", "configuration"])
+@pytest.mark.parametrize("wrong", ["tls_client_cert", "tls_client_key"])
+def test_credentials_that_cannot_be_used_are_told_whoever_they_are_for(tmp_path, how, wrong):
+    files = files_of(Security.temporary(), tmp_path)
+    (tmp_path / f"{wrong}.pem").write_text("no certificate\n")
+    in_configuration = {
+        "distributed.comm.tls.ca-file": files["tls_ca_file"],
+        "distributed.comm.tls.client.cert": files["tls_client_cert"],
+        "distributed.comm.tls.client.key": files["tls_client_key"],
+    }
+    security = Security(require_encryption=True, **files) if how == "argument" else None
+    with (
+        dask.config.set(in_configuration if security is None else {}),
+        pytest.raises(ConductorError, match="credentials of this process cannot be used"),
+    ):
+        DaskConductor("tls://127.0.0.1:1", security=security, timeout=1)
+
+
 def test_security_that_cannot_be_meant_is_refused(cluster):
     with pytest.raises(TypeError, match=r"must be a distributed.Security, or True"):
         DaskConductor(security="tls")

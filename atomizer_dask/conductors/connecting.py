@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 
+import dask.config
 from distributed import Client, LocalCluster
 from distributed.deploy import Cluster
 from distributed.security import Security
@@ -77,7 +78,7 @@ def connect(
         try:
             target = Client.current()
         except ValueError:  # there is none
-            target = None if wants_local or security is True else config.target()
+            target = None if wants_local or security is True else _configured()
         if target is None:
             return _start(id, workers, threads_per_worker, security, seconds)
         check_security(security, target)
@@ -96,6 +97,11 @@ def connect(
     where, name, security = _place_of(target, security)
     seconds = seconds or setting("connection.timeout")
     return Connection(_connect_at(where, id, security, seconds), None, name)
+
+
+def _configured() -> Any:
+    """Return the target that is configured for this package, else for Dask as a whole."""
+    return config.target() or dask.config.get("scheduler-address", None)
 
 
 def _check_whole(number: Any, name: str) -> None:
@@ -122,6 +128,8 @@ def _place_of(target: Any, security: Any) -> tuple[Any, str, Any]:
                 f"the client is {target.status}: expected one that is connected, got {target!r}; "
                 "await it if it is asynchronous, or give the scheduler's address"
             )
+        if target.cluster is not None:
+            _check_cluster(target.cluster)
         name = "scheduler" if target.cluster is None else type(target.cluster).__name__
         return target.scheduler.address, name, as_client(target.security)
     if isinstance(target, Cluster):

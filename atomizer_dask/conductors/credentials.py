@@ -92,17 +92,25 @@ def as_client(security: Security) -> Security:
 def trouble_with(where: Any, error: BaseException, security: Any) -> str | None:
     """Return what is wrong with the credentials, and what to do; None where that is not why."""
     address = str(getattr(where, "scheduler_address", where))
+    if (ours := _trouble_here(security)) is not None:
+        return ours
     if isinstance(error, TypeError) and address.startswith("tls://"):
         return (
-            f"the scheduler at {address!r} lets nobody in without a certificate, and there is "
-            f"none here: {_HOW}"
+            f"{address!r} is of a scheduler that lets nobody in without a certificate, and there "
+            f"is none here: {_HOW}"
         )
     if isinstance(error, RuntimeError) and "encryption" in str(error):
         return (
             f"encryption is required, and {address!r} is without: start the scheduler with its "
             "certificates, and give its address with tls://"
         )
-    if _is_of_tls(error) or _is_refused(address, security):
+    refusal = _refusal_at(address, security)
+    if getattr(refusal, "reason", None) == "WRONG_VERSION_NUMBER":
+        return (
+            f"whoever listens at {address!r} does not encrypt: start the scheduler with "
+            "certificates, or give its address with tcp://"
+        )
+    if refusal is not None or _is_of_tls(error):
         return (
             f"the scheduler at {address!r} and this process do not accept each other's "
             "certificates: both must be signed by the authority in tls_ca_file, and be valid at "
@@ -111,17 +119,30 @@ def trouble_with(where: Any, error: BaseException, security: Any) -> str | None:
     return None
 
 
-def _is_refused(address: str, security: Any) -> bool:
-    """Return whether a scheduler turns down our certificate.
+def _trouble_here(security: Any) -> str | None:
+    """Return what is wrong with our credentials whoever they are for, given or configured."""
+    try:
+        (security or Security()).get_connection_args("client")
+    except (OSError, ValueError) as error:  # of ssl is either
+        return (
+            f"the credentials of this process cannot be used ({error}): tls_ca_file, "
+            "tls_client_cert and tls_client_key must be PEM files, and the key that of the "
+            "certificate"
+        )
+    return None
+
+
+def _refusal_at(address: str, security: Any) -> ssl.SSLError | None:
+    """Return how a scheduler turns down our certificate, None where it does not.
 
     It says so after the handshake, and Dask, which writes at once, may find the connection closed
     before it has read that: here nothing is written.
     """
-    if not address.startswith("tls://") or not isinstance(security, Security):
-        return False
-    context = security.get_connection_args("client").get("ssl_context")
+    if not address.startswith("tls://"):
+        return None
+    context = (security or Security()).get_connection_args("client").get("ssl_context")
     if context is None:
-        return False
+        return None
     host, port = get_address_host_port(address)
     try:
         with (
@@ -129,11 +150,11 @@ def _is_refused(address: str, security: Any) -> bool:
             context.wrap_socket(plain, server_hostname=host) as encrypted,
         ):
             encrypted.recv(1)
-    except ssl.SSLError:
-        return True
+    except ssl.SSLError as error:
+        return error
     except OSError:
-        return False
-    return False
+        return None
+    return None
 
 
 def _is_of_tls(error: BaseException | None) -> bool:

@@ -101,8 +101,8 @@ class DaskConductor(BatchConductor):
         - a `distributed.Client`;
         - the path of a scheduler file, as `pathlib.Path` or text, which need not exist yet;
         - None: the current client where there is one, else what is configured as
-          ``atomizer.connection.target``, else a local cluster of processes that listen to this
-          machine alone and live as long as the conductor.
+          ``atomizer.connection.target`` or, for all of Dask, as ``scheduler-address``, else a local
+          cluster of processes that listen to this machine alone and live as long as the conductor.
     id
         Names it.
     workers, threads_per_worker
