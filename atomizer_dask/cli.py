@@ -22,6 +22,7 @@ from atomizer_dask.commandline import (
 )
 from atomizer_dask.console import console
 from atomizer_dask.events import Event, Stream
+from atomizer_dask.keeping import check_usable
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node
 from atomizer_dask.placing import Place, cluster_options, conductor_at
@@ -180,6 +181,8 @@ def map_(
         if out is not None:
             _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
+        if store is not None and place.cluster is not None:
+            check_usable(store)
         with conductor_at(place) as conductor, Atomizer(conductor, atom) as atomizer:
             run = atomizer.map(
                 atom,

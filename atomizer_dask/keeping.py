@@ -185,6 +185,21 @@ class Kept:
         return journal.not_done(wanted)
 
 
+def check_usable(url: Any) -> None:
+    """Raise now rather than when there are workers, which may take hours.
+
+    Raises
+    ------
+    StoreError
+        Where the store is held by somebody else, or cannot be written to.
+    """
+    store = Store(Folder(url))
+    holder = read_holder(store.folder)
+    if holder is None or not holder.detached:  # one on the cluster goes on until we have workers
+        store.hold()
+        store.let_go()
+
+
 def begin(
     url: Any,
     run_id: str,

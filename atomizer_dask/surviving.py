@@ -18,7 +18,7 @@ from atomizer_dask.commandline import (
     show_failures,
     wait_for,
 )
-from atomizer_dask.keeping import stored_target
+from atomizer_dask.keeping import check_usable, stored_target
 from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.progress import Progress
 from atomizer_dask.run import Run
@@ -164,6 +164,8 @@ def resume(
         )
     with heeding_termination(), errors_as_text():
         target = target or _known_target(store, allow_pickle)
+        if place.cluster is not None and not takeover:
+            check_usable(store)
         atoms = [load_atom(target)] if target else []
         with conductor_at(place) as conductor, Atomizer(conductor, *atoms) as atomizer:
             run = atomizer.attach(

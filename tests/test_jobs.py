@@ -16,7 +16,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from atomizer_dask import Atomizer, MemoryConductor, grid
 from atomizer_dask.cli import main
+from atomizer_dask.commandline import load_atom
 
 pytest.importorskip("dask_jobqueue")
 
@@ -199,6 +201,20 @@ def refused(*options, command=("pi",)):
 )
 def test_options_that_make_no_sense_are_told(options, told):
     assert told in refused(*options)
+
+
+@pytest.mark.parametrize("name", ["map", "resume"])
+def test_store_that_is_held_is_told_before_there_are_jobs(mapping, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    atom = load_atom("slow_atom.py:slow")
+    arguments = mapping if name == "map" else ["resume", "store", "--atom", "slow_atom.py:slow"]
+    with Atomizer(MemoryConductor()) as atomizer:
+        run = atomizer.map(atom, grid(x=range(2000)), store="store")
+        told = refused("--cluster", "local", "--jobs", "1", command=arguments)
+        run.cancel()
+    assert "is held by process" in told
+    assert "resume --takeover" in told
+    assert "submitted" not in told
 
 
 def test_what_a_job_asks_for_must_be_configured():
