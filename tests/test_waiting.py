@@ -119,8 +119,21 @@ def notebook(monkeypatch):
 
 
 def interrupt_soon():
-    """Interrupt the main thread, which is about to wait."""
-    subprocess.Popen([sys.executable, "-c", f"import os; os.kill({os.getpid()}, 2)"])
+    """Interrupt the main thread as soon as it waits for a run."""
+    main = threading.main_thread().ident
+
+    def functions():
+        frame = sys._current_frames()[main]
+        while frame is not None:
+            yield frame.f_code
+            frame = frame.f_back
+
+    def interrupt():
+        while interruptible.wait_for.__code__ not in functions():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
 
 
 @pytest.mark.usefixtures("notebook")
