@@ -20,6 +20,8 @@ def site():
     yield worker.DaskSite(
         SimpleNamespace(
             address="tcp://nowhere",
+            scheduler=SimpleNamespace(address="tcp://nowhere"),
+            security=None,
             batched_stream=SimpleNamespace(interval=0.002),
             memory_manager=SimpleNamespace(memory_limit=None),
             loop=SimpleNamespace(add_callback=lambda *_: None, call_later=None),
@@ -33,13 +35,13 @@ def site():
 def test_events_are_sent_while_the_client_of_a_spawner_is_made(site, monkeypatch):
     flushed = threading.Event()
 
-    def make_client():
+    def make_client(*_, **__):
         """Need the event loop, which has just begun to send events."""
         loop = threading.Thread(target=lambda: (site._flush(), flushed.set()), daemon=True)
         loop.start()
         assert flushed.wait(10), "the event loop waits for whoever waits for it"
 
-    monkeypatch.setattr(worker, "get_client", make_client)
+    monkeypatch.setattr(worker, "Client", make_client)
     monkeypatch.setattr(dask, "WorkerConductor", lambda *_: SimpleNamespace())
     monkeypatch.setattr(worker, "ChildConductor", lambda *_: "children")
     site.emit("channel", Event("tossed"))
