@@ -548,7 +548,12 @@ class Atomizer(Shown):
             version=conductor.version_of(definition),
             sweep=sweep,
             seed=seed,
-            origin=Origin(conductor.channel, conductor.catalog(), priority=options.priority),
+            origin=Origin(
+                conductor.channel,
+                conductor.catalog(),
+                priority=options.priority,
+                space=conductor.space,
+            ),
             copy_state=options.copy_state,
             policy=options.policy,
             timeout=options.timeout,

@@ -11,6 +11,7 @@ import numpy as np
 from atomizer_dask.columns import python_values
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
+from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows
 
@@ -30,6 +31,8 @@ class Origin(NamedTuple):
         Leads to where they came from, where that was not this process: what they send goes there.
     priority
         What is higher goes first.
+    space
+        Where the outcomes arrive for whoever sent them; see `spaces`.
     """
 
     channel: str = ""
@@ -37,6 +40,7 @@ class Origin(NamedTuple):
     depth: int = 0
     route: Any = None
     priority: int = 0
+    space: str = HOME
 
 
 class Terms(NamedTuple):
@@ -170,6 +174,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def space(self) -> str:
+        """Where things of the user's own arrive that belong to its atom; home in this process."""
+        return self.version if isinstance(self.version, str) else HOME
 
     def electron_id(self, offset: int) -> str:
         """Return the id of the electron at `offset`."""

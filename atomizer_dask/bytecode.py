@@ -11,6 +11,7 @@ import dis
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -57,6 +58,29 @@ class Used:
             self.imports |= {module, *(within + item for item in taken or ())}
         else:
             self.attributes.add(name)
+
+
+def imports_of(code: CodeType) -> list[str]:
+    """Return the names of modules that a function, and those within it, may import.
+
+    With dots before those that are relative; what is taken from a module may be one as well.
+    """
+    found = list(_names_imported(code))
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found += imports_of(constant)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _names_imported(code: CodeType) -> list[str]:
+    used, before = Used(), list[Any]()
+    for one in dis.Bytecode(code):
+        if one.opname == "IMPORT_NAME":
+            used.add(one.opname, one.argval, before)
+        if one.opname != "EXTENDED_ARG":
+            before.append(one.argval)
+    return sorted(used.imports)
 
 
 def what_counts(code: CodeType, used: Used, digest: Callable[[Any], str]) -> tuple[Any, ...]:

@@ -12,8 +12,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
-import cloudpickle
-
+from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import Conductor, check_electron
@@ -24,6 +23,7 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.packing import dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
+from atomizer_dask.spaces import loads
 from atomizer_dask.streams import Stream
 
 
@@ -46,6 +46,7 @@ class ChildSite(Site):
         self._watch = ChildWatch(cursor, self._cancel_sent)
         self._atoms: dict[str, Definition] = {}
         self._futures: dict[int, ElectronFuture] = {}
+        self._spaces: dict[int, str] = {}  # where the outcome of each arrives
         self._began: dict[int, float] = {}  # when the electron had that sent each of these
         self._tokens = itertools.count()
         self._lease: Lease | None = None
@@ -64,12 +65,12 @@ class ChildSite(Site):
         except (EOFError, OSError):
             self.pieces.put(None)
 
-    def answer(self, data: bytes, code: bytes | None, name: str) -> None:
-        """Execute a piece and send its outcome."""
+    def answer(self, version: str, data: bytes, code: bytes | None, name: str) -> None:
+        """Execute a piece for a version of an atom, and send its outcome."""
         try:
-            piece: Batch = pickle.loads(data)  # noqa: S301 - from our own parent
             if code is not None:
-                self._atoms[piece.version] = load_atom(code)
+                self._atoms[version] = load_atom(code, space=version)
+            piece: Batch = loads(data, space=version)
             self.name = name
             outcome = self.execute(piece)
         except Exception as error:  # noqa: BLE001 - the parent raises it
@@ -89,7 +90,7 @@ class ChildSite(Site):
         raise AssertionError("a piece is executed whole")
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
-        self.post(("emit", dumps(event) or cloudpickle.dumps(event.as_text())))
+        self.post(("emit", dumps(event) or pickle.dumps(event.as_text())))
 
     def release_slot(self) -> None:  # noqa: D102
         self.post(("waiting",))
@@ -104,9 +105,10 @@ class ChildSite(Site):
         with self._sending:
             self._connection.send_bytes(pickle.dumps(message))
 
-    def expect(self, future: ElectronFuture) -> int:
+    def expect(self, future: ElectronFuture, space: str) -> int:
         """Return the token by which the parent shall name the electron of this future."""
         token = next(self._tokens)
+        self._spaces[token] = space
         self._futures[token] = future
         self._began[token] = self._watch.began
         return token
@@ -121,7 +123,7 @@ class ChildSite(Site):
         future = self._futures.pop(token)
         del self._began[token]
         try:
-            value = pickle.loads(data)  # noqa: S301 - from our own parent
+            value = loads(data, space=self._spaces.pop(token))
         except Exception as error:  # noqa: BLE001 - unpickling runs anybody's code
             what, value = "failed", error
         if what == "settled":
@@ -160,8 +162,8 @@ class ChildsConductor(Conductor):
         check_electron(electron)
         future = ElectronFuture(self._condition, self._lease.about_to_wait)
         future.set_running_or_notify_cancel()
-        data = cloudpickle.dumps(electron)
-        token = self._site.expect(future)
+        data = pickling.dumps(electron)
+        token = self._site.expect(future, self._lease.batch.space)
         future.stop_with(lambda: self._site.post(("cancel", token)))
         self._site.post(("send", token, data, *self._sender))
         return future

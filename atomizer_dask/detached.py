@@ -10,13 +10,14 @@ from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.errors import StoreHeldError
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.policy import Policy
+from atomizer_dask.spaces import forget, inside, loads
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # how often it looks whether somebody has attached
 
 
-def drive(client: Any, url: str, atom: bytes, policy: Policy, task: str) -> str:
+def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
     """Go on with a run until it has ended or somebody has attached; return its state.
 
     Parameters
@@ -28,16 +29,20 @@ def drive(client: Any, url: str, atom: bytes, policy: Policy, task: str) -> str:
     atom
         As `dump_atom` wrote it.
     policy
-        What becomes of failures.
+        What becomes of failures, pickled.
     task
         Names the task that this runs in.
     """
-    definition = load_atom(atom)
+    # A space of its own: other versions of the atom's modules may be here.
+    definition = load_atom(atom, space=task)
+    decides: Policy = loads(policy, space=task)
     conductor = DaskConductor(client)
+    conductor.space = task
     try:
         atomizer = Atomizer(conductor, definition)
         try:
-            run = atomizer.go_on(url, definition, policy=policy, detached=task)
+            with inside(task):
+                run = atomizer.go_on(url, definition, policy=decides, detached=task)
         except StoreHeldError as error:
             logger.info("not driven from here: %s", error)
             return "held"
@@ -46,3 +51,4 @@ def drive(client: Any, url: str, atom: bytes, policy: Policy, task: str) -> str:
         return run.state
     finally:
         conductor.close()
+        forget(task)

@@ -300,7 +300,7 @@ class Lease:
     def conductor(self, offset: int) -> Any:
         """Return the conductor for what the electron at `offset` sends."""
         batch = self.batch
-        origin = batch.origin._replace(depth=batch.origin.depth + 1)
+        origin = batch.origin._replace(depth=batch.origin.depth + 1, space=batch.space)
         stream, index = batch.address(offset)
         return self.site.children(origin, batch.root(offset), stream.child(index), self)
 

@@ -6,12 +6,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.coded import Coded, combined, refusal
 from atomizer_dask.objects import pickled, unpickled
+from atomizer_dask.pickling import dumps
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array
@@ -30,7 +30,7 @@ def encode(values: Any, *, allow_pickle: bool) -> Coded:
         return coded
     if not allow_pickle:
         raise refusal(range(len(values)), list(values[:1]), f"the dtype {values.dtype}")
-    dtype = b64encode(cloudpickle.dumps(values.dtype)).decode()
+    dtype = b64encode(dumps(values.dtype)).decode()
     return Coded(pickled(list(values)), {"pandas": "pickle", "dtype": dtype})
 
 

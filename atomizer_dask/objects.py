@@ -6,14 +6,12 @@ others are JSON text, or pickles where these are allowed.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -22,6 +20,8 @@ from atomizer_dask import typed
 from atomizer_dask.coded import BYTES, TEXT, Coded, Note, RefusedError, array_of, combined, refusal
 from atomizer_dask.errors import StoreError, UnstorableError
 from atomizer_dask.exactjson import InexactError, from_json, to_json
+from atomizer_dask.pickling import dumps
+from atomizer_dask.spaces import loads
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array
@@ -149,7 +149,7 @@ def pickled(values: list[Any]) -> pa.Array:
     dumped, refused = [], {}
     for row, value in enumerate(values):
         try:
-            dumped.append(None if value is None else cloudpickle.dumps(value))
+            dumped.append(None if value is None else dumps(value))
         except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
             refused[row] = value
     if refused:
@@ -172,7 +172,7 @@ def unpickled(data: Iterable[bytes | None], *, allow_pickle: bool) -> list[Any]:
             "column holds pickles; reading them runs code: give allow_pickle=True"
         )
     try:
-        return [None if one is None else pickle.loads(one) for one in data]  # noqa: S301
+        return [None if one is None else loads(one) for one in data]
     except Exception as error:
         raise StoreError(
             "a pickled value cannot be read here: is what it is made of installed?", error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError, Kind
 from atomizer_dask.events import Event
 from atomizer_dask.properties import Properties
+from atomizer_dask.spaces import HOME, loads
 from atomizer_dask.sweep import numpy_or_extension
 
 
@@ -40,11 +40,12 @@ class Failure(NamedTuple):
         worker: str = "",
         start: datetime | None = None,
         end: datetime | None = None,
+        space: str = HOME,
     ) -> ElectronError:
-        """Return it as the error of an electron."""
+        """Return it as the error of an electron, whose exception arrives in a space."""
         text = f"{self.type}: {self.message}" if self.type else self.message
         event = Event(text, electron_id=electron_id, atom_id=atom_id, level="error")
-        internal = _exception_of(self.exception)
+        internal = _exception_of(self.exception, space)
         return ElectronError(
             event, internal, self.kind, self.type, self.message, self.traceback, self.tier,
             attempt, worker, start, end,
@@ -63,11 +64,11 @@ class Failure(NamedTuple):
 CANCELLED = Failure("cancelled", "", "it was cancelled before it ended")
 
 
-def _exception_of(travelled: Any) -> BaseException | None:
+def _exception_of(travelled: Any, space: str) -> BaseException | None:
     if not isinstance(travelled, bytes):
         return travelled if isinstance(travelled, BaseException) else None
     try:
-        internal = pickle.loads(travelled)  # noqa: S301 - from our own worker
+        internal = loads(travelled, space=space)
     except Exception:  # noqa: BLE001 - its type, text and traceback have come as text
         return None
     return internal if isinstance(internal, BaseException) else None
@@ -302,6 +303,7 @@ class Outcome:
                 worker=self.worker,
                 start=utc(int(starts[offset])),
                 end=utc(int(ends[offset])),
+                space=batch.origin.space,
             )
             errors.append(error)
         return errors

@@ -1,4 +1,17 @@
-"""Which modules are the user's own, rather than something installed that has a version."""
+"""Which modules are the user's own, and which are installed: the one rule for what travels.
+
+Code of the user's own modules travels by value, as it is now, and counts in fingerprints.
+Installed modules travel by name: a worker imports its own copy, and their versions are recorded.
+A module is installed where it belongs to the standard library or to this package, is compiled,
+or lies
+
+- in ``site-packages`` or ``dist-packages``: of this environment, of the user, of the system, or of
+  an environment module on ``PYTHONPATH``; links are followed;
+- beside the ``*.dist-info`` of a distribution that names it;
+- in a package that has compiled modules, which cannot travel.
+
+Everything else is the user's own: scripts, notebooks, modules beside them, editable installs.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +19,18 @@ import functools
 import importlib.util
 import sys
 import sysconfig
-from importlib.machinery import PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.wrapped import attributes_of
+
+_PACKAGES = {"site-packages", "dist-packages"}
+_COMPILED = tuple(EXTENSION_SUFFIXES)
+_MAIN = ("__main__", "__mp_main__")
 
 
 def home_of(definition: Definition) -> str:
@@ -26,25 +46,94 @@ def home_of(definition: Definition) -> str:
 
 
 def is_own(module: str, home: str, file: str | None = None) -> bool:
-    """Whether a module is the user's own, to whom all of `home` belongs."""
-    top = module.partition(".")[0]
-    if f"{module}.".startswith(f"{home}.") or top in ("__main__", "__mp_main__"):
+    """Return whether a module is the user's own, to whom all of `home` belongs."""
+    if f"{module}.".startswith(f"{home}."):
         return True
-    if top == "atomizer_dask" or top in sys.stdlib_module_names:
+    return not is_installed(module, file)
+
+
+def is_installed(module: str, file: str | None = None) -> bool:
+    """Return whether a module is installed rather than the user's own.
+
+    Parameters
+    ----------
+    module
+        Its name.
+    file
+        Where it lies; looked up among the imported modules unless given.
+    """
+    top = module.partition(".")[0]
+    if top in _MAIN:
         return False
+    if top == "atomizer_dask" or top in sys.stdlib_module_names:
+        return True
     for name in (module, top):
-        file = file or getattr(sys.modules.get(name), "__file__", None)
-    return not file or not _is_installed(file)
+        file = file or _file(sys.modules.get(name))
+    # A module without a file was made by a program, unless it is compiled into the interpreter.
+    return _lies_installed(top, file) if file else top in sys.builtin_module_names
 
 
-def _is_installed(file: str) -> bool:
-    return file.startswith(_installed()) or "site-packages" in file or "dist-packages" in file
+def _file(module: ModuleType | None) -> str | None:
+    """Return where a module lies; of a namespace package the first of its folders."""
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str):
+        return file
+    try:
+        first = next(iter(getattr(module, "__path__", ())), None)
+    except Exception:  # noqa: BLE001 - modules may be objects of any kind
+        return None
+    return first if isinstance(first, str) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _lies_installed(top: str, file: str) -> bool:
+    if file.endswith(_COMPILED):
+        return True
+    path = Path(file)
+    for where in {path, path.resolve()}:
+        if _PACKAGES.intersection(where.parts) or _is_of_python(where):
+            return True
+    return _is_of_distribution(top, path) or _has_compiled_modules(top)
+
+
+def _is_of_python(path: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in _folders_of_python())
 
 
 @functools.cache
-def _installed() -> tuple[str, ...]:
+def _folders_of_python() -> tuple[Path, ...]:
     paths = sysconfig.get_paths()
-    return paths["purelib"], paths["platlib"], paths["stdlib"]
+    return tuple(Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def _is_of_distribution(top: str, path: Path) -> bool:
+    """Return whether a distribution whose metadata lie beside a module names it.
+
+    Those of an editable install lie in ``site-packages``, away from the module.
+    """
+    folders = [parent.parent for parent in (path, *path.parents) if parent.stem == top]
+    return any(top in _names_in(str(folder)) for folder in folders)
+
+
+@functools.cache
+def _names_in(folder: str) -> frozenset[str]:
+    """Return the top-level modules of the distributions whose metadata lie in a folder."""
+    if not any(Path(folder).glob("*.dist-info")):
+        return frozenset()
+    return frozenset(name for one in distributions(path=[folder]) for name in _top_levels(one))
+
+
+def _top_levels(distribution: Distribution) -> set[str]:
+    listed = (distribution.read_text("top_level.txt") or "").split()
+    return {*listed, *(file.parts[0].partition(".")[0] for file in distribution.files or ())}
+
+
+def _has_compiled_modules(top: str) -> bool:
+    within = f"{top}."
+    return any(
+        name.startswith(within) and str(getattr(module, "__file__", "")).endswith(_COMPILED)
+        for name, module in list(sys.modules.items())
+    )
 
 
 def file_of(module: str) -> str | None:

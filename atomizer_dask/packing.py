@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
 
+from atomizer_dask import pickling
 from atomizer_dask.outcome import Column, Failure, Outcome, Stored
+from atomizer_dask.spaces import HOME, inside, loads
 
 LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
@@ -31,6 +32,7 @@ class Packed:
 
     data: bytes
     buffers: list[np.ndarray]
+    space: str = HOME
 
     @property
     def nbytes(self) -> int:
@@ -38,22 +40,30 @@ class Packed:
         return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
     def whole(self) -> bytes:
-        """Return it as one pickle."""
-        return pickle.dumps(self.load()) if self.buffers else self.data
+        """Return it as bytes, the buffers included."""
+        return pickle.dumps((self.data, list(map(bytearray, self.buffers))))
+
+    @classmethod
+    def of(cls, whole: bytes) -> Packed:
+        """Return what `whole` gave as bytes."""
+        data, buffers = pickle.loads(whole)  # noqa: S301 - bytes of ours
+        return cls(data, [np.frombuffer(buffer, dtype=np.uint8) for buffer in buffers])
 
     def __repr__(self) -> str:
         return f"<Packed: {self.nbytes:,} bytes>"
 
     def load(self) -> Any:
         """Return what was packed."""
-        return pickle.loads(self.data, buffers=self.buffers)  # noqa: S301 - our own or our workers'
+        return loads(self.data, space=self.space, buffers=self.buffers)
 
 
-def pack(value: Any, *, is_plain: bool = False) -> Packed:
+def pack(value: Any, *, is_plain: bool = False, space: str = HOME) -> Packed:
     """Return `value` packed; raises whatever its parts raise when they are pickled.
 
     Parameters
     ----------
+    space
+        Where things of the user's own arrive; see `spaces`.
     is_plain
         Whether nothing of the user's code is in it, so that pickle itself can do it: ten times as
         fast where there is little.
@@ -67,14 +77,17 @@ def pack(value: Any, *, is_plain: bool = False) -> Packed:
         buffers.append(np.frombuffer(raw, dtype=np.uint8))
         return False
 
-    dump = pickle.dumps if is_plain else cloudpickle.dumps
-    return Packed(dump(value, protocol=5, buffer_callback=stays_inside), buffers)
+    if is_plain:
+        data = pickle.dumps(value, protocol=5, buffer_callback=stays_inside)
+    else:
+        data = pickling.dumps(value, buffer_callback=stays_inside)
+    return Packed(data, buffers, space)
 
 
 def dumps(value: Any) -> bytes | None:
     """Return `value` as bytes, None where it cannot be pickled."""
     try:
-        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+        return pickling.dumps(value)
     except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
         return None
 
@@ -112,8 +125,19 @@ def _with_failures_apart(outcome: Outcome) -> Outcome:
     return replace(outcome, failures=failures)
 
 
-def unpack_outcome(packed: Packed) -> Outcome | Stored:
-    """Return the outcome; a result that cannot be read here is a failure of its electron."""
+def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | Stored:
+    """Return the outcome; a result that cannot be read here is a failure of its electron.
+
+    Parameters
+    ----------
+    space
+        Where things of the user's own arrive: that of whoever sent the electrons.
+    """
+    with inside(space):
+        return _unpacked(replace(packed, space=space))
+
+
+def _unpacked(packed: Packed) -> Outcome | Stored:
     outcome: Outcome | Stored = packed.load()
     if isinstance(outcome, Stored):
         return outcome
@@ -162,7 +186,7 @@ def _together(values: list[Any], rows: Iterable[int], bad: set[int]) -> list[Any
         if isinstance(value, _Apart):
             try:
                 assert value.data is not None
-                value = pickle.loads(value.data)  # noqa: S301 - from our own worker
+                value = loads(value.data)
             except Exception:  # noqa: BLE001 - unpickling runs anybody's code
                 bad.add(row)
         loaded.append(value)

@@ -1,29 +1,149 @@
-"""Atoms as bytes that any worker can read, and who is to blame where they cannot be written."""
+"""Atoms, inputs and results as bytes that any process of this package can read.
+
+One rule for all that is pickled: what is the user's own travels by value, under the name that makes
+it one object where it arrives (see `spaces`); what is installed travels by name (see `ownership`).
+cloudpickle takes functions and classes apart; unlike its own pickler, this one needs no registry
+of the process, tells two versions of a class apart, and leaves the classes of whoever receives a
+result as they are.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
+import io
+import random
 import sys
-import sysconfig
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+import typing
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from functools import lru_cache
+from importlib.util import resolve_name
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import cloudpickle
+import numpy as np
+from cloudpickle import cloudpickle
 
 from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
+from atomizer_dask.bytecode import imports_of
 from atomizer_dask.errors import UnpicklableError
+from atomizer_dask.ownership import file_of, is_installed
+from atomizer_dask.spaces import (
+    HOME,
+    Place,
+    arrive,
+    arrive_function,
+    arrive_module,
+    complete,
+    fill_function,
+    fill_module,
+    have_arrived,
+    loads,
+    name_of,
+    name_of_globals,
+)
 
-_choosing = threading.RLock()  # again from within, where pickling an input pickles an atom
+_FACTS = ("__name__", "__package__", "__path__", "__file__")  # by which functions import
+_NOT_STATE = {"__builtins__", "__loader__", "__spec__", "__cached__"}  # of modules
+_ENUMS_OWN = {"_value_", "_name_", "__objclass__", "_sort_order_"}  # of members, by their class
+_CACHED = type(lru_cache(len))
+_STATED = None, None, complete  # ends what pickle calls a reduce value: items, pairs, state setter
+# The generators behind the functions of their modules: every process has its own.
+_GLOBAL_GENERATORS: dict[int, Any] = {
+    id(random._inst): random,
+    id(np.random.mtrand._rand): np.random,
+}
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles what is the user's own by value and under a name, everything else as it is."""
+
+    def __init__(self, file: Any, buffer_callback: Any = None) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._plain: set[type] = set()  # whose instances are pickled as they are
+        self._own: set[type] = set()  # whose instances are looked at one by one
+        self._reducers: dict[Any, Callable[[Any], Any]] = {
+            FunctionType: self._function,
+            ModuleType: self._module,
+            BuiltinFunctionType: _method,
+            MethodType: _method,
+            np.random.RandomState: _generator,
+            random.Random: _generator,
+            typing.TypeVar: _type_variable,
+            _CACHED: _cached,
+            weakref.WeakKeyDictionary: _weak_mapping,
+            weakref.WeakValueDictionary: _weak_mapping,
+            object: _sentinel,
+        }
+
+    def reducer_override(self, thing: Any) -> Any:
+        """Return how to pickle something that is no number, text or plain container."""
+        kind = type(thing)
+        if kind in self._plain:
+            return NotImplemented
+        if (reduce := self._reducers.get(kind)) is not None:
+            return reduce(thing)
+        if issubclass(kind, type):
+            return self._class(thing)
+        if kind not in self._own:
+            if issubclass(kind, Enum) or kind in self.dispatch_table or _is_by_reference(kind):
+                self._plain.add(kind)
+                return NotImplemented
+            self._own.add(kind)
+        return _instance(thing, kind)
+
+    def _function(self, function: FunctionType) -> Any:
+        if _is_by_reference(function):
+            return NotImplemented
+        _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
+        scope = function.__globals__
+        if not have_arrived(scope):
+            modules = _imported_by(code, str(scope.get("__package__") or ""))
+            state[1]["_cloudpickle_submodules"].extend(modules)
+        named = name_of(function), _place_of(function), (name_of_globals(scope), facts)
+        return arrive_function, (*named, code, closure), (fill_function, state), *_STATED
+
+    def _class(self, cls: type) -> Any:
+        if cls.__module__ == "builtins" or _is_by_reference(cls):
+            return super().reducer_override(cls)
+        reduced = cloudpickle._dynamic_class_reduce(cls)
+        maker, arguments, state, *_, setter = reduced
+        *others, _, extra = arguments  # without cloudpickle's own name of it
+        if issubclass(cls, Enum):
+            others[3] = {name: member.value for name, member in cls.__members__.items()}
+            for name in cls.__members__:
+                state[0].pop(name, None)
+            members = {member.name: _state_of_member(member) for member in cls}
+            state, setter = (setter, state, members), _fill_enum
+        named = name_of(cls), _place_of(cls), maker, (*others, None, extra)
+        return arrive, named, (setter, state), *_STATED
+
+    def _module(self, module: ModuleType) -> Any:
+        name = module.__name__
+        if name == "__main__" or is_installed(name, getattr(module, "__file__", None)):
+            return NotImplemented
+        given = vars(module)
+        facts = {fact: given[fact] for fact in _FACTS if fact in given}
+        state = {key: value for key, value in given.items() if key not in _NOT_STATE}
+        scope = name_of_globals(given), facts
+        return arrive_module, (name, scope), (fill_module, state), *_STATED
+
+
+def dumps(value: Any, *, buffer_callback: Any = None) -> bytes:
+    """Return a value as bytes; raises whatever its parts raise when they are pickled."""
+    file = io.BytesIO()
+    Pickler(file, buffer_callback).dump(value)
+    return file.getvalue()
 
 
 def dump_atom(definition: Definition) -> bytes:
     """Return an atom as bytes.
 
     What the user wrote travels by value, so that workers need neither their files nor their
-    notebook, and run the version that was registered; installed packages go by reference.
+    notebook, and run it as it is now; installed packages go by reference.
 
     Raises
     ------
@@ -31,8 +151,7 @@ def dump_atom(definition: Definition) -> bytes:
         Where it uses something that cannot be pickled; the message names it.
     """
     try:
-        with _own_code_by_value():
-            return cloudpickle.dumps(definition)  # type: ignore[no-any-return]
+        return dumps(definition)
     except Exception as error:
         culprit = _culprit(definition) or "something it refers to"
         raise UnpicklableError(
@@ -42,82 +161,182 @@ def dump_atom(definition: Definition) -> bytes:
         ) from error
 
 
-def load_atom(data: bytes) -> Definition:
-    """Return the atom that `dump_atom` wrote."""
-    definition: Definition = cloudpickle.loads(data)
+def load_atom(data: bytes, *, space: str = HOME) -> Definition:
+    """Return the atom that `dump_atom` wrote, as one of a space."""
+    definition: Definition = loads(data, space=space)
     return definition
 
 
-@contextmanager
-def _own_code_by_value() -> Iterator[None]:
-    # What is pickled by value cloudpickle keeps for the whole process: a second thread would find
-    # modules chosen that the first is about to take back.
-    with _choosing:
-        yield from _choose_own_code()
+# -- what travels how --------------------------------------------------------------------------
 
 
-def _choose_own_code() -> Iterator[None]:
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    paths = sysconfig.get_paths()
-    installed = paths["purelib"], paths["platlib"], paths["stdlib"]
-    ours = [
-        module
-        for name, module in list(sys.modules.items())
-        if _is_own_code(module, installed) and name not in by_value
-    ]
-    for module in ours:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in ours:
-            cloudpickle.unregister_pickle_by_value(module)
-
-
-def _is_own_code(module: ModuleType | None, installed: tuple[str, ...]) -> bool:
-    """Whether a module is the user's own file, rather than something that is installed."""
-    file = getattr(module, "__file__", None)
-    name = getattr(module, "__name__", "")
-    if not file or name == "__main__" or sys.modules.get(name) is not module:
+def _is_by_reference(thing: Any) -> bool:
+    """Return whether a function or a class is that of its name in an installed module."""
+    found = cloudpickle._lookup_module_and_qualname(thing)
+    if found is None:
         return False
-    if name.partition(".")[0] in ("atomizer_dask", "__mp_main__"):
+    module, _ = found
+    if cloudpickle._is_registered_pickle_by_value(module):  # by the user, who wants it so
         return False
-    if name.partition(".")[0] in sys.stdlib_module_names:
+    return is_installed(module.__name__, getattr(module, "__file__", None))
+
+
+def _place_of(thing: Any) -> Place:
+    """Return module and name of a thing where these may lead to it in another process."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or "<" in name:
+        return None
+    return module, name
+
+
+def _imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
+    """Yield the modules of the user's own that a function imports when it is called."""
+    for name in imports_of(code):
+        try:
+            full = resolve_name(name, package)
+            module = sys.modules.get(full)
+            file = getattr(module, "__file__", None) or file_of(full)
+            if file and not is_installed(full, file):
+                yield module or importlib.import_module(full)
+        except Exception:  # noqa: BLE001, S112 - the function may be prepared to do without
+            continue
+
+
+def _method(method: Any) -> Any:
+    """Reduce `numpy.random.normal` and the like as functions of their modules."""
+    module = _GLOBAL_GENERATORS.get(id(getattr(method, "__self__", None)))
+    if module is None:
+        return NotImplemented
+    return getattr, (module, method.__name__)
+
+
+def _generator(generator: Any) -> Any:
+    """Reduce the generator behind `numpy.random.normal` and the like; others are as they are."""
+    module = _GLOBAL_GENERATORS.get(id(generator))
+    return NotImplemented if module is None else (_global_generator, (module.__name__,))
+
+
+def _global_generator(module: str) -> Any:
+    loaded: Any = importlib.import_module(module)
+    return loaded._inst if module == "random" else loaded.mtrand._rand
+
+
+def _cached(function: Any) -> Any:
+    """Reduce what `functools.lru_cache` gave, which pickles by reference."""
+    wrapped = function.__wrapped__
+    if not isinstance(wrapped, FunctionType) or _is_by_reference(wrapped):
+        return NotImplemented
+    options = function.cache_parameters()
+    return arrive, (name_of(function), None, _cached_anew, (wrapped, options))
+
+
+def _instance(thing: Any, kind: type) -> Any:
+    """Reduce an instance of a class of the user's own."""
+    reduces: Any = (kind.__reduce_ex__, kind.__reduce__)
+    if reduces == (object.__reduce_ex__, object.__reduce__):
+        return _sentinel(thing) if _is_sentinel(thing, kind) else NotImplemented
+    reduced = thing.__reduce_ex__(5)
+    if not isinstance(reduced, str):
+        return reduced
+    # It says that it is a global variable, of which each process has one.
+    module = str(getattr(thing, "__module__", kind.__module__))
+    if is_installed(module):
+        return NotImplemented
+    state = thing.__getstate__()
+    named = name_of(thing), (module, reduced), object.__new__, (kind,)
+    return (arrive, named) if state is None else (arrive, named, (_fill_instance, state), *_STATED)
+
+
+def _type_variable(variable: typing.TypeVar) -> Any:
+    if cloudpickle._lookup_module_and_qualname(variable, name=variable.__name__) is None:
+        return NotImplemented
+    if is_installed(str(variable.__module__)):
+        return NotImplemented
+    return cloudpickle._make_typevar, cloudpickle._decompose_typevar(variable)
+
+
+def _weak_mapping(mapping: Any) -> Any:
+    return type(mapping), (dict(mapping.items()),)
+
+
+def _is_sentinel(thing: Any, kind: type) -> bool:
+    """Return whether a thing has nothing but its identity."""
+    compares: Any = kind.__eq__
+    if compares is not object.__eq__ or getattr(thing, "__dict__", None):
         return False
-    return not file.startswith(installed)
+    reduced: Any = object.__reduce_ex__(thing, 4)
+    return len(reduced[1]) == 1 and all(one is None for one in reduced[2:])
+
+
+def _sentinel(thing: Any) -> Any:
+    """Reduce a thing that is known by its identity alone."""
+    return arrive, (name_of(thing), None, object.__new__, (type(thing),))
+
+
+def _cached_anew(function: Any, options: Mapping[str, Any]) -> Any:
+    return functools.lru_cache(**options)(function)
+
+
+def _state_of_member(member: Enum) -> dict[str, Any]:
+    return {name: value for name, value in vars(member).items() if name not in _ENUMS_OWN}
+
+
+def _fill_enum(cls: Any, state: tuple[Any, Any, Mapping[str, dict[str, Any]]]) -> None:
+    setter, of_class, members = state
+    setter(cls, of_class)
+    for name, attributes in members.items():
+        vars(cls[name]).update(attributes)
+
+
+def _fill_instance(thing: Any, state: Any) -> None:
+    if hasattr(thing, "__setstate__"):
+        thing.__setstate__(state)
+        return
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    vars(thing).update(attributes or {})
+    for name, value in (slots or {}).items():
+        setattr(thing, name, value)
+
+
+# -- who is to blame ---------------------------------------------------------------------------
 
 
 def _culprit(definition: Definition) -> str | None:
     """Return what of an atom cannot be pickled, in the user's words."""
     if isinstance(definition, ClassAtom) and definition.instance is not None:
         for name, value in vars(definition.instance).items():
-            if not _can_travel(value):
+            if not can_travel(value):
                 return f"its attribute {name!r} ({type(value).__name__})"
     if not isinstance(definition, FunctionAtom):
         return None
     function = inspect.unwrap(definition.function)
     if not inspect.isfunction(function):
         return None
-    captured = inspect.getclosurevars(function)
-    for where, values in (("the variable", captured.nonlocals), ("the global", captured.globals)):
+    for where, values in _used_by(function, definition):
         for name, value in values.items():
-            if not _can_travel(value):
-                return f"{where} {name!r} ({type(value).__name__}) it closes over"
+            if not can_travel(value):
+                return f"{where.format(repr(name), type(value).__name__)}"
+    return None
+
+
+def _used_by(
+    function: FunctionType, definition: FunctionAtom
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    captured = inspect.getclosurevars(function)
+    yield "the variable {} ({}) it closes over", captured.nonlocals
+    yield "the global {} ({}) it closes over", captured.globals
     defaults = {
         name: parameter.default
         for name, parameter in definition.parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
-    for name, default in defaults.items():
-        if not _can_travel(default):
-            return f"the default of its parameter {name!r} ({type(default).__name__})"
-    return None
+    yield "the default of its parameter {} ({})", defaults
 
 
-def _can_travel(value: Any) -> bool:
+def can_travel(value: Any) -> bool:
+    """Return whether a value can be pickled."""
     try:
-        with _own_code_by_value():
-            cloudpickle.dumps(value)
+        dumps(value)
     except Exception:  # noqa: BLE001 - any failure is the answer
         return False
     return True

@@ -27,10 +27,10 @@ from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import psutil
 
+from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch
 from atomizer_dask.claims import Claims
@@ -41,6 +41,7 @@ from atomizer_dask.nursery import Child, Nursery
 from atomizer_dask.outcome import CANCELLED, Failure, Outcome
 from atomizer_dask.packing import dumps, unpack_outcome
 from atomizer_dask.properties import Properties
+from atomizer_dask.spaces import loads
 
 INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
 KILL_AFTER = 1.5  # seconds beyond its deadline
@@ -268,7 +269,7 @@ class Inmate:
         memory = self._share * (site.memory_limit or machine_memory())
         guard = _Guard(self._child, lease, first, piece.terms.timeout, memory)
         new = None if name in self._known else data
-        if not self._post(("piece", cloudpickle.dumps(piece), new, site.name)):
+        if not self._post(("piece", name, pickling.dumps(piece), new, site.name)):
             return guard.fallen()
         self._known.add(name)
         while True:
@@ -282,7 +283,7 @@ class Inmate:
             if what == "done":
                 self._conductors.clear()
                 self._futures.clear()  # whoever has not waited for its children does not need to
-                outcome = unpack_outcome(rest[0])
+                outcome = unpack_outcome(rest[0], lease.batch.space)
                 assert isinstance(outcome, Outcome)  # a child writes into no store
                 return outcome
             if what == "rejected":
@@ -298,7 +299,7 @@ class Inmate:
 
     def _handle(self, what: str, rest: list[Any], lease: Lease) -> None:
         if what == "emit":
-            lease.emit(pickle.loads(rest[0]))  # noqa: S301 - from our own child
+            lease.emit(loads(rest[0], space=lease.batch.space))
         elif what == "waiting":
             lease.about_to_wait()
             for conductor in self._conductors.values():
@@ -311,7 +312,7 @@ class Inmate:
             if stream not in self._conductors:
                 self._conductors[stream] = lease.site.children(origin, root, stream, lease)
             try:
-                electron = pickle.loads(data)  # noqa: S301 - from our own child
+                electron = loads(data, space=lease.batch.space)
                 future = self._conductors[stream].send(electron)
                 future.stop_with(partial(self._conductors[stream].cancel, electron.id))
             except Exception as error:  # noqa: BLE001 - raised in the child, by the future

@@ -33,6 +33,7 @@ from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
 from atomizer_dask.showing import Shown
+from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,8 @@ class Listener(Protocol):
 
 class BatchConductor(Shown, Conductor):
     """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
+
+    space = HOME  # where outcomes arrive of what is sent from here; see `spaces`
 
     def __init__(self, id: str) -> None:
         check()
@@ -481,7 +484,7 @@ class BatchConductor(Shown, Conductor):
         origin, catalog = self._origin, self.catalog()
         same = origin.catalog is catalog and origin.route is route
         if not (same and origin.channel == self.channel):
-            origin = self._origin = Origin(self.channel, catalog, route=route)
+            origin = self._origin = Origin(self.channel, catalog, route=route, space=self.space)
         return origin
 
     def send_child(

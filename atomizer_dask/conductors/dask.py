@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -30,6 +29,7 @@ from distributed import Client, Future, KilledWorker, Worker, wait
 from distributed.deploy import Cluster
 from distributed.security import Security
 
+from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import FIRST, Batch, Sink
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
@@ -72,10 +72,11 @@ from atomizer_dask.events import Event, Level
 from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.needs import needs_of
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import Policy
+from atomizer_dask.spaces import HOME, loads
 from atomizer_dask.turns import urgency
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,7 @@ class DaskConductor(BatchConductor):
         self._posts: dict[str, Callable[[Report], None]] = {}
         self._arrived: set[str] = set()
         self._tasks: dict[str, Future] = {}
+        self._spaces: dict[str, str] = {}  # where the outcome of a batch arrives, if not at home
         self._pinned: dict[str, set[str]] = {}
         self._dropping: set[str] = set()
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker has gone
@@ -235,6 +237,8 @@ class DaskConductor(BatchConductor):
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed by some worker."""
         self._posts[batch.key] = post
+        if batch.origin.space:
+            self._spaces[batch.key] = batch.origin.space
         self._client.loop.add_callback(self._carry, batch)
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
@@ -276,7 +280,7 @@ class DaskConductor(BatchConductor):
             drive_detached,
             sink.url,
             code,
-            policy,
+            pickling.dumps(policy),
             name,
             key=(name, run_id, DRIVER),
             workers=seeing,
@@ -360,7 +364,7 @@ class DaskConductor(BatchConductor):
                 self._release_soon(future)
                 return
             packed = await self._client.gather(future, direct=self._direct, asynchronous=True)
-            report = Arrived(batch.key, unpack_outcome(packed))
+            report = Arrived(batch.key, unpack_outcome(packed, batch.origin.space))
         except (asyncio.CancelledError, CancelledError):
             report = self._dropped(batch, generation)
         except KilledWorker as error:
@@ -396,6 +400,7 @@ class DaskConductor(BatchConductor):
 
     def _forget(self, key: str) -> None:
         self._tasks.pop(key, None)
+        self._spaces.pop(key, None)
         self._pinned.pop(key, None)
         self._dropping.discard(key)
 
@@ -452,7 +457,7 @@ class DaskConductor(BatchConductor):
         # let workers idle for a round trip between any two of it.
         try:
             # What came along a route was JSON.
-            packed = pack(batch, is_plain=batch.origin.route is not None)
+            packed = pack(batch, is_plain=batch.origin.route is not None, space=batch.space)
         except Exception as error:
             raise UnpicklableError(f"the input cannot be pickled: {error}") from error
         workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
@@ -512,24 +517,27 @@ class DaskConductor(BatchConductor):
             self._post(key, GivenBack(key, kept))
         elif what == "partly":
             key, data = rest
-            self._post(key, Partly(key, unpack_outcome(Packed(data, []))))
+            self._post(key, Partly(key, self._unpack(key, data)))
         elif what == "arrived":
             key, data = rest
-            report = Arrived(key, unpack_outcome(Packed(data, [])))
+            report = Arrived(key, self._unpack(key, data))
             self._arrived.add(key)
             self._post(key, report)
         elif what == "expiring":
             key, ran = rest
             self._post(key, Expiring(key, ran))
         elif what == "orphan":  # of an electron whose worker leaves
-            self._take_in(Sent(*pickle.loads(rest[0])))  # noqa: S301 - from our own worker
+            self._take_in(Sent(*loads(rest[0])))
         elif what == "waiting":
             self.tell_waiting(self.channel, rest[0])
         elif what == "events":
-            for event in pickle.loads(rest[0]):  # noqa: S301 - from our own worker
+            for event in loads(rest[0]):
                 self.emit(self.channel, event)
         elif what == "error":
-            self.report(self.channel, pickle.loads(rest[0]))  # noqa: S301 - from our own worker
+            self.report(self.channel, loads(rest[0]))
+
+    def _unpack(self, key: str, data: bytes) -> Outcome | Stored:
+        return unpack_outcome(Packed.of(data), self._spaces.get(key, HOME))
 
     def _take_in(self, sent: Sent) -> None:
         """Send what an electron had sent whose worker leaves; nobody waits for its outcome."""

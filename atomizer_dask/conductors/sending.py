@@ -42,6 +42,7 @@ class Sent(NamedTuple):
             origin.depth,
             origin.route,
             origin.priority,
+            origin.space,
         )
 
     def is_of(self, root: str) -> bool:

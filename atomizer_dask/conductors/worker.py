@@ -28,7 +28,6 @@ from atomizer_dask.nursery import heed_not
 from atomizer_dask.outcome import Outcome
 from atomizer_dask.packing import Packed, dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
-from atomizer_dask.policy import Policy
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 
@@ -57,14 +56,16 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     UnpicklableError
         Where an input of the batch cannot be read here.
     """
+    site = DaskSite.of(get_worker())
+    site.atom_of(packed.space)  # the inputs are of its classes
     try:
         batch = packed.load()
     except Exception as error:
         raise UnpicklableError(f"the input cannot be unpickled on the worker: {error}") from error
-    return DaskSite.of(get_worker()).carry_out(batch, channel)
+    return site.carry_out(batch, channel)
 
 
-def drive_detached(url: str, atom: bytes, policy: Policy, task: str) -> str:
+def drive_detached(url: str, atom: bytes, policy: bytes, task: str) -> str:
     """Drive a run for which no client is there, without holding a slot of the worker."""
     client = get_client()
     secede()
@@ -186,18 +187,22 @@ class DaskSite(IsolatingSite):
         return self.leaving.seconds_for(batch)
 
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
-        known = self._atoms.get(batch.version)
+        return self.atom_of(batch.version)
+
+    def atom_of(self, version: str) -> Definition:
+        """Return the atom of a version, which the scheduler knows."""
+        known = self._atoms.get(version)
         if known is None:
             data = sync(
                 self._worker.loop,
                 self._worker.scheduler.get_metadata,
-                keys=[METADATA, batch.version],
+                keys=[METADATA, version],
                 default=None,
             )
             if data is None:
-                raise LookupError(f"the scheduler does not know the code of {batch.atom_id}")
-            self._codes[batch.version] = data
-            known = self._atoms[batch.version] = load_atom(data)
+                raise LookupError(f"the scheduler does not know the code of version {version}")
+            self._codes[version] = data
+            known = self._atoms[version] = load_atom(data, space=version)
         return known
 
     def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
