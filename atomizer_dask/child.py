@@ -23,7 +23,7 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.packing import dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
-from atomizer_dask.spaces import loads
+from atomizer_dask.spaces import forget, loads
 from atomizer_dask.streams import Stream
 
 
@@ -60,6 +60,8 @@ class ChildSite(Site):
                     self.pieces.put(tuple(rest))
                 elif what == "cancelled":
                     self._cancel(rest[0])
+                elif what == "forget":
+                    self._forget(rest[0])
                 else:
                     self._settle(what, *rest)
         except (EOFError, OSError):
@@ -77,6 +79,12 @@ class ChildSite(Site):
             self.post(("rejected", f"{type(error).__name__}: {error}"))
             return
         self.post(("done", pack_outcome(outcome)))
+
+    def _forget(self, versions: list[str]) -> None:
+        for version in versions:
+            self._atoms.pop(version, None)
+            self._keepers.pop(version, None)
+            forget(version)
 
     def lease(self, batch: Batch) -> Lease:  # noqa: D102
         self._watch.watch(batch.terms.timeout)

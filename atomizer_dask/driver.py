@@ -451,6 +451,7 @@ class Dispatcher:
             except Exception as error:
                 logger.exception("an action of the dispatcher raised")
                 self._on_error(error)
+            del action  # or the run it was about would live until the next one comes
 
     def _next(self) -> Callable[[], Any] | None:
         """Return what to do next, None at the end."""

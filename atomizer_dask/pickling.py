@@ -13,16 +13,24 @@ import functools
 import importlib
 import inspect
 import io
+import logging
 import random
+import re
 import sys
 import typing
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from functools import lru_cache
 from importlib.util import resolve_name
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from inspect import Parameter
+from pathlib import PurePath
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from cloudpickle import cloudpickle
@@ -45,6 +53,7 @@ from atomizer_dask.spaces import (
     name_of,
     name_of_globals,
 )
+from atomizer_dask.watched import Watched
 
 _FACTS = ("__name__", "__package__", "__path__", "__file__")  # by which functions import
 _NOT_STATE = {"__builtins__", "__loader__", "__spec__", "__cached__"}  # of modules
@@ -58,11 +67,27 @@ _GLOBAL_GENERATORS: dict[int, Any] = {
 }
 
 
+# Objects of these kinds do not change, or only in what the pickler asks about anyway.
+_FIXED: tuple[type, ...] = (
+    FunctionAtom, ClassAtom, Parameter, CodeType, CellType, BuiltinFunctionType, MethodType,
+    _CACHED, Enum, property, classmethod, staticmethod, typing.TypeVar, np.generic, np.dtype,
+    Decimal, Fraction, date, time, timedelta, tzinfo, PurePath, re.Pattern, range, slice, UUID,
+    logging.Logger,
+)  # fmt: skip
+
+
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles what is the user's own by value and under a name, everything else as it is."""
+    """Pickles what is the user's own by value and under a name, everything else as it is.
+
+    Attributes
+    ----------
+    watched
+        What it has come by; see `Watched`.
+    """
 
     def __init__(self, file: Any, buffer_callback: Any = None) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self.watched = Watched()
         self._plain: set[type] = set()  # whose instances are pickled as they are
         self._own: set[type] = set()  # whose instances are looked at one by one
         self._reducers: dict[Any, Callable[[Any], Any]] = {
@@ -89,6 +114,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if issubclass(kind, type):
             return self._class(thing)
         if kind not in self._own:
+            is_fixed = issubclass(kind, _FIXED)
+            self.watched.is_fixed &= is_fixed
             if issubclass(kind, Enum) or kind in self.dispatch_table or _is_by_reference(kind):
                 self._plain.add(kind)
                 return NotImplemented
@@ -100,6 +127,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return NotImplemented
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
+        self.watched.add_function(function, cloudpickle._extract_code_globals(code))
         if not have_arrived(scope):
             modules = _imported_by(code, str(scope.get("__package__") or ""))
             state[1]["_cloudpickle_submodules"].extend(modules)
@@ -112,6 +140,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = cloudpickle._dynamic_class_reduce(cls)
         maker, arguments, state, *_, setter = reduced
         *others, _, extra = arguments  # without cloudpickle's own name of it
+        state[0].pop("__slotnames__", None)  # which Python adds when it pickles an instance
+        self.watched.add_mapping(vars(cls))
         if issubclass(cls, Enum):
             others[3] = {name: member.value for name, member in cls.__members__.items()}
             for name in cls.__members__:
@@ -126,6 +156,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if name == "__main__" or is_installed(name, getattr(module, "__file__", None)):
             return NotImplemented
         given = vars(module)
+        self.watched.add_mapping(given)
         facts = {fact: given[fact] for fact in _FACTS if fact in given}
         state = {key: value for key, value in given.items() if key not in _NOT_STATE}
         scope = name_of_globals(given), facts
@@ -140,7 +171,12 @@ def dumps(value: Any, *, buffer_callback: Any = None) -> bytes:
 
 
 def dump_atom(definition: Definition) -> bytes:
-    """Return an atom as bytes.
+    """Return an atom as bytes; see `dump_watched`."""
+    return dump_watched(definition)[0]
+
+
+def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
+    """Return an atom as bytes, and what tells whether it has changed since.
 
     What the user wrote travels by value, so that workers need neither their files nor their
     notebook, and run it as it is now; installed packages go by reference.
@@ -150,8 +186,10 @@ def dump_atom(definition: Definition) -> bytes:
     UnpicklableError
         Where it uses something that cannot be pickled; the message names it.
     """
+    file = io.BytesIO()
+    pickler = Pickler(file)
     try:
-        return dumps(definition)
+        pickler.dump(definition)
     except Exception as error:
         culprit = _culprit(definition) or "something it refers to"
         raise UnpicklableError(
@@ -159,6 +197,7 @@ def dump_atom(definition: Definition) -> bytes:
             "inside the atom, or pass it as an input",
             error,
         ) from error
+    return file.getvalue(), pickler.watched
 
 
 def load_atom(data: bytes, *, space: str = HOME) -> Definition:

@@ -19,7 +19,8 @@ import logging
 import pickle
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -48,6 +49,7 @@ KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 LOOK_SECONDS = 0.05
 STARTS = 3  # attempts to start a child
+FORGOTTEN = 1000  # versions of atoms that children in use have still to forget
 OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class IsolatingSite(Site):
         self._nursery = Nursery("atomizer_dask.child:serve", preload=("atomizer_dask.child",))
         self._idle: list[Inmate] = []
         self._idle_lock = threading.Lock()
+        self._forgotten: deque[str] = deque(maxlen=FORGOTTEN)
 
     @abstractmethod
     def code_of(self, batch: Batch) -> tuple[str, bytes]:
@@ -116,7 +119,15 @@ class IsolatingSite(Site):
     def dismiss(self, inmate: Inmate) -> None:
         """Keep a child for the next one."""
         with self._idle_lock:
+            inmate.forget(self._forgotten)
             self._idle.append(inmate)
+
+    def forget_in_children(self, versions: list[str]) -> None:
+        """Have children forget versions of atoms: now, or when they are idle."""
+        with self._idle_lock:
+            self._forgotten.extend(versions)
+            for inmate in self._idle:
+                inmate.forget(versions)
 
     def close(self) -> None:
         """End all children."""
@@ -291,6 +302,13 @@ class Inmate:
             self._handle(what, rest, lease)
             if (ended := guard.look(self._post)) is not None:
                 return ended
+
+    def forget(self, versions: Iterable[str]) -> None:
+        """Have the child forget versions of atoms."""
+        those = self._known.intersection(versions)
+        if those:
+            self._known -= those
+            self._post(("forget", sorted(those)))
 
     def cancel_sent(self) -> None:
         """Cancel what its electrons sent: they are no more."""

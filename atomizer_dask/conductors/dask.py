@@ -17,11 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
-from hashlib import blake2b
 from time import time
 from typing import Any
 
@@ -38,6 +36,7 @@ from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.keys import kept_key, key_of
 from atomizer_dask.conductors.once import (
     ADOPTED,
+    CLAIMS,
     DEMAND,
     DRIVER,
     FRESH,
@@ -53,6 +52,7 @@ from atomizer_dask.conductors.once import (
 from atomizer_dask.conductors.placement import Placement, is_singleton
 from atomizer_dask.conductors.sending import Sent
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
+from atomizer_dask.conductors.versions import Version, Versions
 from atomizer_dask.conductors.walltime import WallTimeError
 from atomizer_dask.conductors.worker import (
     Undisturbed,
@@ -69,12 +69,11 @@ from atomizer_dask.driver import Arrived, Died, Dropped, Expiring, GivenBack, Lo
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
 from atomizer_dask.events import Event, Level
-from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.needs import needs_of
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
-from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.pickling import load_atom
 from atomizer_dask.policy import Policy
 from atomizer_dask.spaces import HOME, loads
 from atomizer_dask.turns import urgency
@@ -190,11 +189,7 @@ class DaskConductor(BatchConductor):
         self._news: list[Event] = []  # of connecting, and of environments that differ
         self._watch: asyncio.Task[None] | None = None
         self.channel = f"atomizer-{new_id()}"
-        self._versions: weakref.WeakKeyDictionary[Definition, str] = weakref.WeakKeyDictionary()
-        self._codes: weakref.WeakKeyDictionary[Definition, Code] = weakref.WeakKeyDictionary()
-        self._uploaded: set[str] = set()
-        self._catalog: dict[str, str] = {}
-        self._publishing = threading.Lock()
+        self._versions = Versions(self._keep_version, self._name_version, self._release_versions)
         self._posts: dict[str, Callable[[Report], None]] = {}
         self._arrived: set[str] = set()
         self._tasks: dict[str, Future] = {}
@@ -552,39 +547,35 @@ class DaskConductor(BatchConductor):
 
     # -- atoms ------------------------------------------------------------------------------
 
-    def version_of(self, definition: Definition) -> str:
-        """Return the digest of an atom's code, which the scheduler keeps from here on."""
-        known = self._versions.get(definition)
-        if known is not None:
-            return known
-        with self._publishing:
-            self._codes[definition] = code_of(definition)
-            data = dump_atom(definition)
-            digest = blake2b(data, digest_size=16).hexdigest()
-            if definition.singleton:  # whoever has the version alone must know
-                digest = f"{definition.singleton}:{digest}"
-            if digest not in self._uploaded:
-                if self._placement.fitness is not None:
-                    needs = needs_of(definition, data)
-                    self._ask(self._placement.fitness.require, definition.id, digest, needs)
-                self._ask(self._client.set_metadata, [METADATA, digest], data)
-                self._uploaded.add(digest)
-            self._versions[definition] = digest
-        return digest
-
-    def code_of(self, definition: Definition) -> Code:
-        """Return the code of an atom as the workers have it."""
-        self.version_of(definition)
-        return self._codes[definition]
+    def version_of(self, definition: Definition) -> Version:
+        """Return the version that an atom has now, which the scheduler keeps as long as needed."""
+        return self._versions.of(definition)
 
     def publish(self, definition: Definition) -> None:
         """Make an atom known to every client of the scheduler, and to what its electrons send."""
-        # Anew, for what the atom refers to may have changed since it was registered before.
-        self._versions.pop(definition, None)
-        digest = self.version_of(definition)
-        if self._catalog.get(definition.id) != digest:
-            self._catalog = {**self._catalog, definition.id: digest}
-            self._ask(self._client.set_metadata, [METADATA, f"id:{definition.id}"], digest)
+        self._versions.register(definition)
+
+    def _keep_version(self, digest: str, definition: Definition, data: bytes) -> None:
+        fitness = self._placement.fitness
+        if fitness is not None:
+            self._ask(fitness.require, definition.id, digest, needs_of(definition, data))
+        self._claim([digest], [])
+        self._ask(self._client.set_metadata, [METADATA, digest], data)
+
+    def _name_version(self, atom_id: str, version: str) -> None:
+        self._ask(self._client.set_metadata, [METADATA, f"id:{atom_id}"], version)
+
+    def _release_versions(self, versions: list[str]) -> None:
+        if self._placement.fitness is not None:
+            self._placement.fitness.forget_atoms(versions)
+        if self._client.status == "running":
+            self._claim([], versions)
+
+    def _claim(self, needed: list[str], unneeded: list[str]) -> None:
+        """Tell the scheduler which versions it shall keep for this client, and which no longer."""
+        msg = {"client": self._client.id, "needed": needed, "unneeded": unneeded}
+        ask = self._client.scheduler.log_event
+        self._ask(self._client.sync, ask, topic=CLAIMS, msg=msg)
 
     def find_version(self, atom_id: str) -> str | None:
         """Return the version of an atom that another client of the scheduler made known."""
@@ -595,13 +586,14 @@ class DaskConductor(BatchConductor):
 
     def fetch(self, atom_id: str) -> Definition | None:
         """Return an atom that another client of the scheduler made known."""
-        digest = self.find_version(atom_id)
-        data = digest and self._ask(self._client.get_metadata, [METADATA, digest], default=None)
-        return load_atom(data) if data else None
+        version = self.find_version(atom_id)
+        data = version and self._ask(self._client.get_metadata, [METADATA, version], default=None)
+        # Not at home: modules of the same names here are others than those of that client.
+        return load_atom(data, space=f"fetched {version}") if data else None
 
     def catalog(self) -> Mapping[str, str]:
         """Return the versions that descendants of an electron shall find, by atom id."""
-        return self._catalog
+        return self._versions.catalog
 
     def count_all(self) -> tuple[int, int]:
         """Return the census of its channel, here and on all workers."""
@@ -628,6 +620,7 @@ class DaskConductor(BatchConductor):
                 except (OSError, RuntimeError):  # the latter where it closes just now
                     continue  # the client notices by itself, and so does the loop's condition
                 self.post(self._tell_demand)
+                self.post(self._versions.release_unneeded)
                 for key, workers in list(self._pinned.items()):
                     if not workers & self._workers:  # where it was to go there is nobody any more
                         await self._drop(key)

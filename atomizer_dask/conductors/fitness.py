@@ -125,6 +125,13 @@ class Fitness:
                 self._workers.pop(worker, None)
                 self._asked.pop(worker, None)
 
+    def forget_atoms(self, versions: Iterable[str]) -> None:
+        """Forget versions of atoms that nobody needs any more."""
+        with self._guard:
+            for version in versions:
+                self._needs.pop(version, None)
+                self._unfit.pop(version, None)
+
     def knows(self, worker: str) -> bool:
         """Return whether a worker has been looked at."""
         return worker in self._workers

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from heapq import heappop, heappush
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -25,10 +25,11 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome, Stored
-from atomizer_dask.pickling import dump_atom
+from atomizer_dask.pickling import dump_watched
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 from atomizer_dask.turns import urgency
+from atomizer_dask.watched import Watched
 
 
 class MemoryConductor(BatchConductor):
@@ -110,6 +111,14 @@ class MemoryConductor(BatchConductor):
         self._site.close()
 
 
+class _Code(NamedTuple):
+    """An atom as child processes have it."""
+
+    name: str
+    data: bytes
+    watched: Watched
+
+
 class _MemorySite(IsolatingSite):
     def __init__(self, conductor: MemoryConductor) -> None:
         super().__init__()
@@ -117,7 +126,7 @@ class _MemorySite(IsolatingSite):
         self.posts: dict[str, Callable[[Report], None]] = {}
         self.depository = Depository()
         self._conductor = conductor
-        self._codes: WeakKeyDictionary[Definition, tuple[str, bytes]] = WeakKeyDictionary()
+        self._codes: WeakKeyDictionary[Definition, _Code] = WeakKeyDictionary()
 
     def find_atom(self, batch: Batch) -> Definition:
         definition: Definition = batch.version
@@ -125,10 +134,13 @@ class _MemorySite(IsolatingSite):
 
     def code_of(self, batch: Batch) -> tuple[str, bytes]:
         known = self._codes.get(batch.version)
-        if known is None:
-            data = dump_atom(batch.version)
-            known = self._codes[batch.version] = blake2b(data, digest_size=16).hexdigest(), data
-        return known
+        if known is None or not (known.watched.is_fixed and known.watched.is_current()):
+            data, watched = dump_watched(batch.version)
+            name = blake2b(data, digest_size=16).hexdigest()
+            if known is not None and known.name != name:
+                self.forget_in_children([known.name])
+            known = self._codes[batch.version] = _Code(name, data, watched)
+        return known.name, known.data
 
     def keeper(self, batch: Batch) -> Keeper:
         definition: Definition = batch.version
@@ -212,6 +224,7 @@ class _Pool:
                     return
                 _, _, task = heappop(self._tasks)
             task()
+            del task  # or what it was about would live until the next one comes
             with self._changed:
                 if me not in self._members:
                     return

@@ -34,11 +34,13 @@ NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
 FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
+CLAIMS = "atomizer-claims"  # and that on which clients tell which atoms they need
 TOPICS = "atomizer-"  # how all topics of ours begin
 KEEPER = "atomizer-"  # and the names of clients that keep the tasks of runs
 OF_RUN = "·"  # within the name under which tasks of ours are shown
 HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # as opposed to: which workers
 UNLOAD = b"catomizer_dask.conductors.worker\nunload\n."  # a pickle: schedulers may lack the package
+FORGET = b"catomizer_dask.conductors.worker\nforget\n."  # likewise
 UNLOAD_SECONDS = 20.0  # for a worker to hand over what it has; it waits for electrons a margin long
 JOINED_SECONDS = 3.0  # in which a worker has all its wall time before it
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
@@ -70,6 +72,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         """Let go of tasks whose outcomes are in the store, or tell another client of tasks."""
         if topic == ADOPTED:
             self._give(tuple(msg["key"]), msg["client"])
+        elif topic == CLAIMS:
+            self._note_claims(msg["client"], msg["needed"], msg["unneeded"])
         elif topic == DEMAND:
             self._note_demand(msg["client"], msg["electrons"], msg["seconds"])
         elif topic == LEAVING:
@@ -85,6 +89,35 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
                 self._dismiss_idle_keepers(keeper.client_key)
+
+    def _note_claims(self, client: str, needed: list[str], unneeded: list[str]) -> None:
+        """Keep versions of atoms as long as a client needs them."""
+        for version in needed:
+            self._claims.setdefault(version, set()).add(client)
+        for version in unneeded:
+            self._claims.get(version, set()).discard(client)
+        self._forget_atoms()
+
+    def _forget_atoms(self) -> None:
+        """Forget versions of atoms that nobody needs, also on the workers.
+
+        Which atoms the tasks of kept runs need is not known here: these keep all.
+        """
+        if any(name.startswith(KEEPER) for name in self._scheduler.clients):
+            return
+        named = {version for name, version in self._atoms.items() if name.startswith("id:")}
+        gone = [v for v, clients in self._claims.items() if not clients and v not in named]
+        for version in gone:
+            del self._claims[version]
+            self._atoms.pop(version, None)
+            self._atoms.pop(f"home:{version}", None)
+        if gone and self._scheduler.workers:
+            self._scheduler.loop.add_callback(self._have_forgotten, gone)
+
+    async def _have_forgotten(self, versions: list[str]) -> None:
+        arguments = pickle.dumps((versions,))
+        msg = {"op": "run", "function": FORGET, "args": arguments, "kwargs": None, "wait": False}
+        await self._scheduler.broadcast(msg=msg, on_error="ignore")
 
     def _note_demand(self, client: str, electrons: int, seconds: float) -> None:
         self._demand.pop(client, None)
@@ -190,6 +223,9 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         Dask would keep its last 1,000 messages, and how long its tasks took, for ever.
         """
         self._demand.pop(client, None)
+        for clients in self._claims.values():
+            clients.discard(client)
+        self._forget_atoms()
         topics = scheduler._broker._topics
         for name, topic in list(topics.items()):
             if name.startswith(TOPICS):
@@ -212,6 +248,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             keeper = self._scheduler.clients.get(name)
             if keeper is not None and not keeper.wants_what:
                 del self._scheduler.clients[name]
+                self._forget_atoms()
 
     def _give(self, key: Any, client: str) -> None:
         if client not in self._scheduler.clients:
@@ -227,6 +264,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._demand: dict[str, tuple[int, float]] = {}
         self._joined: dict[str, float] = {}  # when each worker has
+        self._claims: dict[str, set[str]] = {}  # clients that need a version of an atom
         self._atoms: dict[str, Any] = scheduler.task_metadata.setdefault(METADATA, {})
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target

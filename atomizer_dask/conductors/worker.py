@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
 from distributed.utils import sync
 
+from atomizer_dask import spaces
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
@@ -99,6 +100,11 @@ async def wall_time(dask_worker: Worker) -> tuple[float, float]:
 async def unload(dask_worker: Worker) -> None:
     """Do what `Leaving.unload` does on this worker."""
     await DaskSite.of(dask_worker).leaving.unload()
+
+
+async def forget(versions: list[str], dask_worker: Worker) -> None:
+    """Do what `DaskSite.forget` does on this worker."""
+    DaskSite.of(dask_worker).forget(versions)
 
 
 async def let_go(dask_worker: Worker) -> None:
@@ -204,6 +210,15 @@ class DaskSite(IsolatingSite):
             self._codes[version] = data
             known = self._atoms[version] = load_atom(data, space=version)
         return known
+
+    def forget(self, versions: list[str]) -> None:
+        """Forget versions of atoms that nobody needs any more."""
+        for version in versions:
+            self._atoms.pop(version, None)
+            self._codes.pop(version, None)
+            self._keepers.pop(version, None)
+            spaces.forget(version)
+        self.forget_in_children(versions)
 
     def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
         return batch.version, self._codes[batch.version]

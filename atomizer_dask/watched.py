@@ -1,0 +1,114 @@
+"""Whether an atom is still what it was when it was pickled, at a few microseconds a look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import FunctionType
+from typing import Any, NamedTuple
+
+_ABSENT = object()
+_CHANGEABLE = (list, dict, set, bytearray)
+_ADDED = "__slotnames__"  # to a class, when an instance of it is pickled for the first time
+
+
+class _Function(NamedTuple):
+    """A function, and all that its code, its globals and its closure were."""
+
+    function: FunctionType
+    code: Any
+    defaults: Any
+    names: tuple[str, ...]
+    globals: tuple[Any, ...]
+    cells: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, function: FunctionType, names: tuple[str, ...]) -> _Function:
+        scope = function.__globals__
+        return cls(
+            function,
+            function.__code__,
+            function.__defaults__,
+            names,
+            tuple([scope.get(name, _ABSENT) for name in names]),
+            tuple(map(_content, function.__closure__ or ())),
+        )
+
+    def is_current(self) -> bool:
+        function: Any = self.function
+        now = _Function.of(function, self.names)
+        return (
+            now.code is self.code
+            and now.defaults is self.defaults
+            and _are_the_same(now.globals, self.globals)
+            and _are_the_same(now.cells, self.cells)
+        )
+
+
+class Watched:
+    """What a pickled atom consists of, to tell whether it has changed since.
+
+    Attributes
+    ----------
+    is_fixed
+        Whether nothing in it can change in place, as a list or an array can: then it has changed
+        only where a name has been bound to something else.
+    """
+
+    def __init__(self) -> None:
+        self.is_fixed = True
+        self._functions: list[_Function] = []
+        self._mappings: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+
+    def add_function(self, function: FunctionType, names: Iterable[str]) -> None:
+        """Watch a function and the globals of these names."""
+        watched = _Function.of(function, tuple(names))
+        self._functions.append(watched)
+        self.add_values((*watched.globals, *watched.cells, *(watched.defaults or ())))
+        for held in (function.__kwdefaults__, vars(function)):
+            if held:
+                self.add_mapping(held)
+
+    def add_mapping(self, mapping: Mapping[str, Any]) -> None:
+        """Watch the attributes of a class, a module or an object."""
+        held = {name: value for name, value in mapping.items() if name != _ADDED}
+        self._mappings.append((mapping, held))
+        self.add_values(value for name, value in held.items() if not _is_of_python(name))
+
+    def add_values(self, values: Iterable[Any]) -> None:
+        """Note whether values can change in place that the pickler does not ask about."""
+        self.is_fixed = self.is_fixed and all(map(_is_fixed, values))
+
+    def is_current(self) -> bool:
+        """Return whether every name is still bound to what it was bound to."""
+        return all(one.is_current() for one in self._functions) and all(
+            _is_the_same(now, before) for now, before in self._mappings
+        )
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return _ABSENT
+
+
+def _are_the_same(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    return all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _is_the_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return len(now) - (_ADDED in now) == len(before) and all(
+        now.get(name, _ABSENT) is value for name, value in before.items()
+    )
+
+
+def _is_of_python(name: str) -> bool:
+    """Return whether Python looks after an attribute: of dataclasses, enums, abstract classes."""
+    return (name.startswith("_") and name.endswith("_")) or name.startswith("_abc_")
+
+
+def _is_fixed(value: Any) -> bool:
+    kind = type(value)
+    if kind in (tuple, frozenset):
+        return all(map(_is_fixed, value))
+    return kind not in _CHANGEABLE

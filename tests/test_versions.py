@@ -1,0 +1,246 @@
+"""What is executed is what the process would execute now; what nobody needs goes away."""
+
+import copy
+import gc
+import importlib
+import pickle
+import sys
+import weakref
+
+import numpy as np
+import pytest
+from patience import wait_until
+
+from atomizer_dask import Atom, Atomizer, Electron, atom, grid
+from atomizer_dask.atom import as_definition
+from atomizer_dask.conductors.once import METADATA
+from atomizer_dask.pickling import dump_watched
+
+OFFSET = 1
+TABLE = {"offset": 1}
+VALUES = np.ones(3)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    yield
+    globals().update(OFFSET=1, helper=first_helper)
+    TABLE["offset"], VALUES[:], Shifts.by, shifted_by_attribute.by = 1, 1, 1, 1
+
+
+def helper(x):
+    return x + 1
+
+
+first_helper = helper
+
+
+class Shifts:
+    by = 1
+
+    def __call__(self, x):
+        return x + self.by
+
+
+SHIFTS = Shifts()
+
+
+@atom
+def shifted(x):
+    return x + OFFSET
+
+
+def shifted_by_table(x):
+    return x + TABLE["offset"]
+
+
+def shifted_by_array(x):
+    return x + VALUES[0]
+
+
+def shifted_by_helper(x):
+    return helper(x)
+
+
+def shifted_by_class(x):
+    return SHIFTS(x)
+
+
+def shifted_by_default(x, by=1):
+    return x + by
+
+
+def shifted_by_attribute(x):
+    return x + shifted_by_attribute.by
+
+
+shifted_by_attribute.by = 1
+
+
+class Shifted(Atom):
+    by = 1
+
+    def process(self, context, conductor, electron):
+        return electron.payload["x"] + self.by
+
+
+@atom
+def parent(x, *, context):
+    return context.conductor.send(Electron(shifted.id, {"x": x})).result().value()
+
+
+def changes():
+    by_closure = 1
+
+    def shifted_by_closure(x):
+        return x + by_closure
+
+    def set_closure():
+        nonlocal by_closure
+        by_closure = 10
+
+    return {
+        "global": (shifted, lambda: globals().update(OFFSET=10)),
+        "table": (shifted_by_table, lambda: TABLE.update(offset=10)),
+        "array": (shifted_by_array, lambda: VALUES.__setitem__(0, 10)),
+        "helper": (shifted_by_helper, lambda: globals().update(helper=lambda x: x + 10)),
+        "class": (shifted_by_class, lambda: setattr(Shifts, "by", 10)),
+        "default": (shifted_by_default, lambda: setattr(shifted_by_default, "__defaults__", (10,))),
+        "attribute": (shifted_by_attribute, lambda: setattr(shifted_by_attribute, "by", 10)),
+        "closure": (shifted_by_closure, set_closure),
+        "atom": (Shifted, lambda: setattr(Shifted, "by", 10)),
+        "code": (
+            shifted_by_helper,
+            lambda: setattr(first_helper, "__code__", (lambda x: x + 10).__code__),
+        ),
+    }
+
+
+@pytest.mark.parametrize("child", [False, True], ids=["here", "child"])
+@pytest.mark.parametrize("how", changes())
+def test_what_is_executed_is_what_there_is_now(atomizer, how, child):
+    value, change = changes()[how]
+    before, options = first_helper.__code__, {"timeout": 60} if child else {}
+    definition = as_definition(value)
+    atomizer.register(definition)
+    try:
+        first = atomizer.map(definition, grid(x=[0, 1]), **options).wait(60).to_frame()
+        change()
+        second = atomizer.map(definition, grid(x=[0, 1]), **options).wait(60).to_frame()
+        sent = atomizer.send(definition, {"x": 0}, **options).result(60).value()
+    finally:
+        Shifted.by, shifted_by_default.__defaults__ = 1, (1,)
+        first_helper.__code__ = before
+    assert first["result"].tolist() == [1, 2]
+    assert (second["result"].tolist(), sent) == ([10, 11], 10)
+
+
+def test_children_are_executed_as_they_are_now(atomizer):
+    global OFFSET
+    atomizer.register(shifted, parent)
+    assert atomizer.send(parent, {"x": 0}).result(60).value() == 1
+    OFFSET = 10
+    assert atomizer.send(parent, {"x": 0}).result(60).value() == 10
+    assert atomizer.map(parent, grid(x=[1])).wait(60).to_frame()["result"].tolist() == [11]
+
+
+def test_a_module_that_is_reloaded_is_executed_as_it_is_now(atomizer, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "reloaded.py").write_text("import inner\ndef f(x):\n    return inner.g(x)\n")
+    (tmp_path / "inner.py").write_text("def g(x):\n    return x + 1\n")
+    importlib.invalidate_caches()
+    module = importlib.import_module("reloaded")
+    first = atomizer.map(module.f, grid(x=[0])).wait(60).to_frame()["result"].tolist()
+    (tmp_path / "inner.py").write_text("def g(x):\n    return x + 100\n")
+    importlib.reload(sys.modules["inner"])
+    second = atomizer.map(module.f, grid(x=[0])).wait(60).to_frame()["result"].tolist()
+    for name in ("reloaded", "inner"):
+        del sys.modules[name]
+    assert (first, second) == ([1], [100])
+
+
+@pytest.mark.dask
+def test_electrons_already_sent_keep_theirs(dask, gate):
+    global OFFSET
+    path = gate.path
+
+    def waits(x):
+        import os
+        import time
+
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        return x + OFFSET
+
+    run = Atomizer(dask).map(waits, {"x": list(range(50))})
+    OFFSET = 10
+    gate.open()
+    assert run.wait(60).to_frame()["result"].tolist() == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    ("value", "is_fixed"),
+    [(shifted, True), (shifted_by_table, False), (shifted_by_array, False), (Shifted, True)],
+)
+def test_only_what_can_change_in_place_is_pickled_at_each_look(value, is_fixed):
+    _, watched = dump_watched(as_definition(value))
+    assert watched.is_fixed is is_fixed
+    assert watched.is_current()
+
+
+def test_pickling_instances_does_not_make_an_atom_another(dask):
+    definition = as_definition(shifted_by_class)
+    before = dask.version_of(definition)
+    pickle.dumps(SHIFTS)
+    copy.copy(SHIFTS)
+    assert dask.version_of(definition) is before
+
+
+@pytest.mark.dask
+def test_versions_that_nobody_needs_go_away_everywhere(dask):
+    def kept(dask_scheduler):
+        return set(dask_scheduler.task_metadata[METADATA])
+
+    def on_workers(dask_worker):
+        return set(dask_worker.extensions["atomizer"]._atoms)
+
+    def everywhere():
+        there = dask.client.run(on_workers).values()
+        return set().union(dask.client.run_on_scheduler(kept), *there)
+
+    atomizer = Atomizer(dask)
+    versions = []
+    for number in range(3):
+        data = np.full(10, number)
+
+        def uses(i, data=data):
+            return float(data[i])
+
+        run = atomizer.map(uses, grid(i=range(10)), timeout=60).wait(60)
+        assert run.to_frame()["result"].tolist() == [float(number)] * 10
+        versions.append(str(run._driven.plan.version))
+        alive = weakref.ref(run)
+        assert versions[-1] in everywhere()
+    del run, uses
+    gc.collect()
+    assert alive() is None
+    wait_until(lambda: not everywhere().intersection(versions))
+
+
+@pytest.mark.dask
+def test_a_version_that_is_needed_again_is_there_again(dask):
+    atomizer = Atomizer(dask)
+
+    def once():
+        factor = 3
+
+        def times(x):
+            return factor * x
+
+        return atomizer.map(times, grid(x=[1, 2])).wait(60).to_frame()["result"].tolist()
+
+    for _ in range(5):
+        assert once() == [3, 6]
+        gc.collect()
+        dask._versions.release_unneeded()
