@@ -84,6 +84,7 @@ class Definition(ABC):
     vectorized: bool = False
     isolation: str = ""
     singleton: str = ""
+    draws_from: frozenset[str] = frozenset()  # generators that all of a process share
 
     @property
     @abstractmethod

@@ -28,6 +28,7 @@ from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind, text_
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
+from atomizer_dask.randomness import TURN
 from atomizer_dask.streams import Positioned, Stream
 from atomizer_dask.sweep import Columns, GridSlice, Rows, numpy_or_extension
 
@@ -281,12 +282,16 @@ class Lease:
         left = None if self.watch is None else self.watch.left()
         return left is not None and left <= 0
 
-    def about_to_wait(self) -> None:
-        """Give up the slot, once: the running electron is about to wait for its children."""
+    def about_to_wait(self) -> Callable[[], None] | None:
+        """Give up the slot, once: the running electron is about to wait for its children.
+
+        Returns what is to be called when it has waited.
+        """
         if not self._released and threading.get_ident() == self._thread:
             self._released = True
             self.surrender()
             self.site.release_slot()
+        return TURN.pause()
 
     @property
     def waits(self) -> bool:
@@ -387,6 +392,8 @@ class Lease:
         """Execute one electron after another."""
         start = time_ns(), perf_counter()
         call, arguments = self._bond(definition)
+        if definition.draws_from:
+            call = self._seeded(call, definition.draws_from)
         if self.watch is not None:
             call = _watched(call, self.watch)
         claims = Claims(len(self.batch), _AT_ONCE)
@@ -434,6 +441,22 @@ class Lease:
                 ends.clear()
         joined, scalar = outputs.joined()
         return self._outcome(joined, start, _concatenated(times), scalar=scalar)
+
+    def _seeded(
+        self, call: Callable[..., Any], which: frozenset[str], offset: int | None = None
+    ) -> Callable[..., Any]:
+        """Return a call before which shared generators are seeded for the electron.
+
+        Of a slice for the first one; without an `offset` it counts the electrons itself.
+        """
+        offsets: Iterable[int] = repeat(offset) if offset is not None else itertools.count()
+        following = iter(offsets).__next__
+
+        def seeded(*values: Any, **named: Any) -> Any:
+            with TURN.taken(which, *self.batch.address(following())):
+                return call(*values, **named)
+
+        return seeded
 
     def _bond(self, definition: Definition) -> tuple[Callable[..., Any], _Arguments]:
         """Return what to call, and its arguments for electrons from one offset to another.
@@ -511,6 +534,8 @@ class Lease:
             assert isinstance(definition, FunctionAtom)
             return self._call_with_arrays_of_one(definition, self.batch.payload(0), 0)
         call, arguments = self._bond(definition)
+        if definition.draws_from:
+            call = self._seeded(call, definition.draws_from)
         return call(*(next(iter(values)) for values in arguments(0, 1)))
 
     def _instance(self, definition: ClassAtom) -> Atom:
@@ -566,6 +591,8 @@ class Lease:
         if definition.takes_context:
             arguments["context"] = Context(self, offset, count)
         function = definition.function
+        if definition.draws_from:
+            function = self._seeded(function, definition.draws_from, offset)
         if self.watch is not None:
             function = _watched(function, self.watch, offset, count)
         try:

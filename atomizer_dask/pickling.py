@@ -14,12 +14,13 @@ import importlib
 import inspect
 import io
 import logging
-import random
 import re
 import sys
 import typing
 import weakref
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
@@ -37,8 +38,9 @@ from cloudpickle import cloudpickle
 
 from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.bytecode import imports_of
-from atomizer_dask.errors import UnpicklableError
+from atomizer_dask.errors import RegistrationError, UnpicklableError
 from atomizer_dask.ownership import file_of, is_installed
+from atomizer_dask.randomness import GENERATORS, drawn_from, is_generator
 from atomizer_dask.spaces import (
     HOME,
     Place,
@@ -54,18 +56,13 @@ from atomizer_dask.spaces import (
     name_of_globals,
 )
 from atomizer_dask.watched import Watched
+from atomizer_dask.wrapped import closure_of
 
 _FACTS = ("__name__", "__package__", "__path__", "__file__")  # by which functions import
 _NOT_STATE = {"__builtins__", "__loader__", "__spec__", "__cached__"}  # of modules
 _ENUMS_OWN = {"_value_", "_name_", "__objclass__", "_sort_order_"}  # of members, by their class
 _CACHED = type(lru_cache(len))
 _STATED = None, None, complete  # ends what pickle calls a reduce value: items, pairs, state setter
-# The generators behind the functions of their modules: every process has its own.
-_GLOBAL_GENERATORS: dict[int, Any] = {
-    id(random._inst): random,
-    id(np.random.mtrand._rand): np.random,
-}
-
 
 # Objects of these kinds do not change, or only in what the pickler asks about anyway.
 _FIXED: tuple[type, ...] = (
@@ -83,11 +80,17 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     ----------
     watched
         What it has come by; see `Watched`.
+    drawn_from
+        Which generators that a process shares its functions draw from; see `randomness`.
+    generators
+        Other random generators that it has come by.
     """
 
     def __init__(self, file: Any, buffer_callback: Any = None) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self.watched = Watched()
+        self.drawn_from = set[str]()
+        self.generators: list[Any] = []
         self._plain: set[type] = set()  # whose instances are pickled as they are
         self._own: set[type] = set()  # whose instances are looked at one by one
         self._reducers: dict[Any, Callable[[Any], Any]] = {
@@ -95,8 +98,6 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             ModuleType: self._module,
             BuiltinFunctionType: _method,
             MethodType: _method,
-            np.random.RandomState: _generator,
-            random.Random: _generator,
             typing.TypeVar: _type_variable,
             _CACHED: _cached,
             weakref.WeakKeyDictionary: _weak_mapping,
@@ -114,13 +115,22 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if issubclass(kind, type):
             return self._class(thing)
         if kind not in self._own:
-            is_fixed = issubclass(kind, _FIXED)
-            self.watched.is_fixed &= is_fixed
+            if is_generator(thing) or id(thing) in GENERATORS:
+                return self._generator(thing)
+            self.watched.is_fixed &= issubclass(kind, _FIXED)
             if issubclass(kind, Enum) or kind in self.dispatch_table or _is_by_reference(kind):
                 self._plain.add(kind)
                 return NotImplemented
             self._own.add(kind)
         return _instance(thing, kind)
+
+    def _generator(self, generator: Any) -> Any:
+        """Reduce the generator behind `numpy.random.normal` and such; others are as they are."""
+        module = GENERATORS.get(id(generator))
+        if module is not None:  # every process has its own
+            return _global_generator, (module.__name__,)
+        self.generators.append(generator)
+        return NotImplemented
 
     def _function(self, function: FunctionType) -> Any:
         if _is_by_reference(function):
@@ -128,6 +138,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
         self.watched.add_function(function, cloudpickle._extract_code_globals(code))
+        self.drawn_from |= drawn_from(code, ChainMap(closure_of(function), scope))
         if not have_arrived(scope):
             modules = _imported_by(code, str(scope.get("__package__") or ""))
             state[1]["_cloudpickle_submodules"].extend(modules)
@@ -185,19 +196,63 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
     ------
     UnpicklableError
         Where it uses something that cannot be pickled; the message names it.
+    RegistrationError
+        Where it draws from a generator that was made outside of it.
     """
     file = io.BytesIO()
     pickler = Pickler(file)
+    _look_through(definition, pickler)
+    if pickler.drawn_from != definition.draws_from:
+        definition.draws_from = frozenset(pickler.drawn_from)
+        return dump_watched(definition)
+    return file.getvalue(), pickler.watched
+
+
+def look_at(definition: Definition) -> Watched:
+    """Return what tells whether an atom has changed, which need not travel.
+
+    Raises
+    ------
+    RegistrationError
+        Where it draws from a generator that was made outside of it.
+    """
+    pickler = Pickler(io.BytesIO(), buffer_callback=lambda _: False)  # no copies of arrays
+    with suppress(UnpicklableError):
+        _look_through(definition, pickler)
+    definition.draws_from = frozenset(pickler.drawn_from)
+    return pickler.watched
+
+
+def _look_through(definition: Definition, pickler: Pickler) -> None:
     try:
         pickler.dump(definition)
     except Exception as error:
-        culprit = _culprit(definition) or "something it refers to"
+        culprit = _culprit(definition, can_travel) or "something it refers to"
         raise UnpicklableError(
             f"{definition.id} cannot travel to a worker: {culprit} cannot be pickled; create it "
             "inside the atom, or pass it as an input",
             error,
         ) from error
-    return file.getvalue(), pickler.watched
+    if pickler.generators:
+        raise _refusal_of_generator(definition, pickler.generators[0])
+
+
+def _refusal_of_generator(definition: Definition, generator: Any) -> RegistrationError:
+    culprit = _culprit(definition, _has_no_generator) or "something it refers to"
+    kind = type(generator).__name__
+    return RegistrationError(
+        f"{definition.id} draws from a random generator that was made outside of it ({culprit} is "
+        f"or holds a {kind}): each worker would have a copy, and electrons the same numbers. Name "
+        "a parameter context and draw from context.rng, which is each electron's own and follows "
+        "seed="
+    )
+
+
+def _has_no_generator(value: Any) -> bool:
+    pickler = Pickler(io.BytesIO())
+    with suppress(Exception):  # what cannot be pickled is told of elsewhere
+        pickler.dump(value)
+    return not pickler.generators
 
 
 def load_atom(data: bytes, *, space: str = HOME) -> Definition:
@@ -243,16 +298,10 @@ def _imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
 
 def _method(method: Any) -> Any:
     """Reduce `numpy.random.normal` and the like as functions of their modules."""
-    module = _GLOBAL_GENERATORS.get(id(getattr(method, "__self__", None)))
+    module = GENERATORS.get(id(getattr(method, "__self__", None)))
     if module is None:
         return NotImplemented
     return getattr, (module, method.__name__)
-
-
-def _generator(generator: Any) -> Any:
-    """Reduce the generator behind `numpy.random.normal` and the like; others are as they are."""
-    module = _GLOBAL_GENERATORS.get(id(generator))
-    return NotImplemented if module is None else (_global_generator, (module.__name__,))
 
 
 def _global_generator(module: str) -> Any:
@@ -340,11 +389,11 @@ def _fill_instance(thing: Any, state: Any) -> None:
 # -- who is to blame ---------------------------------------------------------------------------
 
 
-def _culprit(definition: Definition) -> str | None:
-    """Return what of an atom cannot be pickled, in the user's words."""
+def _culprit(definition: Definition, is_fine: Callable[[Any], bool]) -> str | None:
+    """Return what of an atom is not fine, in the user's words."""
     if isinstance(definition, ClassAtom) and definition.instance is not None:
         for name, value in vars(definition.instance).items():
-            if not can_travel(value):
+            if not is_fine(value):
                 return f"its attribute {name!r} ({type(value).__name__})"
     if not isinstance(definition, FunctionAtom):
         return None
@@ -353,7 +402,7 @@ def _culprit(definition: Definition) -> str | None:
         return None
     for where, values in _used_by(function, definition):
         for name, value in values.items():
-            if not can_travel(value):
+            if not is_fine(value):
                 return f"{where.format(repr(name), type(value).__name__)}"
     return None
 

@@ -25,7 +25,7 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome, Stored
-from atomizer_dask.pickling import dump_watched
+from atomizer_dask.pickling import dump_watched, look_at
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 from atomizer_dask.turns import urgency
@@ -51,6 +51,7 @@ class MemoryConductor(BatchConductor):
         self._threads = threads or os.cpu_count() or 1
         self._pool = _Pool(self._threads)
         self._site = _MemorySite(self)
+        self._looked_at: WeakKeyDictionary[Definition, Watched] = WeakKeyDictionary()
 
     @property
     def threads(self) -> int:
@@ -69,7 +70,16 @@ class MemoryConductor(BatchConductor):
         return ConductorStatus(self.state, "this process", (here,))
 
     def version_of(self, definition: Definition) -> Definition:
-        """Return the atom itself: it need not travel."""
+        """Return the atom itself: it need not travel.
+
+        Raises
+        ------
+        RegistrationError
+            Where it draws from a generator that was made outside of it.
+        """
+        known = self._looked_at.get(definition)
+        if known is None or not known.is_current():
+            self._looked_at[definition] = look_at(definition)
         return definition
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
