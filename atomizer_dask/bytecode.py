@@ -22,6 +22,10 @@ _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _READABLE = {*dis.hasname, *dis.haslocal, *dis.hasfree, *_JUMPS}
 _SKIPPED = "EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"
 _FAST = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
+_FILLING = {
+    "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
+    "remove", "setdefault", "update",
+}  # fmt: skip
 _GLOBALS = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
 
 Line = tuple[str, Any, int]
@@ -38,12 +42,15 @@ class Used:
     imports
         Names of modules, with dots before those that are relative, and of what is taken from
         them, which may be modules as well.
+    filled
+        Names of variables and attributes whose containers it fills or empties, as a memo is.
     """
 
     globals: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
     imports: set[str] = field(default_factory=set)
+    filled: set[str] = field(default_factory=set)
 
     def add(self, operation: str, name: str, before: list[Any]) -> None:
         """Add the name of an instruction, `before` which came those with these arguments."""
@@ -83,12 +90,49 @@ def _names_imported(code: CodeType) -> list[str]:
     return sorted(used.imports)
 
 
+@lru_cache(maxsize=4096)
+def _filled(code: CodeType) -> frozenset[str]:
+    """Return the names of variables and attributes whose containers are filled or emptied."""
+    listing = [one for one in dis.Bytecode(code) if one.opname not in _SKIPPED]
+    found = set()
+    for position, one in enumerate(listing):
+        if one.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+            container = _before_key(listing, position)
+        elif _augments(listing[position : position + 3]):  # x[key] += 1
+            container = _before_key(listing, position)
+        elif one.opname in ("LOAD_ATTR", "LOAD_METHOD") and one.argval in _FILLING:
+            container = position - 1
+        else:
+            continue
+        if container >= 0 and isinstance(listing[container].argval, str):
+            found.add(listing[container].argval)
+    return frozenset(found)
+
+
+def _augments(listing: list[dis.Instruction]) -> bool:
+    return [(one.opname, one.arg) for one in listing[:2]] == [("COPY", 2)] * 2 and (
+        listing[2].opname in ("BINARY_SUBSCR", "BINARY_OP")  # the latter from Python 3.14 on
+    )
+
+
+def _before_key(listing: list[dis.Instruction], position: int) -> int:
+    """Return where the container was loaded that an item is stored in."""
+    height = 0
+    for before in range(position - 1, -1, -1):
+        one = listing[before]
+        height += dis.stack_effect(one.opcode, one.arg if one.opcode >= dis.HAVE_ARGUMENT else None)
+        if height == 1:
+            return before - 1
+    return -1
+
+
 def what_counts(code: CodeType, used: Used, digest: Callable[[Any], str]) -> tuple[Any, ...]:
     """Return what of bytecode counts, and add to `used` what it refers to.
 
     Constants are given to `digest`; all else has a repr that is the same in each process.
     """
     listing = dis.Bytecode(code)
+    used.filled |= _filled(code)
     lines, index = _lines(listing, used, digest)
     caught = [
         (*map(index.get, (entry.start, entry.end, entry.target)), entry.depth, entry.lasti)

@@ -60,4 +60,7 @@ def _contents_of_object(value: Any) -> list[Any]:
 
 
 def _is_cached(kind: type, name: str) -> bool:
-    return isinstance(inspect.getattr_static(kind, name, None), cached_property)
+    """Return whether an attribute only keeps what has been computed so far."""
+    if isinstance(inspect.getattr_static(kind, name, None), cached_property):
+        return True
+    return name.startswith("_") and ("cache" in name.lower() or "memo" in name.lower())

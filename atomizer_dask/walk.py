@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
 from atomizer_dask.bytecode import PLACE, Used, what_counts
 from atomizer_dask.contents import CONTAINERS, contents_of
 from atomizer_dask.ownership import file_of, is_own
+from atomizer_dask.randomness import GENERATORS, is_generator
 from atomizer_dask.sources import source_of, text_of_file, text_of_value
 from atomizer_dask.wrapped import attributes_of, closure_of, defaults_of, functions_within
 
 _LOOKED_AT = 200_000  # objects within values, beyond which only their types count
+_FILLED = (list, dict, set, bytearray, deque)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(...)})
 _ATOM = {"id", "isolation", "singleton"}
 _NOT_CODE = PLACE | {
@@ -68,6 +71,7 @@ class Walk:
         self.path: list[int] = []
         self.known: dict[int, tuple[Any, str, list[int]]] = {}  # holds the objects: ids stay theirs
         self.strict = self.looked_at = 0
+        self.names: set[str] = set()  # of attributes that the functions so far refer to
 
     def fingerprint(self, value: Any) -> str:
         """Return the digest of all that an atom, or another value, refers to."""
@@ -109,11 +113,15 @@ class Walk:
     def _function(self, function: FunctionType) -> str:
         used, scope = Used(), function.__globals__
         contents: list[Any] = [what_counts(function.__code__, used, self._value)]
-        for name in sorted(used.globals - used.stored):
+        self.names |= used.attributes
+        filled = {name for name in used.filled if isinstance(scope.get(name), _FILLED)}
+        for name in sorted(used.globals - used.stored - filled):
             contents += name, self._variable(name, scope, used.attributes)
         held = closure_of(function) | defaults_of(function)
-        held |= {f"{name} (attribute)": value for name, value in vars(function).items()}
-        for name, value in held.items():
+        attributes = vars(function).items()
+        for name, value in (*held.items(), *((f"{name} (attribute)", v) for name, v in attributes)):
+            if name.partition(" ")[0] in used.filled and isinstance(value, _FILLED):
+                continue  # a memo: what is in it depends on what has been computed so far
             where = f"{_name_of(function)}.{name}"
             contents += name, self._named(where, value, (id(function), name))
         self._imports(used, scope.get("__package__") or "")
@@ -207,6 +215,8 @@ class Walk:
             return "module" if is_own(value.__name__, self.home) else value.__name__
         if isinstance(value, FunctionAtom | ClassAtom):
             return self._definition(value)
+        if is_generator(value) or id(value) in GENERATORS:
+            return _digest(kind.__qualname__)  # its state tells how often it has been drawn from
         contents = self._ordered(value) if kind in (set, frozenset) else contents_of(value)
         # Something installed that holds what cannot be pickled, as a connection does, may differ
         # in each process: it counts by type. The user's own objects count by each attribute.

@@ -187,7 +187,8 @@ def test_store_names_the_code_that_workers_execute(cluster, tmp_path, monkeypatc
     with Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer:
         monkeypatch.setitem(scaled.function.__globals__, "FACTOR", 3)  # after it was registered
         run = atomizer.map(scaled, grid(x=range(20)), store=store).wait()
-        assert run.to_frame()["result"].tolist() == [2 * x for x in range(20)]
+        assert run.to_frame()["result"].tolist() == [3 * x for x in range(20)]
+    monkeypatch.undo()
     with (
         Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer,
         pytest.raises(StoreChangedError, match="FACTOR"),
