@@ -85,6 +85,7 @@ class Definition(ABC):
     isolation: str = ""
     singleton: str = ""
     draws_from: frozenset[str] = frozenset()  # generators that all of a process share
+    exempt: Any = None  # what of it does not travel by value; see `pickling.Exempt`
 
     @property
     @abstractmethod

@@ -96,9 +96,8 @@ def _filled(code: CodeType) -> frozenset[str]:
     listing = [one for one in dis.Bytecode(code) if one.opname not in _SKIPPED]
     found = set()
     for position, one in enumerate(listing):
-        if one.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-            container = _before_key(listing, position)
-        elif _augments(listing[position : position + 3]):  # x[key] += 1
+        stores = one.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
+        if stores or _augments(listing[position : position + 3]):
             container = _before_key(listing, position)
         elif one.opname in ("LOAD_ATTR", "LOAD_METHOD") and one.argval in _FILLING:
             container = position - 1
@@ -110,6 +109,7 @@ def _filled(code: CodeType) -> frozenset[str]:
 
 
 def _augments(listing: list[dis.Instruction]) -> bool:
+    """Return whether these instructions begin an ``x[key] += 1``."""
     return [(one.opname, one.arg) for one in listing[:2]] == [("COPY", 2)] * 2 and (
         listing[2].opname in ("BINARY_SUBSCR", "BINARY_OP")  # the latter from Python 3.14 on
     )

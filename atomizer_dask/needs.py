@@ -12,7 +12,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from atomizer_dask.atom import Definition
-from atomizer_dask.ownership import home_of
+from atomizer_dask.ownership import file_of, home_of, is_installed
 from atomizer_dask.walk import Walk
 
 # What a worker of this package has anyway, and what it is not to be asked for.
@@ -57,7 +57,8 @@ def needs_of(definition: Definition, data: bytes) -> Needs:
     for function in walk.functions:
         package = function.__globals__.get("__package__") or ""
         for name, is_guarded in _imports(function.__code__, package):
-            (perhaps if is_guarded else certain).add(name)
+            if not _travels(name):
+                (perhaps if is_guarded else certain).add(name)
     certain = {one for one in map(_top, certain) if _counts(one)}
     perhaps = {one for one in map(_top, perhaps) if _counts(one)}
     return Needs(frozenset(certain), frozenset(perhaps - certain))
@@ -73,6 +74,12 @@ class _Functions(Walk):
     def _function(self, function: FunctionType) -> str:
         self.functions.append(function)
         return super()._function(function)
+
+
+def _travels(name: str) -> bool:
+    """Return whether a module that a function imports is the user's own, and travels with it."""
+    file = getattr(sys.modules.get(name), "__file__", None) or file_of(name)
+    return file is not None and not is_installed(name, file)
 
 
 def _top(name: str) -> str:

@@ -30,7 +30,7 @@ from importlib.util import resolve_name
 from inspect import Parameter
 from pathlib import PurePath
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -54,9 +54,12 @@ from atomizer_dask.spaces import (
     loads,
     name_of,
     name_of_globals,
+    refer,
 )
 from atomizer_dask.watched import Watched
 from atomizer_dask.wrapped import closure_of
+
+logger = logging.getLogger(__name__)
 
 _FACTS = ("__name__", "__package__", "__path__", "__file__")  # by which functions import
 _NOT_STATE = {"__builtins__", "__loader__", "__spec__", "__cached__"}  # of modules
@@ -73,6 +76,21 @@ _FIXED: tuple[type, ...] = (
 )  # fmt: skip
 
 
+class Exempt(NamedTuple):
+    """What of the user's own does not travel by value, for it cannot.
+
+    Parameters
+    ----------
+    modules
+        They travel by name, as installed ones: workers import their own.
+    attributes
+        By module: they stay here, for the atom does not use them.
+    """
+
+    modules: frozenset[str] = frozenset()
+    attributes: Mapping[str, frozenset[str]] = {}
+
+
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles what is the user's own by value and under a name, everything else as it is.
 
@@ -84,10 +102,16 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         Which generators that a process shares its functions draw from; see `randomness`.
     generators
         Other random generators that it has come by.
+    modules, names
+        Names of the user's own modules that it has come by, and of what functions refer to.
     """
 
-    def __init__(self, file: Any, buffer_callback: Any = None) -> None:
+    def __init__(
+        self, file: Any, buffer_callback: Any = None, exempt: Exempt | None = None
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._exempt = exempt or Exempt()
+        self.modules, self.names = set[str](), set[str]()
         self.watched = Watched()
         self.drawn_from = set[str]()
         self.generators: list[Any] = []
@@ -118,7 +142,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if is_generator(thing) or id(thing) in GENERATORS:
                 return self._generator(thing)
             self.watched.is_fixed &= issubclass(kind, _FIXED)
-            if issubclass(kind, Enum) or kind in self.dispatch_table or _is_by_reference(kind):
+            if issubclass(kind, Enum) or kind in self.dispatch_table or self._refers_to(kind):
                 self._plain.add(kind)
                 return NotImplemented
             self._own.add(kind)
@@ -132,9 +156,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.generators.append(generator)
         return NotImplemented
 
+    def _refers_to(self, thing: Any) -> bool:
+        """Return whether a function or a class travels by name."""
+        return thing.__module__ in self._exempt.modules or _is_by_reference(thing)
+
     def _function(self, function: FunctionType) -> Any:
-        if _is_by_reference(function):
+        if self._refers_to(function):
             return NotImplemented
+        self.modules.add(function.__module__)
+        self.names.update(_names_in(function.__code__))
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
         self.watched.add_function(function, cloudpickle._extract_code_globals(code))
@@ -148,6 +178,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _class(self, cls: type) -> Any:
         if cls.__module__ == "builtins" or _is_by_reference(cls):
             return super().reducer_override(cls)
+        if cls.__module__ in self._exempt.modules:
+            return NotImplemented
+        self.modules.add(cls.__module__)
         reduced = cloudpickle._dynamic_class_reduce(cls)
         maker, arguments, state, *_, setter = reduced
         *others, _, extra = arguments  # without cloudpickle's own name of it
@@ -166,10 +199,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         name = module.__name__
         if name == "__main__" or is_installed(name, getattr(module, "__file__", None)):
             return NotImplemented
+        if name in self._exempt.modules:
+            return NotImplemented
+        self.modules.add(name)
         given = vars(module)
         self.watched.add_mapping(given)
         facts = {fact: given[fact] for fact in _FACTS if fact in given}
-        state = {key: value for key, value in given.items() if key not in _NOT_STATE}
+        skipped = _NOT_STATE | self._exempt.attributes.get(name, frozenset())
+        state = {key: value for key, value in given.items() if key not in skipped}
         scope = name_of_globals(given), facts
         return arrive_module, (name, scope), (fill_module, state), *_STATED
 
@@ -200,12 +237,42 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
         Where it draws from a generator that was made outside of it.
     """
     file = io.BytesIO()
-    pickler = Pickler(file)
-    _look_through(definition, pickler)
+    pickler = Pickler(file, exempt=definition.exempt)
+    try:
+        _look_through(definition, pickler)
+    except UnpicklableError:
+        exempt = _exempted(definition, pickler)
+        if exempt == definition.exempt:
+            raise
+        definition.exempt = exempt
+        return dump_watched(definition)
     if pickler.drawn_from != definition.draws_from:
         definition.draws_from = frozenset(pickler.drawn_from)
         return dump_watched(definition)
     return file.getvalue(), pickler.watched
+
+
+def _exempted(definition: Definition, pickler: Pickler) -> Exempt:
+    """Return what must not travel by value: modules, or what of them nobody uses.
+
+    Never the atom's own module, nor the script or notebook: workers may not have these.
+    """
+    modules, attributes = set[str](), dict[str, frozenset[str]]()
+    for name in pickler.modules - {*_modules_of(definition), "__main__"}:
+        given = vars(sys.modules[name]) if name in sys.modules else {}
+        bad = {k for k, v in given.items() if k not in _NOT_STATE and not can_travel(v)}
+        if bad & pickler.names:
+            modules.add(name)
+        elif bad:
+            attributes[name] = frozenset(bad)
+    if modules:
+        logger.warning(
+            "%s uses %s, which cannot travel by value: workers import their own, as it was when "
+            "they first did",
+            definition.id,
+            ", ".join(sorted(modules)),
+        )
+    return Exempt(frozenset(modules), attributes)
 
 
 def look_at(definition: Definition) -> Watched:
@@ -258,7 +325,14 @@ def _has_no_generator(value: Any) -> bool:
 def load_atom(data: bytes, *, space: str = HOME) -> Definition:
     """Return the atom that `dump_atom` wrote, as one of a space."""
     definition: Definition = loads(data, space=space)
+    if definition.exempt is not None:
+        refer(space, definition.exempt.modules)
     return definition
+
+
+def _modules_of(definition: Definition) -> set[str]:
+    target: Any = getattr(definition, "function", None) or getattr(definition, "cls", None)
+    return {target.__module__, inspect.unwrap(target).__module__}
 
 
 # -- what travels how --------------------------------------------------------------------------
@@ -281,6 +355,13 @@ def _place_of(thing: Any) -> Place:
     if not isinstance(module, str) or not isinstance(name, str) or "<" in name:
         return None
     return module, name
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
 
 
 def _imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:

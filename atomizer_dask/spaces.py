@@ -92,6 +92,7 @@ class _Space:
         self.things: dict[str, Any] = {}
         self.places: dict[tuple[str, str], tuple[str, Any]] = {}  # with the process of its name
         self.modules: dict[str, ModuleType] = {}
+        self.referred: frozenset[str] = frozenset()  # modules that are imported here
         self._namespaces: dict[str, ModuleType] = {}
         self._builtins = {**vars(builtins), "__import__": self._import}
 
@@ -172,6 +173,12 @@ def have_arrived(scope: Mapping[str, Any]) -> bool:
     return _ARRIVED in scope
 
 
+def refer(space: str, modules: frozenset[str]) -> None:
+    """Have things of these modules be those that this process imports, in a space."""
+    if modules and space != HOME:
+        _spaces.setdefault(space, _Space()).referred = modules
+
+
 def forget(space: str) -> None:
     """Forget what has arrived in a space."""
     _spaces.pop(space, None)
@@ -231,6 +238,8 @@ def arrive(name: str, place: Place, maker: Callable[..., Any], arguments: tuple[
         Make it, without its state: `complete` brings that.
     """
     space, is_home = _enter(), _arriving.space == HOME
+    if place is not None and place[0] in space.referred:
+        return _at(*place)
     known = space.things.get(name)
     if known is None:
         known = _names.find(name)
