@@ -453,8 +453,11 @@ class Lease:
         following = iter(offsets).__next__
 
         def seeded(*values: Any, **named: Any) -> Any:
-            with TURN.taken(which, *self.batch.address(following())):
+            TURN.take(which, *self.batch.address(following()))
+            try:
                 return call(*values, **named)
+            finally:
+                TURN.give()
 
         return seeded
 

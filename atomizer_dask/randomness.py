@@ -13,8 +13,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from types import CodeType, ModuleType
@@ -145,16 +144,19 @@ class _Turn:
         self._owner = 0
         self._which: frozenset[str] = frozenset()
 
-    @contextmanager
-    def taken(self, which: frozenset[str], stream: Stream, index: int) -> Iterator[None]:
-        """Draw from the stream of an electron within."""
+    def take(self, which: frozenset[str], stream: Stream, index: int) -> None:
+        """Draw from the stream of an electron from here on, until it is given back."""
         self._take(which)
-        _seed(which, stream, index)
         try:
-            yield
-        finally:
-            if self._owner == threading.get_ident():
-                self._give()
+            _seed(which, stream, index)
+        except BaseException:
+            self.give()
+            raise
+
+    def give(self) -> None:
+        """Give the turn to whoever waits for it, if this thread still has it."""
+        if self._owner == threading.get_ident():
+            self._give()
 
     def pause(self) -> Callable[[], None] | None:
         """Let others draw while this thread waits, and return what takes the turn back."""
@@ -171,7 +173,8 @@ class _Turn:
         return resume
 
     def _take(self, which: frozenset[str]) -> None:
-        self._lock.acquire()
+        if self._owner != threading.get_ident():  # else what raised in this thread has left it so
+            self._lock.acquire()
         self._owner, self._which = threading.get_ident(), which
 
     def _give(self) -> None:
