@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atomizer_dask.columns import python_values
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows
+from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows, payload_of
 
 
 class Origin(NamedTuple):
@@ -239,12 +238,8 @@ class Batch:
         return () if self.earlier is None else self.earlier[offset]
 
     def payload(self, offset: int) -> Any:
-        """Return the payload of the electron at `offset`."""
-        if isinstance(self.inputs, Rows):
-            return self.inputs.payloads[offset]
-        one = self.cut(offset, offset + 1)
-        assert not isinstance(one, Rows)
-        return {name: python_values(values)[0] for name, values in one.columns().items()}
+        """Return the payload of the electron at `offset`, for it alone."""
+        return payload_of(self.cut(offset, offset + 1))
 
     def cut(self, start: int, stop: int) -> Inputs:
         """Return the inputs from one offset to another."""
@@ -254,7 +249,7 @@ class Batch:
         if isinstance(inputs, GridSlice):
             return replace(inputs, start=inputs.start + start, stop=inputs.start + stop)
         data = {name: values[start:stop] for name, values in inputs.data.items()}
-        return Columns(data, stop - start)
+        return Columns(data, stop - start, inputs.scalars)
 
     def part(self, start: int, stop: int) -> Batch:
         """Return the electrons from one offset to another as a batch."""

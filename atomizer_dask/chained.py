@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from atomizer_dask.columns import Values, concatenate, numpy_values
-from atomizer_dask.sweep import Columns, Inputs, Sweep, take
+from atomizer_dask.columns import Values, as_objects, concatenate, loop_values
+from atomizer_dask.sweep import Columns, Inputs, Sweep, numpy_or_extension, take
 
 
 class Picked(Sweep):
@@ -24,6 +24,7 @@ class Picked(Sweep):
     def __init__(self, sweep: Sweep, rows: np.ndarray) -> None:
         self._sweep = sweep
         self._rows = rows
+        self.tells = sweep.tells
 
     @property
     def names(self) -> tuple[str, ...]:  # noqa: D102
@@ -60,9 +61,15 @@ class Chained(Sweep):
         Which have known lengths.
     """
 
-    def __init__(self, sweeps: Sequence[Sweep]) -> None:
+    def __init__(self, sweeps: Sequence[Sweep], *, has_arrays: bool = False) -> None:
         self._sweeps = list(sweeps)
+        self._has_arrays = has_arrays  # those of a vectorised atom, which are of one dtype
         self._starts = np.cumsum([0, *(sweep.length or 0 for sweep in self._sweeps)])
+
+    @property
+    def parts(self) -> list[Sweep]:
+        """The sweeps."""
+        return self._sweeps
 
     @property
     def names(self) -> tuple[str, ...]:  # noqa: D102
@@ -77,7 +84,7 @@ class Chained(Sweep):
         return max(sweep.row_bytes for sweep in self._sweeps)
 
     def as_arrays(self) -> Chained:  # noqa: D102
-        return Chained([sweep.as_arrays() for sweep in self._sweeps])
+        return Chained([sweep.as_arrays() for sweep in self._sweeps], has_arrays=True)
 
     def together(self, positions: range | np.ndarray) -> int:  # noqa: D102
         first = int(positions[0])
@@ -103,25 +110,33 @@ class Chained(Sweep):
         picked = []
         for number in np.unique(numbers).tolist():
             inside = positions[order][numbers[order] == number] - self._starts[number]
-            picked.append(self._sweeps[number].pick(inside))
+            inputs = self._sweeps[number].pick(inside)
+            assert isinstance(inputs, Columns)
+            picked.append(inputs)
         back = np.argsort(order, kind="stable")
-        data = {}
+        data, scalars = {}, set()
         for name in self.names:
-            joined = concatenate([_column(inputs, name) for inputs in picked])
+            joined, is_array = self._join(picked, name)
             data[name] = take(joined, back)
-        return Columns(data, len(positions))
+            if is_array:
+                scalars.add(name)
+        return Columns(data, len(positions), frozenset(scalars))
+
+    def _join(self, picked: Sequence[Columns], name: str) -> tuple[Values, bool]:
+        """Return a column of several sweeps, and whether electrons get NumPy's scalars of it."""
+        values = [numpy_or_extension(inputs.data[name]) for inputs in picked]
+        given = [name in inputs.scalars for inputs in picked]
+        kinds = {(column.dtype, np.shape(column)[1:]) for column in values}
+        is_one = len(kinds) == 1 and len(set(given)) == 1 and values[0].dtype != object
+        if self._has_arrays or is_one:
+            return concatenate(values), given[0] and not self._has_arrays
+        listed = zip(values, given, strict=True)
+        objects = [v for column, s in listed for v in loop_values(column, scalars=s)]
+        return as_objects(objects), False
 
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         parts = [sweep.columns(wanted) for sweep in self._sweeps]
         return {
-            name: concatenate([_materialised(part[name]) for part in parts]) for name in parts[0]
+            name: concatenate([numpy_or_extension(part[name]) for part in parts])
+            for name in parts[0]
         }
-
-
-def _column(inputs: Inputs, name: str) -> Values:
-    assert isinstance(inputs, Columns)
-    return _materialised(inputs.data[name])
-
-
-def _materialised(values: Values) -> Values:
-    return numpy_values(values) if isinstance(values, range) else values

@@ -25,6 +25,7 @@ _DTYPES: dict[type, np.dtype[Any]] = {
     complex: np.dtype(np.complex128),
 }
 _OBJECT = np.dtype(object)
+_OF_ONE_DTYPE = (np.number, np.bool_)  # np.timedelta64 is a number, and has many
 
 
 def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
@@ -101,7 +102,7 @@ def column(values: Sequence[Any], types: set[type] | None = None) -> np.ndarray:
         return _mixed(values)
     dtypes = [_DTYPES[kind] for kind in types & _DTYPES.keys()]
     if not types <= _DTYPES.keys():
-        dtypes += {value.dtype for value in values if isinstance(value, np.generic)}
+        dtypes += _dtypes_of_scalars(values, types - _DTYPES.keys())
     dtype = common_dtype(dtypes) if dtypes else _OBJECT
     if dtype.kind not in "biufcmM":
         return _mixed(values)
@@ -109,6 +110,15 @@ def column(values: Sequence[Any], types: set[type] | None = None) -> np.ndarray:
         return np.fromiter(values, dtype=dtype, count=len(values))
     except OverflowError:  # a Python integer beyond 64 bits
         return as_objects(values)
+
+
+def _dtypes_of_scalars(values: Sequence[Any], types: set[type]) -> set[np.dtype[Any]]:
+    """Return the dtypes of the NumPy scalars among some values, whose types are these."""
+    if all(
+        issubclass(kind, _OF_ONE_DTYPE) and not issubclass(kind, np.timedelta64) for kind in types
+    ):
+        return set(map(np.dtype, types))
+    return {value.dtype for value in values if isinstance(value, np.generic)}
 
 
 def concatenate(parts: Sequence[Any]) -> Any:
@@ -162,6 +172,32 @@ def python_values(values: Values) -> list[Any]:
         return list(pd.Series(values))
     listed: list[Any] = values.tolist()
     return listed
+
+
+def loop_values(values: Values, *, scalars: bool) -> list[Any]:
+    """Return what a ``for`` loop over a column gives, as its user gave it.
+
+    Parameters
+    ----------
+    values
+        The column.
+    scalars
+        Whether it was given as an array of NumPy, over which a loop gives NumPy's scalars, and
+        rows where it has more than one dimension. Else numbers are Python's, whether pandas holds
+        them as NumPy's, with missing ones, sparse, or as Arrow's.
+
+    Examples
+    --------
+    >>> loop_values(np.array([1, 2]), scalars=True), loop_values(np.array([1, 2]), scalars=False)
+    ([np.int64(1), np.int64(2)], [1, 2])
+    """
+    if isinstance(values, range | np.ndarray):
+        return list(values) if scalars else python_values(values)
+    import pandas as pd
+
+    if isinstance(values.dtype, pd.SparseDtype):
+        return np.asarray(values).tolist()  # type: ignore[no-any-return]
+    return values.tolist()
 
 
 def numpy_values(values: Values) -> np.ndarray:

@@ -22,8 +22,9 @@ import numpy as np
 from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.claims import Claims
-from atomizer_dask.columns import column, numpy_values, python_values
+from atomizer_dask.columns import as_objects, column, loop_values, numpy_values, python_values
 from atomizer_dask.context import Context, LateConductor
+from atomizer_dask.copies import IMMUTABLE, can_change, column_can_change, own_copy, own_payload
 from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
@@ -478,15 +479,19 @@ class Lease:
         call = _with_keywords(definition.function, len(by_position), by_keyword)
         names = (*by_position, *by_keyword)
 
-        def arguments(start: int, stop: int) -> list[Any]:
-            return [
-                python_values(columns[name][start:stop])
-                if name in columns
-                else map(Context, repeat(self), range(start, stop))
-                for name in names
-            ]
+        changing = {name for name in columns if column_can_change(columns[name])}
 
-        if names[0] in columns:
+        def arguments(start: int, stop: int) -> list[Any]:
+            return [values_of(name, start, stop) for name in names]
+
+        def values_of(name: str, start: int, stop: int) -> Any:
+            if name not in columns:
+                return map(Context, repeat(self), range(start, stop))
+            values = loop_values(columns[name][start:stop], scalars=name in inputs.scalars)
+            # One after another: of something large there are no thousand copies at a time.
+            return map(own_copy, values) if name in changing else values
+
+        if names[0] in columns and names[0] not in changing:
             return call, arguments
         return lambda _, *values: call(*values), lambda a, b: [list(range(a, b)), *arguments(a, b)]
 
@@ -501,8 +506,11 @@ class Lease:
             if not known or (names := tuple(fields)) not in fitting:
                 definition.check_payload(payload)
                 fitting.add(names)
+            if not IMMUTABLE.issuperset(map(type, fields.values())):
+                fields = own_payload(fields)
             if definition.vectorized:
-                return self._call_with_arrays_of_one(definition, fields, offset)
+                arrays = {name: column([value]) for name, value in fields.items()}
+                return self._call_with_arrays_of_one(definition, arrays, offset)
             if definition.takes_context:
                 return function(**fields, context=Context(self, offset))
             return function(**fields)
@@ -510,9 +518,9 @@ class Lease:
         return call
 
     def _call_with_arrays_of_one(
-        self, definition: FunctionAtom, fields: Mapping[str, Any], offset: int
+        self, definition: FunctionAtom, arrays: Mapping[str, np.ndarray], offset: int
     ) -> Any:
-        arguments: dict[str, Any] = {name: column([value]) for name, value in fields.items()}
+        arguments: dict[str, Any] = dict(arrays)
         if definition.takes_context:
             arguments["context"] = Context(self, offset, 1)
         outputs = outputs_of_slice(definition.function(**arguments), 1)
@@ -535,7 +543,10 @@ class Lease:
         """Execute the first electron of the batch and return its result, or raise."""
         if definition.vectorized:
             assert isinstance(definition, FunctionAtom)
-            return self._call_with_arrays_of_one(definition, self.batch.payload(0), 0)
+            first = _for_slices(definition, self.batch.part(0, 1))
+            if first is not None:
+                arrays = {n: _own_array(numpy_values(v)) for n, v in first.columns().items()}
+                return self._call_with_arrays_of_one(definition, arrays, 0)
         call, arguments = self._bond(definition)
         if definition.draws_from:
             call = self._seeded(call, definition.draws_from)
@@ -588,7 +599,7 @@ class Lease:
     ) -> list[tuple[int, dict[str, Column]]]:
         arguments: dict[str, Any] = {
             # Copies, for an atom that works in place must see the same again when bisected.
-            name: values[offset : offset + count].copy()
+            name: _own_array(values[offset : offset + count])
             for name, values in columns.items()
         }
         if definition.takes_context:
@@ -722,6 +733,12 @@ def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | N
     if any(payload.keys() != payloads[0].keys() for payload in payloads):
         return None
     return Columns({n: column([row[n] for row in payloads]) for n in names}, len(payloads))
+
+
+def _own_array(values: np.ndarray) -> np.ndarray:
+    if values.dtype == object and can_change(values.ravel().tolist()):
+        return as_objects(list(map(own_copy, values.ravel().tolist()))).reshape(values.shape)
+    return values.copy()
 
 
 def replay(batch: Batch, definition: Definition, site: Site) -> Any:

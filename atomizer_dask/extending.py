@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from atomizer_dask import codec
 from atomizer_dask.chained import Chained, Picked
-from atomizer_dask.columns import Values, as_objects, python_values
+from atomizer_dask.columns import as_objects, python_values
+from atomizer_dask.equality import same_columns
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
+from atomizer_dask.given import Given
 from atomizer_dask.matching import match
 from atomizer_dask.store import SWEEP, Store
-from atomizer_dask.sweep import Grid, Streamed, Sweep
+from atomizer_dask.sweep import Columns, Grid, GridSlice, Rows, Streamed, Sweep
 from atomizer_dask.sweepfile import load_sweep, save_sweep
 from atomizer_dask.view import View
 
@@ -79,7 +81,7 @@ def extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> tuple[Sweep, Vi
     if last.electrons is None and _is_same_grid(universe, sweep):
         return universe, View(sweep)  # of which no row need be looked at
     known = universe.length or 0
-    electrons = match(universe.columns(), sweep.columns())
+    electrons = _matched(universe, sweep)
     new = electrons < 0
     electrons[new] = known + np.arange(int(new.sum()))
     before = np.arange(known) if last.electrons is None else last.electrons
@@ -99,14 +101,46 @@ def _is_same_grid(one: Sweep, other: Sweep) -> bool:
     if not (isinstance(one, Grid) and isinstance(other, Grid)):
         return False
     return list(one.axes) == list(other.axes) and all(
-        _is_same_axis(values, other.axes[name]) for name, values in one.axes.items()
+        _is_same_axis(axis, other.given[name], tells=one.tells) for name, axis in one.given.items()
     )
 
 
-def _is_same_axis(one: Values, other: Values) -> bool:
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return isinstance(one, range) and isinstance(other, range) and one == other
+def _is_same_axis(one: Given, other: Given, *, tells: bool) -> bool:
+    if tells:
+        scalars = one.scalars, other.scalars
+        return same_columns(one.values, other.values, scalars=scalars)
+    return same_columns(one.shown, other.shown, scalars=(False, False))
+
+
+def _matched(universe: Sweep, sweep: Sweep) -> np.ndarray:
+    """Return for each row of a sweep the electron that it is, -1 for none.
+
+    An early version did not keep as what columns were given: what is shown of them is compared.
+    """
+    parts = universe.parts if isinstance(universe, Chained) else [universe]
+    starts = np.cumsum([0, *(part.length or 0 for part in parts)])
+    electrons = np.full(sweep.length or 0, -1)
+    for tells in (True, False):
+        chosen = [number for number, part in enumerate(parts) if part.tells == tells]
+        left = np.flatnonzero(electrons < 0)
+        if chosen and len(left):
+            those = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in chosen])
+            rows = _compared(sweep, left, tells=tells)
+            found = match([_compared(parts[n], None, tells=tells) for n in chosen], rows)
+            electrons[left] = np.where(found < 0, -1, those[found])
+    return electrons
+
+
+def _compared(sweep: Sweep, rows: np.ndarray | None, *, tells: bool) -> Columns | GridSlice:
+    """Return some rows, or all, as electrons get them or else as they are shown."""
+    count = sweep.length or 0
+    if tells:
+        inputs = sweep.take(0, count) if rows is None else sweep.pick(rows)
+        assert not isinstance(inputs, Rows)
+        return inputs
+    if rows is None:
+        return Columns(sweep.columns(), count)
+    return Columns(sweep.columns_at(rows), len(rows))
 
 
 def _looks_like(one: Sweep, other: Sweep) -> bool:

@@ -17,8 +17,11 @@ import numpy as np
 
 from atomizer_dask import axes, markup
 from atomizer_dask.brief import brief, one_line
-from atomizer_dask.columns import Values, as_objects, column, numpy_values, size_of
+from atomizer_dask.columns import Values, as_objects, loop_values, numpy_values, size_of
+from atomizer_dask.copies import own_copy, own_payload
+from atomizer_dask.equality import alike
 from atomizer_dask.errors import InvalidSweepError
+from atomizer_dask.given import Given, given, of_list, of_series
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +29,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Inputs as columns of one length."""
+    """Inputs as columns of one length.
+
+    Parameters
+    ----------
+    data
+        The columns by name.
+    length
+        Of each.
+    scalars
+        The names of those of which electrons are given NumPy's scalars.
+    """
 
     data: dict[str, Values]
     length: int
+    scalars: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return self.length
@@ -51,11 +65,14 @@ class GridSlice:
         ``(block - first) % len(values)``.
     start, stop
         Which electrons of the grid.
+    scalars
+        The names of the axes of which electrons are given NumPy's scalars.
     """
 
     axes: tuple[tuple[str, Values, int, int], ...]
     start: int
     stop: int
+    scalars: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -93,6 +110,16 @@ class Rows:
 Inputs = Columns | GridSlice | Rows
 
 
+def payload_of(inputs: Inputs) -> Any:
+    """Return the inputs of the first electron, for it alone; each call returns others."""
+    if isinstance(inputs, Rows):
+        return own_payload(inputs.payloads[0])
+    return {
+        name: own_copy(loop_values(values[:1], scalars=name in inputs.scalars)[0])
+        for name, values in inputs.columns().items()
+    }
+
+
 def take(values: Values, positions: np.ndarray) -> Any:
     """Return the values at `positions`; a range is not materialised for that."""
     if isinstance(values, range):
@@ -108,7 +135,20 @@ def numpy_or_extension(values: Values) -> Any:
 
 
 class Sweep(ABC):
-    """A table of inputs: named fields, one electron per row."""
+    """A table of inputs: named fields, one electron per row.
+
+    An electron is given what a ``for`` loop over the values, as the user gave them, would give:
+    of an array NumPy's scalars, of a list, range, Series or DataFrame what is in there, with
+    Python's numbers.
+
+    Attributes
+    ----------
+    tells
+        Whether it is known as what its columns were given. A store of an early version does not
+        say; Python's numbers are what its electrons got.
+    """
+
+    tells = True
 
     @property
     @abstractmethod
@@ -174,13 +214,9 @@ class Sweep(ABC):
         return {name: take(v, positions) for name, v in self.columns(wanted).items()}
 
     def payload(self, position: int) -> dict[str, Any]:
-        """Return the inputs of one electron."""
-        from atomizer_dask.columns import python_values
-
-        inputs = self.take(position, position + 1)
-        if isinstance(inputs, Rows):
-            return dict(inputs.payloads[0])
-        return {name: python_values(values)[0] for name, values in inputs.columns().items()}
+        """Return the inputs of one electron, for it alone."""
+        payload: dict[str, Any] = payload_of(self.take(position, position + 1))
+        return payload
 
     def __repr__(self) -> str:
         size = "a stream of" if self.length is None else f"{self.length:,}"
@@ -211,8 +247,12 @@ class Sweep(ABC):
 class Grid(Sweep):
     """All combinations of its axes' values, the last axis fastest; never materialised."""
 
-    def __init__(self, axes: Mapping[str, Values]) -> None:
-        self._axes = self._sent = dict(axes)
+    def __init__(self, axes: Mapping[str, Given], *, tells: bool = True) -> None:
+        self.given = dict(axes)
+        self.tells = tells
+        self._axes = {name: axis.shown for name, axis in axes.items()}
+        self._sent = {name: axis.values for name, axis in axes.items()}
+        self._scalars = frozenset(name for name, axis in axes.items() if axis.scalars)
         sizes = [len(values) for values in self._axes.values()]
         self._length = prod(sizes)
         self._strides = [prod(sizes[position + 1 :]) for position in range(len(sizes))]
@@ -251,13 +291,14 @@ class Grid(Sweep):
     def as_arrays(self) -> Grid:  # noqa: D102
         converted = copy(self)
         converted._sent = {name: _as_array(values) for name, values in self._axes.items()}
+        converted._scalars = frozenset()
         return converted
 
     def take(self, start: int, stop: int) -> GridSlice:  # noqa: D102
         return self._slice(self._sent, start, stop)
 
     def pick(self, positions: np.ndarray) -> Columns:  # noqa: D102
-        return Columns(self._at(self._sent, positions), len(positions))
+        return Columns(self._at(self._sent, positions), len(positions), self._scalars)
 
     def columns_at(  # noqa: D102
         self, positions: np.ndarray, wanted: Collection[str] | None = None
@@ -278,7 +319,7 @@ class Grid(Sweep):
                 axes.append((name, values[begin:end], stride, start // stride))
             else:
                 axes.append((name, values, stride, 0))
-        return GridSlice(tuple(axes), start, stop)
+        return GridSlice(tuple(axes), start, stop, self._scalars)
 
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         axes = self._slice(self._axes, 0, self._length).axes
@@ -289,8 +330,18 @@ class Grid(Sweep):
 class Table(Sweep):
     """Columns of equal length, or those of a DataFrame with its index."""
 
-    def __init__(self, columns: Mapping[str, Values], frame: pd.DataFrame | None = None) -> None:
-        self._columns = self._sent = dict(columns)
+    def __init__(
+        self,
+        columns: Mapping[str, Given],
+        frame: pd.DataFrame | None = None,
+        *,
+        tells: bool = True,
+    ) -> None:
+        self.given = dict(columns)
+        self.tells = tells
+        self._columns = {name: column.shown for name, column in columns.items()}
+        self._sent = {name: column.values for name, column in columns.items()}
+        self._scalars = frozenset(name for name, column in columns.items() if column.scalars)
         self._frame = frame
         lengths = {name: len(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) > 1:
@@ -331,15 +382,16 @@ class Table(Sweep):
     def as_arrays(self) -> Table:  # noqa: D102
         converted = copy(self)
         converted._sent = {name: _as_array(values) for name, values in self._columns.items()}
+        converted._scalars = frozenset()
         return converted
 
     def take(self, start: int, stop: int) -> Columns:  # noqa: D102
         data = {name: values[start:stop] for name, values in self._sent.items()}
-        return Columns(data, stop - start)
+        return Columns(data, stop - start, self._scalars)
 
     def pick(self, positions: np.ndarray) -> Columns:  # noqa: D102
         data = {name: take(values, positions) for name, values in self._sent.items()}
-        return Columns(data, len(positions))
+        return Columns(data, len(positions), self._scalars)
 
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         return {n: v for n, v in self._columns.items() if wanted is None or n in wanted}
@@ -421,7 +473,7 @@ class Streamed(Sweep):
         """
         for number, row in enumerate(self._source):
             if number < len(self._expected):
-                if not _is_same(row, self._expected[number]):
+                if not alike(own_payload(row), self._expected[number]):
                     raise InvalidSweepError(
                         f"row {number} of the sweep is {_shown(row)}, in the store it is "
                         f"{_shown(self._expected[number])}: a stream can be extended, not changed"
@@ -432,7 +484,7 @@ class Streamed(Sweep):
                     f"row {len(self._drawn)} of the sweep is {row!r}, expected a mapping of "
                     "parameter names to values"
                 )
-            self._drawn.append(row)
+            self._drawn.append(own_payload(row))  # its source may use it again for the next
             yield len(self._drawn)
 
     def end(self) -> int:
@@ -452,19 +504,7 @@ class Streamed(Sweep):
         names = dict.fromkeys(
             name for row in rows for name in row if wanted is None or name in wanted
         )
-        return {name: _column([row.get(name) for row in rows]) for name in names}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two rows, or values in them, are alike; missing values are."""
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        same_shape = np.shape(one) == np.shape(other)
-        return same_shape and all(map(_is_same, np.ravel(one).tolist(), np.ravel(other).tolist()))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    return bool(one == other) or bool(one != one and other != other)
+        return {name: of_list([row.get(name) for row in rows]).shown for name in names}
 
 
 def _as_array(values: Values) -> Values:
@@ -477,7 +517,9 @@ def grid(**axes: Any) -> Grid:
     Parameters
     ----------
     **axes
-        For each parameter a sequence of values: a range, an array, a list, a pandas Series.
+        For each parameter a sequence of values: a range, an array, a list, a pandas Series. An
+        electron gets what a ``for`` loop over it would give, as a copy where it can be changed:
+        of ``np.linspace(0, 1)`` a ``np.float64``, of ``[0, 0.5]`` an int or a float.
 
     Raises
     ------
@@ -491,7 +533,7 @@ def grid(**axes: Any) -> Grid:
     """
     if not axes:
         raise InvalidSweepError("a grid needs at least one axis, as in grid(x=range(10))")
-    return Grid({name: _values(name, values) for name, values in axes.items()})
+    return Grid({name: given(name, values) for name, values in axes.items()})
 
 
 def zipped(**columns: Any) -> Table:
@@ -500,7 +542,8 @@ def zipped(**columns: Any) -> Table:
     Parameters
     ----------
     **columns
-        For each parameter a sequence of values, all of one length.
+        For each parameter a sequence of values, all of one length. An electron gets what a
+        ``for`` loop over it would give, as in a `grid`.
 
     Raises
     ------
@@ -514,7 +557,7 @@ def zipped(**columns: Any) -> Table:
     """
     if not columns:
         raise InvalidSweepError("zipped needs at least one column, as in zipped(x=[1, 2, 3])")
-    return Table({name: _values(name, values) for name, values in columns.items()})
+    return Table({name: given(name, values) for name, values in columns.items()})
 
 
 def as_sweep(inputs: Any) -> Sweep:
@@ -568,13 +611,7 @@ def _from_frame(frame: pd.DataFrame) -> Table:
         raise InvalidSweepError(f"the DataFrame has no electrons: its shape is {frame.shape}")
     # A shallow copy: under copy-on-write the user may go on changing theirs.
     held = frame.copy(deep=False)
-    columns = {str(name): _array_of(held[name]) for name in held.columns}
-    return Table(columns, held)
-
-
-def _array_of(series: pd.Series) -> Values:
-    values = series.array
-    return series.to_numpy() if type(values).__name__ == "NumpyExtensionArray" else values
+    return Table({str(name): of_series(held[name]) for name in held.columns}, held)
 
 
 def _from_mappings(rows: Sequence[Any]) -> Table:
@@ -596,7 +633,7 @@ def _from_mappings(rows: Sequence[Any]) -> Table:
             )
     if not names:
         raise InvalidSweepError("the mappings of the sweep are empty: they name no parameter")
-    return Table({name: _column([row[name] for row in rows]) for name in names})
+    return Table({name: of_list([row[name] for row in rows]) for name in names})
 
 
 def _check_names(names: Iterable[Any]) -> None:
@@ -606,41 +643,6 @@ def _check_names(names: Iterable[Any]) -> None:
                 f"column {name!r} is named by a {type(name).__name__}; columns must have the "
                 "names of the atom's parameters, as strings"
             )
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    """Return values as given: typed where they are of one kind, else the objects themselves."""
-    array = column(values)
-    return as_objects(values) if array.dtype == object else array
-
-
-def _values(name: str, values: Any) -> Values:
-    if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(
-        values, Iterable
-    ):
-        raise InvalidSweepError(
-            f"the values of {name!r} are {_shown(values)}, expected a sequence of values; "
-            f"for a single one write {name}=[{_shown(values)}]"
-        )
-    pandas = sys.modules.get("pandas")
-    if isinstance(values, range):
-        array: Values = values
-    elif pandas is not None and isinstance(values, pandas.Series | pandas.Index):
-        shared: Any = _array_of(values.to_series() if isinstance(values, pandas.Index) else values)
-        array = shared.copy()
-    elif pandas is not None and isinstance(values, pandas.api.extensions.ExtensionArray):
-        array = values.copy()
-    elif isinstance(values, np.ndarray):
-        if values.ndim == 0:
-            raise InvalidSweepError(
-                f"the values of {name!r} are a 0-dimensional array; write {name}=[...]"
-            )
-        array = as_objects(values.tolist()) if values.dtype.kind in "US" else values.copy()
-    else:
-        array = _column(list(values))
-    if len(array) == 0:
-        raise InvalidSweepError(f"{name!r} has no values, so there is no electron to send")
-    return array
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from atomizer_dask import codec
 from atomizer_dask.columns import Values
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
+from atomizer_dask.given import Given, restored
 from atomizer_dask.store import SWEEP, Store
 from atomizer_dask.sweep import Grid, Streamed, Sweep, Table
 
@@ -28,14 +29,16 @@ def save_sweep(store: Store, number: int, sweep: Sweep, *, allow_pickle: bool) -
     """
     if isinstance(sweep, Grid):
         axes = [
-            {"name": name, **_save_axis(store, f"{SWEEP}/{number}-{i}.parquet", name, values,
-                                        allow_pickle=allow_pickle)}
-            for i, (name, values) in enumerate(sweep.axes.items())
-        ]  # fmt: skip
+            _save_axis(store, f"{SWEEP}/{number}-{i}.parquet", name, axis, allow_pickle)
+            for i, (name, axis) in enumerate(sweep.given.items())
+        ]
         return {"kind": "grid", "electrons": sweep.length, "axes": axes}
     if isinstance(sweep, Table):
-        described = {"kind": "table", "electrons": sweep.length, "file": f"{number}.parquet"}
-        _save_columns(store, f"{SWEEP}/{number}.parquet", sweep.columns(), allow_pickle)
+        described: dict[str, Any] = {"kind": "table", "electrons": sweep.length}
+        described |= {"file": f"{number}.parquet"}
+        described["given"] = {name: column.form for name, column in sweep.given.items()}
+        columns = {name: column.values for name, column in sweep.given.items()}
+        _save_columns(store, f"{SWEEP}/{number}.parquet", columns, allow_pickle)
         if sweep.index is not None:
             described["index"] = f"{number}-index.parquet"
             _save_index(store, f"{SWEEP}/{number}-index.parquet", sweep.index)
@@ -46,12 +49,14 @@ def save_sweep(store: Store, number: int, sweep: Sweep, *, allow_pickle: bool) -
 
 
 def _save_axis(
-    store: Store, file: str, name: str, values: Values, *, allow_pickle: bool
+    store: Store, file: str, name: str, axis: Given, allow_pickle: bool
 ) -> dict[str, Any]:
+    values = axis.values
     if isinstance(values, range):
-        return {"range": [values.start, values.stop, values.step]}
+        return {"name": name, "range": [values.start, values.stop, values.step]}
     _save_columns(store, file, {name: values}, allow_pickle)
-    return {"file": file.rpartition("/")[2], "values": len(values)}
+    file = file.rpartition("/")[2]
+    return {"name": name, "file": file, "values": len(values), "given": axis.form}
 
 
 def _save_columns(
@@ -95,22 +100,33 @@ def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool
     """
     try:
         if described["kind"] == "grid":
-            return Grid({a["name"]: _load_axis(store, a, allow_pickle) for a in described["axes"]})
+            axes = {a["name"]: _load_axis(store, a, allow_pickle) for a in described["axes"]}
+            tells = all("range" in axis or "given" in axis for axis in described["axes"])
+            return Grid(axes, tells=tells)
         if described["kind"] == "stream":
             return Streamed.read(described["electrons"])
-        columns = _load_columns(store, f"{SWEEP}/{described['file']}", allow_pickle)
-        if "index" not in described:
-            return Table(columns)
-        index = store.read(f"{SWEEP}/{described['index']}").to_pandas().index
-        return Table(columns, pd.DataFrame(columns, index=index))
+        forms = described.get("given", {})  # early versions did not say
+        columns = {
+            name: restored(values, forms.get(name, "series"))
+            for name, values in _load_columns(
+                store, f"{SWEEP}/{described['file']}", allow_pickle
+            ).items()
+        }
+        frame = None
+        if "index" in described:
+            index = store.read(f"{SWEEP}/{described['index']}").to_pandas().index
+            shown = {name: column.shown for name, column in columns.items()}
+            frame = pd.DataFrame(shown, index=index)
+        return Table(columns, frame, tells="given" in described)
     except FileNotFoundError as error:
         raise StoreError(f"{store.folder.url} lacks a file of its sweep: {error}", error) from error
 
 
-def _load_axis(store: Store, axis: Mapping[str, Any], allow_pickle: bool) -> Values:
+def _load_axis(store: Store, axis: Mapping[str, Any], allow_pickle: bool) -> Given:
     if "range" in axis:
-        return range(*axis["range"])
-    return _load_columns(store, f"{SWEEP}/{axis['file']}", allow_pickle)[axis["name"]]
+        return restored(range(*axis["range"]), "series")
+    values = _load_columns(store, f"{SWEEP}/{axis['file']}", allow_pickle)[axis["name"]]
+    return restored(values, axis.get("given", "series"))
 
 
 def _load_columns(store: Store, file: str, allow_pickle: bool) -> dict[str, Values]:

@@ -62,4 +62,4 @@ def test_atom_is_given_the_same_wherever_batches_begin(local, tmp_path, gate):
     run.wait(30)
     halves = zipped(x=[*map(float, range(1000)), *np.arange(0.5, 100)])
     kinds = local.map(kind, halves, store=tmp_path / "store").wait(30).to_frame()["result"]
-    assert kinds.tolist() == ["int"] * 1000 + ["float"] * 100
+    assert kinds.tolist() == ["float"] * 1000 + ["float64"] * 100

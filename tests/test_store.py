@@ -261,7 +261,7 @@ def test_frame_is_that_of_a_run_without_a_store(atomizer, tmp_path, f):
 
 INPUTS = {
     "ints": zipped(x=[3, 1, 2]),
-    "floats": zipped(x=[3.5, np.nan, 2]),
+    "floats": zipped(x=[3.5, np.nan, 2.0]),
     "bools": zipped(x=[True, False]),
     "texts": zipped(x=["a", "", "é"]),
     "bytes": zipped(x=[b"a", b""]),
@@ -272,10 +272,10 @@ INPUTS = {
     "lists": zipped(x=[[1, 2], [], ["a"]]),
     "tuples": zipped(x=[(1, 2), (3, 4)]),
     "dicts": zipped(x=[{"a": 1}, {}]),
-    "complex": zipped(x=[1j, 2]),
+    "complex": zipped(x=[1j, 2.0 + 0j]),
     "float32": zipped(x=np.arange(3, dtype="f4")),
     "uint8": zipped(x=np.arange(3, dtype="u1")),
-    "days": zipped(x=np.array(["2020-01-01", "NaT"], "M8[D]")),
+    "days": zipped(x=np.array(["2020-01-01", "2020-01-02"], "M8[D]")),
     "deltas": zipped(x=np.array([1, 2], "m8[s]")),
     "datetimes": zipped(x=[datetime(2020, 1, 1), datetime(2021, 1, 1)]),
     "dates": zipped(x=[date(2020, 1, 1), date(2021, 1, 1)]),

@@ -1,0 +1,115 @@
+"""Inputs that an atom may change: each electron is given a copy of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import partial
+from pathlib import PurePath
+from re import Pattern
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from atomizer_dask.columns import Values
+
+IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, range, object, type(...)}
+IMMUTABLE |= {np.float64, np.float32, np.int64, np.int32, np.bool_, np.str_}
+_UNCHANGING = (
+    *(date, time, timedelta, tzinfo, Decimal, Fraction, Enum, PurePath, Pattern, UUID, type),
+    *(BuiltinFunctionType, FunctionType, ModuleType, np.generic, np.dtype),
+)
+_OF_PANDAS = {"NAType", "NaTType", "Interval", "Period"}  # its times are those of Python
+_COPY: dict[type, Any] = {
+    list: list.copy,
+    dict: dict.copy,
+    set: set.copy,
+    bytearray: bytearray.copy,
+    # In the order that it has in memory, or sums over it would have other bits.
+    np.ndarray: partial(np.ndarray.copy, order="K"),
+    np.void: np.void.copy,
+}
+
+
+def can_change(values: Iterable[Any]) -> bool:
+    """Whether there is one among some values that somebody could change.
+
+    >>> can_change([1, "a", None]), can_change([1, []])
+    (False, True)
+    """
+    kinds = set(map(type, values))
+    return not kinds <= IMMUTABLE and any(map(_is_mutable, kinds))
+
+
+def column_can_change(values: Values) -> bool:
+    """Whether there is a value in a column that somebody could change."""
+    if isinstance(values, range):
+        return False
+    if not isinstance(values, np.ndarray):  # those of pandas hold texts, numbers and times
+        return not type(values.dtype).__module__.startswith("pandas.")
+    if values.ndim > 1 or values.dtype.kind == "V":
+        return True
+    return values.dtype.hasobject and can_change(values.tolist())
+
+
+def own_copy(value: Any) -> Any:
+    """Return a value that nobody else sees change: itself where it cannot, else a deep copy.
+
+    What cannot be copied, a lock or an open file say, is returned as it is.
+
+    >>> shared = [0]
+    >>> own_copy(shared) is shared, own_copy("text")
+    (False, 'text')
+    """
+    kind = type(value)
+    if kind in IMMUTABLE or not _is_mutable(kind):
+        return value
+    if kind in _COPY and _is_flat(value):
+        return _COPY[kind](value)
+    if kind is tuple and not can_change(value):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - copying runs anybody's __deepcopy__ and __reduce__
+        return value
+
+
+def own_copies(values: Iterable[Any]) -> list[Any]:
+    """Return copies of values; what is there twice is so afterwards."""
+    known: dict[int, tuple[Any, Any]] = {}  # with the original, or its id might be another's
+    copied = []
+    for value in values:
+        if id(value) not in known:
+            known[id(value)] = value, own_copy(value)
+        copied.append(known[id(value)][1])
+    return copied
+
+
+def own_payload(payload: Any) -> Any:
+    """Return the inputs of an electron for it alone; of a mapping a dict."""
+    if not isinstance(payload, Mapping):
+        return own_copy(payload)
+    if IMMUTABLE.issuperset(map(type, payload.values())):
+        return dict(payload)
+    return {name: own_copy(value) for name, value in payload.items()}
+
+
+def _is_mutable(kind: type) -> bool:
+    if kind in IMMUTABLE:
+        return False
+    if kind.__name__ in _OF_PANDAS and kind.__module__.partition(".")[0] == "pandas":
+        return False
+    return not issubclass(kind, _UNCHANGING) or issubclass(kind, np.void)
+
+
+def _is_flat(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.void):
+        return not value.dtype.hasobject
+    held = value.values() if isinstance(value, dict) else value
+    return not can_change(held)
