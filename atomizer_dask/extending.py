@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,31 +116,36 @@ def _is_same_axis(one: Given, other: Given, *, tells: bool) -> bool:
 def _matched(universe: Sweep, sweep: Sweep) -> np.ndarray:
     """Return for each row of a sweep the electron that it is, -1 for none.
 
-    An early version did not keep as what columns were given: what is shown of them is compared.
+    An early version did not keep as what columns were given: Python's numbers are compared, first
+    each as given, and then, since it made floats of ints among floats, as they are shown.
     """
     parts = universe.parts if isinstance(universe, Chained) else [universe]
     starts = np.cumsum([0, *(part.length or 0 for part in parts)])
     electrons = np.full(sweep.length or 0, -1)
-    for tells in (True, False):
-        chosen = [number for number, part in enumerate(parts) if part.tells == tells]
+    for rows_of in (_as_given, _as_python, _as_shown):
+        chosen = [n for n, part in enumerate(parts) if part.tells == (rows_of is _as_given)]
         left = np.flatnonzero(electrons < 0)
         if chosen and len(left):
             those = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in chosen])
-            rows = _compared(sweep, left, tells=tells)
-            found = match([_compared(parts[n], None, tells=tells) for n in chosen], rows)
+            free = np.flatnonzero(~np.isin(those, electrons))
+            known = [rows_of(parts[n], np.arange(parts[n].length or 0)) for n in chosen]
+            found = match(known, rows_of(sweep, left), free)
             electrons[left] = np.where(found < 0, -1, those[found])
     return electrons
 
 
-def _compared(sweep: Sweep, rows: np.ndarray | None, *, tells: bool) -> Columns | GridSlice:
-    """Return some rows, or all, as electrons get them or else as they are shown."""
-    count = sweep.length or 0
-    if tells:
-        inputs = sweep.take(0, count) if rows is None else sweep.pick(rows)
-        assert not isinstance(inputs, Rows)
-        return inputs
-    if rows is None:
-        return Columns(sweep.columns(), count)
+def _as_given(sweep: Sweep, rows: np.ndarray) -> Columns | GridSlice:
+    whole = len(rows) == sweep.length
+    inputs = sweep.take(0, len(rows)) if whole else sweep.pick(rows)
+    assert not isinstance(inputs, Rows)
+    return inputs
+
+
+def _as_python(sweep: Sweep, rows: np.ndarray) -> Columns | GridSlice:
+    return replace(_as_given(sweep, rows), scalars=frozenset())
+
+
+def _as_shown(sweep: Sweep, rows: np.ndarray) -> Columns:
     return Columns(sweep.columns_at(rows), len(rows))
 
 

@@ -11,7 +11,9 @@ from atomizer_dask.equality import codes_of
 from atomizer_dask.sweep import Columns, GridSlice
 
 
-def match(known: Sequence[Columns | GridSlice], given: Columns | GridSlice) -> np.ndarray:
+def match(
+    known: Sequence[Columns | GridSlice], given: Columns | GridSlice, free: np.ndarray | None = None
+) -> np.ndarray:
     """Return for each row of `given` the row of `known` with the same inputs, -1 for none.
 
     Where rows are alike, the first matches the first, the second the second, and so on. Inputs
@@ -23,6 +25,8 @@ def match(known: Sequence[Columns | GridSlice], given: Columns | GridSlice) -> n
         Rows, end to end.
     given
         Rows of the same fields.
+    free
+        Which rows of `known` may be matched, in order; all where None.
 
     Examples
     --------
@@ -43,9 +47,10 @@ def match(known: Sequence[Columns | GridSlice], given: Columns | GridSlice) -> n
         }
     )
     count = sum(map(len, known))
-    before, now = codes[:count].copy(), codes[count:].copy()
+    free = np.arange(count) if free is None else free
+    before, now = codes.iloc[free].copy(), codes.iloc[count:].copy()
     for rows in (before, now):
         rows["_nth"] = rows.groupby(names, sort=False).cumcount()
-    before["_row"] = np.arange(len(before))
+    before["_row"] = free
     joined = now.merge(before, how="left", on=[*names, "_nth"], sort=False)
     return joined["_row"].fillna(-1).to_numpy(dtype=np.int64, copy=True)
