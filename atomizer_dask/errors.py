@@ -6,6 +6,7 @@
     ├── RegistrationError       what was given cannot be registered, or is not registered
     ├── InvalidPayloadError     a payload does not fit its atom
     ├── InvalidSweepError       a table of inputs cannot be swept
+    ├── DependentRowsError      rows of a vectorised atom are not computed each by itself
     ├── UnpicklableError        an atom or an input cannot travel to a worker
     ├── ConfigurationError      something under ``atomizer:`` in Dask's configuration makes no sense
     ├── ConductorError          a conductor cannot be reached, or is gone
@@ -112,6 +113,10 @@ class InvalidPayloadError(AtomizerError, ValueError):
 
 class InvalidSweepError(AtomizerError, ValueError):
     """A table of inputs cannot be swept."""
+
+
+class DependentRowsError(AtomizerError, ValueError):
+    """The rows of a vectorised atom depend on each other: its results depend on batches."""
 
 
 class UnpicklableError(AtomizerError, TypeError):

@@ -12,6 +12,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from math import inf
 from time import perf_counter, time_ns
@@ -25,7 +26,14 @@ from atomizer_dask.claims import Claims
 from atomizer_dask.columns import as_objects, column, loop_values, numpy_values, python_values
 from atomizer_dask.context import Context, LateConductor
 from atomizer_dask.copies import IMMUTABLE, can_change, column_can_change, own_copy, own_payload
-from atomizer_dask.errors import AtomizerError, InvalidPayloadError, Kind, text_of
+from atomizer_dask.cuts import Cuts, fault_of, longest_stretch, warning_of
+from atomizer_dask.errors import (
+    AtomizerError,
+    DependentRowsError,
+    InvalidPayloadError,
+    Kind,
+    text_of,
+)
 from atomizer_dask.events import Event
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
@@ -96,6 +104,7 @@ class Site(ABC):
         self._leases: dict[str, Lease] = {}
         self._stopped: dict[str, tuple[int, bool]] = {}
         self._keepers: dict[Any, Keeper] = {}
+        self.cuts = Cuts()
 
     @abstractmethod
     def find_atom(self, batch: Batch) -> Definition:
@@ -567,8 +576,9 @@ class Lease:
     # -- vectorised -------------------------------------------------------------------------
 
     def _run_slices(self, definition: FunctionAtom, inputs: Columns | GridSlice) -> Outcome:
-        """Execute slice after slice."""
+        """Execute slice after slice, and see to it that their rows do not depend on each other."""
         start = time_ns(), perf_counter()
+        examination = _Examination(self, definition)
         columns = {name: numpy_values(values) for name, values in inputs.columns().items()}
         slices = Claims(len(self.batch), _FIRST_SLICE)
         parts: list[tuple[int, dict[str, Column]]] = []
@@ -585,23 +595,36 @@ class Lease:
         offset = 0
         while count := slices.draw():
             before = perf_counter()
-            done = self._run_slice(definition, columns, offset, count)
+            done = [] if examination.fault else self._run_slice(definition, columns, offset, count)
+            took = perf_counter() - before
+            examination.look_at(columns, offset, count, done, took)
             with self._lock:
+                if examination.fault is not None:
+                    done = []
+                    self._fail_slice(offset, count, examination.fault)
                 parts += done
                 offset += count
                 ends.append(perf_counter())
                 counts.append(count)
-            slices.learn(count, ends[-1] - before)
+            slices.learn(count, took)
         return so_far()
+
+    def _fail_slice(self, offset: int, count: int, error: BaseException) -> None:
+        """Have all electrons of a slice fail, also those that have failed with something else."""
+        known = sum(failed < offset for failed in self._failed)
+        del self._failed[known:], self._codes[known:]
+        for position in range(offset, offset + count):
+            self._fail(position, error)
+
+    def good_of(self, offset: int, count: int) -> np.ndarray:
+        """Return the offsets of those in a slice that has been executed which did not fail."""
+        failed = [each - offset for each in self._failed if each >= offset]
+        return offset + np.delete(np.arange(count), failed)
 
     def _run_slice(
         self, definition: FunctionAtom, columns: dict[str, np.ndarray], offset: int, count: int
     ) -> list[tuple[int, dict[str, Column]]]:
-        arguments: dict[str, Any] = {
-            # Copies, for an atom that works in place must see the same again when bisected.
-            name: _own_array(values[offset : offset + count])
-            for name, values in columns.items()
-        }
+        arguments = _arguments_of_slice(columns, offset, count)
         if definition.takes_context:
             arguments["context"] = Context(self, offset, count)
         function = definition.function
@@ -733,6 +756,91 @@ def _for_slices(definition: Definition, batch: Batch) -> Columns | GridSlice | N
     if any(payload.keys() != payloads[0].keys() for payload in payloads):
         return None
     return Columns({n: column([row[n] for row in payloads]) for n in names}, len(payloads))
+
+
+class _Silent:
+    """A lease whose electrons have told all that they had to tell: they are executed again."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    def emit(self, event: Event) -> None:
+        """Tell nobody."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lease, name)
+
+
+class _Examination:
+    """Whether the rows of a vectorised atom depend on each other, as far as a batch can tell."""
+
+    def __init__(self, lease: Lease, definition: FunctionAtom) -> None:
+        batch = lease.batch
+        self._lease = lease
+        self._definition = definition
+        self._key = batch.run_id or batch.root_id, batch.version
+        self._known = lease.site.cuts.of(self._key)
+        self._is_due = lease.site.cuts.is_due(self._key, lease.site.seconds_for(batch))
+
+    @property
+    def fault(self) -> DependentRowsError | None:
+        """What is wrong with the atom, where it is known by now."""
+        return self._known.fault
+
+    def look_at(
+        self,
+        columns: Mapping[str, np.ndarray],
+        offset: int,
+        count: int,
+        done: list[tuple[int, dict[str, Column]]],
+        took: float,
+    ) -> None:
+        """Look at a slice that has been executed, where none has been before."""
+        lease, batch = self._lease, self._lease.batch
+        if not self._is_due or self.fault or lease.stopped or not done or count == 1:
+            return
+        good = lease.good_of(offset, count)
+        start, stop = longest_stretch(good)
+        whole = {
+            name: output.values[start:stop]
+            for name, output in join(done).items()
+            if output.present is None
+        }
+        if stop - start < 2 or not whole:
+            return
+        self._is_due = False
+        execute = partial(self._execute, columns)
+        found = lease.site.cuts.examine(self._key, execute, whole, int(good[start]), took / count)
+        if found is not None and found.is_large:
+            self._known.fault = fault_of(batch.atom_id, found, count)
+        elif found is not None and not self._known.is_told:
+            self._known.is_told = True
+            message = warning_of(batch.atom_id, found)
+            lease.emit(Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning"))
+
+    def _execute(
+        self, columns: Mapping[str, np.ndarray], start: int, stop: int
+    ) -> dict[str, Any] | None:
+        """Return the outputs of some electrons, None where one fails."""
+        count = stop - start
+        arguments = _arguments_of_slice(columns, start, count)
+        if self._definition.takes_context:
+            silent: Any = _Silent(self._lease)
+            arguments["context"] = Context(silent, start, count)
+        try:
+            result, errors = errors_of_slice(self._definition.function(**arguments), count)
+            return None if errors else outputs_of_slice(result, count)
+        except TimeIsUp:
+            raise
+        except BaseException:  # noqa: BLE001 - they succeeded before, which is what counts
+            return None
+
+
+def _arguments_of_slice(
+    columns: Mapping[str, np.ndarray], offset: int, count: int
+) -> dict[str, Any]:
+    """Return copies, for an atom that works in place must see the same again when bisected."""
+    return {name: _own_array(values[offset : offset + count]) for name, values in columns.items()}
 
 
 def _own_array(values: np.ndarray) -> np.ndarray:

@@ -140,6 +140,8 @@ class Supply:
         electrons = max(size.electrons, self._at_least)
         if not self._plan.definition.vectorized:
             electrons = min(electrons, self._plan.sweep.together(positions))
+        if len(positions) == electrons + 1 and electrons >= self._at_least > 1:
+            electrons += 1  # and no electron is left over
         if len(positions) > electrons:
             self._pending.appendleft((positions[electrons:], terms))
             positions = positions[:electrons]
