@@ -8,7 +8,6 @@ from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from functools import partial
 from pathlib import PurePath
 from re import Pattern
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -32,7 +31,7 @@ _COPY: dict[type, Any] = {
     set: set.copy,
     bytearray: bytearray.copy,
     # In the order that it has in memory, or sums over it would have other bits.
-    np.ndarray: partial(np.ndarray.copy, order="K"),
+    np.ndarray: lambda value: value.copy("K"),
     np.void: np.void.copy,
 }
 
@@ -68,11 +67,12 @@ def own_copy(value: Any) -> Any:
     (False, 'text')
     """
     kind = type(value)
-    if kind in IMMUTABLE or not _is_mutable(kind):
+    if kind in IMMUTABLE:
         return value
-    if kind in _COPY and _is_flat(value):
-        return _COPY[kind](value)
-    if kind is tuple and not can_change(value):
+    if kind in _COPY:
+        if _is_flat(value):
+            return _COPY[kind](value)
+    elif not _is_mutable(kind) or (kind is tuple and not can_change(value)):
         return value
     try:
         return copy.deepcopy(value)
@@ -93,7 +93,7 @@ def own_copies(values: Iterable[Any]) -> list[Any]:
 
 def own_payload(payload: Any) -> Any:
     """Return the inputs of an electron for it alone; of a mapping a dict."""
-    if not isinstance(payload, Mapping):
+    if type(payload) is not dict and not isinstance(payload, Mapping):
         return own_copy(payload)
     if IMMUTABLE.issuperset(map(type, payload.values())):
         return dict(payload)
@@ -109,7 +109,8 @@ def _is_mutable(kind: type) -> bool:
 
 
 def _is_flat(value: Any) -> bool:
-    if isinstance(value, np.ndarray | np.void):
+    kind = type(value)
+    if kind is np.ndarray or kind is np.void:
         return not value.dtype.hasobject
-    held = value.values() if isinstance(value, dict) else value
-    return not can_change(held)
+    held = value.values() if kind is dict else value
+    return IMMUTABLE.issuperset(map(type, held)) or not can_change(held)

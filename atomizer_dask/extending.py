@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from atomizer_dask import codec
 from atomizer_dask.chained import Chained, Picked
-from atomizer_dask.columns import as_objects, python_values
+from atomizer_dask.columns import Values, as_objects, python_values
 from atomizer_dask.equality import same_columns
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
 from atomizer_dask.given import Given
@@ -153,13 +153,18 @@ def _looks_like(one: Sweep, other: Sweep) -> bool:
     """Whether frames of two sweeps with the same rows have the same columns and index."""
     columns, others = one.columns(), other.columns()
     if list(columns) != list(others) or any(
-        getattr(values, "dtype", np.int64) != getattr(others[name], "dtype", np.int64)
-        for name, values in columns.items()
+        _dtype_of(values) != _dtype_of(others[name]) for name, values in columns.items()
     ):
         return False
     if one.index is None or other.index is None:
         return one.index is other.index
     return bool(one.index.identical(other.index))
+
+
+def _dtype_of(values: Values) -> Any:
+    """Return a dtype, in the byte order that a store has."""
+    dtype: Any = getattr(values, "dtype", np.dtype(np.int64))
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
 
 
 def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:

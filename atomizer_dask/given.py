@@ -67,7 +67,8 @@ def of_list(values: list[Any]) -> Given:
     only = kinds.pop() if len(kinds) == 1 else object
     if only in _PLAIN or only is np.ndarray or issubclass(only, np.generic):
         array = column(values, {only})
-        if array.dtype != object:
+        has_units = array.dtype.kind in "mM" and len({v.dtype for v in values}) > 1
+        if array.dtype != object and not has_units:
             return Given(array, array, scalars=only not in _PLAIN)
     held = as_objects(own_copies(values) if can_change(values) else values)
     shown = _typed(values)
