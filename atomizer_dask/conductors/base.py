@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
-from atomizer_dask.conductors.sending import ElectronSource, Sent
+from atomizer_dask.conductors.sending import ElectronSource, Sent, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.context import LateConductor
@@ -515,7 +515,7 @@ class BatchConductor(Shown, Conductor):
     ) -> ElectronFuture:
         """Have an electron executed, bundled with others that are sent about now."""
         self.check_open()
-        self._outbox.append(Sent(electron, future, address, version, origin, root))
+        self._outbox.append(Sent(held(electron), future, address, version, origin, root))
         # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
         if not self._flushing:
             self._flushing = True

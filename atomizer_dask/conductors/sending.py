@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
+from atomizer_dask.copies import own_payload
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.future import ElectronFuture
@@ -48,6 +49,13 @@ class Sent(NamedTuple):
     def is_of(self, root: str) -> bool:
         """Return whether it is `root`, or descends from it."""
         return root in (self.electron.id, self.root)
+
+
+def held(electron: Electron) -> Electron:
+    """Return it with inputs of its own: whoever sent it may change theirs for the next one."""
+    own = object.__new__(type(electron))
+    own.__dict__.update(electron.__dict__, payload=own_payload(electron.payload))
+    return own
 
 
 class ElectronSource:
