@@ -335,7 +335,8 @@ def atom(
         an array, a dict of arrays or a DataFrame of that length, or a pair of these and of an
         array that says which rows have failed: booleans, texts that are empty where all is well,
         or None and exceptions. How many electrons are handed over at once varies: the result for
-        one must not depend on the others.
+        one must not depend on the others. A few are executed again in other cuts, and where that
+        gives other numbers all fail with `DependentRowsError`.
     isolation
         ``"process"``: in a child process of the worker from the start, where it may crash and
         harms nothing else. Electrons with a timeout are there anyway.

@@ -276,7 +276,10 @@ class Atomizer(Shown):
             An atom or its id.
         sweep
             `grid`, `zipped`, a DataFrame, a mapping of equal-length columns, a list of mappings,
-            or any iterator of mappings. An atom must not change lists and other objects in it.
+            or any iterator of mappings. An electron gets what a ``for`` loop over the values, as
+            they are given here, would give: NumPy's scalars of an array, else Python's. What can be
+            changed, a list or an array say, is a copy for it alone; what cannot be copied, an open
+            file say, is given as it is.
         seed
             An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
             and then found in `Run.seed`.

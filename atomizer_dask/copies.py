@@ -60,7 +60,8 @@ def column_can_change(values: Values) -> bool:
 def own_copy(value: Any) -> Any:
     """Return a value that nobody else sees change: itself where it cannot, else a deep copy.
 
-    What cannot be copied, a lock or an open file say, is returned as it is.
+    What cannot be copied, a lock or an open file say, is returned as it is, and so is what calls
+    something of another type its copy.
 
     >>> shared = [0]
     >>> own_copy(shared) is shared, own_copy("text")
@@ -75,9 +76,10 @@ def own_copy(value: Any) -> Any:
     elif not _is_mutable(kind) or (kind is tuple and not can_change(value)):
         return value
     try:
-        return copy.deepcopy(value)
+        copied = copy.deepcopy(value)
     except Exception:  # noqa: BLE001 - copying runs anybody's __deepcopy__ and __reduce__
         return value
+    return copied if type(copied) is kind else value
 
 
 def own_copies(values: Iterable[Any]) -> list[Any]:
