@@ -131,7 +131,8 @@ def fault_of(atom_id: str, found: Difference, electrons: int) -> DependentRowsEr
         f"{found.name}={brief(found.whole)} among {electrons:,} electrons, and "
         f"{brief(found.cut)} among others. A row may follow from the inputs of its own electron "
         "only: compute what is common to all, a mean, a sum or an order, before, and give it as an "
-        "input; or do it afterwards, with run.to_frame()"
+        "input; or do it afterwards, with run.to_frame(). Numbers that this run gave before it was "
+        "found out are of their batches, too"
     )
 
 

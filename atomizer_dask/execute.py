@@ -483,7 +483,7 @@ class Lease:
         if isinstance(inputs, Rows):
             payloads = inputs.payloads
             return self._bond_rows(definition), lambda a, b: [payloads[a:b], range(a, b)]
-        columns = inputs.columns()
+        columns = inputs.shared_columns() if isinstance(inputs, GridSlice) else inputs.columns()
         by_position, by_keyword = definition.arrange(columns)
         call = _with_keywords(definition.function, len(by_position), by_keyword)
         names = (*by_position, *by_keyword)

@@ -81,6 +81,15 @@ class GridSlice:
         """Return the columns by name, expanded."""
         return {axis[0]: self._expand(*axis[1:]) for axis in self.axes}
 
+    def shared_columns(self) -> dict[str, Values]:
+        """Return the same with arrays for values as objects, each there once."""
+        return {
+            name: self._expand(as_objects(list(values)), stride, first)
+            if isinstance(values, np.ndarray) and values.ndim > 1
+            else self._expand(values, stride, first)
+            for name, values, stride, first in self.axes
+        }
+
     def _expand(self, values: Values, stride: int, first: int) -> Values:
         begin, end = self.start // stride, (self.stop - 1) // stride + 1
         if end - begin == len(values) and begin == first:

@@ -4,6 +4,7 @@ import numpy as np
 
 from atomizer_dask import atom, grid, zipped
 from atomizer_dask.chained import Chained, Picked
+from atomizer_dask.columns import loop_values
 
 PARTS = [
     grid(x=range(3), y=["a", "b"]),
@@ -48,6 +49,17 @@ def test_electrons_of_different_parts_are_not_in_one_batch():
     assert chained.together(np.array([0, 3, 5, 7, 9])) == 3
     assert chained.together(np.array([8, 6, 9, 7])) == 2
     assert chained.together(np.array([9])) == 1
+
+
+def test_picked_rows_of_several_sweeps_are_given_as_those_of_each():
+    parts = [zipped(x=[1, "a"]), zipped(x=np.ones(2, "f4")), zipped(x=[2.0, 1]), zipped(x=[True])]
+    chained = Chained(parts)
+    picked = chained.pick(np.array([6, 2, 0, 5, 4, 1]))
+    values = loop_values(picked.data["x"], scalars="x" in picked.scalars)
+    assert list(map(repr, values)) == ["True", "np.float32(1.0)", "1", "1", "2.0", "'a'"]
+    alike = Chained(parts[1:2] * 2).pick(np.array([3, 0]))
+    assert alike.data["x"].dtype == np.float32
+    assert alike.scalars == {"x"}
 
 
 @atom(id="tests.kind")

@@ -60,7 +60,7 @@ class Control:
         steps = self._steps() if self.is_swept else None
         return len(self._listed()) if steps is None else _number(*steps)
 
-    def values(self) -> Sequence[Any] | np.ndarray:
+    def values(self) -> Sequence[Any]:
         """Return the values that a sweep takes of it."""
         steps = self._steps() if self.is_swept else None
         if steps is None:
@@ -72,7 +72,8 @@ class Control:
         digits = max(_digits(low), _digits(step))
         values: np.ndarray = np.round(low + step * np.arange(_number(*steps)), digits)
         base: float | None = getattr(self.widget, "base", None)  # of a logarithmic slider
-        return values if base is None else np.power(base, values)
+        listed: list[float] = (values if base is None else np.power(base, values)).tolist()
+        return listed  # Python's, as the electrons that a control sends are given
 
     def _steps(self) -> tuple[Any, Any, Any] | None:
         """Return lowest, highest and step of what goes in steps, None for anything else."""
