@@ -20,6 +20,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, OvertimeError, Site, TimeIsUp
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.nested import let_code_travel_on
 from atomizer_dask.packing import dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
@@ -29,6 +30,7 @@ from atomizer_dask.streams import Stream
 
 def serve(connection: Connection, cursor: memoryview[float]) -> None:
     """Execute pieces until nobody is at the other end."""
+    let_code_travel_on()
     site = ChildSite(connection, cursor)
     threading.Thread(target=site.listen, name="listen", daemon=True).start()
     while (piece := site.pieces.get()) is not None:

@@ -30,7 +30,7 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _CURSOR_BYTES = 32  # four doubles
 _CHILD_SECONDS = 1.0  # for a child to return once its connection is closed
 _ZYGOTE_SECONDS = 5.0  # for the zygote to reap its children
+_LOOK_SECONDS = 1.0  # how often the zygote looks whether its owner is still its parent
 _PR_SET_PDEATHSIG = 1
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[4:]; "
@@ -222,17 +223,14 @@ class _Zygote:
         heeded = [signal.SIGINT]
         if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None):
             heeded.append(signal.SIGTERM)  # by us, who see to it that children end when it is time
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
-        try:
+        with theirs, blocked(*heeded):
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-c", _BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
                 close_fds=True,
                 pass_fds=[theirs.fileno()],
+                process_group=0,
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
 
     def start(self) -> Child | None:
         """Return a new child, or None where the zygote is dead."""
@@ -297,13 +295,16 @@ class _Brood:
 
     def serve(self) -> None:
         """Fork, kill and reap until the owner is gone."""
-        while self._open:
-            for key, _ in self._selector.select():
+        owner = os.getppid()
+        # What an owner that was killed had forked may still hold its end of control.
+        while self._open and os.getppid() == owner:
+            for key, _ in self._selector.select(_LOOK_SECONDS):
                 key.data()
         for pid in self._lives:
-            os.kill(pid, signal.SIGKILL)
+            end_group(pid)
         for pid, life in self._lives.items():
             _tell(life, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            end_group(pid)
 
     def _receive(self) -> None:
         request = _receive_handles(self._control)
@@ -321,6 +322,8 @@ class _Brood:
         os.close(memory)
         _tell(life, reply)
         if isinstance(reply, int):
+            with contextlib.suppress(OSError):  # it has done so itself, or is gone
+                os.setpgid(reply, reply)
             self._lives[reply] = life
             self._selector.register(life, selectors.EVENT_READ, partial(self._kill, reply))
         else:
@@ -329,13 +332,14 @@ class _Brood:
     def _kill(self, pid: int) -> None:
         if pid in self._lives:  # not reaped in this very round
             self._selector.unregister(self._lives[pid])
-            os.kill(pid, signal.SIGKILL)
+            end_group(pid)
 
     def _reap(self) -> None:
         os.read(self._wake, 4096)
         for pid in list(self._lives):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
+                end_group(pid)  # what it had started and did not wait for
                 life = self._lives.pop(pid)
                 if life in self._selector.get_map():
                     self._selector.unregister(life)
@@ -363,6 +367,7 @@ class _Brood:
 
     def _leave(self, life: Link) -> None:
         """Become a process of its own: nothing of the zygote, nothing of siblings."""
+        os.setpgid(0, 0)
         self._die_with_zygote()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -417,6 +422,23 @@ def run_zygote(control: str, target: str, preload: str) -> NoReturn:
 
 def heed_not(number: int, frame: object) -> None:
     """Do nothing at a signal; unlike ignoring it, programs that are started from here heed it."""
+
+
+@contextlib.contextmanager
+def blocked(*numbers: int) -> Iterator[None]:
+    """Block signals in this thread, and so in a process that it starts, until that is ready."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def end_group(leader: int) -> None:
+    """Kill a process group, where there is still somebody in it."""
+    # The latter error is macOS's for a group of zombies.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _have_forks_heed_sigterm() -> None:

@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 import dask.config
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.deploy import Cluster
 from distributed.security import Security
 
@@ -24,6 +24,7 @@ from atomizer_dask.conductors.credentials import (
     of_local_cluster,
     trouble_with,
 )
+from atomizer_dask.conductors.local import OwnCluster
 from atomizer_dask.conductors.scheduler_file import NoSchedulerFileError, NotYetError
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError
@@ -158,7 +159,7 @@ def _start(
     """Start a cluster of processes that listen to this machine alone, and connect to it."""
     seconds = seconds or setting("connection.timeout")
     threads = setting("local-cluster.threads-per-worker") if threads is None else threads
-    cluster = _LocalCluster(
+    cluster = OwnCluster(
         n_workers=setting("local-cluster.workers") if workers is None else workers,
         threads_per_worker=threads,
         host="127.0.0.1",
@@ -242,16 +243,6 @@ def _connect_as_named(path: Path, id: str, security: Any, until: float) -> Clien
 
 def _failed(message: str, id: str, error: BaseException) -> ConductorError:
     return ConductorError(Event(message, conductor_id=id, level="error"), error)
-
-
-class _LocalCluster(LocalCluster):  # type: ignore[misc]
-    """A LocalCluster whose nannies restart their workers however often these die.
-
-    Dask's own gives a worker up that happens to be away 15 seconds after any of its deaths.
-    """
-
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        Cluster._update_worker_status(self, op, msg)
 
 
 class _Client(Client):  # type: ignore[misc]

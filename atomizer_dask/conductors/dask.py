@@ -20,6 +20,8 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import partial
 from time import time
 from typing import Any
 
@@ -84,6 +86,7 @@ WATCH_SECONDS = 1.0  # how often we look which workers there are
 LEFT_IN_TIME = "left, before its wall time was over"
 DRIVER_PRIORITY = 1e15  # over all batches
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
+LET_GO_SECONDS = 1.0  # for workers to answer when they are about to be ended
 _LEAVING: weakref.WeakKeyDictionary[Client, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
@@ -680,8 +683,11 @@ class DaskConductor(BatchConductor):
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.channel)
             if self._cluster is not None:
-                # Or the scheduler would warn of lost results, which nobody wants any more.
-                self._client.run(let_go, on_error="ignore")
+                # Or the scheduler would warn of lost results, which nobody wants any more. A worker
+                # whose electron holds the interpreter lock does not answer.
+                ask = partial(self._client._run, let_go, on_error="ignore")
+                with suppress(TimeoutError):
+                    self._client.sync(ask, callback_timeout=LET_GO_SECONDS)
         if self._watch is not None:
             self._client.loop.add_callback(self._watch.cancel)
         if self._owns_client:

@@ -25,6 +25,7 @@ from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
+from atomizer_dask.nested import let_code_travel_on
 from atomizer_dask.nursery import heed_not
 from atomizer_dask.outcome import Outcome
 from atomizer_dask.packing import Packed, dumps, pack_outcome
@@ -150,6 +151,7 @@ class DaskSite(IsolatingSite):
             channel_of=lambda batch: self._channels.get(batch.key, batch.origin.channel),
             hand_on=self.hand_on,
         )
+        let_code_travel_on()
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()

@@ -1,0 +1,191 @@
+"""The local cluster that a conductor starts: processes that live and die with this one.
+
+Dask's own nannies start workers as `multiprocessing` starts any process, which has three effects
+that users of a local cluster meet: a worker imports the user's ``__main__``, so that a script
+without a guard starts a cluster in each worker; it belongs to the terminal's process group, so
+that Ctrl-C ends it; and it is daemonic, so that an atom cannot start processes. Here a worker
+
+- imports what an electron needs, and never ``__main__``, whose functions travel by value;
+- leads a process group of its own and goes on at SIGINT, from its first instruction;
+- may have children, which are killed with it, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+from functools import partial
+from io import BytesIO
+from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
+from multiprocessing.connection import Connection
+from typing import Any
+
+from distributed import LocalCluster, Nanny
+from distributed.deploy import Cluster
+from distributed.nanny import WorkerProcess
+from distributed.process import AsyncProcess
+
+from atomizer_dask.nursery import blocked, end_group, heed_not
+
+GRACE = 0.75  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
+LOOK_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
+
+
+class OwnCluster(LocalCluster):  # type: ignore[misc]
+    """A LocalCluster of `OwnNanny`, which restart their workers however often these die.
+
+    Dask's own gives a worker up that happens to be away 15 seconds after any of its deaths.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(worker_class=OwnNanny, **options)
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        Cluster._update_worker_status(self, op, msg)
+
+
+class OwnNanny(Nanny):  # type: ignore[misc]
+    """A nanny that starts its worker as an `_OwnWorkerProcess`, wherever Dask makes one."""
+
+    @property
+    def process(self) -> WorkerProcess | None:
+        """The worker's process."""
+        return self._process
+
+    @process.setter
+    def process(self, process: WorkerProcess | None) -> None:
+        if process is not None:
+            process.__class__ = _OwnWorkerProcess
+        self._process = process
+
+
+class _OwnWorkerProcess(WorkerProcess):  # type: ignore[misc]
+    """A worker's process, which `_Launch` starts instead of multiprocessing."""
+
+    @property
+    def process(self) -> AsyncProcess | None:
+        return self.__dict__["process"]
+
+    @process.setter
+    def process(self, process: AsyncProcess | None) -> None:
+        if process is not None:
+            starting = process._process
+            starting._Popen = partial(_Launch, self.env)
+            starting._target = _OwnProcess._run
+        self.__dict__["process"] = process
+
+    async def kill(self, timeout: float = 5, *args: Any, **options: Any) -> None:
+        """Have it end, killed where an electron takes longer, which Dask would warn of."""
+        group = None if self.process is None else self.process.pid
+        end = asyncio.get_running_loop().call_later(timeout * GRACE, _end, group)
+        try:
+            await super().kill(timeout, *args, **options)
+        finally:
+            end.cancel()
+
+
+def _end(group: int | None) -> None:
+    if group is not None:
+        end_group(group)
+
+
+class _Launch(popen_spawn_posix.Popen):
+    """Starts a process as multiprocessing's ``spawn`` does, but for what this module promises.
+
+    Parameters
+    ----------
+    env
+        Variables of its environment, besides those of this process.
+    process
+        What to start; its attribute `_Popen` led here.
+    """
+
+    def __init__(self, env: dict[str, str], process: Any) -> None:
+        self._env = env
+        super().__init__(process)
+
+    def _launch(self, process: Any) -> None:
+        del process._Popen  # the new process needs it as little as it could unpickle it
+        payload = self._pickled(process)
+        self.sentinel, theirs = os.pipe()
+        source, sink = os.pipe()
+        tracker = resource_tracker.getfd()
+        handles = [*self._fds, tracker, source, theirs]  # type: ignore[attr-defined]
+        command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=source)
+        try:
+            with blocked(signal.SIGINT):
+                started = subprocess.Popen(  # noqa: S603 - our own interpreter
+                    command, pass_fds=handles, process_group=0, env={**os.environ, **self._env}
+                )
+        finally:
+            os.close(source)
+            os.close(theirs)
+            ends = self.sentinel, sink
+            self.finalizer = util.Finalize(self, util.close_fds, ends)  # type: ignore[attr-defined]
+        self.pid = started.pid
+        started.returncode = 0  # to Popen: not its to wait for
+        with open(sink, "wb", closefd=False) as file:
+            file.write(payload)
+
+    def _pickled(self, process: Any) -> memoryview:
+        preparation = spawn.get_preparation_data(process.name)
+        for name in ("init_main_from_name", "init_main_from_path"):
+            preparation.pop(name, None)
+        payload = BytesIO()
+        context.set_spawning_popen(self)
+        try:
+            reduction.dump(preparation, payload)
+            reduction.dump(process, payload)
+        finally:
+            context.set_spawning_popen(None)
+        return payload.getbuffer()
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """Return the exit code, if it has ended, and see to it that its group has, too."""
+        if self.returncode is None and super().poll(flag) is not None:
+            end_group(self.pid)
+        return self.returncode
+
+
+class _OwnProcess(AsyncProcess):  # type: ignore[misc]
+    """What the new process does before Dask's part of it."""
+
+    @classmethod
+    def _run(cls, *args: Any) -> None:
+        multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+        signal.signal(signal.SIGINT, heed_not)
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal might stop it for printing
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        try:
+            super()._run(*args)
+        finally:
+            for child in multiprocessing.active_children():  # or multiprocessing would join them
+                if child.pid is not None:  # not child.kill(), which joblib's have not
+                    os.kill(child.pid, signal.SIGKILL)
+
+    @classmethod
+    def _immediate_exit_when_closed(cls, parent_alive_pipe: Connection) -> None:
+        """Have the process group end with the parent, whoever holds the interpreter lock."""
+        if hasattr(fcntl, "F_SETSIG"):  # the kernel itself kills the group
+            handle = parent_alive_pipe.fileno()
+            fcntl.fcntl(handle, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGKILL)
+            flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+            fcntl.fcntl(handle, fcntl.F_SETFL, flags | os.O_ASYNC)
+        watch = partial(_end_with, multiprocessing.parent_process(), parent_alive_pipe)
+        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _end_with(parent: Any, pipe: Connection) -> None:
+    """Kill this process group once its parent is gone.
+
+    The pipe stays open while a fork of the parent lives, which has a copy of it.
+    """
+    while os.getppid() == parent.pid and not pipe.poll(LOOK_SECONDS):
+        pass
+    os.killpg(0, signal.SIGKILL)
