@@ -11,7 +11,7 @@ import sys
 from collections import ChainMap
 from multiprocessing.reduction import ForkingPickler
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -24,7 +24,7 @@ def let_code_travel_on() -> None:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """A cloudpickle that hands on queues, locks and connections as multiprocessing does."""
 
-    dispatch_table = ChainMap(
+    dispatch_table: ClassVar[ChainMap[Any, Any]] = ChainMap(
         ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
         cloudpickle.Pickler.dispatch_table,
     )

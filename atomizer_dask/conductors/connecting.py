@@ -24,7 +24,7 @@ from atomizer_dask.conductors.credentials import (
     of_local_cluster,
     trouble_with,
 )
-from atomizer_dask.conductors.local import OwnCluster
+from atomizer_dask.conductors.local import check_main_is_done, start_cluster
 from atomizer_dask.conductors.scheduler_file import NoSchedulerFileError, NotYetError
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError
@@ -157,9 +157,10 @@ def _start(
     id: str, workers: int | None, threads: int | None, security: Any, seconds: float | None
 ) -> Connection:
     """Start a cluster of processes that listen to this machine alone, and connect to it."""
+    check_main_is_done()
     seconds = seconds or setting("connection.timeout")
     threads = setting("local-cluster.threads-per-worker") if threads is None else threads
-    cluster = OwnCluster(
+    cluster = start_cluster(
         n_workers=setting("local-cluster.workers") if workers is None else workers,
         threads_per_worker=threads,
         host="127.0.0.1",

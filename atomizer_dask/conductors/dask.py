@@ -53,6 +53,7 @@ from atomizer_dask.conductors.once import (
 )
 from atomizer_dask.conductors.placement import Placement, is_singleton
 from atomizer_dask.conductors.sending import Sent
+from atomizer_dask.conductors.shielding import shield
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.conductors.versions import Version, Versions
 from atomizer_dask.conductors.walltime import WallTimeError
@@ -86,7 +87,7 @@ WATCH_SECONDS = 1.0  # how often we look which workers there are
 LEFT_IN_TIME = "left, before its wall time was over"
 DRIVER_PRIORITY = 1e15  # over all batches
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
-LET_GO_SECONDS = 1.0  # for workers to answer when they are about to be ended
+TELL_SECONDS = 1.0  # for workers to hear of something
 _LEAVING: weakref.WeakKeyDictionary[Client, dict[str, str]] = weakref.WeakKeyDictionary()
 
 
@@ -162,6 +163,8 @@ class DaskConductor(BatchConductor):
             logger.info("%s", self._news[0])
             self._placement.fitness = self._look_at_workers()
             self._ask(self._client.register_plugin, ByValue())
+            if self._cluster is None:
+                self._ask(shield, self._client)
         except BaseException:  # Ctrl-C too
             self.close()
             raise
@@ -336,10 +339,19 @@ class DaskConductor(BatchConductor):
         if cancel:
             self.cancel_descendants(root)
         if self._workers:
-            self._client.run(stop, root, epoch, cancel, wait=False, on_error="ignore")
+            self._tell_workers(stop, root, epoch, cancel)
         else:  # nobody has begun, and nobody is there to tell
             for key in list(self._posts):
                 self._client.loop.add_callback(self._drop, key)
+
+    def _tell_workers(self, what: Callable[..., Any], *args: Any) -> None:
+        """Call something on all workers, without waiting for those that do not answer.
+
+        A worker does not where its electron holds the interpreter lock.
+        """
+        call = partial(self._client._run, what, *args, on_error="ignore")
+        with suppress(TimeoutError):
+            self._client.sync(call, callback_timeout=TELL_SECONDS)
 
     async def _drop(self, key: str) -> None:
         if (task := self._tasks.get(key)) is not None:
@@ -683,11 +695,8 @@ class DaskConductor(BatchConductor):
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.channel)
             if self._cluster is not None:
-                # Or the scheduler would warn of lost results, which nobody wants any more. A worker
-                # whose electron holds the interpreter lock does not answer.
-                ask = partial(self._client._run, let_go, on_error="ignore")
-                with suppress(TimeoutError):
-                    self._client.sync(ask, callback_timeout=LET_GO_SECONDS)
+                # Or the scheduler would warn of lost results, which nobody wants any more.
+                self._tell_workers(let_go)
         if self._watch is not None:
             self._client.loop.add_callback(self._watch.cancel)
         if self._owns_client:

@@ -14,26 +14,67 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from io import BytesIO
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from multiprocessing.connection import Connection
-from typing import Any
+from time import monotonic
+from typing import Any, ClassVar
 
 from distributed import LocalCluster, Nanny
 from distributed.deploy import Cluster
 from distributed.nanny import WorkerProcess
 from distributed.process import AsyncProcess
 
+from atomizer_dask.interruptible import SLICE_SECONDS
 from atomizer_dask.nursery import blocked, end_group, heed_not
 
 GRACE = 0.75  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
+QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections tell that they end
 LOOK_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
+
+
+def check_main_is_done() -> None:
+    """Raise where this process is one that another program starts, and imports its main module.
+
+    Raises
+    ------
+    RuntimeError
+        Naming the guard that the main module lacks.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        main = sys.modules.get("__mp_main__", sys.modules["__main__"])
+        where = getattr(main, "__file__", None) or "the main module"
+        raise RuntimeError(
+            f"{process.name!r} imports {where} while it starts, and thereby comes to "
+            "DaskConductor(): put what shall happen once under `if __name__ == '__main__':`. "
+            "Processes that multiprocessing or a LocalCluster of your own starts import it; those "
+            "that DaskConductor() starts do not"
+        )
+
+
+def start_cluster(**options: Any) -> OwnCluster:
+    """Start a cluster, in a thread of its own: Ctrl-C would leave half of one behind."""
+    with ThreadPoolExecutor(1, "atomizer-start") as thread:
+        starting = thread.submit(OwnCluster, **options)
+        try:
+            while not starting.done():
+                wait([starting], SLICE_SECONDS)
+            return starting.result()
+        except BaseException:
+            if starting.exception() is None:
+                starting.result().close()
+            raise
 
 
 class OwnCluster(LocalCluster):  # type: ignore[misc]
@@ -43,10 +84,44 @@ class OwnCluster(LocalCluster):  # type: ignore[misc]
     """
 
     def __init__(self, **options: Any) -> None:
+        _Quiet.begin(self)
         super().__init__(worker_class=OwnNanny, **options)
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         Cluster._update_worker_status(self, op, msg)
+
+
+class _Quiet(logging.Filter):
+    """Drops what clusters tell for the record, as Dask does while there is one.
+
+    Dask changes the level of handlers for that. Of two clusters the first to close changes it
+    back, and some lines come after the last.
+    """
+
+    _filter: ClassVar[_Quiet | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clusters: weakref.WeakSet[OwnCluster] = weakref.WeakSet()
+        self._until = 0.0
+
+    @classmethod
+    def begin(cls, cluster: OwnCluster) -> None:
+        """Drop such lines until a cluster has closed, and a while after."""
+        cls._filter = cls._filter or cls()
+        cls._filter._clusters.add(cluster)
+        for handler in logging.getLogger("distributed").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.addFilter(cls._filter)  # once
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is a warning, or there is no cluster of ours."""
+        if record.levelno >= logging.WARNING:
+            return True
+        closed = "closed", "failed"
+        if any(getattr(cluster.status, "name", "") not in closed for cluster in self._clusters):
+            self._until = monotonic() + QUIET_SECONDS
+        return monotonic() > self._until
 
 
 class OwnNanny(Nanny):  # type: ignore[misc]
@@ -157,6 +232,9 @@ class _OwnProcess(AsyncProcess):  # type: ignore[misc]
 
     @classmethod
     def _run(cls, *args: Any) -> None:
+        for name in ("distributed", "tornado.application"):
+            for handler in logging.getLogger(name).handlers:
+                handler.addFilter(is_news)
         multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
         signal.signal(signal.SIGINT, heed_not)
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal might stop it for printing
@@ -179,6 +257,20 @@ class _OwnProcess(AsyncProcess):  # type: ignore[misc]
             fcntl.fcntl(handle, fcntl.F_SETFL, flags | os.O_ASYNC)
         watch = partial(_end_with, multiprocessing.parent_process(), parent_alive_pipe)
         threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of a worker's log says more than that the worker closes.
+
+    What says that may come by two ways at once: from its nanny, and from a connection that ends.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if record.levelno < logging.WARNING or str(error) == "ConnectionPool is closed":
+        return False
+    message = record.getMessage()
+    if message.startswith("Async instruction for <Task cancelled"):
+        return not message.endswith("ended with CancelledError")
+    return message != "Invalid Worker.status transition: Status.closing -> Status.closing_gracefully"
 
 
 def _end_with(parent: Any, pipe: Connection) -> None:

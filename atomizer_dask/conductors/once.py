@@ -371,6 +371,8 @@ def is_not_about_ours(record: logging.LogRecord) -> bool:
     if record.msg.startswith("Removing worker"):
         keys = record.msg.partition("elsewhere: {")[2].partition("}")[0]
         return not keys or bool(re.sub(rf"\((?:'[^']*', )+'{ONCE}'\)(, )?", "", keys))
+    if record.msg.startswith("broadcast to ") and " failed: " in record.msg:
+        return False  # whoever asked all workers is told; we ask, and some leave just then
     args = record.args if isinstance(record.args, tuple) else ()
     return not (
         record.msg.startswith("Task %s marked as failed") and bool(args) and is_batch(args[0])
