@@ -13,6 +13,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.batch import Origin, Sink
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
@@ -587,6 +588,7 @@ class Atomizer(Shown):
 
     def _sweeper(self) -> BatchConductor:
         """Return the conductor that a sweep goes through, at work."""
+        refuse_annotations()
         self.exec()
         conductor = self._carrier(for_sweep=True)
         assert isinstance(conductor, BatchConductor)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.config import setting
@@ -386,6 +387,7 @@ class Run(Shown, Pictures):
         --------
         ``run.retry(where=lambda e: e.kind == "timeout", timeout="60s").wait()``
         """
+        refuse_annotations()
         course = self._driven
         course.conductor.check_open()
         seconds = seconds_of(timeout, "timeout")

@@ -40,6 +40,7 @@ from atomizer_dask.wire import LONGEST_NAME, Limits
 CLOSE_SECONDS = 5.0  # for the broker to confirm what it was sent
 PATIENCE_SECONDS = 30.0  # of a worker, for the broker may be away just as an atom first sends
 MOST_IN_FLIGHT = 65_535  # by the protocol
+STAYING = ("on_failure", "max_attempts", "backoff", "priority")  # options that do not travel
 
 
 @dataclass(frozen=True)
@@ -231,13 +232,15 @@ class AmqpConductor(Conductor):
 
         While the broker is away it waits here. Cancelling the future means that nobody waits any
         more; what is on the queue is executed all the same. Its id and its timeout travel;
-        `on_failure`, `max_attempts` and `backoff` do not, so that it is tried once.
+        `on_failure`, `max_attempts`, `backoff` and `priority` do not, and are refused.
 
         Callbacks of the future are called on the thread of the connection: one that waits for
         another electron waits for ever.
 
         Raises
         ------
+        TypeError
+            Where it has an option that does not travel.
         InvalidPayloadError
             Where its payload has no JSON form, or is too large.
         ConductorError
@@ -248,6 +251,7 @@ class AmqpConductor(Conductor):
     def send_with(self, electron: Electron, future: ElectronFuture) -> ElectronFuture:
         """Do as `send` does, with a future that is there already."""
         check_electron(electron)
+        _check_options(electron)
         self.check_open()
         self._requests.send(electron, future)
         if self._closed:  # meanwhile, and perhaps before it could see this one
@@ -423,4 +427,15 @@ def _check(queue: Any, max_in_flight: Any, max_bytes: Any, max_depth: Any) -> No
     if max_in_flight > MOST_IN_FLIGHT:
         raise ValueError(
             f"max_in_flight is at most {MOST_IN_FLIGHT} by the protocol, got {max_in_flight}"
+        )
+
+
+def _check_options(electron: Electron) -> None:
+    """Raise where an electron asks for what messages have no place for."""
+    asked = [name for name in STAYING if getattr(electron, name) != getattr(Electron, name)]
+    if asked:
+        raise TypeError(
+            f"{', '.join(asked)} of {electron.id} would not travel over AMQP, where an electron "
+            "is tried once and waits its turn: leave it out, and send the electron again where it "
+            "failed"
         )

@@ -15,6 +15,7 @@ from itertools import groupby
 from time import monotonic
 from typing import Any, Protocol, Self
 
+from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.sending import ElectronSource, Sent, held
@@ -672,9 +673,10 @@ Conductor.register(LateConductor)  # which stands for a ChildConductor
 
 
 def check_electron(electron: Any) -> None:
-    """Raise where `electron` is none."""
+    """Raise where `electron` is none, or would not get what is asked for around it."""
     if not isinstance(electron, Electron):
         raise TypeError(f"expected an Electron, got {type(electron).__name__} {electron!r}")
+    refuse_annotations()
 
 
 def _prioritised(origin: Origin, electron: Electron) -> Origin:

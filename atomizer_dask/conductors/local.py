@@ -270,7 +270,9 @@ def is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     if message.startswith("Async instruction for <Task cancelled"):
         return not message.endswith("ended with CancelledError")
-    return message != "Invalid Worker.status transition: Status.closing -> Status.closing_gracefully"
+    return (
+        message != "Invalid Worker.status transition: Status.closing -> Status.closing_gracefully"
+    )
 
 
 def _end_with(parent: Any, pipe: Connection) -> None:
