@@ -205,7 +205,7 @@ def failures_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
             "count": count,
             "first": first if sweep.index is None else sweep.index[first],
             "message": message,
-            "hint": HINTS.get(kind, ""),
+            "hint": _hint(kind, message),
         }
         for (kind, type_), (count, first, message) in sorted(
             groups.items(), key=lambda group: (-group[1][0], group[1][1])
@@ -228,6 +228,15 @@ HINTS = {
     "invalid_payload": "the inputs do not fit the atom's parameters",
     "rejected": "does the worker have what the atom imports?",
 }
+DAEMONIC = "daemonic processes are not allowed to have children"  # says multiprocessing
+LET_HAVE_CHILDREN = (
+    "start the workers with DASK_DISTRIBUTED__WORKER__DAEMON=false in their environment, or give "
+    "the atom isolation='process'; workers that DaskConductor() starts may have children"
+)
+
+
+def _hint(kind: str, message: str) -> str:
+    return LET_HAVE_CHILDREN if DAEMONIC in message else HINTS.get(kind, "")
 
 
 def _failures(

@@ -59,6 +59,15 @@ def queues(broker):
 
 
 @pytest.mark.parametrize(
+    "options", [{"on_failure": "retry"}, {"backoff": 1.0}, {"priority": 3}], ids=str
+)
+@amqp
+def test_options_that_do_not_travel_are_refused(options, sender):
+    with pytest.raises(TypeError, match=f"{next(iter(options))} of x would not travel"):
+        sender.send(Electron("double", {"x": 1}, id="x", **options))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"queue": ""}, "queue must be a name"),
