@@ -806,9 +806,10 @@ class Atomizer(Shown):
         return self
 
     def close(self) -> None:
-        """Cancel what is under way and close the conductors that were given to it.
+        """End what is under way and close the conductors that were given to it.
 
-        Also for another atomizer that was given the same ones.
+        A run that has a store is suspended, and `attach` goes on with it; what has none is
+        cancelled. Also for another atomizer that was given the same ones.
         """
         with self._lock:
             if self._closed:
@@ -816,7 +817,7 @@ class Atomizer(Shown):
             self._closed = True
         running = [run for run in self.runs if run.state in GOING]
         for run in running:
-            run.cancel()
+            run.leave()
         until = monotonic() + _CLOSE_SECONDS
         for run in running:
             run.join(_left(until))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from atomizer_dask.batch import Batch, Sink
 from atomizer_dask.columns import Values, column, size_of
+from atomizer_dask.errors import UnstorableError
 from atomizer_dask.folder import Folder
 from atomizer_dask.frame import Part
 from atomizer_dask.holder import HOLDER
@@ -44,7 +45,9 @@ class Depository:
             return encode_outputs(outcome, allow_pickle=batch.sink.allow_pickle).outcome
         try:
             return _put(folder, batch, batch.sink, outcome)
-        except OSError:  # disk full, quota: the client tries, and tells what is wrong
+        except UnstorableError:
+            raise
+        except Exception:  # disk full, an endpoint away: the client tries, and tells what is wrong
             logger.warning("cannot write to the store %s", folder.url, exc_info=True)
             return outcome
 

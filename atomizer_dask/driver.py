@@ -64,6 +64,15 @@ class Source(Protocol):
     def fail(self, error: AtomizerError) -> None:
         """Note that the conductor is gone: no more will be delivered."""
 
+    def leave(self) -> Callable[[], bool] | None:
+        """Leave what remains to another process, and return what says whether that is done.
+
+        None where there is no other: then it fails.
+        """
+
+    def disown(self, error: AtomizerError) -> None:
+        """Fail in a forked process, whose parent goes on; no lock may be taken."""
+
 
 class Carrier(Protocol):
     """What a driver needs of a conductor."""
@@ -394,6 +403,22 @@ class Driver:
         self._leases.clear()
         self._waiting = 0
         self.leased = 0
+
+    def leave(self, error: AtomizerError) -> Callable[[], bool]:
+        """Have what remains left to another process, or fail it; on the dispatcher's thread.
+
+        Returns what says whether that is done.
+        """
+        has_ended = None if self._failed else self._source.leave()
+        if has_ended is None:
+            self.fail(error)
+            return lambda: True
+        return has_ended
+
+    def disown(self, error: AtomizerError) -> None:
+        """Give up in a forked process."""
+        self._failed = True
+        self._source.disown(error)
 
     def fail(self, error: AtomizerError) -> None:
         """Give up: the conductor is gone. To be called on the dispatcher's thread."""

@@ -26,6 +26,7 @@ from atomizer_dask.ledger import State
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import OnFailure, Policy
 from atomizer_dask.provenance import differences, versions
+from atomizer_dask.signature import is_own, sign
 from atomizer_dask.store import FAILURES, MERGING, PROPERTIES, Store, now
 from atomizer_dask.streams import seed_of
 from atomizer_dask.sweep import Streamed, Sweep
@@ -246,7 +247,6 @@ def _create(
     options: Options,
 ) -> None:
     described = save_sweep(store, 0, sweep, allow_pickle=options.allow_pickle)
-    keep_atom(store, definition)
     store.manifest = {
         "run": run_id,
         "atom": {
@@ -262,11 +262,14 @@ def _create(
         "sweeps": [{**described, "first": 0}],
         "sessions": [],
     }
+    keep_atom(store, definition)
 
 
 def keep_atom(store: Store, definition: Definition) -> None:
-    """Keep the atom in a store, for who asks for pickles."""
-    store.write_bytes(ATOM, dump_atom(definition))
+    """Keep the atom in a store, for who asks for pickles, and for processes of this user."""
+    data = dump_atom(definition)
+    store.write_bytes(ATOM, data)
+    store.manifest.setdefault("atom", {})["signature"] = sign(data)
 
 
 def _code(code: Code) -> dict[str, Any]:
@@ -355,18 +358,23 @@ def look(url: Any, *, allow_pickle: bool) -> Kept:
 def stored_atom(kept: Kept, *, allow_pickle: bool) -> Definition:
     """Return the atom that a store keeps, which nobody here has registered.
 
+    One of a script or a notebook, which nobody can import, is read where this user wrote it.
+
     Raises
     ------
     RegistrationError
         Where pickles must not be read.
     """
-    if not allow_pickle:
+    data = kept.store.folder.read(ATOM)
+    signature = str(kept.store.manifest["atom"].get("signature", ""))
+    is_ours = kept.atom_id.startswith("__main__.") and is_own(data, signature)
+    if not (allow_pickle or is_ours):
         raise RegistrationError(
             f"{kept.store.folder.url} is of the atom {kept.atom_id!r}, which is not registered "
             "here: register it, Atomizer(conductor, atom), or run the copy that the store keeps, "
             "attach(store, allow_pickle=True)"
         )
-    return load_atom(kept.store.folder.read(ATOM))
+    return load_atom(data)
 
 
 def stored_target(url: Any) -> str:

@@ -61,6 +61,7 @@ class KeptSupply(Supply):
         self._epoch = time_ns()
         self._journal = journal
         self._suspending = False
+        self._is_left = False  # by a process that ends
         self._flushing = False
         self._settled: list[str] = []  # batches that the conductor may forget, once all is written
         self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
@@ -226,6 +227,30 @@ class KeptSupply(Supply):
         self._conductor.post_later(HEED_SECONDS, partial(self._leave, "suspended"))
         self._check_end()
 
+    def leave(self) -> Callable[[], bool] | None:
+        """Suspend the run, for its process ends, and say how to go on."""
+        if self._ledger.ended:
+            return lambda: True
+        self._is_left = True
+        self.suspend()
+        return lambda: self._ledger.ended
+
+    def disown(self, error: AtomizerError) -> None:
+        """Have the run end in a forked process; the store is the parent's."""
+        self._journal.store.holder = None
+        super().disown(error)
+
+    def _warn_of_leaving(self) -> None:
+        ledger, total = self._ledger, self._plan.sweep.length
+        logger.warning(
+            "%s was suspended, for its process ended first: %s of %s electrons have ended; "
+            "atomizer.attach(%r) goes on with it",
+            self._plan.run_id,
+            f"{ledger.done + ledger.failed:,}",
+            "?" if total is None else f"{total:,}",
+            self._journal.store.folder.url,
+        )
+
     def _leave(self, state: State) -> None:
         if self._ledger.ended:
             return
@@ -233,6 +258,8 @@ class KeptSupply(Supply):
             self._journal.flush()
             self._driver.let_go()
             self._end(state)
+        if self._is_left:
+            self._warn_of_leaving()
 
     def _flush_soon(self) -> None:
         """Write what has been gathered: a little later, or now where it is much."""

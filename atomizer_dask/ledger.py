@@ -203,6 +203,13 @@ class Ledger:
             self.changed.notify_all()
             self.wakeups.wake()
 
+    def disown(self, error: AtomizerError) -> None:
+        """Note that the run is that of another process, from which this one was forked."""
+        self.changed = threading.Condition()  # the parent's thread may have had it just then
+        if not self.ended:
+            self._seconds = monotonic() - self._started
+            self.error, self.state = error, "failed"
+
     def reopen(self) -> None:
         """Note that a run that had ended goes on."""
         assert self._seconds is not None

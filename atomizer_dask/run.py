@@ -495,6 +495,14 @@ class Run(Shown, Pictures):
             raise self._ledger.error
         return self
 
+    def leave(self) -> None:
+        """Suspend the run where it has a store, else cancel it, without waiting for that."""
+        course = self._driven
+        if not self._ledger.ended:
+            supply = course.supply
+            end = supply.suspend if isinstance(supply, KeptSupply) else supply.cancel
+            course.conductor.do(end)
+
     def detach(self) -> Run:
         """Have the cluster go on without this process, and return the run.
 

@@ -6,6 +6,7 @@ feeds.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Streamed
 from atomizer_dask.tables import Positions
+
+logger = logging.getLogger(__name__)
 
 _CANCELLED = Failure("cancelled", "", "the run was cancelled")
 _LEFT_BEHIND = Failure(
@@ -206,6 +209,23 @@ class Supply:
             return
         self._ledger.error = error
         self._end("failed")
+
+    def leave(self) -> Callable[[], bool] | None:
+        """Say that what has no store ends with its process."""
+        if not self._ledger.ended:
+            ended, total = self._ledger.done + self._ledger.failed, self._plan.sweep.length
+            logger.warning(
+                "%s ends with its process: %s of %s electrons have ended, and are kept nowhere; "
+                "wait for a run, or give it a store",
+                self._plan.run_id,
+                f"{ended:,}",
+                "?" if total is None else f"{total:,}",
+            )
+        return None
+
+    def disown(self, error: AtomizerError) -> None:
+        """Have the run end in a forked process; that of its parent goes on."""
+        self._ledger.disown(error)
 
     def _keep_missing(self) -> None:
         """Note that what nobody has told of never will be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, Site, replay
+from atomizer_dask.exiting import watch
 from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 JOIN_SECONDS = 0.05  # between two counts of what is left
 ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
 HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
+LEAVE_SECONDS = 10.0  # for runs to be left where the interpreter ends
 MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
 
 
@@ -529,12 +532,41 @@ class BatchConductor(Shown, Conductor):
             already, self._closed = self._closed, True
         if already:
             return
+        watch.discard(self)
         self._look_anew()
         self._pause.set()
         error = ConductorError(Event("the conductor was closed", conductor_id=self.id))
         if self._dispatcher is not None:
             self._dispatcher.post(lambda: self._fail_all(error))
             self._dispatcher.close()
+
+    def leave(self) -> None:
+        """Leave runs that have a store, fail what else is under way, and close.
+
+        For the interpreter ends, after which nothing can be sent.
+        """
+        if self._closed:
+            return
+        message = "the interpreter ended before what was under way"
+        error = ConductorError(Event(message, conductor_id=self.id, level="error"))
+        left: list[Callable[[], bool]] = []
+        self.do(lambda: left.extend(d.leave(error) for d in list(self._drivers)))
+        until = monotonic() + LEAVE_SECONDS
+        while not all(has_ended() for has_ended in left) and monotonic() < until:
+            self._pause.wait(JOIN_SECONDS)
+        self.close()
+
+    def disown(self) -> None:
+        """Take part no more: this process was forked from the one whose conductor it is."""
+        message = (
+            f"the conductor is that of process {os.getppid()}, from which this one was forked: "
+            "make one here, or do not fork"
+        )
+        error = ConductorError(Event(message, conductor_id=self.id, level="error"))
+        self._opening = threading.Lock()  # the parent may have had it just then
+        self._closed, self._gone = True, error
+        for driver in list(self._drivers):
+            driver.disown(error)
 
     # -- on the dispatcher's thread ---------------------------------------------------------
 
@@ -548,6 +580,7 @@ class BatchConductor(Shown, Conductor):
     def _dispatch(self) -> Dispatcher:
         with self._opening:
             if self._dispatcher is None:
+                watch.add(self)
                 self._dispatcher = Dispatcher(f"atomizer-{self.id}", self._report_broken)
             return self._dispatcher
 

@@ -47,7 +47,9 @@ from atomizer_dask.conductors.once import (
     SEND_SECONDS,
     SETTLED,
     ByValue,
+    forget_kept,
     is_lost,
+    is_trouble,
     kept_tasks,
     knows,
 )
@@ -85,6 +87,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0  # how often we look which workers there are
 LEFT_IN_TIME = "left, before its wall time was over"
+MANY_TROUBLES = 5  # in a row, after which a run ends
 DRIVER_PRIORITY = 1e15  # over all batches
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 TELL_SECONDS = 1.0  # for workers to hear of something
@@ -203,6 +206,7 @@ class DaskConductor(BatchConductor):
         self._pinned: dict[str, set[str]] = {}
         self._dropping: set[str] = set()
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker has gone
+        self._troubles = 0  # of Dask's own, in a row
         self._demand = (0, 0.0)  # as last told
         self._workers: set[str] = set()
         self._placement = Placement(self._client, self.emit, self._tell_of_lost_state)
@@ -370,11 +374,12 @@ class DaskConductor(BatchConductor):
             await ended
             if batch.key in self._arrived:
                 self._arrived.discard(batch.key)
+                self._troubles = 0
                 self._forget(batch.key)
                 self._release_soon(future)
                 return
             packed = await self._client.gather(future, direct=self._direct, asynchronous=True)
-            report = Arrived(batch.key, unpack_outcome(packed, batch.origin.space))
+            report = Arrived(batch.key, _unpacked(packed, batch))
         except (asyncio.CancelledError, CancelledError):
             report = self._dropped(batch, generation)
         except KilledWorker as error:
@@ -389,12 +394,17 @@ class DaskConductor(BatchConductor):
             failure = Failure("timeout", "WallTimeError", str(error))
             report = Arrived(batch.key, Outcome.all_failed(len(batch), failure))
         except Exception as error:  # noqa: BLE001 - whatever the task ended with
+            is_of_task = future is not None and future.status == "error"
             if is_lost(error) or await self._is_unfit_since(verdicts):
                 report = Dropped(batch.key)
-            elif self._client.status == "running":
-                report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
-            else:
+            elif self._client.status != "running":
                 report = self._lost(batch, str(error))
+            elif not is_of_task or is_trouble(error):
+                report = self._troubled(batch, error)
+            else:
+                report = Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
+        if isinstance(report, Arrived):
+            self._troubles = 0
         self._forget(batch.key)
         self._post(batch.key, report)
         if future is not None:
@@ -454,6 +464,17 @@ class DaskConductor(BatchConductor):
         if batch.key in self._dropping or batch.key not in self._posts:
             return Dropped(batch.key)
         return self._lost(batch, "its task was cancelled from outside")
+
+    def _troubled(self, batch: Batch, error: Exception) -> Report:
+        """Return what trouble of Dask's own means, which is no outcome of any electron.
+
+        The batch is executed again, unless that has been in vain several times in a row.
+        """
+        self._troubles += 1
+        logger.info("a batch of %s met trouble", batch.atom_id, exc_info=error)
+        if self._troubles < MANY_TROUBLES:
+            return Dropped(batch.key)
+        return self._lost(batch, f"{type(error).__name__}: {error}")
 
     def _lost(self, batch: Batch, reason: str) -> Lost:
         if self._client.status == "running":
@@ -697,6 +718,7 @@ class DaskConductor(BatchConductor):
             if self._cluster is not None:
                 # Or the scheduler would warn of lost results, which nobody wants any more.
                 self._tell_workers(let_go)
+                self._client.run_on_scheduler(forget_kept)
         if self._watch is not None:
             self._client.loop.add_callback(self._watch.cancel)
         if self._owns_client:
@@ -743,6 +765,15 @@ def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
     )
 
 
+def _unpacked(packed: Packed, batch: Batch) -> Any:
+    """Return the outcome of a batch; its electrons failed where their results cannot be read."""
+    try:
+        return unpack_outcome(packed, batch.origin.space)
+    except Exception as error:  # noqa: BLE001 - whatever the user's objects raise
+        message = f"the results cannot be read here: {error}"
+        return Outcome.all_failed(len(batch), Failure("rejected", type(error).__name__, message))
+
+
 def _failure_of_task(error: Exception) -> Failure:
     return Failure("rejected", type(error).__name__, f"the worker could not take it: {error}")
 
@@ -787,6 +818,9 @@ class WorkerConductor(DaskConductor):
             else:
                 self._worker.log_event(sent.origin.channel, ("orphan", data))
         return sum(source.unfinished for source, _ in self._sources.values())
+
+    def leave(self) -> None:
+        """Do nothing where the worker's process ends: the worker has said that it leaves."""
 
     async def part(self) -> None:
         """Leave the scheduler, for its worker closes; on the client's event loop."""

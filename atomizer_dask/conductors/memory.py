@@ -20,8 +20,9 @@ from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.deposit import Depository
-from atomizer_dask.driver import Arrived, GivenBack, Partly, Report
+from atomizer_dask.driver import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
+from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome, Stored
@@ -91,11 +92,18 @@ class MemoryConductor(BatchConductor):
                 outcome: Outcome | Stored = self._site.depository.put(
                     batch, self._site.execute(batch)
                 )
+            except OSError as error:  # of this machine, and no outcome of any electron
+                message = f"a batch of {batch.atom_id} is lost: {error}"
+                lost = ConductorError(Event(message, conductor_id=self.id, level="error"), error)
+                report: Report = Lost(batch.key, lost)
             except Exception as error:  # noqa: BLE001 - what is wrong with the batch as a whole
                 failure = Failure("rejected", type(error).__name__, str(error))
                 outcome = Outcome.all_failed(len(batch), failure, self._site.name)
+                report = Arrived(batch.key, outcome)
+            else:
+                report = Arrived(batch.key, outcome)
             if (post := self._site.posts.pop(batch.key, None)) is not None:
-                post(Arrived(batch.key, outcome))
+                post(report)
 
         due = monotonic() + batch.due_after
         self._pool.submit(execute, urgency(batch.origin.priority, due))
@@ -116,6 +124,8 @@ class MemoryConductor(BatchConductor):
 
     def close(self) -> None:
         """End the threads once they have done what they are doing."""
+        if self._closed:
+            return
         super().close()
         self._pool.close()
         self._site.close()

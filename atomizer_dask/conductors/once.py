@@ -22,6 +22,7 @@ import dask
 from dask._task_spec import Task
 from dask.utils import parse_timedelta
 from distributed import SchedulerPlugin
+from distributed.comm import CommClosedError
 from distributed.protocol import pickle
 from distributed.scheduler import Scheduler, WorkerState
 
@@ -359,6 +360,32 @@ class OutcomeLostError(Exception):
 def is_lost(error: BaseException) -> bool:
     """Return whether an outcome is gone; by name, for the class came from whoever was first."""
     return type(error).__name__ == OutcomeLostError.__name__
+
+
+_TROUBLE = (
+    "cannot schedule new futures",
+    "interpreter shutdown",
+    "loop is closed",
+    "ConnectionPool is closed",
+    "No worker found",
+    "No workers found",
+)
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Return whether a task ended so because of a connection, or of a process that ends."""
+    if isinstance(error, ConnectionError | TimeoutError | CommClosedError):
+        return True
+    return isinstance(error, RuntimeError | ValueError) and any(
+        text in str(error) for text in _TROUBLE
+    )
+
+
+def forget_kept(dask_scheduler: Scheduler) -> None:
+    """Keep no tasks any more, for the scheduler ends with whoever asks."""
+    for name, keeper in list(dask_scheduler.clients.items()):
+        if name.startswith(KEEPER):
+            dask_scheduler.client_releases_keys([task.key for task in keeper.wants_what], name)
 
 
 def raise_lost() -> None:

@@ -241,6 +241,12 @@ class ElectronSource:
         self._under_way.clear()
         _fail(lost, error)
 
+    def leave(self) -> None:
+        """Leave nothing to anybody: who sent the electrons is in this process."""
+
+    def disown(self, error: AtomizerError) -> None:
+        """Do nothing: the futures are those of the parent's threads."""
+
     def orphans(self, *, all: bool) -> list[Sent]:
         """Give away what no electron waits for: what is not under way, or all of it."""
         those = [*self._waiting, *self._delayed.values()]

@@ -1,0 +1,83 @@
+"""What becomes of work under way where its process ends, or is forked.
+
+At the end of the interpreter Python first has its executors take no more work, and Dask fails
+thereafter in many ways. So runs are left before that: what has a store can be gone on with.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures.process
+import concurrent.futures.thread
+import logging
+import os
+import threading
+import weakref
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Ending(Protocol):
+    """What has work under way."""
+
+    def leave(self) -> None:
+        """End what is under way in good order, for the interpreter ends."""
+
+    def disown(self) -> None:
+        """Take part no more: this process was forked from the one that has the work."""
+
+
+class Watch:
+    """Tells what has work under way that the interpreter ends, or that this is a forked process."""
+
+    def __init__(self) -> None:
+        self._those: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._registered = False
+
+    def add(self, ending: Ending) -> None:
+        """Tell `ending`, as long as anybody has it."""
+        if not self._registered:
+            self._registered = True
+            os.register_at_fork(after_in_child=self._fork)
+            # The last to register is the first to be called: before executors take no more work.
+            register = getattr(threading, "_register_atexit", atexit.register)
+            register(self._end)
+        self._those.add(ending)
+
+    def discard(self, ending: Ending) -> None:
+        """Tell `ending` nothing any more."""
+        self._those.discard(ending)
+
+    def _end(self) -> None:
+        if not self._those:
+            return
+        try:
+            _join_threads()
+        except KeyboardInterrupt:
+            logger.info("interrupted while threads were waited for")
+        for ending in list(self._those):
+            try:
+                ending.leave()
+            except Exception:  # the others shall be told, too
+                logger.exception("%r could not end in good order", ending)
+
+    def _fork(self) -> None:
+        those, self._those = list(self._those), weakref.WeakSet()
+        for ending in those:
+            ending.disown()
+
+
+def _join_threads() -> None:
+    """Wait for the user's threads, which may wait for runs, as Python does a little later."""
+    executors = {
+        *concurrent.futures.thread._threads_queues,
+        *concurrent.futures.process._threads_wakeups,
+    }
+    for thread in threading.enumerate():
+        is_ours = thread is threading.current_thread() or thread is threading.main_thread()
+        if not (thread.daemon or is_ours or thread in executors):
+            thread.join()
+
+
+watch = Watch()
