@@ -19,7 +19,8 @@ Form: TypeAlias = tuple[Any, Note]
 
 TEXT, BYTES = pa.string(), pa.binary()
 LARGE = {TEXT: pa.large_string(), BYTES: pa.large_binary()}  # for more than 2 GB a column
-_WAYS_OUT = "return numbers, texts, arrays, lists or dicts of these, or give allow_pickle=True"
+_KINDS = "numbers, texts, arrays, lists or dicts of these, or give allow_pickle=True"
+_WAYS_OUT = f"return {_KINDS}"
 
 
 class Coded(NamedTuple):
@@ -54,6 +55,12 @@ class RefusedError(UnstorableError):
         super().__init__(event, internal)
         self.rows = list(rows)
         self.args = (event, internal, self.rows)
+
+
+def of_inputs(error: UnstorableError) -> str:
+    """Return the message about values that nobody returns, for they are inputs."""
+    ways_in = f"sweep over {_KINDS}"
+    return error.event.message.replace(_WAYS_OUT, ways_in)
 
 
 def refusal(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from atomizer_dask import codec
 from atomizer_dask.chained import Chained, Picked
+from atomizer_dask.coded import of_inputs
 from atomizer_dask.columns import Values, as_objects, python_values
 from atomizer_dask.equality import same_columns
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
@@ -180,7 +181,7 @@ def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callabl
                 coded = codec.encode(rows, allow_pickle=allow_pickle)
             except UnstorableError as error:
                 raise UnstorableError(
-                    f"rows of the sweep cannot be kept in a store: {error.event.message}"
+                    f"rows of the sweep cannot be kept in a store: {of_inputs(error)}"
                 ) from error
             table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
             store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)

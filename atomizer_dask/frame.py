@@ -339,6 +339,8 @@ def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None)
 
 def _outputs(parts: Sequence[Part]) -> dict[str, Any]:
     names = dict.fromkeys(name for part in parts for name in part.outcome.results)
+    for part in parts:  # which of itself must not make columns of a run without a store
+        names |= dict.fromkeys(part.outcome.unstored or ())
     return {name: _output(parts, name) for name in names}
 
 
@@ -357,6 +359,9 @@ def _output(parts: Sequence[Part], name: str) -> Any:
         if column is not None and len(column.values):
             here[~outcome.failed_mask()] = True if column.present is None else column.present
             values.append(column.values)
+        if not here.any() and (unstored := (outcome.unstored or {}).get(name)) is not None:
+            here[outcome.failed_mask()] = True if unstored.present is None else unstored.present
+            values.append(unstored.values)
         present.append(here)
     if not values:
         return np.full(sum(map(len, present)), None, dtype=object)

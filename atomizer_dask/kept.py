@@ -17,13 +17,15 @@ from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.columns import numpy_values
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.deposit import INCOMING
-from atomizer_dask.errors import AtomizerError, StoreError, StoreHeldError
+from atomizer_dask.errors import AtomizerError, StoreError, StoreHeldError, UnstorableError
+from atomizer_dask.events import Event
 from atomizer_dask.frame import Part
 from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.store import Store
+from atomizer_dask.stored import StoredPart
 from atomizer_dask.supply import Supply
 from atomizer_dask.sweep import Streamed
 from atomizer_dask.tables import Positions
@@ -31,6 +33,8 @@ from atomizer_dask.tables import Positions
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 0.5
+FIRST_UNSTORABLE = 3  # electrons, after which a run stops where none before could be stored
+MANY_UNSTORABLE = 1000  # in a row, after which it stops where others could
 MERGE_AT_END = 16  # small files
 
 
@@ -63,6 +67,8 @@ class KeptSupply(Supply):
         self._suspending = False
         self._is_left = False  # by a process that ends
         self._flushing = False
+        self._unstorable = 0  # electrons in a row, whose results the store cannot hold
+        self._refusal = ""  # why nothing more is sent: what the store cannot hold
         self._settled: list[str] = []  # batches that the conductor may forget, once all is written
         self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
         self._in_flight = in_flight
@@ -97,7 +103,7 @@ class KeptSupply(Supply):
     # -- what the driver asks ----------------------------------------------------------------
 
     def waiting(self) -> int:  # noqa: D102
-        return 0 if self._suspending else super().waiting()
+        return 0 if self._suspending or self._refusal else super().waiting()
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         self._put_back(self._not_sent_again(batch.positions[start:stop], terms), terms)
@@ -168,6 +174,7 @@ class KeptSupply(Supply):
         bad = part.outcome.failed_mask()
         if not bad.all():
             good = part.pick(~bad) if bad.any() else part
+            self._unstorable = 0
             written = partial(self._ledger.replace, self._ledger.add(good))
             self._journal.gather(good, outputs, written)
         if bad.any():
@@ -178,7 +185,12 @@ class KeptSupply(Supply):
         left = self._journal.not_done(part.positions)
         if len(left) < len(part):
             part = part.pick(np.isin(numpy_values(part.positions), left))
+        for some in _apart(part):
+            self._keep_alike(some, terms)
+
+    def _keep_alike(self, part: Part, terms: Terms) -> None:
         part.attempt = terms.attempt
+        self._look_at_unstorable(part)
         errors = part.outcome.errors(self._ledger.told_of(part))
         self._try_again(part, terms)
         self._ledger.add(part)
@@ -195,11 +207,70 @@ class KeptSupply(Supply):
         if for_good.any():
             self._journal.gather_failed(part.pick(for_good))
 
+    def _look_at_unstorable(self, part: Part) -> None:
+        """Stop where the store can hold what no electron returns: more of it would not help."""
+        if part.outcome.unstored is None or self._refusal:
+            return
+        why = part.outcome.failures[part.outcome.codes[0]].message
+        if not self._unstorable:
+            self.tell(f"the store cannot hold results: {why}", "warning")
+        self._unstorable += len(part)
+        at_most = MANY_UNSTORABLE if self._ledger.done else FIRST_UNSTORABLE
+        if self._unstorable >= at_most:
+            self._refusal = why
+            logger.warning(
+                "%s stops, for its store cannot hold results: %s; run.retry(allow_pickle=True) "
+                "stores those that there are, as pickles, and goes on",
+                self._plan.run_id,
+                self._refusal,
+            )
+            self._stop()
+
     # -- trying again ------------------------------------------------------------------------
 
     def _prepare_retry(self) -> None:
         if self._ledger.ended:
-            self._journal.store.hold_again()
+            store = self._journal.store
+            store.hold_again()
+            assert self._plan.sink is not None
+            assert store.holder is not None
+            sink = self._plan.sink._replace(token=store.holder.token)
+            self._plan = replace(self._plan, sink=sink)
+
+    def allow_pickle(self) -> None:
+        """Store as pickles what has no Arrow type, first of all what electrons have returned."""
+        self._prepare_retry()
+        store, ended = self._journal.store, self._ledger.ended
+        store.manifest["options"]["allow_pickle"] = self._journal.allow_pickle = True
+        assert self._plan.sink is not None
+        self._plan = replace(self._plan, sink=self._plan.sink._replace(allow_pickle=True))
+        with self._storing():
+            store.save()
+        self._unstorable, was_refused, self._refusal = 0, bool(self._refusal), ""
+        if ended:
+            if was_refused:
+                self._ledger.error = None
+            self._ledger.reopen()
+            self._listeners.on_reopen()
+        for part in self._ledger.snapshot():
+            if isinstance(part, StoredPart):
+                part.allow_pickle = True  # into whose file others may be merged
+            elif part.outcome.unstored is not None and part.outcome.is_whole:
+                self._store_now(part)
+        self._driver.pump()
+        self._check_end()
+
+    def _store_now(self, part: Part) -> None:
+        """Store what failed electrons had returned, which failed for no other reason."""
+        current = part.current()
+        if not len(current):
+            return
+        positions = numpy_values(current.positions)
+        self._ledger.strike_out(part, np.ones(len(part.outcome.failed), dtype=bool))
+        self._take_out(positions)
+        terms = self._first_terms._replace(attempt=part.attempt)
+        self._keep(positions, current.outcome.as_stored(), terms, part.code)
+        self._flush_soon()
 
     def _take_out(self, again: np.ndarray) -> None:
         self._journal.reopen(again)
@@ -316,9 +387,25 @@ class KeptSupply(Supply):
 
     def _check_end(self) -> None:
         remains = self._pending or self._delayed or not self.all_drawn
+        if self._refusal and self._driver.idle and remains and not self._ledger.ended:
+            self._end_refused()
         if self._suspending and self._driver.idle and remains:
             self._leave("suspended")
         super()._check_end()
+
+    def _end_refused(self) -> None:
+        """End, for the store cannot hold what electrons return."""
+        self._ledger.error = UnstorableError(
+            Event(
+                f"{self._plan.run_id} has stopped, for its store cannot hold results: "
+                f"{self._refusal}. What it can hold is in there. run.retry(allow_pickle=True) "
+                "stores what has been computed, as pickles, and goes on, as does "
+                "atomizer.map(..., store=..., allow_pickle=True)",
+                run_id=self._plan.run_id,
+                level="error",
+            )
+        )
+        self._end("failed")
 
     def _close(self, state: State) -> None:
         journal = self._journal
@@ -345,3 +432,17 @@ class KeptSupply(Supply):
         if state == "finished":  # by workers that were thought dead, and were not
             for path in store.folder.files(INCOMING):
                 store.folder.remove(path)
+
+
+def _apart(part: Part) -> list[Part]:
+    """Return failed electrons whose results a store cannot hold apart from others."""
+    outcome = part.outcome
+    if outcome.unstored is None:
+        return [part]
+    is_unstorable = np.array([failure.type == "UnstorableError" for failure in outcome.failures])
+    mask = is_unstorable[np.asarray(outcome.codes)]
+    if mask.all():
+        return [part]
+    others = part.pick(~mask)
+    others.outcome = replace(others.outcome, unstored=None)
+    return [part.pick(mask), others]

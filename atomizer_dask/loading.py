@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from atomizer_dask.ledger import Ledger
 from atomizer_dask.outcome import Failure
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
 from atomizer_dask.stored import File, StoredPart
-from atomizer_dask.tables import Failed, failures_of, part_of_failed
+from atomizer_dask.tables import Failed, failures_of, part_of_failed, unstored_of
 
 Attempts = dict[int, dict[int, Failed]]
 
@@ -43,7 +44,7 @@ def load(
         if wanted is not None:
             part = part.among(wanted, _electrons(store, name))
         ledger.add(part)
-    _load_failures(store, ledger, None, wanted)
+    _load_failures(store, ledger, None, wanted, allow_pickle)
 
 
 def recover(store: Store, ledger: Ledger, journal: Journal, wanted: np.ndarray | None) -> None:
@@ -72,7 +73,7 @@ def recover(store: Store, ledger: Ledger, journal: Journal, wanted: np.ndarray |
             continue
         if part is not None:
             ledger.add(_counted(part, _electrons(store, part.name), wanted))
-    _load_failures(store, ledger, journal, wanted)
+    _load_failures(store, ledger, journal, wanted, journal.allow_pickle)
 
 
 def _counted(part: StoredPart, positions: np.ndarray, wanted: np.ndarray | None) -> StoredPart:
@@ -93,10 +94,15 @@ def _electrons(store: Store, name: str) -> np.ndarray:
 
 
 def _load_failures(
-    store: Store, ledger: Ledger, journal: Journal | None, wanted: np.ndarray | None
+    store: Store,
+    ledger: Ledger,
+    journal: Journal | None,
+    wanted: np.ndarray | None,
+    allow_pickle: bool,
 ) -> None:
     attempts = _attempts(store)
     ended: dict[int, int] = {}
+    outputs: dict[int, tuple[pa.Table, int]] = {}  # of what a store could hold in part
     lots: defaultdict[tuple[str, int, str], list[tuple[int, Failed]]] = defaultdict(list)
     for path in store.folder.files(PROPERTIES):
         name = path.rpartition("/")[2]
@@ -104,9 +110,7 @@ def _load_failures(
             continue
         if journal is not None:
             journal.add_failed_file(name)
-        table = store.read(
-            path, ["electron", "start", "end", "worker", "attempts", "code", "error"]
-        )
+        table = store.read(path)
         positions = table.column("electron").to_numpy()
         once = np.ones(len(table), dtype=bool)
         if journal is not None:
@@ -120,16 +124,22 @@ def _load_failures(
             failed = attempts.get(position, {}).get(attempt) or _from_row(row)
             ended[position] = attempt
             if asked[number]:
+                if failed.failure.type == "UnstorableError":
+                    outputs[position] = table, number
                 lots[failed.worker, attempt, row["code"]].append((position, failed))
         if journal is not None and not once.all():
             # Somebody died while failures were written anew.
             store.write(path, store.read(path).filter(pa.array(once)))
     for (_, _, code), those in lots.items():
-        part = part_of_failed(sorted(those, key=lambda pair: pair[0]))
-        part.code = code
-        ledger.add(part)
-        if journal is not None:
-            journal.mark_done(part.positions)
+        for table, rows, some in _by_table(sorted(those, key=lambda pair: pair[0]), outputs):
+            part = part_of_failed(some)
+            part.code = code
+            if table is not None:
+                part.outcome.unstored = unstored_of(table, rows, allow_pickle=allow_pickle)
+                part.outcome.is_whole = False
+            ledger.add(part)
+            if journal is not None:
+                journal.mark_done(part.positions)
     for position, tried in attempts.items():
         last = ended.get(position, 1 + max(tried))
         earlier = [tried[attempt] for attempt in sorted(tried) if attempt < last]
@@ -139,7 +149,21 @@ def _load_failures(
             )
 
 
+def _by_table(
+    those: list[tuple[int, Failed]], outputs: dict[int, tuple[pa.Table, int]]
+) -> Iterator[tuple[pa.Table | None, list[int], list[tuple[int, Failed]]]]:
+    """Yield failed electrons by the table that has outputs of them, and where in it they are."""
+    groups: dict[int, tuple[pa.Table | None, list[int], list[tuple[int, Failed]]]] = {}
+    for position, failed in those:
+        table, row = outputs.get(position, (None, 0))
+        _, rows, some = groups.setdefault(id(table), (table, [], []))
+        rows.append(row)
+        some.append((position, failed))
+    yield from groups.values()
+
+
 def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    table = table.select(["electron", "start", "end", "worker", "attempts", "code", "error"])
     for name in ("start", "end"):
         column = table.column(name).cast(pa.timestamp("us", "UTC"), safe=False)
         table = table.set_column(table.column_names.index(name), name, column)

@@ -110,6 +110,11 @@ class Outcome:
         Seconds after `start_ns` at which each one began, where not when the one before ended.
     first
         Offset of its first electron: those before were told of already. `failed` counts from it.
+    unstored
+        What failed electrons returned, in columns: those that failed for no other reason than that
+        a store cannot hold some of it.
+    is_whole
+        Whether `unstored` has all that they returned.
     """
 
     kept: int
@@ -124,6 +129,8 @@ class Outcome:
     scalar: bool = True
     starts: np.ndarray | None = None
     first: int = 0
+    unstored: dict[str, Column] | None = None
+    is_whole: bool = True
 
     def __len__(self) -> int:
         return self.kept - self.first
@@ -177,7 +184,14 @@ class Outcome:
             starts=(starts[a:b] - self.start_ns) / 1e9,
             ends=(ends[a:b] - self.start_ns) / 1e9,
             counts=None,
+            unstored=self._unstored_of(_between(len(failed), low, high)),
         )
+
+    def _unstored_of(self, wanted: np.ndarray) -> dict[str, Column] | None:
+        """Return what some of the failed electrons returned, by a mask of them."""
+        if self.unstored is None or not wanted.any():
+            return None
+        return {name: _pick(output, wanted) for name, output in self.unstored.items()}
 
     def pick(self, wanted: np.ndarray) -> Outcome:
         """Return the part about the electrons that `wanted`, a mask of them, says."""
@@ -200,6 +214,7 @@ class Outcome:
             starts=(starts[wanted] - self.start_ns) / 1e9,
             ends=(ends[wanted] - self.start_ns) / 1e9,
             counts=None,
+            unstored=self._unstored_of(stays),
         )
 
     def failed_mask(self) -> np.ndarray:
@@ -244,7 +259,29 @@ class Outcome:
             failed=joined[order],
             codes=codes[order],
             failures=[*self.failures, failure],
+            unstored=None,
         )
+
+    def with_unstored(self, bad: Sequence[int], failure: Failure) -> Outcome:
+        """Return the same, with what these electrons returned in `unstored`."""
+        assert isinstance(self.results, dict)
+        mask = np.zeros(len(self) - len(self.failed), dtype=bool)
+        mask[np.asarray(bad, dtype=np.int64)] = True
+        outcome = self.with_failed(list(bad), failure)
+        where = np.asarray(outcome.codes) == len(self.failures)  # among all that failed
+        unstored = {}
+        for name, output in self.results.items():
+            values, present = _pick(output, mask)
+            here = np.zeros(len(where), dtype=bool)
+            here[where] = True if present is None else present
+            unstored[name] = Column(values, here)
+        return replace(outcome, unstored=unstored)
+
+    def as_stored(self) -> Outcome:
+        """Return what `unstored` tells of, all of whose electrons failed, as what they returned."""
+        assert self.unstored is not None
+        results = {**self.unstored}
+        return replace(self, results=results, failed=[], codes=[], failures=[], unstored=None)
 
     def rows(self) -> Iterator[Any]:
         """Yield the results of the electrons that did not fail."""
@@ -382,6 +419,12 @@ def _cut(output: Column, start: int, stop: int) -> Column:
     before = int(output.present[:start].sum())
     present = output.present[start:stop]
     return Column(output.values[before : before + int(present.sum())], present)
+
+
+def _between(count: int, start: int, stop: int) -> np.ndarray:
+    mask = np.zeros(count, dtype=bool)
+    mask[start:stop] = True
+    return mask
 
 
 def utc(nanoseconds: int) -> datetime:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, NamedTuple
@@ -122,7 +123,23 @@ def _with_failures_apart(outcome: Outcome) -> Outcome:
         else failure._replace(exception=dumps(failure.exception))
         for failure in outcome.failures
     ]
-    return replace(outcome, failures=failures)
+    unstored: Any = None
+    if outcome.unstored is not None:  # each column by itself: one may not travel
+        unstored = {name: dumps(column) for name, column in outcome.unstored.items()}
+    return replace(outcome, failures=failures, unstored=unstored)
+
+
+def _unstored_together(outcome: Outcome) -> Outcome:
+    """Return an outcome with what could not be stored, but for what cannot be read here."""
+    if outcome.unstored is None:
+        return outcome
+    columns: dict[str, Column] = {}
+    travelled: dict[str, Any] = {**outcome.unstored}
+    for name, data in travelled.items():
+        # Unpickling runs anybody's code; the electrons have failed, and are executed again.
+        with suppress(Exception):
+            columns[name] = pickle.loads(data)  # noqa: S301 - from our own worker
+    return replace(outcome, unstored=columns, is_whole=len(columns) == len(travelled))
 
 
 def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | Stored:
@@ -140,7 +157,8 @@ def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | Stored:
 def _unpacked(packed: Packed) -> Outcome | Stored:
     outcome: Outcome | Stored = packed.load()
     if isinstance(outcome, Stored):
-        return outcome
+        return replace(outcome, failed=_unstored_together(outcome.failed))
+    outcome = _unstored_together(outcome)
     bad: set[int] = set()
     if isinstance(outcome.results, list):
         results: Any = _together(outcome.results, range(len(outcome.results)), bad)

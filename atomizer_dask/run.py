@@ -361,6 +361,7 @@ class Run(Shown, Pictures):
         where: Callable[[ElectronError], bool] | None = None,
         *,
         timeout: float | str | None = None,
+        allow_pickle: bool = False,
     ) -> Run:
         """Execute failed electrons again, within this run, and return it.
 
@@ -375,11 +376,17 @@ class Run(Shown, Pictures):
             try again; all of them where not given.
         timeout
             Another one for these; the run's own where not given.
+        allow_pickle
+            From now on let the store keep results that have no Arrow type, as pickles; see `map`.
+            Those of electrons that failed for no other reason, and that this process still has,
+            are stored and not computed again.
 
         Raises
         ------
         ConductorError
             Where the conductor is gone or closed.
+        StoreError
+            Where pickles are allowed, and the run has no store.
         Exception
             Whatever `where` raises; nothing is tried again then.
 
@@ -394,6 +401,9 @@ class Run(Shown, Pictures):
         limit = course.plan.timeout if seconds is None else seconds
         if course.supply.stopping:  # it is being cancelled, which takes a second at most
             self.join()
+        if allow_pickle:
+            course.conductor.do(self._kept_supply("keeps pickles without a store").allow_pickle)
+            self._allow_pickle = True
         course.conductor.do(partial(course.supply.retry, where, limit))
         return self
 

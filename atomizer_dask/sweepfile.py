@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask import codec
+from atomizer_dask.coded import of_inputs
 from atomizer_dask.columns import Values
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
 from atomizer_dask.given import Given, restored
@@ -68,7 +69,7 @@ def _save_columns(
             coded = codec.encode(values, allow_pickle=allow_pickle)
         except UnstorableError as error:
             raise UnstorableError(
-                f"the inputs {name!r} cannot be kept in a store: {error.event.message}"
+                f"the inputs {name!r} cannot be kept in a store: {of_inputs(error)}"
             ) from error
         arrays.append(coded.array)
         note = {_NOTE: json.dumps(coded.note)}

@@ -31,6 +31,7 @@ from atomizer_dask.columns import Values, numpy_values
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.frame import OUTPUT_PREFIX, Part, renamed
 from atomizer_dask.outcome import Column, Failure, Outcome
+from atomizer_dask.sweep import numpy_or_extension
 
 Positions: TypeAlias = range | np.ndarray
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")
@@ -70,7 +71,11 @@ class Encoded(NamedTuple):
 
 
 def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
-    """Return the outputs as Arrow; a result that has no Arrow type is a failure."""
+    """Return the outputs as Arrow; a result that has no Arrow type is a failure.
+
+    What its electron returned stays with it, as `Outcome.unstored`.
+    """
+    original, refused, whys = outcome, set[int](), list[str]()
     while True:
         assert isinstance(outcome.results, dict)
         outputs, bad, why = {}, set[int](), ""
@@ -85,8 +90,37 @@ def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
             outputs[name] = Coded(_spread(coded.array, present), coded.note)
         if not bad:
             return Encoded(outcome, outputs)
-        failure = Failure("exception", "UnstorableError", why)
-        outcome = outcome.with_failed(sorted(bad), failure)
+        # By their order among the good ones, as these were at first.
+        left = np.setdiff1d(np.arange(len(original) - len(original.failed)), sorted(refused))
+        refused |= set(left[sorted(bad)].tolist())
+        whys += [why] if why not in whys else []
+        failure = Failure("exception", "UnstorableError", "; ".join(whys))
+        outcome = original.with_unstored(sorted(refused), failure)
+
+
+def encode_unstored(outcome: Outcome, *, allow_pickle: bool) -> dict[str, Coded]:
+    """Return of what failed electrons returned those columns as Arrow that a store can hold."""
+    outputs = {}
+    for name, (values, present) in (outcome.unstored or {}).items():
+        try:
+            coded = codec.encode(values, allow_pickle=allow_pickle)
+        except codec.RefusedError as error:
+            values, present = _without(Column(values, present), error.rows)
+            if not len(values):
+                continue
+            coded = codec.encode(values, allow_pickle=allow_pickle)
+        outputs[name] = Coded(_spread(coded.array, present), coded.note)
+    return outputs
+
+
+def _without(column: Column, rows: Sequence[int]) -> Column:
+    """Return a column of which some values are not there."""
+    values, present = column
+    stays = np.ones(len(values), dtype=bool)
+    stays[np.asarray(rows, dtype=np.int64)] = False
+    here = np.ones(len(values), dtype=bool) if present is None else present.copy()
+    here[np.flatnonzero(here)[~stays]] = False
+    return Column(numpy_or_extension(values)[stays], here)
 
 
 def _spread(array: Any, present: np.ndarray | None) -> Any:
@@ -125,9 +159,13 @@ def table_of_good(
 def table_of_failed(
     part: Part, inputs: Mapping[str, Values], code: str, *, allow_pickle: bool
 ) -> pa.Table:
-    """Return a part whose electrons all failed as a table of properties without outputs."""
+    """Return a part whose electrons all failed as a table of properties.
+
+    It has outputs where they failed because others of theirs cannot be stored.
+    """
     texts = [_text_of(part.outcome.failures[failure]) for failure in part.outcome.codes]
-    return _table(part, inputs, {}, code, texts, allow_pickle)
+    outputs = encode_unstored(part.outcome, allow_pickle=allow_pickle)
+    return _table(part, inputs, outputs, code, texts, allow_pickle)
 
 
 def _text_of(failure: Failure) -> str:
@@ -343,6 +381,17 @@ def failures_of(table: pa.Table) -> Iterator[tuple[int, Failed]]:
         zip(*columns, strict=True), *times, strict=True
     ):
         yield position, Failed(attempt, Failure(*text), worker, start, end)
+
+
+def unstored_of(table: pa.Table, rows: Sequence[int], *, allow_pickle: bool) -> Any:
+    """Return the outputs of failed electrons in rows of a table; None where there are none."""
+    unstored = {}
+    for field in fields_of(table.schema):
+        if field.role == "output":
+            column = table.column(field.physical).take(pa.array(rows, pa.int64()))
+            if column.null_count < len(column):
+                unstored[field.name] = decode(column, field.note, allow_pickle=allow_pickle)
+    return unstored or None
 
 
 def part_of_failed(those: Sequence[tuple[int, Failed]]) -> Part:
