@@ -262,6 +262,8 @@ class Atomizer(Shown):
         store: Any = None,
         allow_pickle: bool = False,
         detached: bool = False,
+        takeover: bool = False,
+        accept_changes: bool = False,
         name: str | None = None,
         copy_state: bool = False,
         priority: int = 0,
@@ -310,6 +312,10 @@ class Atomizer(Shown):
             are refused. To read them takes the same: whoever reads a pickle runs its code.
         detached
             Have the cluster go on without this process from the start: see `Run.detach`.
+        takeover
+            Take the store from another process that holds it; that one's run ends with an error.
+        accept_changes
+            Go on in the store although the atom's code, or Python or a package, has changed.
         name
             Begins the id of the run; the atom's name unless given.
         copy_state
@@ -358,7 +364,17 @@ class Atomizer(Shown):
         options = Options(limit, policy, copy_state, allow_pickle, urgent)
         if store is not None:
             code = conductor.code_of(definition)
-            kept = begin(store, run_id, definition, code, inputs, seed, options)
+            kept = begin(
+                store,
+                run_id,
+                definition,
+                code,
+                inputs,
+                seed,
+                options,
+                takeover=takeover,
+                accept_changes=accept_changes,
+            )
             run = self._start_kept(kept, definition, conductor, options)
             return _detached(run) if detached else run
         plan = self._plan(run_id, definition, conductor, inputs, seed_of(seed), options)

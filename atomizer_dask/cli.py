@@ -128,6 +128,8 @@ def _print_pi(run: Run, seconds: float) -> None:
 @click.option(
     "--allow-pickle", is_flag=True, help="Let the store keep what has no Arrow type as pickles."
 )
+@click.option("--takeover", is_flag=True, help="Take the store from a process that holds it.")
+@click.option("--accept-changes", is_flag=True, help="Although the atom or a package has changed.")
 @click.option("--seed", type=int, help="Fixes all random streams.")
 @click.option(
     "--timeout", help="Of each electron: seconds, or a text such as 30s; none unless configured."
@@ -148,6 +150,8 @@ def map_(
     out: Path | None,
     store: str | None,
     allow_pickle: bool,
+    takeover: bool,
+    accept_changes: bool,
     seed: int | None,
     timeout: str | None,
     on_failure: str | None,
@@ -181,7 +185,7 @@ def map_(
         if out is not None:
             _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
-        if store is not None and place.cluster is not None:
+        if store is not None and place.cluster is not None and not takeover:
             check_usable(store)
         with conductor_at(place) as conductor, Atomizer(conductor, atom) as atomizer:
             run = atomizer.map(
@@ -195,6 +199,8 @@ def map_(
                 priority=priority or 0,
                 store=store,
                 allow_pickle=allow_pickle,
+                takeover=takeover,
+                accept_changes=accept_changes,
             )
             wait_for(run)
         if out is not None:

@@ -395,6 +395,11 @@ class Driver:
         rest = Outcome.all_failed(lease.kept - lease.told, failure, worker)
         self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
 
+    def retract(self) -> None:
+        """Forget all batches under way; on the dispatcher's thread."""
+        for key in self._leases:
+            self._carrier.retract(key)
+
     def let_go(self) -> None:
         """Wait for nothing any more, and leave what is under way to whoever comes."""
         for key in self._leases:

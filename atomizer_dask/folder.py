@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from time import time
 from typing import Any
@@ -86,6 +87,26 @@ class Folder:
         """Return the Parquet files of a folder, as ``folder/name``."""
         return [f"{folder}/{name}" for name in self.names(folder) if name.endswith(".parquet")]
 
+    def modified(self, name: str) -> float | None:
+        """Return when a file was written, in seconds by the clock of the file system.
+
+        None where there is no such file, or the file system does not say.
+        """
+        try:
+            if self.is_local:
+                # Opened: of a file that is only looked at, NFS says what it knew a while ago.
+                with Path(self.path(name)).open("rb") as file:
+                    return os.fstat(file.fileno()).st_mtime
+            self._fs.invalidate_cache(self._root)
+            when: datetime = self._fs.modified(self.path(name))
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        except (FileNotFoundError, NotImplementedError):
+            return None
+
+    def touch(self, name: str) -> None:
+        """Have a local file count as written now, by the clock of the file system."""
+        os.utime(self.path(name))
+
     def size(self, name: str) -> int:
         """Return how many bytes a file has."""
         return os.path.getsize(self.path(name)) if self.is_local else self._fs.size(self.path(name))
@@ -155,13 +176,14 @@ class Folder:
     def create(self, name: str, content: bytes) -> bool:
         """Write a file where there is none yet, and return whether there was none.
 
-        Of two who do it at once on one file system, one succeeds; object stores know no such
-        thing, so that there it is only very likely.
+        Of two who do it at once, one succeeds; where the library of an object store cannot do it
+        on a condition, that is only very likely.
         """
         if not self.is_local:
-            if self._fs.exists(self.path(name)):
+            try:
+                self._fs.pipe_file(self.path(name), content, mode="create")
+            except FileExistsError:
                 return False
-            self.write(name, content)
             self._fs.invalidate_cache(self._root)
             return self.read(name) == content
         temporary = Path(self.path(f"{UNFINISHED}{new_id()}-{name}"))

@@ -20,7 +20,7 @@ from atomizer_dask.errors import (
 from atomizer_dask.extending import extend, rows_writer, sweeps_of
 from atomizer_dask.fingerprint import Code
 from atomizer_dask.folder import Folder
-from atomizer_dask.holder import read_holder
+from atomizer_dask.holder import living_holder, read_holder
 from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import State
 from atomizer_dask.pickling import dump_atom, load_atom
@@ -122,7 +122,7 @@ class Kept:
     @property
     def seconds(self) -> float:
         """How long anybody has worked on it, whoever does so now included."""
-        held = read_holder(self.store.folder) is not None
+        held = living_holder(self.store.folder) is not None
         return self._seconds(now() if held else None)
 
     @property
@@ -209,6 +209,9 @@ def begin(
     sweep: Sweep,
     seed: int | None,
     options: Options,
+    *,
+    takeover: bool = False,
+    accept_changes: bool = False,
 ) -> Kept:
     """Take hold of a store, a new one or one of the same atom and seed, for a sweep.
 
@@ -220,14 +223,15 @@ def begin(
         Where inputs have no Arrow type, and must not be pickled.
     """
     store = Store(Folder(url))
-    store.hold()
+    store.hold(takeover=takeover)
     try:
         if not store.manifest:
             _create(store, run_id, definition, code, sweep, seed_of(seed), options)
             kept = Kept(store, sweep, View(sweep))
         else:
             _check_same(store, definition.id, seed)
-            check_code(store, code, accept=False)
+            if check_code(store, code, accept=accept_changes):
+                keep_atom(store, definition)
             kept = Kept(store, *extend(store, sweep, allow_pickle=options.allow_pickle))
         store.manifest["options"] = options.to_json()
         store.save()
@@ -314,9 +318,8 @@ def check_code(store: Store, code: Code, *, accept: bool) -> bool:
         f"{store.folder.url} was made with another {'atom' if changes else 'environment'}:\n"
         f"{what}\n"
         "Results of both would stand side by side. Give another store, undo the change, or go on "
-        "with atomizer.attach(store, accept_changes=True), or atomizer-dask resume "
-        "--accept-changes: to_frame(metadata=True) then says in the column 'code' which electrons "
-        "ran under which."
+        "with accept_changes=True, of map and attach (--accept-changes): to_frame(metadata=True) "
+        "then says in the column 'code' which electrons ran under which."
     )
 
 
@@ -400,7 +403,7 @@ def described(store: Store) -> dict[str, Any]:
         {name: code[name] for name in ("fingerprint", "since", "versions")}
         for code in manifest["codes"]
     ]
-    holder = read_holder(store.folder)
+    holder = living_holder(store.folder)
     return {
         "run_id": manifest["run"],
         "atom": manifest["atom"]["id"],
@@ -408,7 +411,7 @@ def described(store: Store) -> dict[str, Any]:
         "store": store.folder.url,
         "state": manifest["state"],
         "created": manifest["created"],
-        "holder": None if holder is None or holder.is_dead else str(holder),
+        "holder": None if holder is None else str(holder),
         "sweep": manifest["sweeps"][-1],
         "options": manifest["options"],
         "codes": codes,

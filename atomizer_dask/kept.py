@@ -72,6 +72,7 @@ class KeptSupply(Supply):
         self._settled: list[str] = []  # batches that the conductor may forget, once all is written
         self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
         self._in_flight = in_flight
+        journal.store.on_lost = lambda: conductor.post(self.check_held)
 
     # -- beginning ---------------------------------------------------------------------------
 
@@ -308,7 +309,7 @@ class KeptSupply(Supply):
 
     def disown(self, error: AtomizerError) -> None:
         """Have the run end in a forked process; the store is the parent's."""
-        self._journal.store.holder = None
+        self._journal.store.disown()
         super().disown(error)
 
     def _warn_of_leaving(self) -> None:
@@ -369,9 +370,20 @@ class KeptSupply(Supply):
                 logger.exception("the store of %s failed", self._plan.run_id)
             if not self._ledger.ended:
                 told = error if isinstance(error, StoreError) else StoreError(str(error), error)
-                if not isinstance(error, StoreHeldError):  # else it is another's to stop
+                if isinstance(error, StoreHeldError):
+                    self._yield()
+                else:
                     self._stop()
                 self._driver.fail(told)
+
+    def _yield(self) -> None:
+        """Have no electrons executed any more, unless whoever took over waits for them."""
+        theirs = self._journal.store.last_conductor()
+        here = self._conductor.whereabouts().get("scheduler")
+        if theirs and (here is None or theirs.get("scheduler") != here):
+            self._stop()
+            self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
+        self._driver.retract()
 
     def _is_written(self) -> bool:
         """Whether everything is in the store, in few files."""

@@ -10,7 +10,7 @@
     STORE/merging/*.parquet      several files of properties as one, about to replace them
     STORE/corrupted/*            damaged files that were put aside
     STORE/atom.pickle            the atom, for who asks for pickles
-    STORE/holder.json            who works on it at the moment
+    STORE/holder.json            who works on it at the moment; its time is the last sign of life
 
 Every file is complete or absent. One process at a time writes, the holder; workers write into
 ``incoming`` alone, and what is there counts once the holder has moved it. What is done is what is
@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 from atomizer_dask.deposit import INCOMING, write_table
 from atomizer_dask.errors import StoreCorruptedError, StoreError, StoreHeldError
 from atomizer_dask.folder import Folder
-from atomizer_dask.holder import CLAIM, Holder, let_go, read_holder, take_hold
+from atomizer_dask.holder import HOLDER, OURS, Holder, let_go, read_holder, take_hold
+from atomizer_dask.lease import Heart
 from atomizer_dask.tables import FACTS
 
 MANIFEST = "run.json"
@@ -72,6 +73,8 @@ class Store:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.holder: Holder | None = None
+        self.on_lost: Callable[[], None] | None = None  # called where another one takes over
+        self._heart: Heart | None = None
         self._checked = 0.0
         self.manifest: dict[str, Any] = self._read_manifest()
 
@@ -97,7 +100,7 @@ class Store:
         try:
             manifest: dict[str, Any] = self.folder.read_json(MANIFEST)
         except FileNotFoundError:
-            names = {name for name in self.folder.names() if not name.startswith(CLAIM)}
+            names = {name for name in self.folder.names() if not name.startswith(OURS)}
             others = names - _OURS
             if others:
                 shown = ", ".join(sorted(others)[:3])
@@ -146,6 +149,9 @@ class Store:
             self.folder.make()
             take_hold(self.folder, me, takeover=takeover)
         self.holder = me
+        self._heart = Heart(
+            self.folder, HOLDER, me.token, me.lease, partial(self._is_held_by, me), self._lose
+        )
         try:
             self.manifest = self._read_manifest()
             with self._writing("make its folders"):
@@ -178,9 +184,24 @@ class Store:
 
     def let_go(self) -> None:
         """Be no longer the one who works on it."""
+        heart, self._heart = self._heart, None
+        if heart is not None:
+            heart.stop()
         if self.holder is not None:
             holder, self.holder = self.holder, None
             let_go(self.folder, holder)
+
+    def disown(self) -> None:
+        """Take part no more: the holder is the process from which this one was forked."""
+        self.holder = self._heart = None
+
+    def _is_held_by(self, me: Holder) -> bool:
+        holder = read_holder(self.folder)
+        return holder is not None and holder.token == me.token
+
+    def _lose(self) -> None:
+        if self.on_lost is not None:
+            self.on_lost()
 
     def check_held(self) -> None:
         """Raise `StoreHeldError` where another process has taken over."""
@@ -191,12 +212,29 @@ class Store:
         other = read_holder(self.folder)
         if self.holder is None or other is None or other.token != self.holder.token:
             self.holder = None  # for good: nothing more may be written
-            by = "nobody" if other is None else str(other)
+            by = self._last_one() if other is None else str(other)
             raise StoreHeldError(
                 f"{self.folder.url} is no longer held by this process but by {by}; what it had not "
                 "yet written is left to that one"
             )
         self._checked = monotonic()
+
+    def _last_one(self) -> str:
+        """Say who held it last, where nobody does any more."""
+        try:
+            last = self._read_manifest()["sessions"][-1]
+        except (StoreError, KeyError, IndexError):
+            return "nobody"
+        return f"nobody any more: process {last.get('pid')} on {last.get('host')} had it last"
+
+    def last_conductor(self) -> dict[str, Any]:
+        """Return what carries the electrons of whoever went on with it; empty where unknown."""
+        try:
+            sessions = self._read_manifest().get("sessions", [])
+        except StoreError:
+            return {}
+        ours = self.manifest.get("sessions", [])
+        return dict(sessions[-1].get("conductor", {})) if len(sessions) > len(ours) else {}
 
     def save(self) -> None:
         """Write the manifest."""
