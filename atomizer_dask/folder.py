@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from time import time
 from typing import Any
 
+from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError
+from atomizer_dask.urls import file_system_of
 
+_ABOUT_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 UNFINISHED = ".unfinished-"  # begins the name of what is being written
 
 
@@ -37,18 +42,12 @@ class Folder:
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        import fsspec
         from fsspec.implementations.local import LocalFileSystem
 
         if not isinstance(url, str | os.PathLike) or not os.fspath(url):
             raise StoreError(f"a store is a folder's path or a URL, got {url!r}")
-        text = os.fspath(url)
-        try:
-            self._fs, root = fsspec.core.url_to_fs(
-                os.path.abspath(os.path.expanduser(text)) if "://" not in text else text
-            )
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"cannot open the store {text!r}: {error}", error) from error
+        text = os.fsdecode(url)
+        self._fs, root = file_system_of(text)
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._root = root.rstrip("/") or "/"
         self.url = self._root if self.is_local else self._fs.unstrip_protocol(self._root)
@@ -58,14 +57,71 @@ class Folder:
         return f"{self._root}/{name}" if name else self._root
 
     def make(self, name: str = "") -> None:
-        """Make the folder, or one in it."""
-        self._fs.makedirs(self.path(name), exist_ok=True)
+        """Make the folder, or one in it.
+
+        Elsewhere than on this machine nothing is made above it: no bucket because of a typo.
+        """
+        if self.is_local or self._fs.protocol == "memory":  # which is in this process
+            self._fs.makedirs(self.path(name), exist_ok=True)
+            return
+        with self._reaching():
+            if self._fs.exists(self.path(name)):
+                return
+            if "/" not in self.path(name).strip("/"):
+                raise StoreError(
+                    f"there is no {self.url}, and no bucket is made for a store: make it, or give "
+                    "the path of a folder in one that there is"
+                )
+            with suppress(FileExistsError):
+                self._fs.mkdir(self.path(name), create_parents=False)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Say in our words what is wrong with what is not on this machine."""
+        try:
+            yield
+        except _ABOUT_FILES:
+            raise
+        except StoreError:
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            raise unreachable(self.url, error) from error
+
+    def check_reachable(self) -> None:
+        """Raise where nothing answers; libraries of object stores try for minutes.
+
+        Raises
+        ------
+        StoreError
+            Which says what to look at.
+        """
+        if self.is_local:
+            return
+        answer: Future[bool] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self.exists())
+            except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+                answer.set_exception(error)
+
+        Thread(target=ask, name="atomizer-reach", daemon=True).start()
+        seconds = setting("store.connect-timeout")
+        try:
+            answer.result(seconds)
+        except TimeoutError as error:
+            if answer.done():
+                raise unreachable(self.url, error) from error
+            raise unreachable(self.url, f"no answer within {seconds:g} s") from error
 
     def exists(self, name: str = "") -> bool:
         """Return whether there is such a file or folder."""
-        return (
-            os.path.lexists(self.path(name)) if self.is_local else self._fs.exists(self.path(name))
-        )
+        if self.is_local:
+            return os.path.lexists(self.path(name))
+        with self._reaching():
+            return bool(self._fs.exists(self.path(name)))
 
     def names(self, folder: str = "") -> list[str]:
         """Return what is in the folder, or in one of it; nothing where there is none."""
@@ -78,7 +134,8 @@ class Folder:
         else:
             self._fs.invalidate_cache(where)
             try:
-                found = [PurePosixPath(path).name for path in self._fs.ls(where, detail=False)]
+                with self._reaching():
+                    found = [PurePosixPath(path).name for path in self._fs.ls(where, detail=False)]
             except FileNotFoundError:
                 return []
         return sorted(name for name in found if not name.startswith(UNFINISHED))
@@ -98,7 +155,8 @@ class Folder:
                 with Path(self.path(name)).open("rb") as file:
                     return os.fstat(file.fileno()).st_mtime
             self._fs.invalidate_cache(self._root)
-            when: datetime = self._fs.modified(self.path(name))
+            with self._reaching():
+                when: datetime = self._fs.modified(self.path(name))
             return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
         except (FileNotFoundError, NotImplementedError):
             return None
@@ -109,7 +167,10 @@ class Folder:
 
     def size(self, name: str) -> int:
         """Return how many bytes a file has."""
-        return os.path.getsize(self.path(name)) if self.is_local else self._fs.size(self.path(name))
+        if self.is_local:
+            return os.path.getsize(self.path(name))
+        with self._reaching():
+            return int(self._fs.size(self.path(name)))
 
     def read(self, name: str) -> bytes:
         """Return the content of a file.
@@ -121,7 +182,8 @@ class Folder:
         """
         if self.is_local:
             return Path(self.path(name)).read_bytes()
-        data: bytes = self._fs.cat_file(self.path(name))
+        with self._reaching():
+            data: bytes = self._fs.cat_file(self.path(name))
         return data
 
     def read_json(self, name: str) -> Any:
@@ -130,7 +192,10 @@ class Folder:
 
     def open(self, name: str) -> Any:
         """Return a file that can be read from, or where it is for who can read a local one."""
-        return self.path(name) if self.is_local else self._fs.open(self.path(name), "rb")
+        if self.is_local:
+            return self.path(name)
+        with self._reaching():
+            return _Reached(self._fs.open(self.path(name), "rb"), self._reaching)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file: under another name first, so that nobody sees half of it."""
@@ -160,7 +225,7 @@ class Folder:
         """
         if not self.is_local:
             # An object store shows an object once it is complete.
-            with self._fs.open(self.path(name), "wb") as file:
+            with self._reaching(), self._fs.open(self.path(name), "wb") as file:
                 put(file)
             return
         folder, _, base = name.rpartition("/")
@@ -181,7 +246,8 @@ class Folder:
         """
         if not self.is_local:
             try:
-                self._fs.pipe_file(self.path(name), content, mode="create")
+                with self._reaching():
+                    self._fs.pipe_file(self.path(name), content, mode="create")
             except FileExistsError:
                 return False
             self._fs.invalidate_cache(self._root)
@@ -201,14 +267,16 @@ class Folder:
         if self.is_local:
             os.replace(self.path(name), self.path(to))
         else:
-            self._fs.mv(self.path(name), self.path(to))
+            with self._reaching():
+                self._fs.mv(self.path(name), self.path(to))
 
     def remove(self, name: str) -> None:
         """Remove a file; none is fine."""
         if self.is_local:
             Path(self.path(name)).unlink(missing_ok=True)
-        elif self._fs.exists(self.path(name)):
-            self._fs.rm_file(self.path(name))
+        elif self.exists(name):
+            with self._reaching():
+                self._fs.rm_file(self.path(name))
 
     def sweep_up(self, folder: str = "", older: float = 0.0) -> None:
         """Remove what somebody who died was writing; what is not as many seconds old stays."""
@@ -223,3 +291,33 @@ class Folder:
 
     def __repr__(self) -> str:
         return f"<Folder {self.url}>"
+
+
+class _Reached:
+    """A file elsewhere, which says in our words what is wrong where it cannot be read."""
+
+    def __init__(self, file: Any, reaching: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file = file
+        self._reaching = reaching
+
+    def read(self, size: int = -1) -> Any:
+        with self._reaching():
+            return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def unreachable(url: str, why: BaseException | str) -> StoreError:
+    """Return the error of a store that cannot be reached."""
+    if isinstance(why, str):
+        return StoreError(f"{url} cannot be reached: {why}. {_WHAT_TO_LOOK_AT}")
+    text = str(why).splitlines()[0] if str(why) else ""
+    name = type(why).__name__
+    return StoreError(f"{url} cannot be reached: {name}: {text}. {_WHAT_TO_LOOK_AT}", why)
+
+
+_WHAT_TO_LOOK_AT = (
+    "Look whether the endpoint is right and there, the bucket is the one that you mean, and this "
+    "process has credentials that may write there; what has been written is unharmed"
+)

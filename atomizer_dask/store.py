@@ -19,6 +19,7 @@ in the store; everything else can be computed again, and gives the same bits.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -76,6 +77,7 @@ class Store:
         self.on_lost: Callable[[], None] | None = None  # called where another one takes over
         self._heart: Heart | None = None
         self._checked = 0.0
+        folder.check_reachable()
         self.manifest: dict[str, Any] = self._read_manifest()
 
     @classmethod
@@ -111,7 +113,11 @@ class Store:
             return {}
         except NotADirectoryError as error:
             raise StoreError(f"{url} is a file; a store is a folder", error) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise StoreError(
+                f"{url}/{MANIFEST} cannot be read: {error.strerror or error}", error
+            ) from error
+        except ValueError as error:
             raise StoreCorruptedError(
                 f"{url}/{MANIFEST} cannot be read: {error}. What is in {url}/{PROPERTIES} is "
                 "unharmed, and any reader of Parquet reads it; to go on, put a copy of the file "
@@ -327,6 +333,11 @@ class Store:
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
+            # Of what Arrow finds wrong there is no number, and a broken disk has that of EIO.
+            if getattr(error, "errno", None) not in (None, errno.EIO):
+                raise StoreError(
+                    f"cannot read {name} in {self.folder.url}: {error}", error
+                ) from error
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self._corrupted(name, f"is damaged ({reason})", error) from error
 

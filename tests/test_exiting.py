@@ -1,7 +1,6 @@
 """What becomes of a run whose process ends first, or is forked."""
 
 import json
-import os
 import random
 import signal
 import subprocess
