@@ -74,10 +74,11 @@ def _is_url(text: str) -> bool:
 
 def _check_url(text: str, scheme: str, rest: str) -> None:
     from fsspec import available_protocols
+    from fsspec.registry import registry
 
-    known = {*available_protocols(), *_SCHEMES}
+    known = {*available_protocols(), *registry, *_SCHEMES}
     if scheme not in known:
-        nearest = get_close_matches(scheme.lower(), known, n=1)
+        nearest = get_close_matches(scheme.lower(), known, n=1, cutoff=0.5)
         hint = f"; did you mean {f'{nearest[0]}://{rest}'!r}?" if nearest else ""
         raise StoreError(f"cannot open the store {text!r}: nothing knows {scheme!r} URLs{hint}")
     if scheme in ("file", "local") and not rest.startswith("/"):
