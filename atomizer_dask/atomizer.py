@@ -32,10 +32,10 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.keeping import (
     Kept,
     Options,
+    accept_environment,
     begin,
     check_code,
     drop,
-    keep_atom,
     resume,
     stored_atom,
 )
@@ -497,11 +497,11 @@ class Atomizer(Shown):
             definition = self.find(kept.atom_id) or conductor.fetch(kept.atom_id)
             if definition is None:
                 definition = stored_atom(kept, allow_pickle=allow_pickle)
-            if check_code(kept.store, conductor.code_of(definition), accept=accept_changes):
-                keep_atom(kept.store, definition)
+            told = check_code(kept.store, conductor.code_of(definition), accept=accept_changes)
             if drop_corrupted:
                 for name in drop(kept.store):
                     logger.warning("%s is damaged: its electrons are executed again", name)
+            kept = accept_environment(kept, definition, told)
             options = kept.options_with(on_failure)
             if urgent is not None:
                 options = replace(options, priority=urgent)

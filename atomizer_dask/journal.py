@@ -22,7 +22,7 @@ from atomizer_dask.columns import numpy_values
 from atomizer_dask.config import setting
 from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import ElectronError
+from atomizer_dask.errors import ElectronError, StoreChangedError
 from atomizer_dask.frame import Part
 from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.schemas import common_schema, joined, recoded, with_notes
@@ -73,6 +73,7 @@ class Journal:
         self.store = store
         self._write_rows = write_rows or _nothing
         self.allow_pickle = allow_pickle
+        self.unaccepted: StoreChangedError | None = None  # why nothing may be executed again
         self.files: dict[str, list[File]] = {}
         self._code = code
         self._inputs_of = inputs_of

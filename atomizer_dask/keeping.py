@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from atomizer_dask.sweep import Streamed, Sweep
 from atomizer_dask.sweepfile import save_sweep
 from atomizer_dask.tables import Positions
 from atomizer_dask.view import View
+
+logger = logging.getLogger(__name__)
 
 ATOM = "atom.pickle"
 
@@ -92,11 +95,14 @@ class Kept:
         All electrons that it knows of, in their order.
     view
         What the run is about.
+    unaccepted
+        How the environment differs, where that was not accepted, for nothing was left to execute.
     """
 
     store: Store
     universe: Sweep
     view: View
+    unaccepted: StoreChangedError | None = None
 
     @property
     def run_id(self) -> str:
@@ -175,9 +181,11 @@ class Kept:
         writer = None
         if isinstance(universe, Streamed):
             writer = rows_writer(self.store, universe, allow_pickle=allow_pickle)
-        return Journal(
+        journal = Journal(
             self.store, self.code, universe.inputs_of, allow_pickle=allow_pickle, write_rows=writer
         )
+        journal.unaccepted = self.unaccepted
+        return journal
 
     def to_do(self, journal: Journal) -> Positions:
         """Return the electrons of the view that have not ended."""
@@ -230,9 +238,9 @@ def begin(
             kept = Kept(store, sweep, View(sweep))
         else:
             _check_same(store, definition.id, seed)
-            if check_code(store, code, accept=accept_changes):
-                keep_atom(store, definition)
+            told = check_code(store, code, accept=accept_changes)
             kept = Kept(store, *extend(store, sweep, allow_pickle=options.allow_pickle))
+            kept = accept_environment(kept, definition, told)
         store.manifest["options"] = options.to_json()
         store.save()
     except BaseException:
@@ -294,33 +302,81 @@ def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
         )
 
 
-def check_code(store: Store, code: Code, *, accept: bool) -> bool:
+def check_code(
+    store: Store, code: Code, *, accept: bool
+) -> Literal["none", "accepted"] | StoreChangedError:
     """Compare the atom and what it runs on with what the store was made with.
 
-    Returns whether they differ, and that is accepted.
+    Returns whether they differ, and that is accepted; or the error for `accept_environment`, where
+    the atom is the same and what it runs on is not.
 
     Raises
     ------
     StoreChangedError
-        Where they differ, and that is not accepted; the message shows what changed.
+        Where the atom differs, and that is not accepted; the message shows what changed.
     """
     last = store.manifest["codes"][-1]
     before = Code.from_json(last)
     changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
     others = differences(last["versions"], versions())
     if before.fingerprint == code.fingerprint and not others:
-        return False
+        return "none"
     if accept:
         store.manifest["codes"].append(_code(code))
-        return True
+        return "accepted"
     what = "\n".join([*others, changes or ""]).strip() or "the code of the atom"
-    raise StoreChangedError(
-        f"{store.folder.url} was made with another {'atom' if changes else 'environment'}:\n"
+    is_atom = before.fingerprint != code.fingerprint
+    error = StoreChangedError(
+        f"{store.folder.url} was made with another {'atom' if is_atom else 'environment'}:\n"
         f"{what}\n"
         "Results of both would stand side by side. Give another store, undo the change, or go on "
         "with accept_changes=True, of map and attach (--accept-changes): to_frame(metadata=True) "
         "then says in the column 'code' which electrons ran under which."
     )
+    if is_atom:
+        raise error
+    return error
+
+
+def accept_environment(
+    kept: Kept, definition: Definition, told: Literal["none", "accepted"] | StoreChangedError
+) -> Kept:
+    """Return a run whose environment may differ: where all is done, that only has to be known.
+
+    Parameters
+    ----------
+    told
+        What `check_code` returned.
+
+    Raises
+    ------
+    StoreChangedError
+        Where it differs, that is not accepted, and something is left to execute.
+    """
+    if told == "accepted":
+        keep_atom(kept.store, definition)
+    if isinstance(told, StoreChangedError):
+        if not _is_done(kept):
+            raise told
+        what = told.event.message.splitlines()[1:-1]
+        logger.warning(
+            "%s was made with another environment (%s); nothing is left to execute",
+            kept.store.folder.url,
+            "; ".join(what),
+        )
+        return replace(kept, unaccepted=told)
+    return kept
+
+
+def _is_done(kept: Kept) -> bool:
+    """Return whether all electrons of the view have ended."""
+    if kept.universe.length is None:
+        return False
+    store, view = kept.store, kept.view
+    paths = store.folder.files(PROPERTIES)
+    ended = [store.read(path, ["electron"]).column(0).to_numpy() for path in paths]
+    wanted = np.arange(view.count) if view.electrons is None else view.electrons
+    return bool(ended) and bool(np.isin(wanted, np.concatenate(ended)).all())
 
 
 def resume(

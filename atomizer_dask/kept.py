@@ -230,6 +230,8 @@ class KeptSupply(Supply):
     # -- trying again ------------------------------------------------------------------------
 
     def _prepare_retry(self) -> None:
+        if self._journal.unaccepted is not None:
+            raise self._journal.unaccepted
         if self._ledger.ended:
             store = self._journal.store
             store.hold_again()

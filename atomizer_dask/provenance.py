@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 _PACKAGES = "atomizer_dask", "dask", "distributed", "numpy", "pandas", "pyarrow"
+_CARRIERS = {"dask", "distributed"}  # which carry electrons, and compute nothing
 # Their modules are heavy; where nobody has imported them they did not take part.
 _WHERE_IMPORTED = {
     "scipy": "scipy",
@@ -52,7 +53,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return what decides the bits of a result and is not as it was, a line each.
 
     These are the versions of Python and of the packages that are known of both times: a package
-    that only one of them had imported says nothing.
+    that only one of them had imported says nothing, nor does what only carries electrons, nor a
+    release of Python that mends faults.
 
     >>> before = {"python": "3.11.9", "packages": {"numpy": "2.3.1", "scipy": "1.15.0"}}
     >>> differences(before, {"python": "3.13.1", "packages": {"numpy": "2.4.0"}})
@@ -64,8 +66,14 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{name} {version}, now {is_now[name]}"
         for name, version in was.items()
-        if version and is_now.get(name) not in (None, version)
+        if version and is_now.get(name) and name not in _CARRIERS
+        if _what_decides(name, version) != _what_decides(name, is_now[name])
     ]
+
+
+def _what_decides(name: str, version: str) -> str:
+    """Return the part of a version that may change results: of Python the first two numbers."""
+    return ".".join(version.split(".")[:2]) if name == "Python" else version
 
 
 def _packages() -> dict[str, str]:

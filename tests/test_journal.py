@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -428,11 +429,52 @@ def test_another_version_of_a_package_is_told(local, store):
     manifest["codes"][-1]["versions"]["python"] = "3.0"
     (store / "run.json").write_text(json.dumps(manifest))
     with pytest.raises(StoreChangedError, match="made with another environment") as told:
-        local.attach(store)
+        local.map(same, grid(x=range(4)), store=store)
     assert "numpy" in str(told.value)
     assert "1.0" in str(told.value)
     assert np.__version__ in str(told.value)
-    assert local.attach(store, accept_changes=True).wait(30).progress.done == 3
+    run = local.map(same, grid(x=range(4)), store=store, accept_changes=True)
+    assert run.wait(30).progress.done == 4
+
+
+@pytest.mark.parametrize("call", ["map", "attach"])
+def test_another_version_of_a_package_is_in_nobodys_way_where_all_is_done(
+    local, store, caplog, call
+):
+    sweep = grid(x=range(3))
+    local.register(half)
+    local.map(half, sweep, store=store).wait(30)
+    manifest = json.loads((store / "run.json").read_text())
+    manifest["codes"][-1]["versions"]["packages"]["numpy"] = "1.0"
+    (store / "run.json").write_text(json.dumps(manifest))
+    run = local.map(half, sweep, store=store) if call == "map" else local.attach(store)
+    assert run.wait(30).progress.done == 2
+    assert "another environment (numpy 1.0, now" in caplog.text
+    with pytest.raises(StoreChangedError, match="another environment"):
+        run.retry()  # which would execute something
+    assert run.errors["x"].tolist() == [1]
+    assert len(json.loads((store / "run.json").read_text())["codes"]) == 1
+
+
+@atom(id="tests.half")
+def half(x):
+    if x == 1:
+        raise ValueError("one")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("dask", "2020.1"), ("distributed", "2020.1"), ("python", "3.11.0")]
+)
+def test_what_only_carries_electrons_is_no_other_environment(local, store, name, version):
+    if name == "python":
+        version = ".".join([*platform.python_version_tuple()[:2], "99"])
+    local.map(same, grid(x=range(3)), store=store).wait(30)
+    manifest = json.loads((store / "run.json").read_text())
+    versions = manifest["codes"][-1]["versions"]
+    (versions if name == "python" else versions["packages"])[name] = version
+    (store / "run.json").write_text(json.dumps(manifest))
+    assert local.map(same, grid(x=range(5)), store=store).wait(30).progress.done == 5
 
 
 # -- odds and ends -----------------------------------------------------------------------------
