@@ -96,6 +96,11 @@ class Definition(ABC):
     def check_fields(self, names: Iterable[str]) -> None:
         """Raise `InvalidPayloadError` where inputs of these names do not fit."""
 
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What parameters are where no input names them, by name."""
+        return {}
+
     @abstractmethod
     def check_payload(self, payload: Any) -> None:
         """Raise `InvalidPayloadError` where this payload does not fit."""
@@ -163,6 +168,14 @@ class FunctionAtom(Definition):
     @property
     def identity(self) -> Hashable:  # noqa: D102
         return self.function
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:  # noqa: D102
+        return {
+            name: self.parameters[name].default
+            for name, is_required in self.fields.items()
+            if not is_required
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, here and now."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from atomizer_dask.columns import Values, as_objects, concatenate, loop_values
-from atomizer_dask.sweep import Columns, Inputs, Sweep, numpy_or_extension, take
+from atomizer_dask.given import Given
+from atomizer_dask.sweep import Columns, Inputs, Rows, Sweep, numpy_or_extension, take
 
 
 class Picked(Sweep):
@@ -50,6 +51,65 @@ class Picked(Sweep):
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         columns = self._sweep.columns(wanted)
         return {name: take(values, self._rows) for name, values in columns.items()}
+
+
+class Filled(Sweep):
+    """A sweep with further fields, each of one value: defaults of parameters that it does not name.
+
+    Parameters
+    ----------
+    sweep
+        Which has a known length.
+    values
+        A column of one value for each further field.
+    """
+
+    def __init__(self, sweep: Sweep, values: Mapping[str, Given]) -> None:
+        self._sweep = sweep
+        self._values = dict(values)
+        self.tells = sweep.tells
+
+    @property
+    def names(self) -> tuple[str, ...]:  # noqa: D102
+        return (*self._sweep.names, *self._values)
+
+    @property
+    def length(self) -> int | None:  # noqa: D102
+        return self._sweep.length
+
+    @property
+    def row_bytes(self) -> float:  # noqa: D102
+        return self._sweep.row_bytes
+
+    def as_arrays(self) -> Filled:  # noqa: D102
+        return Filled(self._sweep.as_arrays(), self._values)
+
+    def together(self, positions: range | np.ndarray) -> int:  # noqa: D102
+        return self._sweep.together(positions)
+
+    def take(self, start: int, stop: int) -> Inputs:  # noqa: D102
+        return self._filled(self._sweep.take(start, stop), stop - start)
+
+    def pick(self, positions: np.ndarray) -> Inputs:  # noqa: D102
+        return self._filled(self._sweep.pick(positions), len(positions))
+
+    def _filled(self, inputs: Inputs, count: int) -> Inputs:
+        assert not isinstance(inputs, Rows)  # a stream has no fields that are known
+        rows = np.zeros(count, dtype=np.int64)
+        repeated = {name: take(given.values, rows) for name, given in self._values.items()}
+        more = {name for name, given in self._values.items() if given.scalars}
+        return Columns({**inputs.columns(), **repeated}, count, inputs.scalars | more)
+
+    def _repeated(self, count: int, wanted: Collection[str] | None = None) -> dict[str, Values]:
+        rows = np.zeros(count, dtype=np.int64)
+        return {
+            name: take(given.shown, rows)
+            for name, given in self._values.items()
+            if wanted is None or name in wanted
+        }
+
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
+        return {**self._sweep.columns(wanted), **self._repeated(self.length or 0, wanted)}
 
 
 class Chained(Sweep):

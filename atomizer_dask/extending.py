@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from atomizer_dask import codec
-from atomizer_dask.chained import Chained, Picked
+from atomizer_dask.chained import Chained, Filled, Picked
 from atomizer_dask.coded import of_inputs
 from atomizer_dask.columns import Values, as_objects, python_values
 from atomizer_dask.equality import same_columns
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
-from atomizer_dask.given import Given
+from atomizer_dask.given import Given, of_list
 from atomizer_dask.matching import match
 from atomizer_dask.store import SWEEP, Store
 from atomizer_dask.sweep import Columns, Grid, GridSlice, Rows, Streamed, Sweep
-from atomizer_dask.sweepfile import load_sweep, save_sweep
+from atomizer_dask.sweepfile import load_defaults, load_sweep, save_defaults, save_sweep
 from atomizer_dask.view import View
 
 ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
@@ -29,9 +29,11 @@ ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
 def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
     """Return all electrons of a store, and what its last sweep was about."""
     segments: list[Sweep] = []
+    defaults: dict[str, Given] = {}
     view = None
     for described in store.manifest["sweeps"]:
         sweep = load_sweep(store, described, allow_pickle=allow_pickle)
+        defaults |= load_defaults(store, described)
         if isinstance(sweep, Streamed):
             sweep.fill(load_rows(store, allow_pickle=allow_pickle))
         if "which" not in described:
@@ -44,7 +46,21 @@ def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
         if len(new := _new_rows(electrons, described["first"])):
             segments.append(Picked(sweep, new))
     assert view is not None
-    return (segments[0] if len(segments) == 1 else Chained(segments)), view
+    return _chained(segments, defaults), view
+
+
+def _chained(segments: Sequence[Sweep], defaults: Mapping[str, Given]) -> Sweep:
+    """Return sweeps end to end, with defaults for what some of them do not name."""
+    names = dict.fromkeys(name for segment in segments for name in segment.names)
+    filled = [_filled(segment, names, defaults) for segment in segments]
+    return filled[0] if len(filled) == 1 else Chained(filled)
+
+
+def _filled(sweep: Sweep, names: Iterable[str], defaults: Mapping[str, Given]) -> Sweep:
+    if isinstance(sweep, Chained):
+        return Chained([_filled(part, names, defaults) for part in sweep.parts])
+    more = {name: defaults[name] for name in names if name not in sweep.names}
+    return Filled(sweep, more) if more else sweep
 
 
 def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
@@ -53,8 +69,16 @@ def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
     return new[np.argsort(electrons[new], kind="stable")]
 
 
-def extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> tuple[Sweep, View]:
+def extend(
+    store: Store, sweep: Sweep, *, allow_pickle: bool, defaults: Mapping[str, Any] | None = None
+) -> tuple[Sweep, View]:
     """Return the same for another sweep in a store: old rows keep the electrons that they had.
+
+    Parameters
+    ----------
+    defaults
+        Of parameters of the atom, by name: for what only one of both sweeps names, the other one
+        stands for its default.
 
     Raises
     ------
@@ -75,15 +99,46 @@ def extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> tuple[Sweep, Vi
         sweep.expect(universe.rows)
         store.manifest["sweeps"][-1]["electrons"] = None  # its end is not known
         return sweep, View(sweep)
-    if sorted(universe.names) != sorted(sweep.names):
+    differ = set(universe.names) ^ set(sweep.names)
+    values = {n: of_list([value]) for n, value in (defaults or {}).items() if n in differ}
+    if differ - values.keys() or not _has_defaults(universe, sweep, values):
         raise InvalidSweepError(
             f"{store.folder.url} has the inputs {sorted(universe.names)}, the sweep has "
-            f"{sorted(sweep.names)}: to extend a run give all of these, or another folder"
+            f"{sorted(sweep.names)}: to extend a run give all of these, or another folder; one "
+            "that has a default in the atom may be left out, where the other sweep has it"
         )
+    if differ:
+        return _extend(store, universe, last, sweep, allow_pickle, values)
     if last.electrons is None and _is_same_grid(universe, sweep):
         return universe, View(sweep)  # of which no row need be looked at
+    return _extend(store, universe, last, sweep, allow_pickle, {})
+
+
+def _has_defaults(universe: Sweep, sweep: Sweep, defaults: Mapping[str, Given]) -> bool:
+    """Return whether those names that only one sweep has are the default in some of its rows.
+
+    Else all its rows would be of something else than the other's.
+    """
+    for name, default in defaults.items():
+        shown = (sweep if name in sweep.names else universe).columns([name])[name]
+        rows = Columns({name: shown}, len(shown))
+        if not (match([Columns({name: default.shown}, 1)], rows) >= 0).any():
+            return False
+    return True
+
+
+def _extend(
+    store: Store,
+    universe: Sweep,
+    last: View,
+    sweep: Sweep,
+    allow_pickle: bool,
+    defaults: Mapping[str, Given],
+) -> tuple[Sweep, View]:
+    universe = _filled(universe, sweep.names, defaults)
+    given = _filled(sweep, universe.names, defaults)
     known = universe.length or 0
-    electrons = _matched(universe, sweep)
+    electrons = _matched(universe, given)
     new = electrons < 0
     electrons[new] = known + np.arange(int(new.sum()))
     before = np.arange(known) if last.electrons is None else last.electrons
@@ -93,9 +148,11 @@ def extend(store: Store, sweep: Sweep, *, allow_pickle: bool) -> tuple[Sweep, Vi
     described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)
     which = f"{number}-electrons.parquet"
     store.write(f"{SWEEP}/{which}", pa.table({"electron": electrons}))
+    if defaults:
+        described["defaults"] = save_defaults(store, number, defaults)
     store.manifest["sweeps"].append({**described, "first": known, "which": which})
     if new.any():
-        universe = Chained([universe, Picked(sweep, np.flatnonzero(new))])
+        universe = Chained([universe, Picked(given, np.flatnonzero(new))])
     return universe, View(sweep, electrons)
 
 

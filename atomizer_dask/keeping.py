@@ -239,7 +239,7 @@ def begin(
         else:
             _check_same(store, definition.id, seed)
             told = check_code(store, code, accept=accept_changes)
-            kept = Kept(store, *extend(store, sweep, allow_pickle=options.allow_pickle))
+            kept = Kept(store, *_extend(store, sweep, definition, options))
             kept = accept_environment(kept, definition, told)
         store.manifest["options"] = options.to_json()
         store.save()
@@ -247,6 +247,13 @@ def begin(
         store.let_go()
         raise
     return kept
+
+
+def _extend(
+    store: Store, sweep: Sweep, definition: Definition, options: Options
+) -> tuple[Sweep, View]:
+    defaults = definition.defaults
+    return extend(store, sweep, allow_pickle=options.allow_pickle, defaults=defaults)
 
 
 def _create(

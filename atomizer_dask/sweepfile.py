@@ -77,6 +77,23 @@ def _save_columns(
     store.write(file, pa.Table.from_arrays(arrays, schema=pa.schema(fields)))
 
 
+def save_defaults(store: Store, number: int, defaults: Mapping[str, Given]) -> dict[str, Any]:
+    """Write defaults of parameters that a sweep does not name, and return their description."""
+    file = f"{number}-defaults.parquet"
+    values = {name: given.values for name, given in defaults.items()}
+    _save_columns(store, f"{SWEEP}/{file}", values, allow_pickle=False)
+    return {"file": file, "given": {name: given.form for name, given in defaults.items()}}
+
+
+def load_defaults(store: Store, described: Mapping[str, Any]) -> dict[str, Given]:
+    """Return what `save_defaults` wrote; nothing where there was nothing to write."""
+    if "defaults" not in described:
+        return {}
+    written = described["defaults"]
+    columns = _load_columns(store, f"{SWEEP}/{written['file']}", allow_pickle=False)
+    return {name: restored(values, written["given"][name]) for name, values in columns.items()}
+
+
 def _save_index(store: Store, file: str, index: pd.Index) -> None:
     try:
         table = pa.Table.from_pandas(pd.DataFrame(index=index), preserve_index=True)

@@ -389,3 +389,58 @@ def test_match_of_large_columns():
     found = match([Columns(known, 100_000)], Columns(given, 100_001))
     assert found[0] == -1
     assert (found[1:] == np.arange(100_000)[::-1]).all()
+
+
+# -- parameters with defaults ------------------------------------------------------------------
+
+
+@atom(id="tests.counted")
+def counted_with_default(x, log, power=1, *, context):
+    """The same with one parameter more."""
+    with open(log, "a") as file:
+        file.write(f"{x}\n")
+    return {"u": context.rng.random(), "y": x * 2**power}
+
+
+def test_parameter_with_a_default_that_is_added(atomizer, store, log):
+    before = atomizer.map(counted, grid(x=range(5), log=[str(log)]), seed=5, store=store).wait(60)
+    executed(log)
+    atomizer.register(counted_with_default)
+    options = {"store": store, "accept_changes": True}
+    run = atomizer.map(
+        counted_with_default, grid(x=range(5), log=[str(log)], power=[1, 2]), **options
+    ).wait(60)
+    assert executed(log) == list(range(5))  # those of the other power alone
+    frames = [run.to_frame(), Run.open(store).to_frame(), atomizer.attach(store).wait().to_frame()]
+    for frame in frames:
+        assert_frame_equal(frame, frames[0])
+        assert frame["y"].tolist() == [x * 2**power for x in range(5) for power in (1, 2)]
+        old = frame[frame["power"] == 1].reset_index(drop=True)
+        assert_frame_equal(old[["x", "u"]], before.to_frame()[["x", "u"]])
+    # And back: who does not name it means its default.
+    again = atomizer.map(counted_with_default, grid(x=range(6), log=[str(log)]), **options).wait(60)
+    assert executed(log) == [5]
+    assert "power" not in again.to_frame()
+    assert again.to_frame()["y"].tolist() == [2 * x for x in range(6)]
+    for each in (Run.open(store), atomizer.attach(store).wait(60)):
+        assert_frame_equal(each.to_frame(), again.to_frame())
+    assert executed(log) == []
+
+
+def test_parameter_without_a_default_makes_another_sweep(atomizer, store, log):
+    atomizer.map(counted_with_default, grid(x=[1], log=[str(log)], power=[3]), store=store).wait(60)
+    with pytest.raises(InvalidSweepError, match="has a default in the atom may be left out"):
+        atomizer.map(counted, grid(x=[1], log=[str(log)]), store=store, accept_changes=True)
+
+
+def test_what_was_not_executed_gets_the_default(local, store, log):
+    local.register(counted)
+    run = local.map(counted, grid(x=range(3), log=[str(log)]), store=store)
+    run.cancel()
+    run.join()
+    local.register(counted_with_default)
+    options = {"store": store, "accept_changes": True}
+    sweep = grid(x=range(3), log=[str(log)], power=[1])
+    run = local.map(counted_with_default, sweep, **options).wait(60)
+    assert run.to_frame()["y"].tolist() == [0, 2, 4]
+    assert run.progress.done == 3
