@@ -309,7 +309,9 @@ class Atomizer(Shown):
             computed again, keep the electron that they had, and only new ones are sent.
         allow_pickle
             Let the store keep inputs and results that have no Arrow type, as pickles; else these
-            are refused. To read them takes the same: whoever reads a pickle runs its code.
+            are refused: an electron that returns such keeps its other outputs and fails, and a run
+            of which none can be stored stops. To read them takes the same: whoever reads a pickle
+            runs its code.
         detached
             Have the cluster go on without this process from the start: see `Run.detach`.
         takeover
@@ -460,7 +462,8 @@ class Atomizer(Shown):
         takeover
             Take it from another process that holds it; that one's run ends with an error.
         accept_changes
-            Go on although the atom's code, or Python or a package, has changed.
+            Go on although the atom's code, or Python or a package, has changed. Where all is done,
+            Python and packages are in nobody's way.
         drop_corrupted
             Put damaged files aside, and execute their electrons again.
         allow_pickle
@@ -488,7 +491,8 @@ class Atomizer(Shown):
         StoreError
             Where there is no store, or it cannot be written.
         RegistrationError
-            Where its atom is not registered here.
+            Where its atom is not registered here. One of a script or a notebook, which nobody can
+            import, is read from a store that this very user wrote.
         """
         urgent = None if priority is None else priority_of(priority)
         conductor = self._sweeper()
