@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from dataclasses import replace
 from math import inf
 from time import monotonic
@@ -356,6 +357,7 @@ class Atomizer(Shown):
         conductor = self._sweeper()
         definition = self._definition_of(atom, conductor)
         inputs = as_sweep(sweep)
+        inputs.check_values()
         if not isinstance(inputs, Streamed):
             definition.check_fields(inputs.names)
             definition.check_outputs(inputs.names)
@@ -549,11 +551,11 @@ class Atomizer(Shown):
             store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
             listeners = self._listeners_of(plan)
             run = Run.begin(plan, conductor, listeners, kept.view, ledger, journal, in_flight)
+            self._runs[run_id] = run
+            run.start(kept.to_do(journal))
         except BaseException:
             store.let_go()
             raise
-        self._runs[run_id] = run
-        run.start(kept.to_do(journal))
         return run
 
     def _plan(
@@ -841,13 +843,17 @@ class Atomizer(Shown):
         until = monotonic() + _CLOSE_SECONDS
         for run in running:
             run.join(_left(until))
-        for conductor in self._given.values():
-            conductor.close()
-        for attached in self._registry.conductors.values():
-            if isinstance(attached, Conductor):
-                attached.detach(self)
-        if self._inner is not None:
-            self._inner.close()
+        with ExitStack() as stack:  # each is closed, whatever another one raises
+            stack.callback(self._close_streams)
+            if self._inner is not None:
+                stack.callback(self._inner.close)
+            for attached in self._registry.conductors.values():
+                if isinstance(attached, Conductor):
+                    stack.callback(attached.detach, self)
+            for conductor in self._given.values():
+                stack.callback(conductor.close)
+
+    def _close_streams(self) -> None:
         for events in self._event_streams:
             events.close()
         for errors in self._error_streams:
@@ -910,6 +916,9 @@ def _awaitable(future: Future[Properties]) -> ElectronFuture:
     awaitable = ElectronFuture()
 
     def copy(done: Future[Properties]) -> None:
+        if done.cancelled():
+            awaitable.cancel()
+            return
         error = done.exception()
         if error is None:
             awaitable.set_result(done.result())

@@ -105,7 +105,7 @@ class Sink(NamedTuple):
     gather_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # in the inputs there are the user's own `__eq__`
 class Batch:
     """Some electrons of one atom, as they travel.
 

@@ -26,6 +26,7 @@ _DTYPES: dict[type, np.dtype[Any]] = {
 }
 _OBJECT = np.dtype(object)
 _OF_ONE_DTYPE = (np.number, np.bool_)  # np.timedelta64 is a number, and has many
+_USUAL_BYTES = 64  # of an object that does not tell
 
 
 def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
@@ -215,5 +216,15 @@ def size_of(values: Values) -> int:
         return 0
     if isinstance(values, np.ndarray) and values.dtype == _OBJECT:
         sample = values[:: max(1, len(values) // 10)]
-        return sum(getattr(value, "nbytes", 64) for value in sample) * len(values) // len(sample)
+        return sum(map(_size_of_object, sample)) * len(values) // len(sample)
     return int(values.nbytes)
+
+
+def _size_of_object(value: Any) -> int:
+    """Return the size that an object of the user says it has, where that is one."""
+    try:
+        size = getattr(value, "nbytes", None)
+    except Exception:  # noqa: BLE001 - a rough size is no reason to fail
+        return _USUAL_BYTES
+    is_size = isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0
+    return int(size) if is_size else _USUAL_BYTES  # type: ignore[arg-type]

@@ -2,15 +2,22 @@
 
 Everything a driver does happens on the one dispatcher thread of its conductor, so that there is
 nothing to lock: others post what happened to the dispatcher's inbox.
+
+Whatever is raised there, by this package or by objects of the user, belongs to somebody: what is
+done about the electrons of one source goes through `Driver.act`, which fails that source with the
+exception and no other; all else is the conductor's, which fails whatever is under way. So nobody
+waits for what an action that raised would have done.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -20,11 +27,14 @@ from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
+from atomizer_dask.events import Event
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.turns import due_after
 
 UNKNOWN_RATE = 2.0  # electrons per second and thread, as Dask assumes of tasks
+STUCK_SECONDS = 5.0  # in one action: the dispatcher's thread is not waited for any longer
+SLICE_SECONDS = 0.1  # between two looks at it
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +72,13 @@ class Source(Protocol):
         """Look whether results of a batch, of which nobody will tell, have been kept anyway."""
 
     def fail(self, error: AtomizerError) -> None:
-        """Note that the conductor is gone: no more will be delivered."""
+        """Note that no more will be delivered: the conductor is gone, or an action raised."""
+
+    def give_up(self, error: AtomizerError) -> None:
+        """Wake whoever waits, and do nothing else: `fail` has raised, or its thread is stuck.
+
+        From any thread.
+        """
 
     def leave(self) -> Callable[[], bool] | None:
         """Leave what remains to another process, and return what says whether that is done.
@@ -106,7 +122,7 @@ class GivenBack:
     kept: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # in results there are the user's own `__eq__`
 class Partly:
     """A batch has not ended, but its first electrons have."""
 
@@ -114,7 +130,7 @@ class Partly:
     outcome: Outcome | Stored
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Arrived:
     """A batch has ended."""
 
@@ -159,7 +175,7 @@ class Lost:
 Report = GivenBack | Partly | Arrived | Expiring | Died | Dropped | Lost
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Leased:
     batch: Batch
     kept: int
@@ -219,8 +235,38 @@ class Driver:
         electrons = self._source.waiting() + self.leased
         return electrons, electrons / (self.sizing.rate or UNKNOWN_RATE)
 
+    def act(self, action: Callable[..., Any], *args: Any) -> None:
+        """Do something about its electrons; an exception fails them, and those of no other source.
+
+        To be called on the dispatcher's thread.
+        """
+        try:
+            action(*args)
+        except BaseException as error:  # noqa: BLE001 - of the user's objects too, SystemExit as well
+            self._break_off(error)
+
+    def post_action(self, action: Callable[..., Any], *args: Any) -> None:
+        """Have `act` called on the dispatcher's thread; from any thread."""
+        self._dispatcher.post(partial(self.act, action, *args))
+
+    def post_later(self, seconds: float, action: Callable[..., Any], *args: Any) -> None:
+        """Have `act` called after some seconds; to be called on the dispatcher's thread."""
+        self._dispatcher.post_later(seconds, partial(self.act, action, *args))
+
+    def _break_off(self, error: BaseException) -> None:
+        logger.debug("an action of the dispatcher raised", exc_info=error)
+        for key in list(self._leases):
+            try:
+                self._carrier.retract(key)
+            except Exception as again:
+                logger.debug("a batch could not be retracted", exc_info=again)
+        self.fail(as_error(error))
+
     def pump(self) -> None:
-        """Send batches until enough are under way."""
+        """Send batches until enough are under way; on the dispatcher's thread."""
+        self.act(self._pump)
+
+    def _pump(self) -> None:
         while not self._failed and (waiting := self._source.waiting()):
             threads = self._carrier.threads
             if self._at_work >= self.sizing.window(waiting, threads, self.leased):
@@ -263,12 +309,15 @@ class Driver:
 
         It has no thread meanwhile, and what it waits for may have to come from this very source.
         """
+        self.act(self._note_waiting, electron_id)
+
+    def _note_waiting(self, electron_id: str) -> None:
         # The latest: a batch that gave it back still names it.
         for lease in reversed(self._leases.values()):
             if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
                 lease.waits_since = monotonic()
                 self._waiting += 1
-                self.pump()
+                self._pump()
                 return
 
     def adopt(self, batch: Batch, told: int, kept: int) -> None:
@@ -289,7 +338,7 @@ class Driver:
             if not (self._source.grows and self.sizing.should_linger(waiting)):
                 return False
             self._lingering = monotonic() + WORTHWHILE
-            self._dispatcher.post_later(WORTHWHILE, self.pump)
+            self.post_later(WORTHWHILE, self._pump)
         if monotonic() < self._lingering:
             return True
         self._lingering = None
@@ -297,7 +346,7 @@ class Driver:
 
     def post(self, report: Report) -> None:
         """Say what became of a batch, from any thread."""
-        self._dispatcher.post(lambda: self._report(report))
+        self.post_action(self._report, report)
 
     def _report(self, report: Report) -> None:
         lease = self._leases.get(report.key)
@@ -320,7 +369,7 @@ class Driver:
             self._take_back(lease, report.outcome.kept)
             self._end(report.key, lease, report.outcome)
             self.sizing.learn(report.outcome.kept, report.outcome.seconds)
-        self.pump()
+        self._pump()
 
     def _deliver(self, lease: _Leased, outcome: Outcome | Stored, *, last: bool) -> None:
         if outcome.first > lease.told:  # what was told of these went to a process that died
@@ -388,7 +437,7 @@ class Driver:
         for key, lease in list(self._leases.items()):
             self._carrier.retract(key)
             self._fail_rest(key, lease, failure)
-        self.pump()
+        self._pump()
 
     def _fail_rest(self, key: str, lease: _Leased, failure: Failure, worker: str = "") -> None:
         """End a batch; those of whom nothing has been told end with `failure`."""
@@ -426,14 +475,31 @@ class Driver:
         self._source.disown(error)
 
     def fail(self, error: AtomizerError) -> None:
-        """Give up: the conductor is gone. To be called on the dispatcher's thread."""
-        if self._failed:
-            return
+        """Give up: the conductor is gone, or an action raised. On the dispatcher's thread.
+
+        Whatever is raised by that, whoever waits is woken.
+        """
         self._failed = True
         self._leases.clear()
         self._waiting = 0
         self.leased = 0
-        self._source.fail(error)
+        try:
+            self._source.fail(error)
+        except BaseException as again:
+            logger.debug("a source could not be failed as it should be", exc_info=again)
+            self._source.give_up(error)
+
+    def give_up(self, error: AtomizerError) -> None:
+        """Wake whoever waits, though the dispatcher's thread is stuck; from any thread."""
+        self._failed = True
+        self._source.give_up(error)
+
+
+def as_error(error: BaseException) -> AtomizerError:
+    """Return what was raised on the dispatcher's thread as the error of whom it concerns."""
+    if isinstance(error, AtomizerError):
+        return error
+    return AtomizerError(Event(f"it cannot go on: {where_raised(error)}", level="error"), error)
 
 
 class Dispatcher:
@@ -452,6 +518,7 @@ class Dispatcher:
         self._later: list[tuple[float, int, Callable[[], Any]]] = []
         self._order = itertools.count()
         self._on_error = on_error
+        self._begun: float | None = None  # when the action did that is under way
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -468,20 +535,52 @@ class Dispatcher:
         """Whether the calling thread is the one."""
         return threading.current_thread() is self._thread
 
-    def close(self) -> None:
-        """End the thread once everything posted before has been done."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether it will do what is posted."""
+        return self._thread.is_alive()
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the action has been under way that is; 0 where none is."""
+        begun = self._begun
+        return 0.0 if begun is None else monotonic() - begun
+
+    def whereabouts(self) -> str:
+        """Return which line of which function it is in, for whoever waits for it in vain."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None:
+            return "nowhere"
+        code = frame.f_code
+        return f"{code.co_qualname}, {code.co_filename}:{frame.f_lineno}"
+
+    def close(self) -> bool:
+        """End the thread once everything posted before has been done; return whether it has ended.
+
+        It is not waited for where it is stuck in one action, perhaps in a function of the user's.
+        """
         self._inbox.put(None)
-        if not self.is_current:
-            self._thread.join()
+        if self.is_current:
+            return True
+        while self.is_alive and self.busy_seconds < STUCK_SECONDS:
+            self._thread.join(SLICE_SECONDS)
+        return not self.is_alive
 
     def _run(self) -> None:
         while (action := self._next()) is not None:
+            self._begun = monotonic()
             try:
                 action()
-            except Exception as error:
-                logger.exception("an action of the dispatcher raised")
-                self._on_error(error)
+            except BaseException as error:  # noqa: BLE001 - SystemExit too: others wait for this thread
+                self._tell(error)
+            self._begun = None
             del action  # or the run it was about would live until the next one comes
+
+    def _tell(self, error: BaseException) -> None:
+        try:
+            self._on_error(error)
+        except BaseException:
+            logger.exception("an error of the dispatcher could not be told")
 
     def _next(self) -> Callable[[], Any] | None:
         """Return what to do next, None at the end."""

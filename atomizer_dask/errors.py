@@ -39,9 +39,29 @@ _LONG = 400  # characters of a message
 def text_of(error: BaseException) -> str:
     """Return the text of an exception, also where it fails to give one itself."""
     try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001 - a __str__ that raises must cost nobody anything
+        return str.__str__(str(error))  # which may be of a class with a `__hash__` of its own
+    except KeyboardInterrupt:
+        raise
+    except BaseException as broken:  # noqa: BLE001 - a __str__ that raises must cost nobody anything
         return f"<its __str__ raised {type(broken).__name__}>"
+
+
+def where_raised(error: BaseException) -> str:
+    """Return an exception with the line that raised it, in place of a whole traceback.
+
+    >>> try:
+    ...     {}["key"]
+    ... except KeyError as error:
+    ...     print(where_raised(error))
+    KeyError: 'key' (raised in <module>, <doctest atomizer_dask.errors.where_raised[0]>:2)
+    """
+    named, last = _named(error), error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return named
+    code = last.tb_frame.f_code
+    return f"{named} (raised in {code.co_qualname}, {code.co_filename}:{last.tb_lineno})"
 
 
 def _named(error: BaseException) -> str:

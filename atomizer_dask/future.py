@@ -192,7 +192,7 @@ class ElectronFuture(Future[Properties]):
         for callback in self._own_callbacks or ():
             try:
                 callback(self)
-            except Exception as error:  # noqa: BLE001 - the user's function
+            except BaseException as error:  # noqa: BLE001 - the user's function, in a thread of ours
                 self._on_problem("a callback of a future raised", error)
 
     def cancel(self) -> bool:

@@ -13,6 +13,7 @@ from atomizer_dask.brief import brief
 from atomizer_dask.columns import Values, as_objects, column
 from atomizer_dask.copies import can_change, own_copies
 from atomizer_dask.errors import InvalidSweepError
+from atomizer_dask.lazy import check_sweep
 
 Form = Literal["array", "list", "series"]
 _PLAIN = {bool, int, float, complex}  # of which a typed column gives back the very values
@@ -93,6 +94,7 @@ def given(name: str, values: Any) -> Given:
     InvalidSweepError
         Where they are no sequence, or there are none.
     """
+    check_sweep(values)
     if isinstance(values, str | bytes | Mapping | set | frozenset) or not isinstance(
         values, Iterable
     ):

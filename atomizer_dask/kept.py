@@ -290,15 +290,18 @@ class KeptSupply(Supply):
 
     def detach(self) -> None:
         """Leave what remains, and what is under way, to whoever holds the store next."""
-        self._leave("detached")
+        self._driver.act(self._leave, "detached")
 
     def suspend(self) -> None:
         """Take back what has not begun, and leave what remains to whoever holds the store next."""
+        self._driver.act(self._suspend)
+
+    def _suspend(self) -> None:
         if self._suspending or self._ledger.ended:
             return
         self._suspending = True
         self._stop()
-        self._conductor.post_later(HEED_SECONDS, partial(self._leave, "suspended"))
+        self._driver.post_later(HEED_SECONDS, self._leave, "suspended")
         self._check_end()
 
     def leave(self) -> Callable[[], bool] | None:
@@ -341,7 +344,7 @@ class KeptSupply(Supply):
             self._flush()
         elif not self._flushing:
             self._flushing = True
-            self._conductor.post_later(FLUSH_SECONDS, self._flush)
+            self._driver.post_later(FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
@@ -360,7 +363,7 @@ class KeptSupply(Supply):
                 end()
             self._check_end()
 
-        self._conductor.post(act)
+        self._driver.post_action(act)
 
     @contextmanager
     def _storing(self) -> Iterator[None]:

@@ -210,6 +210,18 @@ class Ledger:
             self._seconds = monotonic() - self._started
             self.error, self.state = error, "failed"
 
+    def fail(self, error: AtomizerError) -> bool:
+        """Note, from any thread, that the run has failed; return whether it had not ended before.
+
+        For where nothing else could be done about it, so that whoever waits is woken all the same.
+        """
+        with self.changed:
+            if self._seconds is not None:
+                return False
+            self.error = self.error or error
+            self.set_state("failed", ended=True)
+            return True
+
     def reopen(self) -> None:
         """Note that a run that had ended goes on."""
         assert self._seconds is not None

@@ -69,7 +69,9 @@ def _exception_of(travelled: Any, space: str) -> BaseException | None:
         return travelled if isinstance(travelled, BaseException) else None
     try:
         internal = loads(travelled, space=space)
-    except Exception:  # noqa: BLE001 - its type, text and traceback have come as text
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - its type, text and traceback have come as text
         return None
     return internal if isinstance(internal, BaseException) else None
 
@@ -81,7 +83,7 @@ class Column(NamedTuple):
     present: np.ndarray | None = None  # None: for all of them
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Outcome:
     """What became of a batch: its electrons from `first` to `kept`, as columns.
 
@@ -367,7 +369,7 @@ class Outcome:
             yield row.get("result") if scalar else row
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Stored:
     """What became of a batch whose good results are in a file of the store, as it travels.
 

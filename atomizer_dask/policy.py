@@ -9,6 +9,7 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
+from atomizer_dask.brief import brief
 from atomizer_dask.errors import ElectronError
 
 Decision: TypeAlias = Literal["fail", "retry", "requeue"]
@@ -78,9 +79,11 @@ class Policy:
         if error.attempt >= self.max_attempts or error.kind in _FINAL:
             return "fail"
         decision = self.on_failure(error) if callable(self.on_failure) else self.on_failure
-        if decision not in DECISIONS:
-            raise ValueError(f"on_failure returned {decision!r}, expected one of {DECISIONS}")
-        return decision  # type: ignore[return-value]
+        # Its own text: what merely says that it is equal to one of them would not be one later on.
+        decided = str.__str__(decision) if isinstance(decision, str) else None
+        if decided not in DECISIONS:
+            raise ValueError(f"on_failure returned {brief(decision)}, expected one of {DECISIONS}")
+        return decided  # type: ignore[return-value]
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to let pass after an attempt failed: exponential, with jitter.

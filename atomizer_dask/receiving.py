@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from atomizer_dask.conductors.base import Conductor
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.errors import AtomizerError, ConductorError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Failure
+from atomizer_dask.outcome import CANCELLED, Failure
 from atomizer_dask.properties import Properties
 
 
@@ -57,7 +57,7 @@ class Receiver(threading.Thread):
         try:
             for electron in self.conductor.receive() or ():
                 self._take(electron)
-        except Exception as error:  # noqa: BLE001 - it fails alone
+        except BaseException as error:  # noqa: BLE001 - it fails alone
             self._executor.lose(self.conductor, self._error("the conductor failed", error))
 
     def _take(self, electron: Any) -> None:
@@ -70,7 +70,7 @@ class Receiver(threading.Thread):
             self._executor.report(self._error("received what cannot be executed", error))
             if not isinstance(electron, Electron):
                 return
-            failure = Failure("rejected", type(error).__name__, str(error))
+            failure = Failure("rejected", type(error).__name__, text_of(error))
             future = answered(failure.properties(electron))
         self._under_way.add(future)
         future.add_done_callback(partial(self._complete, electron))
@@ -84,11 +84,18 @@ class Receiver(threading.Thread):
 
     def _complete(self, electron: Electron, future: Future[Properties]) -> None:
         self._under_way.discard(future)
-        if isinstance(error := future.exception(), ConductorError):  # who had it is gone
+        if future.cancelled():
+            properties = CANCELLED.properties(electron)
+        elif isinstance(error := future.exception(), ConductorError):  # who had it is gone
             self._give_back(electron, error)
             return
+        elif error is not None:  # given back, it would come again and again
+            failure = Failure("rejected", type(error).__name__, text_of(error))
+            properties = failure.properties(electron)
+        else:
+            properties = future.result()
         try:
-            self.conductor.complete(future.result())
+            self.conductor.complete(properties)
         except Exception as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
             self._executor.report(self._error("an answer was lost", error))
 
@@ -106,7 +113,7 @@ class Receiver(threading.Thread):
         except Exception as broken:  # noqa: BLE001 - it costs no other electron
             self._executor.report(self._error("an electron was lost", broken))
 
-    def _error(self, message: str, error: Exception) -> ConductorError:
+    def _error(self, message: str, error: BaseException) -> ConductorError:
         return ConductorError(Event(message, conductor_id=self.conductor.id, level="error"), error)
 
 

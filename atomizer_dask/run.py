@@ -207,7 +207,8 @@ class Run(Shown, Pictures):
     def state(self) -> State:
         """``running``, ``paused``, ``finished``, ``cancelled``, or ``failed``.
 
-        The last where the conductor is gone.
+        The last where the conductor is gone, or something else has made it impossible to go on,
+        which is `error`.
         """
         return self._ledger.state
 
@@ -283,6 +284,9 @@ class Run(Shown, Pictures):
             When time is up; the run goes on.
         ConductorError
             Where the conductor is gone. What had finished can still be looked at.
+        AtomizerError
+            Where anything else made it impossible to go on, which is its ``internal``: an exception
+            of an object of yours where none is expected, say. Also `StoreError`.
         KeyboardInterrupt
             When interrupted, once the run is paused or cancelled.
         """
@@ -387,6 +391,8 @@ class Run(Shown, Pictures):
             Where the conductor is gone or closed.
         StoreError
             Where pickles are allowed, and the run has no store.
+        AtomizerError
+            Where the run has failed, is suspended or detached.
         Exception
             Whatever `where` raises; nothing is tried again then.
 
@@ -397,6 +403,8 @@ class Run(Shown, Pictures):
         refuse_annotations()
         course = self._driven
         course.conductor.check_open()
+        if self._ledger.ended and course.supply.is_broken_off:
+            raise AtomizerError(self._cannot_retry(), self._ledger.error)
         seconds = seconds_of(timeout, "timeout")
         limit = course.plan.timeout if seconds is None else seconds
         if course.supply.stopping:  # it is being cancelled, which takes a second at most
@@ -406,6 +414,12 @@ class Run(Shown, Pictures):
             self._allow_pickle = True
         course.conductor.do(partial(course.supply.retry, where, limit))
         return self
+
+    def _cannot_retry(self) -> Event:
+        where = None if self._store is None else repr(self._store.folder.url)
+        go_on = f"atomizer.attach({where}) goes on with it" if where else "map anew"
+        message = f"{self.id} is {self.state}, and electrons of it are not sent any more: {go_on}"
+        return Event(message, run_id=self.id, level="error")
 
     def verify(
         self, n: int = 100, *, tolerance: float = 1e-9, seed: int | None = None
@@ -511,7 +525,7 @@ class Run(Shown, Pictures):
         if not self._ledger.ended:
             supply = course.supply
             end = supply.suspend if isinstance(supply, KeptSupply) else supply.cancel
-            course.conductor.do(end)
+            course.conductor.post(end)
 
     def detach(self) -> Run:
         """Have the cluster go on without this process, and return the run.

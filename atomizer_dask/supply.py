@@ -10,7 +10,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -22,8 +21,8 @@ from atomizer_dask.batching import Size
 from atomizer_dask.brief import counted
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.drawing import Drawing
-from atomizer_dask.driver import Driver
-from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.driver import Driver, as_error
+from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, text_of
 from atomizer_dask.events import Event, Level
 from atomizer_dask.frame import Part
 from atomizer_dask.ledger import Ledger, State
@@ -91,6 +90,11 @@ class Supply:
         return self._driver.leased
 
     @property
+    def is_broken_off(self) -> bool:
+        """Whether nothing more will be sent: it has failed, or somebody else goes on with it."""
+        return self._driver.has_failed
+
+    @property
     def pending(self) -> int:
         """How many are still to be sent."""
         return self._waiting + sum(len(lot) for lot, _ in list(self._delayed.values()))
@@ -104,7 +108,7 @@ class Supply:
             Those that are to be executed, in order; of a streamed sweep, of what is drawn already.
         """
         self.tell("started")
-        self._conductor.post(lambda: self._begin(electrons))
+        self._driver.post_action(self._begin, electrons)
         if self._drawing is not None:
             self._drawing.start()
 
@@ -117,7 +121,7 @@ class Supply:
             self._driver.pump()
             self._check_end()
 
-        self._conductor.post(begin)
+        self._driver.post_action(begin)
 
     def _begin(self, electrons: Positions) -> None:
         for positions in spans(electrons):
@@ -203,12 +207,16 @@ class Supply:
     def fail(self, error: AtomizerError) -> None:  # noqa: D102
         if self._ledger.ended:
             return
-        if self.stopping:
+        if self.stopping and isinstance(error, ConductorError):
             self._keep_missing()
             self._end("cancelled")
             return
         self._ledger.error = error
         self._end("failed")
+
+    def give_up(self, error: AtomizerError) -> None:  # noqa: D102
+        if self._ledger.fail(error):
+            self._listeners.on_end()
 
     def leave(self) -> Callable[[], bool] | None:
         """Say that what has no store ends with its process."""
@@ -280,7 +288,7 @@ class Supply:
         try:
             return self._plan.policy.decide(error)
         except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
-            if (alike := (type(broken), str(broken))) not in self._broken_policy:
+            if (alike := (type(broken), text_of(broken))) not in self._broken_policy:
                 self._broken_policy.add(alike)  # of a million alike, the first is told
                 whose = error.event.electron_id
                 problem = f"on_failure raised; {whose} is not tried again"
@@ -301,7 +309,7 @@ class Supply:
                 self._driver.pump()
                 self._check_end()
 
-        self._conductor.post_later(seconds, send)
+        self._driver.post_later(seconds, send)
 
     def retry(self, where: Callable[[ElectronError], bool] | None, timeout: float | None) -> None:
         """Have failed electrons executed again.
@@ -311,7 +319,7 @@ class Supply:
         Exception
             Whatever `where` raises; nothing is tried again then.
         """
-        chosen = []
+        chosen: list[tuple[Part, np.ndarray, list[ElectronError]]] = []
         for part in self._ledger.parts:
             failed = part.failed_positions()
             if not len(failed):
@@ -327,6 +335,11 @@ class Supply:
         if not any(again.any() for _, again, _ in chosen):
             return
         self._prepare_retry()  # first: where that fails, nothing has changed
+        self._driver.act(self._retry, chosen, timeout)
+
+    def _retry(
+        self, chosen: list[tuple[Part, np.ndarray, list[ElectronError]]], timeout: float | None
+    ) -> None:
         lots = []
         for part, again, errors in chosen:
             positions = part.failed_positions()[again]
@@ -362,16 +375,16 @@ class Supply:
     # -- a streamed sweep --------------------------------------------------------------------
 
     def _draw_from(self, sweep: Streamed) -> Drawing:
-        ledger, post = self._ledger, self._conductor.post
+        ledger = self._ledger
         return Drawing(
             sweep,
             f"feed-{self._plan.run_id}",
             ledger.changed,
             taken=lambda: ledger.done + ledger.failed + self._driver.leased,
             over=lambda: self.stopping or ledger.ended,
-            on_rows=lambda: post(self._look),
-            on_error=lambda error: post(partial(self._break, error)),
-            on_end=lambda: post(self._end_drawing),
+            on_rows=lambda: self._driver.post_action(self._look),
+            on_error=lambda error: self._driver.post_action(self._break, error),
+            on_end=lambda: self._driver.post_action(self._end_drawing),
         )
 
     def _look(self) -> None:
@@ -423,12 +436,18 @@ class Supply:
 
     def pause(self) -> None:
         """Send no more, and take back what has not begun."""
+        self._driver.act(self._pause)
+
+    def _pause(self) -> None:
         if self._ledger.state == "running" and not self.stopping:
             self._set_state("paused")
             self._stop()
 
     def resume(self) -> None:
         """Go on after `pause`."""
+        self._driver.act(self._resume)
+
+    def _resume(self) -> None:
         if self._ledger.state == "paused":
             self._set_state("running")
             self._driver.pump()
@@ -436,6 +455,9 @@ class Supply:
 
     def cancel(self) -> None:
         """End: what has not begun never will."""
+        self._driver.act(self._cancel)
+
+    def _cancel(self) -> None:
         if self.stopping or self._ledger.ended:
             return
         self.stopping = True
@@ -452,7 +474,7 @@ class Supply:
             self._check_end()
         else:
             self._stop()
-            self._conductor.post_later(HEED_SECONDS, partial(self._abandon, self._root))
+            self._driver.post_later(HEED_SECONDS, self._abandon, self._root)
 
     def _abandon(self, root: str) -> None:
         """Wait no longer for electrons that do not heed ``context.cancelled``."""
@@ -475,13 +497,23 @@ class Supply:
     def _end(self, state: State) -> None:
         if self._ledger.ended:
             return
-        self._close(state)
-        self._set_state(state, ended=True)
-        self._listeners.on_end()
+        try:
+            self._close(state)
+        except BaseException as error:  # noqa: BLE001 - nobody would ever learn that it has ended
+            state, self._ledger.error = "failed", self._ledger.error or as_error(error)
+        try:
+            self._set_state(state, ended=True)
+        finally:
+            self._listeners.on_end()
 
     def _close(self, state: State) -> None:
         """Do what is to be done before a run has ended."""
 
     def _set_state(self, state: State, *, ended: bool = False) -> None:
         self._ledger.set_state(state, ended=ended)
-        self.tell(state, level="error" if state == "failed" else "info")
+        error = self._ledger.error
+        if state != "failed" or error is None:
+            self.tell(state)
+            return
+        logger.error("%s has failed: %s", self._plan.run_id, error)
+        self.tell(state, level="error", error=error.event.message)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask import axes, markup
+from atomizer_dask import axes, lazy, markup
 from atomizer_dask.brief import brief, one_line
 from atomizer_dask.columns import Values, as_objects, loop_values, numpy_values, size_of
 from atomizer_dask.copies import own_copy, own_payload
@@ -244,6 +244,17 @@ class Sweep(ABC):
             axes.head(head.columns(), count),
             beside=[markup.muted(f"{count:,} electrons"), markup.text(self._shape_text())],
         )
+
+    def check_values(self) -> None:
+        """Raise where a value can never be meant to be an input; see `lazy`.
+
+        Raises
+        ------
+        InvalidSweepError
+            With its name and what to do.
+        """
+        for name, values in self._described().items():
+            lazy.check_values(name, values)
 
     def _described(self) -> Mapping[str, Values]:
         """Return the columns, or axes, without making any."""
@@ -490,9 +501,10 @@ class Streamed(Sweep):
                 continue
             if not isinstance(row, Mapping):
                 raise InvalidSweepError(
-                    f"row {len(self._drawn)} of the sweep is {row!r}, expected a mapping of "
+                    f"row {len(self._drawn)} of the sweep is {_shown(row)}, expected a mapping of "
                     "parameter names to values"
                 )
+            lazy.check_payload(row)
             self._drawn.append(own_payload(row))  # its source may use it again for the next
             yield len(self._drawn)
 
@@ -585,6 +597,7 @@ def as_sweep(inputs: Any) -> Sweep:
     """
     if isinstance(inputs, Sweep):
         return inputs
+    lazy.check_sweep(inputs)
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(inputs, pandas.DataFrame):
         return _from_frame(inputs)

@@ -193,7 +193,7 @@ def test_dispatcher_does_things_in_order():
     assert done == list(range(100))
 
 
-def test_action_that_raises_is_reported_and_the_others_go_on(caplog):
+def test_action_that_raises_is_reported_and_the_others_go_on():
     errors, done = [], []
     dispatcher = Dispatcher("test", errors.append)
     dispatcher.post(lambda: 1 / 0)
@@ -201,7 +201,6 @@ def test_action_that_raises_is_reported_and_the_others_go_on(caplog):
     dispatcher.close()
     assert [type(error) for error in errors] == [ZeroDivisionError]
     assert done == [1]
-    assert "an action of the dispatcher raised" in caplog.text
 
 
 def test_what_is_posted_for_later_is_done_in_the_order_of_time():

@@ -10,20 +10,29 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import groupby
 from time import monotonic
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
-from atomizer_dask.conductors.sending import ElectronSource, Sent, held
+from atomizer_dask.brief import brief
+from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.context import LateConductor
-from atomizer_dask.driver import Dispatcher, Driver, Report, Source
+from atomizer_dask.driver import (
+    SLICE_SECONDS,
+    STUCK_SECONDS,
+    Dispatcher,
+    Driver,
+    Report,
+    Source,
+    as_error,
+)
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
@@ -31,6 +40,7 @@ from atomizer_dask.execute import Lease, Site, replay
 from atomizer_dask.exiting import watch
 from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.lazy import check_payload
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
@@ -40,6 +50,7 @@ from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 JOIN_SECONDS = 0.05  # between two counts of what is left
 ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
@@ -347,9 +358,7 @@ class BatchConductor(Shown, Conductor):
 
     def count_all(self) -> tuple[int, int]:
         """Return the census of its own channel, wherever electrons of it are."""
-        counted: Future[tuple[int, int]] = Future()
-        self.post(lambda: counted.set_result(self.census(self.channel)))
-        return counted.result()
+        return self._answer(self.ask(lambda: self.census(self.channel)))
 
     def version_for(self, atom_id: str) -> Any:
         """Return the version of the atom that this id means now; None where it means none."""
@@ -368,7 +377,10 @@ class BatchConductor(Shown, Conductor):
         return sum(number for number, _ in each), sum(seconds for _, seconds in each)
 
     def post(self, action: Callable[[], Any]) -> None:
-        """Have `action` called on the dispatcher's thread."""
+        """Have `action` called on the dispatcher's thread; where it raises, all under way fails.
+
+        What concerns the electrons of one source is posted to their driver.
+        """
         self._dispatch().post(action)
 
     def post_later(self, seconds: float, action: Callable[[], Any]) -> None:
@@ -382,32 +394,56 @@ class BatchConductor(Shown, Conductor):
 
         Raises
         ------
+        ConductorError
+            Where that thread is stuck in something else.
         Exception
             Whatever the action raises.
         """
         if self._dispatch().is_current:
             self.post(action)
             return
-        done: Future[None] = Future()
+        self._answer(self.ask(action))
+
+    def ask(self, action: Callable[[], T]) -> Future[T]:
+        """Have `action` called on the dispatcher's thread; the future has what that gives."""
+        answer: Future[T] = Future()
 
         def act() -> None:
             try:
-                action()
+                result = action()
             except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-                done.set_exception(error)
+                answer.set_exception(error)
             else:
-                done.set_result(None)
+                answer.set_result(result)
 
         self.post(act)
-        done.result(ACT_SECONDS)
+        return answer
+
+    def _answer(self, answer: Future[T]) -> T:
+        """Wait for what was asked for, as long as the dispatcher's thread gets ahead."""
+        dispatcher, until = self._dispatch(), monotonic() + ACT_SECONDS
+        while not wait([answer], SLICE_SECONDS).done:
+            if not dispatcher.is_alive:
+                raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
+            if dispatcher.busy_seconds > STUCK_SECONDS or monotonic() > until:
+                raise ConductorError(self._stuck(dispatcher))
+        return answer.result()
+
+    def _stuck(self, dispatcher: Dispatcher) -> Event:
+        message = (
+            f"the thread that directs all runs of the conductor has been busy for "
+            f"{dispatcher.busy_seconds:.0f} s in {dispatcher.whereabouts()}: a function such as "
+            "on_failure, or a file system, does not return"
+        )
+        return Event(message, conductor_id=self.id, level="error")
 
     def cancel_descendants(self, root: str) -> None:
         """Answer as cancelled what `root` is or sent: at once, or a little later if it runs.
 
         To be called on the dispatcher's thread.
         """
-        for source, _ in self._sources.values():
-            source.cancel(root)
+        for source, driver in list(self._sources.values()):
+            driver.act(source.cancel, root)
         self.post_later(HEED_SECONDS, lambda: self._leave_behind(root))
 
     def cancel_electron(self, electron_id: str) -> None:
@@ -423,15 +459,15 @@ class BatchConductor(Shown, Conductor):
         self._withdrawn = error
 
         def end_waiting() -> None:
-            for source, _ in self._sources.values():
-                source.withdraw(error)
+            for source, driver in list(self._sources.values()):
+                driver.act(source.withdraw, error)
 
         self.do(end_waiting)
         self.post(lambda: self.stop(self.channel, 0, cancel=False))
 
     def _leave_behind(self, root: str) -> None:
-        for source, _ in self._sources.values():
-            source.leave_behind(root)
+        for source, driver in list(self._sources.values()):
+            driver.act(source.leave_behind, root)
 
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
@@ -538,7 +574,8 @@ class BatchConductor(Shown, Conductor):
         error = ConductorError(Event("the conductor was closed", conductor_id=self.id))
         if self._dispatcher is not None:
             self._dispatcher.post(lambda: self._fail_all(error))
-            self._dispatcher.close()
+            if not self._dispatcher.close():
+                self._give_up(self._stuck(self._dispatcher))
 
     def leave(self) -> None:
         """Leave runs that have a store, fail what else is under way, and close.
@@ -585,24 +622,44 @@ class BatchConductor(Shown, Conductor):
             return self._dispatcher
 
     def _report_broken(self, error: BaseException) -> None:
-        self.report("", AtomizerError(Event("internal error", conductor_id=self.id), error))
+        """Fail all that is under way: nobody knows whose the action was that raised."""
+        told = as_error(error)
+        logger.error("all that is under way on %s fails: %s", self.id, told)
+        self._fail_all(told)
+        self.report("", told)
+
+    def _give_up(self, stuck: Event) -> None:
+        """Wake whoever waits, though the dispatcher's thread is stuck."""
+        error = ConductorError(stuck)
+        logger.error("%s", error)
+        for driver in list(self._drivers):
+            driver.give_up(error)
+        give_up([*self._outbox.copy()], error)
 
     def _flush(self) -> None:
         self._flushing = False
         taken = [self._outbox.popleft() for _ in range(len(self._outbox))]
         self._sent += len(taken)
-        touched = {}
-        for group, several in groupby(taken, Sent.group):
-            those = list(several)
-            if those[0].version is None:
-                for sent in those:
-                    self._answer_unknown(sent)
-                continue
-            source, driver = self._source_for(group, those[0])
+        handed = 0
+        try:
+            for group, several in groupby(taken, Sent.group):
+                those = list(several)
+                self._hand_out(group, those)
+                handed += len(those)
+        except BaseException as error:  # noqa: BLE001 - of an option that cannot be compared, say
+            give_up(taken[handed:], as_error(error))
+
+    def _hand_out(self, group: Hashable, those: list[Sent]) -> None:
+        if those[0].version is None:
+            for sent in those:
+                self._answer_unknown(sent)
+            return
+        source, driver = self._source_for(group, those[0])
+        try:
             source.add(those)
-            touched[id(driver)] = driver
-        for driver in touched.values():
-            driver.pump()
+        except BaseException as error:  # noqa: BLE001 - the source does not have them
+            give_up(those, as_error(error))
+        self.post(driver.pump)  # once the other groups have been handed out
 
     def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
         known = self._sources.get(key)
@@ -612,9 +669,9 @@ class BatchConductor(Shown, Conductor):
                 # Each may have a timeout of its own: to look at all for each took most of the time.
                 self._many_sources = max(MANY_SOURCES, 2 * len(self._sources))
             report = partial(self.report, sent.origin.channel)
-            source = ElectronSource(sent, report, self.post_later)
+            source = ElectronSource(sent, report)
             driver = self.drive(source)
-            source.pump = driver.pump
+            source.driver = driver
             known = self._sources[key] = source, driver
         return known
 
@@ -632,10 +689,11 @@ class BatchConductor(Shown, Conductor):
         """Return the message about an atom id that means nothing here."""
         return f"no atom {atom_id!r} is registered; {registered.hint(atom_id)}"
 
-    def _fail_all(self, error: ConductorError) -> None:
+    def _fail_all(self, error: AtomizerError) -> None:
         for driver in list(self._drivers):
             driver.fail(error)
         self._sources.clear()
+        give_up([self._outbox.popleft() for _ in range(len(self._outbox))], error)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}: {self.threads} threads, {self.state}>"
@@ -706,9 +764,14 @@ Conductor.register(LateConductor)  # which stands for a ChildConductor
 
 
 def check_electron(electron: Any) -> None:
-    """Raise where `electron` is none, or would not get what is asked for around it."""
+    """Raise where `electron` is none, or cannot be carried as it is meant.
+
+    Its payload may be what can never be meant, see `lazy`; and it may not get what is asked for
+    around it.
+    """
     if not isinstance(electron, Electron):
-        raise TypeError(f"expected an Electron, got {type(electron).__name__} {electron!r}")
+        raise TypeError(f"expected an Electron, got {type(electron).__name__} {brief(electron)}")
+    check_payload(electron.payload)
     refuse_annotations()
 
 

@@ -72,7 +72,13 @@ from atomizer_dask.conductors.worker import (
 )
 from atomizer_dask.driver import Arrived, Died, Dropped, Expiring, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ConductorError, UnpicklableError
+from atomizer_dask.errors import (
+    AtomizerError,
+    ConductorError,
+    UnpicklableError,
+    text_of,
+    where_raised,
+)
 from atomizer_dask.events import Event, Level
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.needs import needs_of
@@ -363,6 +369,16 @@ class DaskConductor(BatchConductor):
             await task.cancel(asynchronous=True, force=False, msg="dropped")
 
     async def _carry(self, batch: Batch, submitted: bool = False) -> None:
+        try:
+            await self._carry_out(batch, submitted)
+        except BaseException as error:  # on Dask's event loop, which SystemExit would end for all
+            self._forget(batch.key)
+            lost = self._error(f"a batch of {batch.atom_id} is lost: {where_raised(error)}")
+            self._post(batch.key, Lost(batch.key, lost))
+            if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the loop itself ends
+                raise
+
+    async def _carry_out(self, batch: Batch, submitted: bool) -> None:
         report: Report
         future, generation = None, self._client.generation
         verdicts = 0 if self._placement.fitness is None else self._placement.fitness.verdicts
@@ -393,12 +409,14 @@ class DaskConductor(BatchConductor):
         except WallTimeError as error:
             failure = Failure("timeout", "WallTimeError", str(error))
             report = Arrived(batch.key, Outcome.all_failed(len(batch), failure))
-        except Exception as error:  # noqa: BLE001 - whatever the task ended with
+        except Exception as error:
             is_of_task = future is not None and future.status == "error"
             if is_lost(error) or await self._is_unfit_since(verdicts):
                 report = Dropped(batch.key)
             elif self._client.status != "running":
-                report = self._lost(batch, str(error))
+                report = self._lost(batch, text_of(error))
+            elif future is None:  # there is no task that could have ended with it
+                raise
             elif not is_of_task or is_trouble(error):
                 report = self._troubled(batch, error)
             else:
@@ -489,8 +507,9 @@ class DaskConductor(BatchConductor):
         try:
             # What came along a route was JSON.
             packed = pack(batch, is_plain=batch.origin.route is not None, space=batch.space)
-        except Exception as error:
-            raise UnpicklableError(f"the input cannot be pickled: {error}") from error
+        except BaseException as error:
+            why = f"the input cannot be pickled: {text_of(error)}"
+            raise UnpicklableError(why) from error
         workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
         if batch.key not in self._posts:  # nobody waits for it any more
             raise CancelledError
@@ -520,7 +539,7 @@ class DaskConductor(BatchConductor):
         """Narrow down which input cannot travel: give half of them back, carry the other half."""
         kept = len(batch) // 2
         self._post(batch.key, GivenBack(batch.key, kept))
-        await self._carry(batch.part(0, kept))
+        await self._carry_out(batch.part(0, kept), False)
 
     def _post(self, key: str, report: Report) -> None:
         post = self._posts.get(key)
@@ -542,7 +561,16 @@ class DaskConductor(BatchConductor):
             self.release_finished()
 
     def _on_message(self, message: tuple[float, Any]) -> None:
-        what, *rest = message[1]
+        try:
+            self._heed(*message[1])
+        except BaseException as error:  # noqa: BLE001 - of objects in events, on Dask's event loop
+            # What is told of a batch comes again with its future; an event has nobody waiting.
+            what = f"the workers told something that cannot be read: {where_raised(error)}"
+            self.report(
+                "", AtomizerError(Event(what, conductor_id=self.id, level="warning"), error)
+            )
+
+    def _heed(self, what: str, *rest: Any) -> None:
         if what == "given back":
             key, kept = rest
             self._post(key, GivenBack(key, kept))
@@ -552,8 +580,8 @@ class DaskConductor(BatchConductor):
         elif what == "arrived":
             key, data = rest
             report = Arrived(key, self._unpack(key, data))
-            self._arrived.add(key)
             self._post(key, report)
+            self._arrived.add(key)  # afterwards: else nobody would tell of it where that raises
         elif what == "expiring":
             key, ran = rest
             self._post(key, Expiring(key, ran))
@@ -655,6 +683,10 @@ class DaskConductor(BatchConductor):
                     self._note_workers(await self._client.nthreads())
                 except (OSError, RuntimeError):  # the latter where it closes just now
                     continue  # the client notices by itself, and so does the loop's condition
+                except Exception as error:  # noqa: BLE001 - whoever watches goes on to
+                    what = f"the workers cannot be looked at: {where_raised(error)}"
+                    self.report("", AtomizerError(Event(what, conductor_id=self.id), error))
+                    continue
                 self.post(self._tell_demand)
                 self.post(self._versions.release_unneeded)
                 for key, workers in list(self._pinned.items()):
@@ -775,7 +807,8 @@ def _unpacked(packed: Packed, batch: Batch) -> Any:
 
 
 def _failure_of_task(error: Exception) -> Failure:
-    return Failure("rejected", type(error).__name__, f"the worker could not take it: {error}")
+    why = f"the worker could not take it: {text_of(error)}"
+    return Failure("rejected", type(error).__name__, why)
 
 
 class WorkerConductor(DaskConductor):

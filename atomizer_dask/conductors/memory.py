@@ -22,7 +22,7 @@ from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.deposit import Depository
 from atomizer_dask.driver import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import ConductorError
+from atomizer_dask.errors import ConductorError, text_of, where_raised
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome, Stored
@@ -97,9 +97,12 @@ class MemoryConductor(BatchConductor):
                 lost = ConductorError(Event(message, conductor_id=self.id, level="error"), error)
                 report: Report = Lost(batch.key, lost)
             except Exception as error:  # noqa: BLE001 - what is wrong with the batch as a whole
-                failure = Failure("rejected", type(error).__name__, str(error))
+                failure = Failure("rejected", type(error).__name__, text_of(error))
                 outcome = Outcome.all_failed(len(batch), failure, self._site.name)
                 report = Arrived(batch.key, outcome)
+            except BaseException as error:  # noqa: BLE001 - else nobody would ever hear of the batch
+                self._lose_batch(batch, error)
+                return
             else:
                 report = Arrived(batch.key, outcome)
             if (post := self._site.posts.pop(batch.key, None)) is not None:
@@ -107,6 +110,13 @@ class MemoryConductor(BatchConductor):
 
         due = monotonic() + batch.due_after
         self._pool.submit(execute, urgency(batch.origin.priority, due))
+
+    def _lose_batch(self, batch: Batch, error: BaseException) -> None:
+        event = Event(
+            f"a batch of {batch.atom_id} is lost: {where_raised(error)}", conductor_id=self.id
+        )
+        if (post := self._site.posts.pop(batch.key, None)) is not None:
+            post(Lost(batch.key, ConductorError(event, error)))
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
         """Have what has not been begun of a run, or of descendants, given back."""

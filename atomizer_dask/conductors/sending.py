@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from itertools import compress
 from typing import Any, NamedTuple
 
 from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.copies import own_payload
+from atomizer_dask.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.future import ElectronFuture
@@ -67,21 +70,19 @@ class ElectronSource:
         Any of them.
     report
         Told of each failure that is final.
-    later
-        Has a function called after some seconds.
+
+    Attributes
+    ----------
+    driver
+        Of these electrons.
     """
 
+    driver: Driver
     grows = True
 
-    def __init__(
-        self,
-        example: Sent,
-        report: Callable[[AtomizerError], None],
-        later: Callable[[float, Callable[[], Any]], None],
-    ) -> None:
+    def __init__(self, example: Sent, report: Callable[[AtomizerError], None]) -> None:
         self._example = example
         self._report = report
-        self._later = later
         timeout = seconds_of(example.electron.timeout, "timeout")
         self._first = FIRST if timeout is None else FIRST._replace(timeout=timeout)
         self._waiting: deque[Sent] = deque()
@@ -89,7 +90,6 @@ class ElectronSource:
         self._delayed: dict[str, Sent] = {}
         self._cancelled: set[str] = set()
         self._withdrawn: AtomizerError | None = None
-        self.pump: Callable[[], None] = lambda: None
 
     @property
     def idle(self) -> bool:
@@ -110,7 +110,7 @@ class ElectronSource:
     def add(self, sent: list[Sent]) -> None:
         """Take some more."""
         if self._withdrawn is not None:
-            _fail(sent, self._withdrawn)
+            give_up(sent, self._withdrawn)
             return
         if self._first is not FIRST:
             sent = [one._replace(terms=self._first) for one in sent]
@@ -120,13 +120,13 @@ class ElectronSource:
         return len(self._waiting)
 
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
-        taken = self._next(min(size.electrons, len(self._waiting)))
+        taken = self._under_way[key] = self._next(min(size.electrons, len(self._waiting)))
         if taken[0].terms.attempt == 1 and not taken[0].terms.deaths:
             started = ElectronFuture.start_all([sent.future for sent in taken])
-            taken = list(compress(taken, started))
+            taken = self._under_way[key] = list(compress(taken, started))
         if not taken:
+            del self._under_way[key]
             return None
-        self._under_way[key] = taken
         example = self._example.electron
         terms = taken[0].terms
         return Batch(
@@ -158,7 +158,7 @@ class ElectronSource:
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         back = self._under_way[batch.key][start:stop]
         if self._withdrawn is not None:
-            _fail(back, self._withdrawn)
+            give_up(back, self._withdrawn)
             return
         if terms is not batch.terms:
             back = [sent._replace(terms=terms) for sent in back]
@@ -169,8 +169,6 @@ class ElectronSource:
     ) -> None:
         assert isinstance(outcome, Outcome)  # what is sent one by one goes into no store
         taken = self._under_way[batch.key]
-        if last:
-            del self._under_way[batch.key]
         those = taken[outcome.first : outcome.kept]
         properties = list(outcome.properties(batch))
         if len(outcome.failed):
@@ -184,6 +182,8 @@ class ElectronSource:
                     self._report(error)
             those, properties = list(compress(those, done)), list(compress(properties, done))
         ElectronFuture.finish_all([sent.future for sent in those], properties)
+        if last:  # not before: else they would be nowhere where something raises
+            del self._under_way[batch.key]
 
     def _is_tried_again(self, sent: Sent, error: ElectronError) -> bool:
         if sent.electron.max_attempts == 1 or sent.future.done() or self._withdrawn is not None:
@@ -193,7 +193,7 @@ class ElectronSource:
         policy = sent.electron.policy
         try:
             decision = policy.decide(error)
-        except Exception as broken:  # noqa: BLE001 - the user's function
+        except BaseException as broken:  # noqa: BLE001 - the user's function
             self._report(AtomizerError(error.event, broken))
             return False
         if decision == "fail":
@@ -206,9 +206,9 @@ class ElectronSource:
         def send() -> None:
             if (ready := self._delayed.pop(electron_id, None)) is not None:
                 self._waiting.append(ready)
-                self.pump()
+                self.driver.pump()
 
-        self._later(policy.delay(sent.terms.attempt), send)
+        self.driver.post_later(policy.delay(sent.terms.attempt), send)
         return True
 
     def cancel(self, root: str) -> None:
@@ -234,12 +234,14 @@ class ElectronSource:
         """Do nothing: electrons that were sent one by one are kept nowhere."""
 
     def fail(self, error: AtomizerError) -> None:  # noqa: D102
-        under_way = (sent for group in self._under_way.values() for sent in group)
-        lost = [*self._waiting, *self._delayed.values(), *under_way]
+        self.give_up(error)
         self._waiting.clear()
         self._delayed.clear()
         self._under_way.clear()
-        _fail(lost, error)
+
+    def give_up(self, error: AtomizerError) -> None:  # noqa: D102
+        under_way = (sent for group in list(self._under_way.values()) for sent in group)
+        give_up([*self._waiting, *self._delayed.values(), *under_way], error)
 
     def leave(self) -> None:
         """Leave nothing to anybody: who sent the electrons is in this process."""
@@ -263,12 +265,13 @@ class ElectronSource:
         those = [*self._waiting, *self._delayed.values()]
         self._waiting.clear()
         self._delayed.clear()
-        _fail(those, error)
+        give_up(those, error)
 
 
-def _fail(those: list[Sent], error: AtomizerError) -> None:
+def give_up(those: list[Sent], error: AtomizerError) -> None:
+    """End with an error the futures of electrons that have not ended; from any thread."""
     for sent in those:
-        if not sent.future.done():
+        with suppress(InvalidStateError):  # it has ended, or was cancelled
             sent.future.set_exception(error)
 
 

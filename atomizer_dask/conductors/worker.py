@@ -7,7 +7,6 @@ import gc
 import signal
 import sys
 import threading
-from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -295,18 +294,14 @@ class DaskSite(IsolatingSite):
         if self._conductor is None:
             return 0, 0
         conductor = self._conductor
-        counted: ThreadFuture[tuple[int, int]] = ThreadFuture()
-        conductor.post(lambda: counted.set_result(conductor.census(channel)))
-        return await asyncio.wrap_future(counted)
+        return await asyncio.wrap_future(conductor.ask(lambda: conductor.census(channel)))
 
     async def hand_on(self, all: bool) -> int:
         """Hand on children that nobody here waits for; return how many children are left."""
         if self._conductor is None:
             return 0
         conductor = self._conductor
-        left: ThreadFuture[int] = ThreadFuture()
-        conductor.post(lambda: left.set_result(conductor.hand_on(all=all)))
-        return await asyncio.wrap_future(left)
+        return await asyncio.wrap_future(conductor.ask(lambda: conductor.hand_on(all=all)))
 
     def let_go(self) -> None:
         """Release the outcomes of children that have been delivered."""

@@ -1,0 +1,131 @@
+"""Inputs that are not values yet, or will not be again: refused by name, with what to do.
+
+An electron would be given the graph, the future or the iterator itself, and nobody means that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from datetime import date, datetime, timedelta
+from itertools import islice
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
+
+import dask
+import numpy as np
+
+from atomizer_dask.brief import brief
+from atomizer_dask.errors import InvalidSweepError
+
+LOOKED_AT = 100  # values in a list or a dictionary that is itself a value
+_VALUES = {
+    type(None), bool, int, float, complex, str, bytes, np.ndarray, date, datetime, timedelta,
+}  # fmt: skip
+_NESTED = (list, tuple, dict)
+_ONCE = (GeneratorType, map, filter, zip, enumerate)
+_FILES = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)
+
+
+def check_sweep(inputs: Any) -> None:
+    """Raise where what is given as a sweep, or as a column of one, must be computed first.
+
+    Raises
+    ------
+    InvalidSweepError
+        With what to do.
+    """
+    if type(inputs) not in _VALUES and (what := _to_be_computed(inputs)) is not None:
+        raise InvalidSweepError(f"cannot sweep over a {_named(inputs)}: {what}")
+
+
+def check_values(name: str, values: Iterable[Any]) -> None:
+    """Raise where a value of a column can never be meant to be an input.
+
+    Raises
+    ------
+    InvalidSweepError
+        With the name of the column, the value and what to do.
+    """
+    if isinstance(values, range) or getattr(values, "dtype", None) not in (None, np.dtype(object)):
+        return
+    listed = list(values)
+    suspects = set(map(type, listed)) - _VALUES
+    if not suspects:
+        return
+    for position, value in enumerate(listed):
+        if type(value) in suspects and (what := _refused(value)) is not None:
+            raise InvalidSweepError(
+                f"value {position} of {name!r} is {brief(value)}, a {_named(value)}: {what}"
+            )
+
+
+def check_payload(payload: Any) -> None:
+    """Raise where a payload, or a field of one, can never be meant to be an input.
+
+    Raises
+    ------
+    InvalidSweepError
+        With the name of the field and what to do.
+    """
+    if isinstance(payload, Mapping):
+        if not set(map(type, payload.values())) <= _VALUES:
+            for name, value in payload.items():
+                check_values(str(name), (value,))
+    elif type(payload) not in _VALUES and (what := _refused(payload)) is not None:
+        raise InvalidSweepError(f"the payload is a {_named(payload)}: {what}")
+
+
+def _refused(value: Any) -> str | None:
+    """Return what to do instead of giving a value; None where it can be given."""
+    if type(value) in _NESTED:
+        inner = value.values() if type(value) is dict else value
+        suspects = (one for one in islice(inner, LOOKED_AT) if type(one) not in _VALUES)
+        return next(filter(None, map(_not_a_value, suspects)), None)
+    return _not_a_value(value)
+
+
+def _not_a_value(value: Any) -> str | None:
+    if isinstance(value, _ONCE):
+        return "it can be read only once; give list(...) of it"
+    if isinstance(value, _FILES):
+        return "an open file is of this process alone; give its path, and open it in the atom"
+    return _to_be_computed(value)
+
+
+def _to_be_computed(value: Any) -> str | None:
+    if _is_collection(value):
+        return (
+            "an electron would be given its graph instead of its value; compute it first, as by "
+            "dask.compute(...), or map over what it gives"
+        )
+    if isinstance(value, CoroutineType | AsyncGeneratorType | asyncio.Future):
+        return "it has no value yet; await it first"
+    if isinstance(value, Future):
+        return "it is a promise of a value; give its result(), of an electron .result().value()"
+    if _is_of(value, "distributed", "Future"):
+        return "it is a promise of a value; give what client.gather(...) of it returns"
+    if _is_of(value, "polars", "LazyFrame"):
+        return "it is a query; give what its collect() returns"
+    return None
+
+
+def _is_collection(value: Any) -> bool:
+    try:
+        return bool(dask.is_dask_collection(value))
+    except Exception:  # noqa: BLE001 - an object of the user that answers to any name, say
+        return False
+
+
+def _is_of(value: Any, module: str, name: str) -> bool:
+    """Return whether a value is of a class, whose package nobody has loaded if it is not."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _named(value: Any) -> str:
+    kind = type(value)
+    return f"{kind.__module__.partition('.')[0]} {kind.__qualname__}".removeprefix("builtins ")
