@@ -27,6 +27,7 @@ from typing import Any, Literal
 from atomizer_dask import markup
 from atomizer_dask.brief import one_line
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import is_interrupt
 
 Kind = Literal[
     "exception", "timeout", "killed", "cancelled", "unknown_atom", "invalid_payload", "rejected"
@@ -40,9 +41,9 @@ def text_of(error: BaseException) -> str:
     """Return the text of an exception, also where it fails to give one itself."""
     try:
         return str.__str__(str(error))  # which may be of a class with a `__hash__` of its own
-    except KeyboardInterrupt:
-        raise
-    except BaseException as broken:  # noqa: BLE001 - a __str__ that raises must cost nobody anything
+    except BaseException as broken:  # a __str__ that raises must cost nobody anything
+        if is_interrupt(broken):
+            raise
         return f"<its __str__ raised {type(broken).__name__}>"
 
 

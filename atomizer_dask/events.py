@@ -237,7 +237,7 @@ class Stream(Generic[T]):
         for item in self:
             try:
                 function(item)
-            except Exception as error:  # noqa: BLE001 - the user's function; the next item follows
+            except BaseException as error:  # noqa: BLE001 - the user's function; the next item follows
                 # One that fails on the report of its own failure would go on like that for ever.
                 again = own is not None and getattr(item, "internal", None) is own
                 own = error

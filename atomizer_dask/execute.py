@@ -258,10 +258,9 @@ class Lease:
             if self._over.is_set() or self._so_far is None:
                 return
             outcome = self._so_far()
-            told, self._told = self._told, max(self._told, outcome.kept)
-            outcome = outcome.part(told, outcome.kept)
-            if len(outcome) and not self.site.tell(self.batch, outcome):
-                self._told = told
+            part = outcome.part(self._told, outcome.kept)
+            if len(part) and self.site.tell(self.batch, part):
+                self._told = max(self._told, outcome.kept)
 
     def ran(self) -> float:
         """Return for how long the electron that is running has been."""

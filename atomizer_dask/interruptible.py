@@ -18,6 +18,12 @@ from time import monotonic
 SLICE_SECONDS = 0.5
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Return whether somebody has pressed Ctrl-C: else code of the user raised it by itself."""
+    of_main = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and of_main
+
+
 def wait_for(
     condition: Condition, predicate: Callable[[], object], timeout: float | None = None
 ) -> bool:

@@ -16,6 +16,7 @@ from atomizer_dask.columns import Values, python_values
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError, Kind
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.properties import Properties
 from atomizer_dask.spaces import HOME, loads
 from atomizer_dask.sweep import numpy_or_extension
@@ -69,9 +70,9 @@ def _exception_of(travelled: Any, space: str) -> BaseException | None:
         return travelled if isinstance(travelled, BaseException) else None
     try:
         internal = loads(travelled, space=space)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001 - its type, text and traceback have come as text
+    except BaseException as error:  # its type, text and traceback have come as text
+        if is_interrupt(error):
+            raise
         return None
     return internal if isinstance(internal, BaseException) else None
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atomizer_dask import pickling
+from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.outcome import Column, Failure, Outcome, Stored
 from atomizer_dask.spaces import HOME, inside, loads
 
@@ -89,7 +90,9 @@ def dumps(value: Any) -> bytes | None:
     """Return `value` as bytes, None where it cannot be pickled."""
     try:
         return pickling.dumps(value)
-    except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
+    except BaseException as error:  # pickling runs anybody's __reduce__: SystemExit ends a worker
+        if is_interrupt(error):
+            raise
         return None
 
 
@@ -205,7 +208,9 @@ def _together(values: list[Any], rows: Iterable[int], bad: set[int]) -> list[Any
             try:
                 assert value.data is not None
                 value = loads(value.data)
-            except Exception:  # noqa: BLE001 - unpickling runs anybody's code
+            except BaseException as error:  # unpickling runs anybody's code
+                if is_interrupt(error):
+                    raise
                 bad.add(row)
         loaded.append(value)
     return loaded

@@ -96,7 +96,7 @@ class Receiver(threading.Thread):
             properties = future.result()
         try:
             self.conductor.complete(properties)
-        except Exception as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
+        except BaseException as error:  # noqa: BLE001 - one answer that is lost must not stop the rest
             self._executor.report(self._error("an answer was lost", error))
 
     def _give_back(self, electron: Electron, error: ConductorError) -> None:

@@ -300,6 +300,38 @@ def test_input_whose_pickling_raises_anything_leaves_nobody_waiting(atomizer, er
     assert atomizer.map(kind_of, zipped(x=[1, 2])).wait(60).progress.done == 2
 
 
+class Unloadable:
+    """What can be pickled, and raises where it is unpickled, in a process or thread of ours."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        return _raise, (self.error,)
+
+
+def _raise(error):
+    raise error("not to be unpickled")
+
+
+@atom(id="tests.returns_given")
+def returns_given(make, error):
+    return make(error)
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize("error", [InjectedError, SystemExit, KeyboardInterrupt])
+def test_what_raises_anything_where_it_is_unpickled_costs_one_electron(dask, error):
+    with Atomizer(dask, kind_of, returns_given) as atomizer:
+        run = atomizer.map(kind_of, zipped(x=[1, Unloadable(error), 3])).wait(60)
+        assert run.errors["kind"].tolist() == ["invalid_payload"]
+        for make in (Unreducible, Unloadable):
+            run = atomizer.map(returns_given, zipped(make=[make, str], error=[error, 1]))
+            assert run.wait(60).errors["kind"].tolist() == ["exception"]
+        future = atomizer.send(returns_given, {"make": Unloadable, "error": error})
+        assert future.result(60).error.kind == "exception"
+
+
 class LoudError(Exception):
     """An exception of the user's that can hardly be looked at."""
 

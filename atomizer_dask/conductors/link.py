@@ -316,7 +316,7 @@ class Link:
         while True:
             try:
                 self._loop.start()
-            except Exception as error:  # noqa: BLE001 - nothing that arrives may end the thread
+            except BaseException as error:  # noqa: BLE001 - nothing that arrives may end the thread
                 if self.state == "closed":
                     break
                 self._on_problem("the connection to the broker broke down", error)
@@ -328,7 +328,7 @@ class Link:
     def _guarded(self, function: Callable[[], Any]) -> None:
         try:
             function()
-        except Exception as error:  # noqa: BLE001 - one thing that fails must not stop the rest
+        except BaseException as error:  # noqa: BLE001 - one thing that fails must not stop the rest
             self._on_problem("internal error", error)
 
     def _connect(self) -> None:

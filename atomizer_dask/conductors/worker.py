@@ -21,7 +21,7 @@ from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
 from atomizer_dask.conductors.walltime import Leaving, WallTime
 from atomizer_dask.deposit import Depository
-from atomizer_dask.errors import AtomizerError, UnpicklableError
+from atomizer_dask.errors import AtomizerError, UnpicklableError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
 from atomizer_dask.nested import let_code_travel_on
@@ -61,8 +61,9 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     site.atom_of(packed.space)  # the inputs are of its classes
     try:
         batch = packed.load()
-    except Exception as error:
-        raise UnpicklableError(f"the input cannot be unpickled on the worker: {error}") from error
+    except BaseException as error:  # Dask would end the worker for a SystemExit
+        why = f"the input cannot be unpickled on the worker: {text_of(error)}"
+        raise UnpicklableError(why) from error
     return site.carry_out(batch, channel)
 
 

@@ -71,7 +71,7 @@ class Refresher:
             began = thread_time()
             try:
                 seconds = panel.refresh()
-            except Exception as error:  # noqa: BLE001 - the other panels go on
+            except BaseException as error:  # noqa: BLE001 - the other panels go on
                 self._try_again(panel, error)
                 continue
             self._failed.pop(panel, None)
@@ -79,7 +79,7 @@ class Refresher:
                 cost = self._costs.setdefault(panel, Cost())
                 self.look_at(panel, cost.pause(thread_time() - began, seconds))
 
-    def _try_again(self, panel: Refreshed, error: Exception) -> None:
+    def _try_again(self, panel: Refreshed, error: BaseException) -> None:
         times = self._failed[panel] = 1 + self._failed.get(panel, 0)
         if times == 1:
             logger.warning("a panel cannot be refreshed for now", exc_info=error)
