@@ -546,8 +546,9 @@ class Atomizer(Shown):
             in_flight = conductor.in_flight(run_id)
             journal = kept.journal(universe)
             wanted = kept.view.mask()
+            seconds = kept.seconds_before  # before files are moved and written
             recover(store, ledger, journal, wanted)
-            ledger.begin(kept.seconds_told)
+            ledger.begin(seconds)
             store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
             listeners = self._listeners_of(plan)
             run = Run.begin(plan, conductor, listeners, kept.view, ledger, journal, in_flight)

@@ -172,6 +172,18 @@ class Folder:
         with self._reaching():
             return int(self._fs.size(self.path(name)))
 
+    def written(self, folder: str) -> list[float]:
+        """Return when each file of a folder was written, in seconds since the epoch."""
+        names = self.names(folder)
+        if self.is_local:
+            paths = map(Path, map(self.path, (f"{folder}/{name}" for name in names)))
+            return [path.stat().st_mtime for path in paths if path.exists()]
+        times = []
+        for name in names:
+            with suppress(FileNotFoundError, NotImplementedError):  # some file systems do not tell
+                times.append(self._fs.modified(self.path(f"{folder}/{name}")).timestamp())
+        return times
+
     def read(self, name: str) -> bytes:
         """Return the content of a file.
 

@@ -7,11 +7,14 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from datetime import datetime
+from math import inf
+from time import time
 from typing import Any, Literal
 
 import numpy as np
 
 from atomizer_dask.atom import Definition
+from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import (
     RegistrationError,
     StoreChangedError,
@@ -23,12 +26,12 @@ from atomizer_dask.fingerprint import Code
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import living_holder, read_holder
 from atomizer_dask.journal import Journal
-from atomizer_dask.ledger import State
+from atomizer_dask.ledger import GOING, State
 from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import OnFailure, Policy
 from atomizer_dask.provenance import differences, versions
 from atomizer_dask.signature import is_own, sign
-from atomizer_dask.store import FAILURES, MERGING, PROPERTIES, Store, now
+from atomizer_dask.store import FAILURES, MANIFEST, MERGING, PROPERTIES, Store, now
 from atomizer_dask.streams import seed_of
 from atomizer_dask.sweep import Streamed, Sweep
 from atomizer_dask.sweepfile import save_sweep
@@ -121,28 +124,52 @@ class Kept:
 
     @property
     def state(self) -> State:
-        """``running`` also where whoever ran it died."""
-        state: State = self.store.manifest["state"]
-        return state
+        """``suspended`` also where whoever worked on it is gone without a word; see `gone`."""
+        return state_of(self.store)
+
+    @property
+    def gone(self) -> str:
+        """Who is gone that worked on it, and has not said so; empty where nobody is."""
+        if self.store.manifest["state"] not in GOING or self.state != "suspended":
+            return ""
+        return str(read_holder(self.store.folder) or "whoever worked on it")
 
     @property
     def seconds(self) -> float:
         """How long anybody has worked on it, whoever does so now included."""
-        held = living_holder(self.store.folder) is not None
-        return self._seconds(now() if held else None)
+        return self._seconds(living_holder(self.store.folder) is not None)
 
     @property
-    def seconds_told(self) -> float:
-        """How long those worked on it who could say that they left."""
-        return self._seconds(None)
+    def seconds_before(self) -> float:
+        """How long those worked on it who do so no more."""
+        return self._seconds(False)
 
-    def _seconds(self, open_end: str | None) -> float:
-        spans = [
-            datetime.fromisoformat(end) - datetime.fromisoformat(session["start"])
-            for session in self.store.manifest["sessions"]
-            if (end := session["end"] or open_end)
-        ]
-        return sum(span.total_seconds() for span in spans)
+    def _seconds(self, is_under_way: bool) -> float:
+        """Return how long the sessions were.
+
+        One of a process that has died ended at the latest when the next one began; as nobody says
+        when, it counts up to when the last of its results was written.
+        """
+        sessions = self.store.manifest["sessions"]
+        begins = [datetime.fromisoformat(session["start"]).timestamp() for session in sessions]
+        ends = [session["end"] and datetime.fromisoformat(session["end"]) for session in sessions]
+        written = None
+        total = 0.0
+        for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            is_last = number == len(sessions) - 1
+            if end is not None:
+                total += end.timestamp() - begin
+            elif is_last and is_under_way:
+                total += time() - begin
+            else:
+                written = self._written() if written is None else written
+                until = inf if is_last else begins[number + 1]
+                total += max([begin, *(at for at in written if at < until)]) - begin
+        return total
+
+    def _written(self) -> list[float]:
+        folder = self.store.folder
+        return [at for name in (PROPERTIES, FAILURES, INCOMING) for at in folder.written(name)]
 
     def options_with(self, on_failure: OnFailure | None) -> Options:
         """Return the options of the last `map`, perhaps with another policy.
@@ -192,6 +219,15 @@ class Kept:
         view = self.view
         wanted = range(view.count) if view.electrons is None else np.sort(view.electrons)
         return journal.not_done(wanted)
+
+
+def state_of(store: Store) -> State:
+    """Return what is told of a run, ``suspended`` where it was left in the middle."""
+    state: State = store.manifest["state"]
+    if state not in GOING or living_holder(store.folder) is not None:
+        return state
+    again: State = store.folder.read_json(MANIFEST)["state"]  # it may have ended a moment ago
+    return "suspended" if again in GOING else again
 
 
 def check_usable(url: Any) -> None:
@@ -472,7 +508,7 @@ def described(store: Store) -> dict[str, Any]:
         "atom": manifest["atom"]["id"],
         "seed": int(manifest["seed"]),
         "store": store.folder.url,
-        "state": manifest["state"],
+        "state": state_of(store),
         "created": manifest["created"],
         "holder": None if holder is None else str(holder),
         "sweep": manifest["sweeps"][-1],

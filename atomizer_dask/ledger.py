@@ -46,8 +46,8 @@ class Ledger:
         What became of the electrons. A later part replaces what an earlier one told of.
     history
         What earlier attempts failed with, by position.
-    done, failed
-        How many ended well, and in a failure.
+    done, failed, cancelled
+        How many ended well, and in a failure; how many of these were cancelled.
     """
 
     def __init__(self, run_id: str, atom_id: str) -> None:
@@ -59,12 +59,15 @@ class Ledger:
         self.history: dict[int, tuple[ElectronError, ...]] = {}
         self.done = 0
         self.failed = 0
+        self.cancelled = 0
         self._run_id = run_id
         self._atom_id = atom_id
         self._started = monotonic()
         self._before = 0  # electrons that others had brought to their end
         self._earlier = 0.0  # seconds that others had worked on it
         self._seconds: float | None = None
+        self._paused = 0.0  # seconds
+        self._paused_at: float | None = None
         self._times: deque[tuple[float, int]] = deque([(self._started, 0)])
 
     @property
@@ -79,12 +82,18 @@ class Ledger:
             now = monotonic() - self._started if self._seconds is None else self._seconds
             return self._earlier + now
 
+    @property
+    def _ended(self) -> int:
+        """How many electrons have run to their end, which cancelled ones have not."""
+        return self.done + self.failed - self.cancelled
+
     def rate(self) -> float:
         """Return electrons per second, lately or, at the end, overall."""
         with self.changed:
-            known = self.done + self.failed - self._before
+            known = self._ended - self._before
             if self._seconds is not None:
-                return known / max(self._seconds, 1e-9)
+                working = self._seconds - self._paused
+                return known / working if known > 0 and working > 0 else 0.0
             before, count = self._times[0]
             return (known - count) / max(monotonic() - before, 1e-9)
 
@@ -155,9 +164,10 @@ class Ledger:
         now = monotonic()
         with self.changed:
             self.parts.append(part)
+            self.cancelled += _cancelled(part) if failed else 0
             self.failed += failed - again
             self.done += len(part) - failed
-            self._times.append((now, self.done + self.failed - self._before))
+            self._times.append((now, self._ended - self._before))
             while len(self._times) > 2 and self._times[1][0] < now - RATE_SECONDS:
                 self._times.popleft()
             self.changed.notify_all()
@@ -168,7 +178,7 @@ class Ledger:
         """Note that all that is known so far comes from a store, and took others some seconds."""
         with self.changed:
             self._earlier = seconds
-            self._before = self.done + self.failed
+            self._before = self._ended
             self._started = monotonic()
             self._times = deque([(self._started, 0)])
 
@@ -185,8 +195,13 @@ class Ledger:
     def strike_out(self, part: Part, again: np.ndarray) -> None:
         """Note which of the failed electrons of a part, by a mask, a later part will tell of."""
         with self.changed:
+            ended, cancelled = self._ended, _cancelled(part)
             part.replaced = again if part.replaced is None else part.replaced | again
+            self.cancelled -= cancelled - _cancelled(part)
             self.failed -= int(again.sum())
+            # The rate is of what ends: that these have not ended after all is no part of it.
+            fewer = ended - self._ended
+            self._times = deque((at, number - fewer) for at, number in self._times)
 
     def remember(self, position: int, error: ElectronError) -> None:
         """Note what an attempt failed with that is not the last."""
@@ -197,6 +212,12 @@ class Ledger:
     def set_state(self, state: State, *, ended: bool = False) -> None:
         """Note what the run is doing."""
         with self.changed:
+            now = monotonic()
+            if self._paused_at is not None:
+                self._paused += now - self._paused_at
+            self._paused_at = now if state == "paused" else None
+            if state == "running" != self.state:  # a rate of what came before says nothing of now
+                self._times = deque([(now, self._ended - self._before)])
             self.state = state
             if ended:
                 self._seconds = monotonic() - self._started
@@ -227,9 +248,20 @@ class Ledger:
         assert self._seconds is not None
         with self.changed:
             self._started = monotonic() - self._seconds
-            self._times = deque([(monotonic(), self.done + self.failed - self._before)])
+            self._times = deque([(monotonic(), self._ended - self._before)])
             self._seconds = None
             self.state = "running"
+
+
+def _cancelled(part: Part | StoredPart) -> int:
+    """Return how many of a part's failed electrons were cancelled, and are not tried again."""
+    if isinstance(part, StoredPart):
+        return 0
+    kinds = np.array([failure.kind == "cancelled" for failure in part.outcome.failures], dtype=bool)
+    if not kinds.any():
+        return 0
+    were = kinds[np.asarray(part.outcome.codes)]
+    return int(were.sum() if part.replaced is None else (were & ~part.replaced).sum())
 
 
 def _failed(part: Part) -> Part:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from html import escape
 from itertools import islice
+from math import floor
 from typing import Any, Literal, NewType, TypeVar
 
 from atomizer_dask.brief import brief, one_line, plain
@@ -105,6 +106,17 @@ def time(moment: datetime | None) -> Html | None:
     if moment is None:
         return None
     return text(f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} {moment:%Z}")
+
+
+def percent(part: int, whole: int) -> str:
+    """Return a share, rounded down: nothing is at 100 % before it is all there.
+
+    >>> percent(99_999, 100_000), percent(1, 1)
+    ('99.9 %', '100 %')
+    """
+    if whole == 0 or part == whole:
+        return "100 %"
+    return f"{floor(1000 * part / whole) / 10:.1f} %"
 
 
 def duration(of: timedelta | float | None) -> str:

@@ -37,6 +37,9 @@ class Progress:
         left = f"{markup.duration(self.eta)} left" if self.eta else ""
         return ", ".join(filter(None, (f"{markup.rate(self.rate)}" if self.rate else "", left)))
 
+    def _percent(self) -> str:
+        return markup.percent(self.done + self.failed, self.total or 0)
+
     def __repr__(self) -> str:
         total = "?" if self.total is None else f"{self.total:,}"
         states = ("failed", self.failed), ("running", self.running), ("pending", self.pending)
@@ -48,7 +51,6 @@ class Progress:
     def _repr_html_(self) -> markup.Html:
         known = self.total or self.done + self.failed + self.running + self.pending
         share = 1 / max(known, 1)
-        ended = (self.done + self.failed) * share
         total = "an unknown number of" if self.total is None else f"{self.total:,}"
         shares: list[tuple[float, markup.Tone]] = [
             (self.done * share, "busy"),
@@ -67,5 +69,5 @@ class Progress:
                     "rate": markup.text(self._pace()),
                 }
             ),
-            beside=[markup.text(f"{100 * ended:.1f} %") if self.total else None, failed],
+            beside=[markup.text(self._percent()) if self.total else None, failed],
         )

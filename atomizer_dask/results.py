@@ -7,6 +7,9 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
+from atomizer_dask.columns import numpy_values
 from atomizer_dask.errors import StoreError
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
 from atomizer_dask.interruptible import wait_for
@@ -153,6 +156,31 @@ class Results:
         """Return what tells of failed electrons, as rows of the sweep."""
         return self._view.as_rows(self._ledger.failed_parts())
 
+    def outermost_of_store(self, count: int) -> list[Part]:
+        """Return the rows of the files that have the first `count` rows, and the last ones.
+
+        Of the others only the numbers of their electrons are read.
+        """
+
+        def read(parts: list[StoredPart]) -> list[Part]:
+            files = list({part.name: part for part in parts}.values())
+            rows = [
+                np.concatenate([np.empty(0, dtype=np.int64), *map(_rows_in, found)])
+                for file in files
+                for found in [self._view.as_rows(read_parts([file], metadata=False, outputs=()))]
+            ]
+            if not (known := np.sort(np.concatenate(rows)) if rows else np.empty(0)).size:
+                return []
+            low, high = known[:count][-1], known[-count:][0]
+            wanted = [
+                file
+                for file, mine in zip(files, rows, strict=True)
+                if len(mine) and (mine.min() <= low or mine.max() >= high)
+            ]
+            return self._view.as_rows(read_parts(wanted, metadata=False))
+
+        return self._read(read)[0]
+
     def frame_of(self, parts: Sequence[Part]) -> pd.DataFrame:
         """Return rows of the sweep as a frame."""
         return to_frame(self.sweep, parts, self.id)
@@ -165,7 +193,7 @@ class Results:
         """Return electrons and seconds by worker."""
         work, here = self._read(work_of)  # file by file: of 100 million electrons, too
         for part in here:
-            add_work(work, part.outcome.worker, *part.outcome.times())
+            add_work(work, part.outcome.worker, *part.current().outcome.times())
         return work
 
     def to_dask(self) -> Any:
@@ -229,3 +257,7 @@ class Results:
                 await woken
         if ledger.error is not None:
             raise ledger.error
+
+
+def _rows_in(part: Part) -> np.ndarray:
+    return numpy_values(part.positions)

@@ -80,6 +80,9 @@ class Run(Shown, Pictures):
         A `Stream` of what its electrons emit and what happens to it.
     recent
         The newest of these events and of its failures, for whoever looks: reading takes none away.
+    interruption
+        Of a run that was opened: who left it in the middle without a word, and how to go on; else
+        empty.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Run(Shown, Pictures):
         self.seed = seed
         self.events: EventStream[Event] = EventStream(setting("events.run-buffer"))
         self.recent = EventLog()
+        self.interruption = ""
         self._course = course
         self._told_failure: Failure | None = None
 
@@ -175,6 +179,7 @@ class Run(Shown, Pictures):
             store=kept.store,
             allow_pickle=allow_pickle,
         )
+        run.interruption = _interruption_of(kept)
         run._recall(kept.store.manifest["sessions"])
         return run
 
@@ -205,10 +210,12 @@ class Run(Shown, Pictures):
 
     @property
     def state(self) -> State:
-        """``running``, ``paused``, ``finished``, ``cancelled``, or ``failed``.
+        """``running``, ``paused``, ``finished``, ``cancelled``, ``failed``, or of a store two more.
 
-        The last where the conductor is gone, or something else has made it impossible to go on,
-        which is `error`.
+        It has failed where the conductor is gone, or something else has made it impossible to go
+        on, which is `error`. With a store it may be ``detached``, as it goes on without this
+        process, or ``suspended``: nobody works on it, and `Atomizer.attach` goes on; that is also
+        what `open` shows where whoever worked on it has died.
         """
         return self._ledger.state
 
@@ -228,6 +235,11 @@ class Run(Shown, Pictures):
         return len(self._ledger.history)
 
     @property
+    def cancelled_count(self) -> int:
+        """How many of the failed electrons were cancelled: before they ran, or in the middle."""
+        return self._ledger.cancelled
+
+    @property
     def is_driven(self) -> bool:
         """Whether it can be paused, cancelled and retried: not where it is only looked at."""
         return self._course is not None
@@ -242,6 +254,7 @@ class Run(Shown, Pictures):
         if self._course is None:
             kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
             self._ledger = _ledger_of(kept, self._allow_pickle)
+            self.interruption = _interruption_of(kept)
 
     @property
     def progress(self) -> Progress:
@@ -249,8 +262,10 @@ class Run(Shown, Pictures):
         ledger, supply = self._ledger, None if self._course is None else self._course.supply
         with ledger.changed:
             done, failed = ledger.done, ledger.failed
-            running = 0 if supply is None else supply.running
-            pending = self._view.count - done - failed if supply is None else supply.pending
+            left = max(self._view.count - done - failed, 0)
+            # What is being delivered is for a moment neither with the workers nor among the ended.
+            running = 0 if supply is None else min(supply.running, left)
+            pending = left - running
             rate = ledger.rate()
         eta: float | None = (running + pending) / rate if rate else None
         if ledger.ended:
@@ -715,3 +730,9 @@ def _ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
             continue
         ledger.look(kept.state, kept.seconds)
         return ledger
+
+
+def _interruption_of(kept: Kept) -> str:
+    gone = kept.gone
+    go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"
+    return f"{gone} is gone, and had not ended it: {go_on}" if gone else ""

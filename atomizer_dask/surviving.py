@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from math import floor
 from typing import Any
 
 import click
@@ -44,6 +45,8 @@ def status(store: str, watch: bool) -> None:
         facts = run.provenance
         click.echo(f"{run.id} of {run.atom_id} in {run.store}")
         click.echo(_line(run, facts["holder"] is not None))
+        if run.interruption:
+            click.echo(run.interruption)
         if watch:
             run = _watch(store, run)
             facts = run.provenance
@@ -61,7 +64,8 @@ def _line(run: Run, held: bool, rate: float | None = None) -> str:
     p = run.progress
     rate = p.rate if rate is None else rate
     total = "?" if p.total is None else f"{p.total:,}"
-    share = f" ({(p.done + p.failed) / p.total:.1%})" if p.total else ""
+    thousandths = floor(1000 * (p.done + p.failed) / p.total) if p.total else 0
+    share = f" ({thousandths / 10:.1f}%)" if p.total else ""  # 100 where it is all there
     known = held and p.total is not None and rate
     left = (p.total - p.done - p.failed) / rate if known else None  # type: ignore[operator]
     eta = f", {_duration(left)} left" if left else ""

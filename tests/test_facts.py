@@ -43,7 +43,7 @@ def test_what_was_cancelled_has_not_failed(local):
     run.join()
     facts = run_facts(run)
     assert (facts["failed"], facts["done"] + facts["cancelled"]) == (1, 999)
-    assert facts["label"] == f"cancelled, 1 failed, {facts['cancelled']} did not run"
+    assert facts["label"] == f"cancelled, 1 failed, {facts['cancelled']} did not end"
     assert facts["can"] == ["retry"]
 
 

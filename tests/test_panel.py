@@ -186,7 +186,7 @@ def test_buttons_pause_resume_and_cancel(atomizer, page, gate):
     state = opened.panel.state
     assert state["state"] == "cancelled"
     assert state["failed"] + state["done"] + state["cancelled"] == 1000
-    assert "did not run" in state["label"]
+    assert "did not end" in state["label"]
     assert opened.panel.note == ""
 
 

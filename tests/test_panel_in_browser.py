@@ -160,7 +160,7 @@ def test_the_notebook_of_pi(open_notebook, theme):
     panel.says(re.compile("failed, 1 retried"))
     panel.picture(f"pi-finished-{theme}")
     long = Panel(notebook, notebook.output(PI_LONG))
-    long.says(re.compile("cancelled, .* did not run"))
+    long.says(re.compile("cancelled, .* did not end"))
     long.picture(f"pi-cancelled-{theme}")
     check(notebook)
 
@@ -256,7 +256,7 @@ def test_cancel_asks_once_also_while_a_cell_is_executed(open_notebook, setup):
     panel.press("Keep running")
     panel.press("Cancel")
     panel.press("Yes, cancel")
-    panel.says(re.compile("cancelled, 2 failed, .* did not run"))
+    panel.says(re.compile("cancelled, 2 failed, .* did not end"))
     notebook.output(2).get_by_text("'cancelled'").wait_for()
     assert panel.az.get_by_role("button", name="Cancel").count() == 0
     panel.picture("cancelled")
@@ -376,7 +376,7 @@ def test_nothing_overflows_a_narrow_cell(open_notebook, setup, theme):
         panel.picture(f"narrow-{tab.lower()}-{theme}")
     panel.press("Cancel")
     panel.press("Yes, cancel")
-    panel.says(re.compile("did not run"))
+    panel.says(re.compile("did not end"))
     assert panel.az.evaluate(OVERFLOWING) == []
     check(notebook)
 

@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_says_when_that_was(local, gate):
     assert "as of" in shown
     run.cancel()
     run.join()
-    assert "did not run" in Tags(still_of(run)).text
+    assert "did not end" in Tags(still_of(run)).text
 
 
 def test_everything_that_comes_from_outside_is_escaped():

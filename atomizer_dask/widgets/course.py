@@ -24,7 +24,7 @@ class Course:
     """
 
     def __init__(self) -> None:
-        self._samples: list[tuple[float, int]] = []
+        self._samples: list[tuple[float, int]] = [(0.0, 0)]
         self._step = FIRST_STEP
 
     def note(self, seconds: float, ended: int, *, last: bool = False) -> None:

@@ -22,7 +22,6 @@ class Crew:
     def __init__(self) -> None:
         self._busy: dict[str, deque[float]] = {}
         self._electrons: defaultdict[str, int] = defaultdict(int)
-        self._seen = 0
 
     def note(self, status: ConductorStatus) -> None:
         """Take down how busy the workers are now."""
@@ -33,14 +32,15 @@ class Crew:
             samples.append(min(1.0, worker.executing / max(1, worker.threads)))
 
     def count(self, run: Run) -> None:
-        """Take down which worker has done what has ended since the last time."""
+        """Take down which worker has brought how many electrons to their end."""
         if run.store is not None:  # what has ended there, workers have written themselves
             self._electrons.update({w: int(f["electrons"]) for w, f in run.work().items()})
             return
-        for part in run.parts_since(self._seen):
-            self._seen += 1
+        self._electrons.clear()
+        for part in run.parts_since(0):  # anew, for some may be tried again by now, elsewhere
             assert isinstance(part, Part)
-            self._electrons[part.outcome.worker] += len(part)
+            again = 0 if part.replaced is None else int(part.replaced.sum())
+            self._electrons[part.outcome.worker] += len(part) - again
 
     def busy(self, workers: Iterable[WorkerStatus]) -> float:
         """Return the share of all threads that were busy lately."""

@@ -20,21 +20,22 @@ from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell, count_text, rounded
 
 MESSAGE = 240  # characters
+TROUBLE = 400
 RUNS = 50
 
 
 def run_facts(run: Run) -> dict[str, Any]:
     """Return what the head of a run's panel says.
 
-    ``elapsed`` is in seconds; ``cancelled`` electrons, which never ran, are no part of ``failed``.
+    ``elapsed`` is in seconds; ``cancelled`` electrons, which did not run to their end, are no part
+    of ``failed``.
     """
     state = run.state  # first: nothing is said to have ended that the numbers do not know of
     progress = run.progress
-    cancelled = _count_cancelled(run) if state == "cancelled" and progress.failed else 0
+    cancelled = min(run.cancelled_count, progress.failed)
     failed = progress.failed - cancelled
     idle = state == "paused" and not progress.running
     elapsed = run.seconds
-    rate = (progress.done + failed) / max(elapsed, 1e-9) if cancelled else progress.rate
     return {
         "kind": "run",
         "id": plain(run.id),
@@ -50,21 +51,17 @@ def run_facts(run: Run) -> dict[str, Any]:
         "running": progress.running,
         "pending": progress.pending,
         "retried": run.retried,
-        "rate": 0.0 if idle else rounded(rate),
+        "rate": 0.0 if idle else rounded(progress.rate),
         "eta": None if idle or progress.eta is None else rounded(progress.eta),
         "store": run.store and plain(run.store),
-        "error": run.error and cell(str(run.error.event.message), MESSAGE),
+        "error": _trouble(run),
         "can": _can(run, progress.failed),
     }
 
 
-def _count_cancelled(run: Run) -> int:
-    return sum(
-        len(rows)
-        for part in run.failed_rows()
-        for failure, rows in part.by_failure()
-        if failure.kind == "cancelled"
-    )
+def _trouble(run: Run) -> str | None:
+    text = str(run.error.event.message) if run.error is not None else run.interruption
+    return cell(text, TROUBLE) if text else None
 
 
 def _label(state: str, failed: int, cancelled: int) -> str:
@@ -72,7 +69,7 @@ def _label(state: str, failed: int, cancelled: int) -> str:
     if failed and state not in GOING:
         parts.append(f"{count_text(failed)} failed")
     if cancelled:
-        parts.append(f"{count_text(cancelled)} did not run")
+        parts.append(f"{count_text(cancelled)} did not end")
     return ", ".join(parts)
 
 

@@ -28,8 +28,10 @@ def failure_groups(run: Run) -> list[dict[str, Any]]:
     for part in run.failed_rows():
         for failure, rows in part.by_failure():
             key = failure.kind, failure.type
-            group = groups.setdefault(key, {"failure": failure, "count": 0, "rows": []})
+            fresh = {"failure": failure, "count": 0, "differ": False, "rows": []}
+            group = groups.setdefault(key, fresh)
             group["count"] += len(rows)
+            group["differ"] |= failure.message != group["failure"].message
             wanted = EXAMPLES - len(group["rows"])
             group["rows"] += [(int(row), part) for row in rows[:wanted]]
     ordered = sorted(groups.values(), key=lambda group: -group["count"])[:GROUPS]
@@ -42,6 +44,7 @@ def _described(run: Run, group: dict[str, Any], room: int) -> dict[str, Any]:
     traceback, longest = failure.traceback, min(TRACEBACK, room // 2)
     if len(traceback) > longest:
         traceback = "...\n" + traceback[-longest:].partition("\n")[2]
+    others = " (and other messages)" if group["differ"] else ""
     examples: list[dict[str, Any]] = []
     left = room - len(traceback)
     for row, part in group["rows"]:
@@ -54,7 +57,7 @@ def _described(run: Run, group: dict[str, Any], room: int) -> dict[str, Any]:
         "kind": failure.kind,
         "type": type_text(failure.type),
         "count": group["count"],
-        "message": cell(failure.message, 300),
+        "message": cell(failure.message, 300) + others,
         "traceback": plain(traceback),
         "hint": HINTS.get(failure.kind, ""),
         "examples": examples,

@@ -11,14 +11,17 @@ import numpy as np
 from atomizer_dask.brief import plain
 from atomizer_dask.columns import numpy_values
 from atomizer_dask.frame import Part
+from atomizer_dask.ledger import GOING
 from atomizer_dask.run import Run
-from atomizer_dask.widgets.text import cell
+from atomizer_dask.stored import StoredPart
+from atomizer_dask.widgets.text import cell, count_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 5  # at each end of the frame
 COLUMNS = 12
+ALL_ROWS = 500_000  # up to here, an output is drawn of all rows; else of a sample
 SAMPLED = 20_000  # values
 LOOKED_AT = 200  # pieces of the results; fewer where they have to be read from a store
 READ = 6
@@ -29,6 +32,9 @@ NARROW = 1e-13  # of the largest number: in less there are no bins to tell apart
 def preview(run: Run, column: str = "") -> dict[str, Any]:
     """Return the first and last rows that have ended, and the distribution of an output.
 
+    Of what it is each says: ``rows`` have ended, of which ``first`` and ``last`` are the ends
+    unless they are only ``some``, and ``told`` names what the chart is of.
+
     Parameters
     ----------
     run
@@ -36,39 +42,73 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     column
         Which output; the first one of numbers where it is empty or none of the frame's.
     """
-    parts = _some(run)
-    if not parts:
+    is_going = run.state in GOING  # first: what ends meanwhile is told of the next time
+    pieces = run.parts_since(0)
+    if not any(map(len, pieces)):
         return {}
-    sample = run.frame_of(_sampled(parts))
+    count = sum(len(piece) - _tried_again(piece) for piece in pieces)
+    some = _some(run, pieces)
+    sample = run.frame_of(_sampled(some))
     outputs = [name for name in sample.columns if name not in run.sweep.names]
-    wanted = [name for name in outputs if plain(str(name)) == column]
-    if wanted:
-        column = wanted[0]
-    else:
-        numeric = [name for name in outputs if _is_number(sample[name])]
-        column = (numeric or outputs or [""])[0]
-    ends = run.frame_of(_ends(parts))
-    shown = [*ends.columns][:COLUMNS]
-    rows = _rows(ends, shown)
+    column = _chosen(sample, outputs, column)
+    whole = count <= max(ALL_ROWS, len(sample))
+    values = run.to_frame(columns=[column])[column] if whole and column else None
+    if values is None and column:
+        values = sample[column]
+    ends = _ends(_outermost(run, pieces) if whole else some)
+    table = run.frame_of(ends)
+    shown = [*table.columns][:COLUMNS]
+    rows = _rows(table, shown)
+    chart = None if values is None else _chart(values)
+    if chart is not None and values is not None:
+        rows_now = len(values) if whole else count  # some may have ended since
+        chart["told"] = _told(chart["of"], len(values), rows_now, whole, is_going)
     return {
         "columns": [plain(str(name)) for name in shown],
-        "hidden": len(ends.columns) - len(shown),
+        "hidden": len(table.columns) - len(shown),
         "first": rows[:ROWS],
         "last": rows[ROWS:][-ROWS:],
+        "rows": count,
+        "some": not whole and len(rows) < count,
         "outputs": [plain(str(name)) for name in outputs],
         "column": plain(column),
-        "chart": _chart(sample[column]) if column else None,
+        "chart": chart,
     }
 
 
-def _some(run: Run) -> list[Part]:
+def _tried_again(piece: Part | StoredPart) -> int:
+    return 0 if piece.replaced is None else int(piece.replaced.sum())
+
+
+def _chosen(sample: pd.DataFrame, outputs: list[str], column: str) -> str:
+    wanted = [name for name in outputs if plain(str(name)) == column]
+    numeric = [name for name in outputs if _is_number(sample[name])]
+    return (wanted or numeric or outputs or [""])[0]
+
+
+def _told(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> str:
+    """Return what a chart is of, in words."""
+    rows = f"{count_text(count)} row{'' if count == 1 else 's'}{' so far' if is_going else ''}"
+    if not whole:
+        rows = f"a sample of {count_text(looked_at)} of {rows}"
+    elif of == looked_at:
+        rows = f"all {rows}" if count > 1 else rows
+    return rows if of == looked_at else f"{count_text(of)} values in {rows}"
+
+
+def _some(run: Run, pieces: Sequence[Part | StoredPart]) -> list[Part]:
     """Return some of what has ended: all the pieces there are, or as many evenly chosen ones."""
-    pieces = run.parts_since(0)
     limit = READ if run.store is not None else LOOKED_AT
     if len(pieces) > limit:
         chosen = np.linspace(0, len(pieces) - 1, limit).round().astype(int)
         pieces = [pieces[index] for index in chosen.tolist()]
     return run.rows_of(pieces)
+
+
+def _outermost(run: Run, pieces: Sequence[Part | StoredPart]) -> list[Part]:
+    """Return the pieces that have the first and the last rows; of files only these are read."""
+    here = run.rows_of([piece for piece in pieces if isinstance(piece, Part)])
+    return [*here, *run.outermost_of_store(ROWS)]
 
 
 def _sampled(parts: list[Part]) -> list[Part]:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 CREW_SECONDS = 1.0
 TAB_SECONDS = 1.0
+LEFT = ("suspended", "detached")  # of a store that somebody may go on with
+LEFT_SECONDS = 30.0
 ELSEWHERE_SECONDS = 2.0  # between two looks at a run that another process works on
 RATE_CHANGE = 0.1  # by less the rate is not sent anew while nothing else changes
 
@@ -50,15 +52,18 @@ class RunPanel(Panel):
 
     @property
     def pace(self) -> float | None:
-        """A few times a second while it goes on, then not at all."""
-        if self.thing.state not in GOING:
+        """A few times a second while it goes on, then not at all, unless others may go on."""
+        run: Run = self.thing
+        if not run.is_driven and run.state in LEFT:
+            return LEFT_SECONDS
+        if run.state not in GOING:
             return None
-        return self.interval if self.thing.is_driven else ELSEWHERE_SECONDS
+        return self.interval if run.is_driven else ELSEWHERE_SECONDS
 
     def facts(self) -> dict[str, Any]:
         """Return what the head says."""
         run: Run = self.thing
-        if not run.is_driven and run.state in GOING:
+        if not run.is_driven and run.state in (*GOING, *LEFT):
             run.look_again()
         self._look_at_workers(run)
         facts = self._steady(run_facts(run))

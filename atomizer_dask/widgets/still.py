@@ -17,7 +17,7 @@ from atomizer_dask.markup import Html
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.facts import atomizer_facts, conductor_facts, run_facts, status_of
 from atomizer_dask.widgets.failing import GROUPS, failure_groups
-from atomizer_dask.widgets.text import count_text, percent_text
+from atomizer_dask.widgets.text import count_text
 
 STILL_RUNS, STILL_WORKERS = 10, 20
 TONES: dict[str, markup.Tone] = {
@@ -92,7 +92,7 @@ def _tone(state: str, failed: int) -> markup.Tone:
 
 def _numbers(facts: dict[str, Any]) -> Html:
     total, going = facts["total"], facts["state"] == "running"
-    ended = percent_text(facts["done"] + facts["failed"], total) if total else ""
+    ended = markup.percent(facts["done"] + facts["failed"], total) if total else ""
     left = f"{markup.duration(facts['eta'])} left" if going and facts["eta"] is not None else ""
     failed = f"{count_text(facts['failed'])} failed" if facts["failed"] else ""
     done = f"{count_text(facts['done'])} of {counted(total, 'electron')}"

@@ -43,17 +43,6 @@ def count_text(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def percent_text(part: int, whole: int) -> str:
-    """Return a share, rounded down: nothing is at 100 % before it is all there.
-
-    >>> percent_text(99_999, 100_000), percent_text(1, 1)
-    ('99.9 %', '100 %')
-    """
-    if whole == 0 or part == whole:
-        return "100 %"
-    return f"{math.floor(1000 * part / whole) / 10:.1f} %"
-
-
 def rounded(value: float, digits: int = 3) -> float:
     """Return a number with as many digits as are shown of it.
 

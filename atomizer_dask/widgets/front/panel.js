@@ -232,7 +232,7 @@ function runHead(send) {
 
 function drawSpark(spark, rates) {
   fill(spark, rates, () => {
-    const points = rates.length ? [[0, 0], ...rates] : [];
+    const points = rates.length ? [[0, rates[0][1]], ...rates] : [];
     const last = points.length ? points[points.length - 1] : [1, 0];
     const highest = Math.max(...points.map(([, r]) => r), 1e-12);
     const at = ([t, r]) => `${((150 * t) / last[0]).toFixed(1)},${(31 - (28 * r) / highest).toFixed(1)}`;
@@ -459,18 +459,18 @@ function resultsTab(send) {
   return {
     element: h("div", { class: "results" }, frame, right),
     update({ state, results }) {
-      const { columns = [], first = [], last = [], hidden = 0 } = results || {};
-      const ended = state.done + state.failed;
-      fill(frame, [columns, first, last, hidden, ended, state.lost], () => {
+      const { columns = [], first = [], last = [], hidden = 0, rows: ended = 0, some } = results || {};
+      fill(frame, [columns, first, last, hidden, ended, some, state.lost, state.done], () => {
         if (!columns.length) {
           return [h("div", { class: "mute" }, state.done ? looking(state) : "No results yet.")];
         }
         const gap = ended > first.length + last.length ? [["⋮", ...columns.map(() => "")]] : [];
         const rows = [...first, ...gap, ...last];
         const more = hidden ? `, ${plural(hidden, "further column")}` : "";
+        const which = some ? "some of " : "first and last of ";
         return [table(["row", ...columns], rows, "first and last results"),
           h("div", { class: "faint small" },
-            `${gap.length ? "first and last of " : ""}${plural(ended, "row")}${more}`)];
+            `${gap.length ? which : ""}${plural(ended, "row")}${more}`)];
       });
       const { outputs = [], column = "", chart: drawing } = results || {};
       fill(choice, outputs, () => outputs.map((name) => h("option", { value: name }, name)));
@@ -483,10 +483,11 @@ function resultsTab(send) {
   };
 }
 
-function describeChart({ kind, bars, labels, mean, spread, of }) {
+// `told` says what it is of: all rows, or a sample of them.
+function describeChart({ kind, labels, mean, spread, told }) {
   return kind === "histogram"
-    ? `${labels[0]} to ${labels[1]}; mean ${mean}, standard deviation ${spread} of ${count(of)}`
-    : `the most frequent of ${count(of)}`;
+    ? `${labels[0]} to ${labels[1]}; mean ${mean}, standard deviation ${spread} of ${told}`
+    : `the most frequent of ${told}`;
 }
 
 function drawChart(drawing, column) {
@@ -525,8 +526,12 @@ function runsTab(send) {
   return {
     element,
     update({ state }) {
-      fill(element, state.runs, () => (state.runs || []).length
-        ? state.runs.map(row) : [h("div", { class: "mute" }, "No runs yet.")]);
+      const runs = state.runs || [];
+      const more = state.run_count > runs.length
+        ? [h("div", { class: "mute small" }, `The newest ${count(runs.length)} of ${count(state.run_count)} runs.`)]
+        : [];
+      fill(element, [runs, state.run_count], () => runs.length
+        ? [...runs.map(row), ...more] : [h("div", { class: "mute" }, "No runs yet.")]);
     },
     badge: ({ state }) => [state.run_count, false],
   };
