@@ -18,6 +18,7 @@ _MOST_AXES = 12
 _MOST_COLUMNS = 6
 _ALL_UP_TO = 5  # values
 _CELL = 26  # characters
+_TYPES_OF = 100_000  # values; of more it takes too long
 
 
 def described(columns: Mapping[str, Values], *, with_counts: bool) -> markup.Html:
@@ -59,7 +60,9 @@ def kind_of(values: Values) -> str:
     if isinstance(values, range):
         return "range"
     if isinstance(values, np.ndarray) and values.dtype == object:
-        return ", ".join(dict.fromkeys(type(value).__name__ for value in values[:100]))
+        looked_at = values[:_TYPES_OF]
+        kinds = dict.fromkeys(type(value).__name__ for value in looked_at)
+        return ", ".join([*kinds, *(["..."] if len(values) > len(looked_at) else [])])
     of_each = getattr(values, "shape", ())[1:]
     return f"{values.dtype} {of_each}" if of_each else str(values.dtype)
 

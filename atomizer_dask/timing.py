@@ -130,7 +130,7 @@ def durations(found: Sequence[Durations], heading: Heading, ax: Any) -> Any:
         ax.hist(np.maximum(good, low), bins, color="C0", label="ended well")
     if len(failed):
         ax.hist(np.maximum(failed, low), bins, color=FAILED_COLOUR, alpha=0.8, label="failed")
-    _mark_quantiles(ax, good if len(good) else failed)
+    _mark_quantiles(ax, good if len(good) else failed, of_some=bool(len(good) and len(failed)))
     _label_durations(ax, found, len(good) + len(failed), heading)
     return ax
 
@@ -150,15 +150,14 @@ def _is_wide(bins: np.ndarray) -> bool:
     return bool(bins[0] > 0 and bins[-1] > LOG_SPREAD * bins[0])
 
 
-def _mark_quantiles(ax: Any, seconds: np.ndarray) -> None:
+def _mark_quantiles(ax: Any, seconds: np.ndarray, *, of_some: bool) -> None:
     from matplotlib.ticker import EngFormatter
 
-    written = EngFormatter("s")
+    written, whose = EngFormatter("s"), " of what ended well" if of_some else ""
     for share, name, style in ((0.5, "median", "-"), (0.95, "95 %", "--")):
         value = float(np.quantile(seconds, share))
-        ax.axvline(
-            value, color="0.2", ls=style, lw=1, label=f"{name}: {written(float(f'{value:.3g}'))}"
-        )
+        text = f"{name}: {written(float(f'{value:.3g}'))}{whose}"
+        ax.axvline(value, color="0.2", ls=style, lw=1, label=text)
 
 
 def _label_durations(ax: Any, found: Sequence[Durations], calls: int, heading: Heading) -> None:

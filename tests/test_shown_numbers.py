@@ -13,14 +13,25 @@ import pytest
 from click.testing import CliRunner
 from patience import wait_until
 
-from atomizer_dask import Atomizer, MemoryConductor, Run, StoreError, atom, grid, keeping, kept
+from atomizer_dask import (
+    Atomizer,
+    MemoryConductor,
+    Run,
+    StoreError,
+    atom,
+    grid,
+    keeping,
+    kept,
+    zipped,
+)
 from atomizer_dask.cli import main
+from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.progress import Progress
 from atomizer_dask.widgets import preview as previews
 from atomizer_dask.widgets.course import Course
 from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import run_facts
+from atomizer_dask.widgets.facts import conductor_facts, run_facts
 from atomizer_dask.widgets.failing import failure_groups
 from atomizer_dask.widgets.panels import panel_of
 from atomizer_dask.widgets.preview import preview
@@ -369,3 +380,22 @@ def test_curve_of_a_panel_that_came_late_begins_with_what_had_been():
     course.note(100.0, 5000)
     course.note(102.0, 5400)
     assert course.rates() == [[100.0, 50.0], [102.0, 200.0]]
+
+
+def test_quantiles_say_whose_they_are(local):
+    pytest.importorskip("matplotlib").use("Agg")
+    run = local.map(often_fails, grid(x=range(100))).wait()
+    texts = [text.get_text() for text in run.durations().get_legend().get_texts()]
+    assert [text.endswith(" of what ended well") for text in texts].count(True) == 2
+    whole = local.map(noise, grid(x=range(100))).wait()
+    texts = [text.get_text() for text in whole.durations().get_legend().get_texts()]
+    assert not any("of what" in text for text in texts)
+
+
+def test_types_in_a_column_are_those_of_all_values():
+    assert "int, str" in zipped(x=[*range(500), "a"])._repr_html_()
+
+
+def test_workers_are_not_none_because_the_scheduler_does_not_answer():
+    facts = conductor_facts(MemoryConductor(2), ConductorStatus("reconnecting", ""))
+    assert facts["crew"] == "its workers are not known while it is not connected"

@@ -9,7 +9,7 @@ from dask.utils import format_bytes
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.brief import plain
+from atomizer_dask.brief import counted, plain
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
@@ -21,6 +21,7 @@ from atomizer_dask.widgets.text import cell, count_text, rounded
 
 MESSAGE = 240  # characters
 TROUBLE = 400
+UNKNOWN_CREW = "its workers are not known while it is not connected"
 RUNS = 50
 
 
@@ -118,7 +119,8 @@ def status_of(conductor: BatchConductor) -> ConductorStatus:
 def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[str, Any]:
     """Return what the panel of a conductor says."""
     threads = sum(worker.threads for worker in status.workers)
-    memory = sum(worker.memory for worker in status.workers)
+    memory = format_bytes(sum(worker.memory for worker in status.workers))
+    is_known = status.state == "connected"
     return {
         "kind": "conductor",
         "id": plain(conductor.id),
@@ -127,7 +129,8 @@ def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[
         "address": plain(status.address),
         "dashboard": plain(status.dashboard),
         "threads": threads,
-        "memory": format_bytes(memory),
+        "memory": memory,
+        "crew": f"{counted(threads, 'thread')}, {memory}" if is_known else UNKNOWN_CREW,
     }
 
 

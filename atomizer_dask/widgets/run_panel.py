@@ -89,9 +89,12 @@ class RunPanel(Panel):
             return
         began = thread_time()
         try:
-            self._status = run.conductor.status()
+            status = run.conductor.status()
         except AtomizerError:  # the scheduler is gone, which the run is told by its conductor
             return
+        if status.state != "connected":  # what it says then is that it knows of no workers
+            return
+        self._status = status
         self._crew.note(self._status)
         self._put_off("crew", CREW_SECONDS, began)
 

@@ -140,7 +140,7 @@ def _conductor(conductor: Any) -> Html:
         beside=[
             markup.badge(facts["state"], TONES.get(facts["state"], "good")),
             markup.code(facts["address"]),
-            markup.muted(f"{counted(facts['threads'], 'thread')}, {facts['memory']}"),
+            markup.muted(facts["crew"]),
         ],
     )
 

@@ -579,7 +579,8 @@ function plainHead(describe) {
 
 const conductorHead = () => plainHead((s) => ({
   name: s.type, place: s.address, link: s.dashboard,
-  words: `${plural(s.threads, "thread")}, ${Math.round(100 * (s.busy || 0))} % busy, ${s.memory}`,
+  words: s.state === "connected"
+    ? `${plural(s.threads, "thread")}, ${Math.round(100 * (s.busy || 0))} % busy, ${s.memory}` : s.crew,
 }));
 
 const atomizerHead = () => plainHead((s) => ({
