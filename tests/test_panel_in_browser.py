@@ -475,6 +475,43 @@ def _bytes(frame):
     return frame.encode() if isinstance(frame, str) else frame
 
 
+LEFT = """
+import json
+from pathlib import Path
+from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
+
+@atom
+def noise(x):
+    return {{"value": x / 4}}
+
+STORE = Path({store!r})
+with Atomizer(MemoryConductor(2), noise) as atomizer:
+    atomizer.map(noise, grid(x=range(1000)), store=STORE).wait()
+manifest = json.loads((STORE / "run.json").read_text())
+manifest["state"], manifest["sessions"][-1]["end"] = "running", None  # as a crash leaves it
+(STORE / "run.json").write_text(json.dumps(manifest))
+Run.open(STORE)
+"""
+
+
+def test_a_run_that_was_left_stands_still_and_says_what_its_results_are_of(open_notebook, tmp_path):
+    notebook = open_notebook([LEFT.format(store=str(tmp_path / "store"))])
+    notebook.run_all()
+    panel = Panel(notebook)
+    panel.says("suspended")
+    panel.says(re.compile(r"is gone, and had not ended it: atomizer\.attach\("))
+    elapsed = panel.az.locator(".elapsed")
+    before = elapsed.inner_text()
+    results = panel.open("Results")
+    results.get_by_text("first and last of 1,000 rows").wait_for()
+    told = "0 to 249.75; mean 124.875, standard deviation 72.1687 of all 1,000 rows"
+    results.get_by_text(told, exact=True).wait_for()
+    notebook.page.wait_for_timeout(1500)
+    assert elapsed.inner_text() == before
+    panel.picture("left")
+    check(notebook)
+
+
 def test_notebook_shows_it_live(open_notebook, setup, gate):
     notebook = open_notebook([setup, MAP], app="notebook")
     notebook.run_all()
