@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from datetime import date, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -54,6 +54,7 @@ def check_values(name: str, values: Iterable[Any]) -> None:
         return
     listed = list(values)
     suspects = set(map(type, listed)) - _VALUES
+    suspects -= {kind for kind in suspects if kind in _NESTED and _hold_values(listed, kind)}
     if not suspects:
         return
     for position, value in enumerate(listed):
@@ -77,6 +78,14 @@ def check_payload(payload: Any) -> None:
                 check_values(str(name), (value,))
     elif type(payload) not in _VALUES and (what := _refused(payload)) is not None:
         raise InvalidSweepError(f"the payload is a {_named(payload)}: {what}")
+
+
+def _hold_values(listed: list[Any], kind: type) -> bool:
+    """Return whether all containers of a kind have nothing else; at once, for they may be many."""
+    those = [value for value in listed if type(value) is kind]
+    inside: Iterable[Iterable[Any]] = map(dict.values, those) if kind is dict else those
+    inner = chain.from_iterable(inside)
+    return set(map(type, islice(inner, LOOKED_AT * len(those)))) <= _VALUES
 
 
 def _refused(value: Any) -> str | None:
