@@ -35,6 +35,7 @@ from atomizer_dask.errors import (
     text_of,
 )
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
 from atomizer_dask.randomness import TURN
@@ -660,22 +661,35 @@ class Lease:
     # -- failing ----------------------------------------------------------------------------
 
     def _fail(self, offset: int, error: BaseException) -> None:
-        kind: Kind = "invalid_payload" if isinstance(error, InvalidPayloadError) else "exception"
-        name, message, tier = type(error).__qualname__, "", ""
-        if isinstance(error, OvertimeError):
-            kind, name, message, tier = "timeout", "TimeoutError", error.message, error.tier
-        elif self.cancelled or offset in self.cancelled_ones:
-            kind = "cancelled"  # it heeded
-        message = message or (
-            error.event.message if isinstance(error, AtomizerError) else text_of(error)
-        )
-        alike = (kind, name, message, self._traceback_of(error))
+        try:
+            alike, tier = self._described(offset, error), ""
+            if isinstance(error, OvertimeError):
+                tier = error.tier
+        except BaseException as broken:  # of the exception itself, which is a class of the user's
+            if is_interrupt(broken):
+                raise
+            how = f"<showing it raised {type(broken).__name__}>"
+            alike, tier = ("exception", type(error).__qualname__, how, ""), ""
+            error = RuntimeError(how)
         # The first exception stands for all of the same text: a million alike stay small.
         if alike not in self._known:
             self._known[alike] = len(self._failures)
             self._failures.append(Failure(*alike, error.with_traceback(None), tier))
         self._failed.append(offset)
         self._codes.append(self._known[alike])
+
+    def _described(self, offset: int, error: BaseException) -> tuple[Kind, str, str, str]:
+        """Return kind, type, message and traceback of a failure; raises what `error` raises."""
+        kind: Kind = "invalid_payload" if isinstance(error, InvalidPayloadError) else "exception"
+        name, message = type(error).__qualname__, ""
+        if isinstance(error, OvertimeError):
+            kind, name, message = "timeout", "TimeoutError", error.message
+        elif self.cancelled or offset in self.cancelled_ones:
+            kind = "cancelled"  # it heeded
+        message = message or (
+            error.event.message if isinstance(error, AtomizerError) else text_of(error)
+        )
+        return kind, name, message, self._traceback_of(error)
 
     def _traceback_of(self, error: BaseException) -> str:
         if isinstance(error, OvertimeError) and error.__cause__ is not None:

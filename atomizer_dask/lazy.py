@@ -82,8 +82,8 @@ def check_payload(payload: Any) -> None:
 
 def _hold_values(listed: list[Any], kind: type) -> bool:
     """Return whether all containers of a kind have nothing else; at once, for they may be many."""
-    those = [value for value in listed if type(value) is kind]
-    inside: Iterable[Iterable[Any]] = map(dict.values, those) if kind is dict else those
+    those: list[Any] = [value for value in listed if type(value) is kind]
+    inside: list[Any] = [value.values() for value in those] if kind is dict else those
     inner = chain.from_iterable(inside)
     return set(map(type, islice(inner, LOOKED_AT * len(those)))) <= _VALUES
 

@@ -358,6 +358,36 @@ def test_exceptions_that_cannot_be_shown_are_failures_like_others(atomizer):
     assert atomizer.send(loud, {"x": 1}).result(60).error.kind == "exception"
 
 
+class NotesError(Exception):
+    @property
+    def __notes__(self):
+        raise SystemExit("notes")
+
+
+class TracelessError(Exception):
+    @property
+    def __traceback__(self):
+        raise InjectedError("no traceback")
+
+
+class NobodysError(Exception):
+    @property
+    def __class__(self):
+        raise SystemExit("no class")
+
+
+@atom(id="tests.raises_given")
+def raises_given(error):
+    raise error("on purpose")
+
+
+@pytest.mark.parametrize("error", [NotesError, TracelessError, NobodysError, GeneratorExit])
+def test_exceptions_that_raise_where_they_are_described_cost_their_electron(atomizer, error):
+    run = atomizer.map(raises_given, zipped(error=[error, error, KeyError])).wait(60)
+    assert run.errors["kind"].tolist() == ["exception"] * 3
+    assert run.errors["type"].tolist() == [error.__name__, error.__name__, "KeyError"]
+
+
 @atom(id="tests.returns_hostile")
 def returns_hostile(x):
     return Hostile(x)
