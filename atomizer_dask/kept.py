@@ -17,7 +17,13 @@ from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.columns import numpy_values
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.deposit import INCOMING
-from atomizer_dask.errors import AtomizerError, StoreError, StoreHeldError, UnstorableError
+from atomizer_dask.errors import (
+    AtomizerError,
+    StoreError,
+    StoreHeldError,
+    UnstorableError,
+    where_raised,
+)
 from atomizer_dask.events import Event
 from atomizer_dask.frame import Part
 from atomizer_dask.journal import Journal
@@ -371,15 +377,23 @@ class KeptSupply(Supply):
         try:
             yield
         except Exception as error:
-            if not isinstance(error, StoreError | OSError):
-                logger.exception("the store of %s failed", self._plan.run_id)
+            # Of a file system in the network it has hundreds of lines; what matters is told below.
+            logger.debug("the store of %s failed", self._plan.run_id, exc_info=True)
             if not self._ledger.ended:
-                told = error if isinstance(error, StoreError) else StoreError(str(error), error)
+                told = error if isinstance(error, StoreError) else self._store_failed(error)
                 if isinstance(error, StoreHeldError):
                     self._yield()
                 else:
                     self._stop()
                 self._driver.fail(told)
+
+    def _store_failed(self, error: Exception) -> StoreError:
+        url = self._journal.store.folder.url
+        return StoreError(
+            f"the store {url} failed: {where_raised(error)}. What had been written is unharmed; "
+            f"once that is mended, atomizer.attach({url!r}) goes on",
+            error,
+        )
 
     def _yield(self) -> None:
         """Have no electrons executed any more, unless whoever took over waits for them."""

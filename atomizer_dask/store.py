@@ -322,7 +322,8 @@ class Store:
 
         def look(file: pq.ParquetFile) -> int:
             groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-            return min((group.column(0).statistics.min for group in groups), default=0)
+            # One has no rows where all of its electrons were in another file as well.
+            return min((g.column(0).statistics.min for g in groups if g.num_rows), default=0)
 
         return int(self._reading(name, look))
 
