@@ -318,10 +318,12 @@ class Run(Shown, Pictures):
         self._settle()
         if not ended:
             p = self.progress
+            obstacle = "" if self.conductor is None else self.conductor.obstacle
             raise TimeoutError(
                 f"{self.id} has not ended within {timeout} s: {p.done + p.failed:,} of "
                 f"{'?' if p.total is None else f'{p.total:,}'} electrons have; it "
                 f"{'is paused' if self.state == 'paused' else 'goes on'}"
+                f"{obstacle and f', but {obstacle}'}"
             )
         if self._ledger.error is not None:
             raise self._ledger.error
@@ -418,8 +420,6 @@ class Run(Shown, Pictures):
         refuse_annotations()
         course = self._driven
         course.conductor.check_open()
-        if self._ledger.ended and course.supply.is_broken_off:
-            raise AtomizerError(self._cannot_retry(), self._ledger.error)
         seconds = seconds_of(timeout, "timeout")
         limit = course.plan.timeout if seconds is None else seconds
         if course.supply.stopping:  # it is being cancelled, which takes a second at most
@@ -429,12 +429,6 @@ class Run(Shown, Pictures):
             self._allow_pickle = True
         course.conductor.do(partial(course.supply.retry, where, limit))
         return self
-
-    def _cannot_retry(self) -> Event:
-        where = None if self._store is None else repr(self._store.folder.url)
-        go_on = f"atomizer.attach({where}) goes on with it" if where else "map anew"
-        message = f"{self.id} is {self.state}, and electrons of it are not sent any more: {go_on}"
-        return Event(message, run_id=self.id, level="error")
 
     def verify(
         self, n: int = 100, *, tolerance: float = 1e-9, seed: int | None = None

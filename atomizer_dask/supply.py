@@ -90,11 +90,6 @@ class Supply:
         return self._driver.leased
 
     @property
-    def is_broken_off(self) -> bool:
-        """Whether nothing more will be sent: it has failed, or somebody else goes on with it."""
-        return self._driver.has_failed
-
-    @property
     def pending(self) -> int:
         """How many are still to be sent."""
         return self._waiting + sum(len(lot) for lot, _ in list(self._delayed.values()))
@@ -334,12 +329,30 @@ class Supply:
             chosen.append((part, np.fromiter(wanted, dtype=bool, count=len(errors)), errors))
         if not any(again.any() for _, again, _ in chosen):
             return
+        self._check_unbroken()
         self._prepare_retry()  # first: where that fails, nothing has changed
-        self._driver.act(self._retry, chosen, timeout)
+        had_ended = self._ledger.ended
+        if had_ended:
+            self._ledger.reopen()
+        self._driver.act(self._retry, chosen, timeout, had_ended)
+
+    def _check_unbroken(self) -> None:
+        """Raise where electrons could be sent no more, so that nobody would ever hear of them."""
+        if not self._driver.has_failed:
+            return
+        plan, state = self._plan, self._ledger.state
+        go_on = "map anew" if plan.sink is None else f"atomizer.attach({plan.sink.url!r}) goes on"
+        message = f"{plan.run_id} is {state}, and electrons of it are not sent any more: {go_on}"
+        raise AtomizerError(Event(message, run_id=plan.run_id, level="error"), self._ledger.error)
 
     def _retry(
-        self, chosen: list[tuple[Part, np.ndarray, list[ElectronError]]], timeout: float | None
+        self,
+        chosen: list[tuple[Part, np.ndarray, list[ElectronError]]],
+        timeout: float | None,
+        had_ended: bool,
     ) -> None:
+        if had_ended:
+            self._listeners.on_reopen()
         lots = []
         for part, again, errors in chosen:
             positions = part.failed_positions()[again]
@@ -349,9 +362,6 @@ class Supply:
             if len(positions):
                 lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
         count = sum(len(positions) for positions, _ in lots)
-        if self._ledger.ended:
-            self._ledger.reopen()
-            self._listeners.on_reopen()
         self._take_out(np.concatenate([positions for positions, _ in lots]))
         if not self._ledger.ended:
             are = "electron is" if count == 1 else "electrons are"

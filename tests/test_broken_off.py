@@ -1,13 +1,16 @@
 """Whatever is raised on a thread of ours ends what it concerns, and nobody waits for ever."""
 
+import os
 import random
 import threading
+import time
 from contextlib import suppress
 from time import monotonic
 from types import FunctionType
 
 import numpy as np
 import pytest
+from patience import wait_until
 
 from atomizer_dask import (
     Atomizer,
@@ -31,6 +34,7 @@ from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.outcome import Outcome
 from atomizer_dask.supply import Supply
+from atomizer_dask.widgets.facts import run_facts
 
 SOON = 20  # seconds; the machine is busy
 
@@ -90,36 +94,56 @@ def test_any_method_that_raises_leaves_nobody_waiting(place, monkeypatch, tmp_pa
     kind, name = place
     monkeypatch.setattr(kept, "FLUSH_SECONDS", 0.01)
     options = {"on_failure": "retry", "max_attempts": 2, "backoff": 0.01}
-    for number in (1, 2):
-        atomizer = Atomizer(MemoryConductor(2), third)
-        path, runs, futures = tmp_path / f"{number}", [], []
-        with monkeypatch.context() as patch:
-            patch.setattr(kind, name, raising_at(vars(kind)[name], number))
-            rows, stream = grid(x=range(300)), ({"x": x} for x in range(100))
-            for sweep, more in ((rows, {}), (stream, {}), (rows, {"store": path})):
-                with suppress(InjectedError):  # raised before there is a run
-                    runs.append(atomizer.map(third, sweep, **options, **more))
-            for x in range(20):
-                with suppress(InjectedError):
-                    futures.append(atomizer.send(third, {"x": x}))
-            for run in runs:
-                ends(run)
-            for future in futures:
-                assert isinstance(future.exception(SOON), AtomizerError | None)
+    number = 1 + PLACES.index(place) % 2
+    atomizer = Atomizer(MemoryConductor(2), third)
+    path, runs, futures = tmp_path / "store", [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, raising_at(vars(kind)[name], number))
+        rows, stream = grid(x=range(300)), ({"x": x} for x in range(100))
+        for sweep, more in ((rows, {}), (stream, {}), (rows, {"store": path})):
+            with suppress(InjectedError):  # raised before there is a run
+                runs.append(atomizer.map(third, sweep, **options, **more))
+        for x in range(20):
             with suppress(InjectedError):
-                runs = [atomizer.map(third, rows)]
-                for act in (runs[0].pause, runs[0].resume, runs[0].cancel):
-                    act()
-                ends(runs[0])
-        assert ends(atomizer.map(third, rows)) == "finished"  # it is none the worse for it
-        began = monotonic()
-        atomizer.close()
-        assert monotonic() - began < SOON
-        with Atomizer(MemoryConductor(2), third) as again:
-            attached = again.attach(path, takeover=True).wait(SOON)
-            assert attached.progress.done + attached.progress.failed == 300
-            # No trouble of ours is an electron's outcome.
-            assert set(attached.errors["kind"]) == {"exception"}
+                futures.append(atomizer.send(third, {"x": x}))
+        for run in runs:
+            ends(run)
+        for future in futures:
+            assert isinstance(future.exception(SOON), AtomizerError | None)
+        with suppress(InjectedError):
+            runs = [atomizer.map(third, rows)]
+            for act in (runs[0].pause, runs[0].resume, runs[0].cancel):
+                act()
+            ends(runs[0])
+    assert ends(atomizer.map(third, rows)) == "finished"  # it is none the worse for it
+    began = monotonic()
+    atomizer.close()
+    assert monotonic() - began < SOON
+    with Atomizer(MemoryConductor(2), third) as again:
+        attached = again.attach(path, takeover=True).wait(SOON)
+        assert attached.progress.done + attached.progress.failed == 300
+        # No trouble of ours is an electron's outcome.
+        assert set(attached.errors["kind"]) == {"exception"}
+
+
+RETRYING = [(kind, name) for kind, name in PLACES if kind in (Supply, KeptSupply, Journal, Ledger)]
+RETRYING += [(Ledger, "reopen")]
+
+
+def test_retry_in_which_anything_raises_leaves_nobody_waiting(monkeypatch, tmp_path):
+    monkeypatch.setattr(kept, "FLUSH_SECONDS", 0.01)
+    with Atomizer(MemoryConductor(2), third) as atomizer:
+        for number, (kind, name) in enumerate(RETRYING):
+            for where in (None, tmp_path / f"{number}"):
+                run = atomizer.map(third, grid(x=range(30)), store=where).wait(SOON)
+                with monkeypatch.context() as patch, suppress(InjectedError, AtomizerError):
+                    patch.setattr(kind, name, raising_at(vars(kind)[name], 1))
+                    run.retry()
+                    ends(run)
+                assert ends(run) in ("finished", "failed"), name
+                if where is not None:
+                    attached = atomizer.attach(where, takeover=True).wait(SOON)
+                    assert (attached.progress.done, attached.progress.failed) == (26, 4), name
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -215,27 +239,27 @@ def test_run_that_broke_off_is_not_retried_in_vain(local, monkeypatch):
     assert run.state == "failed"
 
 
+@atom(id="tests.third_at_gate")
+def third_at_gate(x, path):
+    while x != 3 and not os.path.exists(path):
+        time.sleep(0.01)
+    if x == 3:
+        raise ValueError(x)
+
+
 def test_suspended_run_is_not_retried_in_vain(local, tmp_path, gate):
-    run = local.map(third, grid(x=range(10)), store=tmp_path / "s")
-    run.join(SOON)
-    other = local.map(third, ({"x": x} for x in [3, 3]), store=tmp_path / "t")
-    other.suspend()
-    if other.state == "suspended":
-        with pytest.raises(AtomizerError, match="attach"):
-            other.retry()
+    run = local.map(third_at_gate, grid(x=[3, 1, 2], path=[gate.path]), store=tmp_path / "s")
+    wait_until(lambda: run.progress.failed == 1)
+    assert run.suspend().state == "suspended"
+    with pytest.raises(AtomizerError, match="attach"):
+        run.retry()
+    assert run.state == "suspended"
+    gate.open()
 
 
 def test_action_that_is_nobodys_fails_all_that_is_under_way(local, gate):
-    @atom(id="tests.waits_at_gate")
-    def waits(x, path):
-        import os
-        import time
-
-        while not os.path.exists(path):
-            time.sleep(0.01)
-
-    run = local.map(waits, grid(x=[1], path=[gate.path]))
-    future = local.send(waits, {"x": 1, "path": gate.path})
+    run = local.map(third_at_gate, grid(x=[1], path=[gate.path]))
+    future = local.send(third_at_gate, {"x": 1, "path": gate.path})
     conductor = run.conductor
     conductor.post(lambda: 1 / 0)
     assert ends(run) == "failed"
@@ -524,6 +548,9 @@ def test_asking_a_conductor_that_is_stuck_says_so(monkeypatch):
         assert stuck.wait(SOON)
         with pytest.raises(ConductorError, match=r"has been busy for .* does not return"):
             run.pause()
+        with pytest.raises(TimeoutError, match=r"it goes on, but the thread .* has been busy"):
+            run.wait(0.01)
+        assert "has been busy" in run_facts(run)["error"]
         over.set()
         run.resume()  # for what was asked for is done all the same
         assert run.join(SOON)

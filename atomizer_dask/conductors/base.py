@@ -429,6 +429,14 @@ class BatchConductor(Shown, Conductor):
                 raise ConductorError(self._stuck(dispatcher))
         return answer.result()
 
+    @property
+    def obstacle(self) -> str:
+        """Where the thread that directs all runs is stuck, in words; empty where it is not."""
+        dispatcher = self._dispatcher
+        if dispatcher is None or dispatcher.busy_seconds < STUCK_SECONDS:
+            return ""
+        return self._stuck(dispatcher).message
+
     def _stuck(self, dispatcher: Dispatcher) -> Event:
         message = (
             f"the thread that directs all runs of the conductor has been busy for "

@@ -62,6 +62,8 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 def _trouble(run: Run) -> str | None:
     text = str(run.error.event.message) if run.error is not None else run.interruption
+    if not text and run.conductor is not None and run.state in GOING:
+        text = run.conductor.obstacle
     return cell(text, TROUBLE) if text else None
 
 
