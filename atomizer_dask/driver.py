@@ -21,6 +21,7 @@ from functools import partial
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from time import monotonic
+from traceback import walk_stack
 from typing import Any, Protocol
 
 from atomizer_dask.batch import Batch, Terms
@@ -34,6 +35,8 @@ from atomizer_dask.turns import due_after
 
 UNKNOWN_RATE = 2.0  # electrons per second and thread, as Dask assumes of tasks
 STUCK_SECONDS = 5.0  # in one action: the dispatcher's thread is not waited for any longer
+STORING_SECONDS = 20.0  # likewise where it writes to a store
+STORING = "atomizer_dask.journal"  # what does so
 SLICE_SECONDS = 0.1  # between two looks at it
 
 logger = logging.getLogger(__name__)
@@ -557,14 +560,27 @@ class Dispatcher:
     def close(self) -> bool:
         """End the thread once everything posted before has been done; return whether it has ended.
 
-        It is not waited for where it is stuck in one action, perhaps in a function of the user's.
+        It is not waited for where it is stuck in one action, perhaps in a function of the user's;
+        for longer where that writes to a store, which may have much to write.
         """
         self._inbox.put(None)
         if self.is_current:
             return True
-        while self.is_alive and self.busy_seconds < STUCK_SECONDS:
+        while self.is_alive and not self.is_stuck:
             self._thread.join(SLICE_SECONDS)
         return not self.is_alive
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has been in one action for so long that something is wrong."""
+        if self.busy_seconds < STUCK_SECONDS:
+            return False
+        return self.busy_seconds > STORING_SECONDS or not self._is_storing()
+
+    def _is_storing(self) -> bool:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        frames = walk_stack(frame) if frame is not None else ()
+        return any(each.f_globals.get("__name__") == STORING for each, _ in frames)
 
     def _run(self) -> None:
         while (action := self._next()) is not None:

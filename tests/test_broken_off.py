@@ -535,7 +535,7 @@ def test_closing_says_what_the_conductor_is_stuck_in(monkeypatch, caplog):
 
 
 def test_asking_a_conductor_that_is_stuck_says_so(monkeypatch):
-    monkeypatch.setattr("atomizer_dask.conductors.base.STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(driver, "STUCK_SECONDS", 0.3)
     stuck, over = threading.Event(), threading.Event()
 
     def hanging_policy(failure):
@@ -554,6 +554,27 @@ def test_asking_a_conductor_that_is_stuck_says_so(monkeypatch):
         over.set()
         run.resume()  # for what was asked for is done all the same
         assert run.join(SOON)
+
+
+def test_closing_does_not_wait_for_a_file_system_that_hangs(monkeypatch, tmp_path):
+    monkeypatch.setattr(driver, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "STORING_SECONDS", 0.6)
+    hangs, over = threading.Event(), threading.Event()
+
+    def hang(*_):
+        hangs.set()
+        over.wait(100)
+        raise OSError("the server is back, and knows nothing of this")
+
+    monkeypatch.setattr(Journal, "_write_gathered", hang)
+    atomizer = Atomizer(MemoryConductor(2), third)
+    run = atomizer.map(third, grid(x=range(10)), store=tmp_path / "s")
+    assert hangs.wait(SOON)
+    began = monotonic()
+    atomizer.close()
+    assert 0.4 < monotonic() - began < SOON
+    assert ends(run) == "failed"
+    over.set()
 
 
 # -- stores ----------------------------------------------------------------------------------------

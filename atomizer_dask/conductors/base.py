@@ -26,7 +26,6 @@ from atomizer_dask.config import check
 from atomizer_dask.context import LateConductor
 from atomizer_dask.driver import (
     SLICE_SECONDS,
-    STUCK_SECONDS,
     Dispatcher,
     Driver,
     Report,
@@ -358,7 +357,11 @@ class BatchConductor(Shown, Conductor):
 
     def count_all(self) -> tuple[int, int]:
         """Return the census of its own channel, wherever electrons of it are."""
-        return self._answer(self.ask(lambda: self.census(self.channel)))
+        counted = self.ask(lambda: self.census(self.channel))
+        while not wait([counted], SLICE_SECONDS).done:  # however long something else takes
+            if not self._dispatch().is_alive:
+                return 0, self._sent
+        return counted.result()
 
     def version_for(self, atom_id: str) -> Any:
         """Return the version of the atom that this id means now; None where it means none."""
@@ -425,7 +428,7 @@ class BatchConductor(Shown, Conductor):
         while not wait([answer], SLICE_SECONDS).done:
             if not dispatcher.is_alive:
                 raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
-            if dispatcher.busy_seconds > STUCK_SECONDS or monotonic() > until:
+            if dispatcher.is_stuck or monotonic() > until:
                 raise ConductorError(self._stuck(dispatcher))
         return answer.result()
 
@@ -433,7 +436,7 @@ class BatchConductor(Shown, Conductor):
     def obstacle(self) -> str:
         """Where the thread that directs all runs is stuck, in words; empty where it is not."""
         dispatcher = self._dispatcher
-        if dispatcher is None or dispatcher.busy_seconds < STUCK_SECONDS:
+        if dispatcher is None or not dispatcher.is_stuck:
             return ""
         return self._stuck(dispatcher).message
 
