@@ -171,6 +171,17 @@ def test_slow_atom_is_executed_again_for_few_rows_once(local):
     assert sum(rows) <= 500 + 2 * 32 * 2  # two cuts for each thread
 
 
+def test_rows_of_a_stream_and_of_objects_that_depend_on_each_other(local):
+    @atom(vectorized=True)
+    def counted(v):
+        return [len(each) + len(v) for each in v]
+
+    for sweep in (({"v": [1] * n} for n in range(40)), zipped(v=[[1] * n for n in range(40)])):
+        run = local.map(counted, sweep).wait(30)
+        assert set(run.errors["type"]) == {"DependentRowsError"}
+        assert len(run.errors) >= 38  # but where one came by itself
+
+
 @pytest.mark.parametrize("options", [{"timeout": "30s"}, {}])
 def test_in_children_and_in_stores(local, tmp_path, options):
     centred = atom(DEPENDENT["centred"], vectorized=True, id="tests.centred")
