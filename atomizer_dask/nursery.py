@@ -11,6 +11,7 @@ imports the user's ``__main__``). Who holds what::
 
 The zygote reaps, so only it knows whether a pid is still the child's: only it kills. When the
 owner dies, control ends and the zygote kills the children; when the zygote dies, the kernel does.
+Each child leads a process group of its own, so that what it has started is killed with it.
 """
 
 from __future__ import annotations
@@ -400,6 +401,7 @@ class _Brood:
 def run_zygote(control: str, target: str, preload: str) -> NoReturn:
     """Be a zygote: the main function of the process that a `Nursery` starts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal might stop it for printing
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     if signal.SIGTERM in mask:  # which its owner heeds: whoever stops a service tells all of it
         signal.signal(signal.SIGTERM, heed_not)

@@ -389,6 +389,21 @@ def test_nothing_outlives_the_client(how, what, isolation, tmp_path):
         wait_until(lambda: not alive(pids), 10)
 
 
+def test_what_an_electron_started_ends_with_its_timeout(local, tmp_path):
+    def hang(path):
+        import subprocess
+        from pathlib import Path
+
+        process = subprocess.Popen(["sleep", "600"])
+        Path(path).write_text(str(process.pid))
+        process.wait()
+
+    path = tmp_path / "pid"
+    run = local.map(hang, {"path": [str(path)]}, timeout=1).wait(PATIENCE)
+    assert run.errors["kind"].tolist() == ["timeout"]
+    wait_until(lambda: not alive([int(path.read_text())]), 10)
+
+
 def test_what_a_worker_started_ends_with_it(own):
     def leave_one(x):
         import subprocess
