@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -410,6 +411,33 @@ def as_definition(value: Any) -> Definition | None:
     if isinstance(value, type):
         return ClassAtom(value) if issubclass(value, Atom) else None
     return FunctionAtom(value) if callable(value) else None
+
+
+def as_it_is_now(definition: Definition) -> Definition:
+    """Return the atom that its module has under the same name and id today.
+
+    As after a cell was edited or a module reloaded; the very one where there is no other.
+    """
+    made_of: Any = getattr(definition, "function", None) or getattr(definition, "cls", None)
+    made_of = inspect.unwrap(made_of) if callable(made_of) else made_of
+    found: Any = sys.modules.get(getattr(made_of, "__module__", None) or "")
+    name = getattr(made_of, "__qualname__", "<>")
+    for part in () if "<" in name else name.split("."):
+        found = getattr(found, part, None)
+    if "<" in name or found is made_of or getattr(definition, "instance", None) is not None:
+        return definition
+    today = as_definition(found) if _is_alike(found, definition) else None
+    is_other = today is not None and today.id == definition.id
+    return today if today is not None and is_other else definition
+
+
+def _is_alike(found: Any, definition: Definition) -> bool:
+    """Return whether what a module has may be an atom in place of another one."""
+    if isinstance(found, Definition):
+        return type(found) is type(definition) and found.vectorized == definition.vectorized
+    if isinstance(definition, ClassAtom):
+        return isinstance(found, type) and issubclass(found, Atom)
+    return inspect.isfunction(found) and not definition.vectorized
 
 
 def _marks_of(of: Atom | Definition) -> list[str]:

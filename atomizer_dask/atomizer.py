@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atom import Definition, as_definition
 from atomizer_dask.batch import Origin, Sink
+from atomizer_dask.checking import check_generators
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.config import check, setting
@@ -340,9 +341,9 @@ class Atomizer(Shown):
         InvalidSweepError, InvalidPayloadError
             Where the sweep is none, is empty, or does not fit the atom.
         UnpicklableError
-            Where the atom cannot travel.
+            Where the atom cannot travel, or an input, which is named by column and row.
         RegistrationError
-            Where there is no atom of that id.
+            Where there is no atom of that id, or it draws from a generator made outside of it.
         ConductorError
             Where no conductor is left that could carry it.
         StoreError
@@ -358,6 +359,8 @@ class Atomizer(Shown):
         definition = self._definition_of(atom, conductor)
         inputs = as_sweep(sweep)
         inputs.check_values()
+        check_generators(inputs)
+        conductor.check_inputs(inputs)
         if not isinstance(inputs, Streamed):
             definition.check_fields(inputs.names)
             definition.check_outputs(inputs.names)

@@ -75,11 +75,31 @@ def own_copy(value: Any) -> Any:
             return _COPY[kind](value)
     elif not _is_mutable(kind) or (kind is tuple and not can_change(value)):
         return value
+    if is_sentinel(value):
+        return value
     try:
         copied = copy.deepcopy(value)
     except Exception:  # noqa: BLE001 - copying runs anybody's __deepcopy__ and __reduce__
         return value
     return copied if type(copied) is kind else value
+
+
+def is_sentinel(value: Any) -> bool:
+    """Return whether an object has nothing but its identity, by which it is known.
+
+    >>> is_sentinel(object()), is_sentinel([])
+    (True, False)
+    """
+    kind: Any = type(value)
+    has_own = kind.__eq__ is not object.__eq__ or getattr(value, "__dict__", None)
+    reduces = kind.__reduce_ex__, kind.__reduce__
+    if has_own or reduces != (object.__reduce_ex__, object.__reduce__):
+        return False
+    try:
+        reduced: Any = object.__reduce_ex__(value, 4)
+    except Exception:  # noqa: BLE001 - it cannot be pickled, so that it has something
+        return False
+    return len(reduced[1]) == 1 and all(one is None for one in reduced[2:])
 
 
 def own_copies(values: Iterable[Any]) -> list[Any]:

@@ -59,6 +59,11 @@ class Journal:
         Whether what has no Arrow type may be pickled.
     write_rows
         Writes rows of a streamed sweep of which the store does not know yet.
+
+    Attributes
+    ----------
+    code
+        The fingerprint of the code that is executed now.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class Journal:
         self.allow_pickle = allow_pickle
         self.unaccepted: StoreChangedError | None = None  # why nothing may be executed again
         self.files: dict[str, list[File]] = {}
-        self._code = code
+        self.code = code
         self._inputs_of = inputs_of
         self._done = np.zeros(0, dtype=bool)
         self._gathered: list[tuple[pa.Table, Callable[[StoredPart], None]]] = []
@@ -207,7 +212,7 @@ class Journal:
             part,
             columns_of(self._inputs_of(part.positions)),
             outputs,
-            part.code or self._code,
+            part.code or self.code,
             allow_pickle=self.allow_pickle,
         )
         self.mark_done(part.positions)
@@ -282,7 +287,7 @@ class Journal:
             table_of_failed(
                 part,
                 columns_of(self._inputs_of(part.positions)),
-                part.code or self._code,
+                part.code or self.code,
                 allow_pickle=self.allow_pickle,
             )
             for part in parts

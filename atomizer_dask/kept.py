@@ -27,9 +27,10 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event
 from atomizer_dask.frame import Part
 from atomizer_dask.journal import Journal
+from atomizer_dask.keeping import check_code, keep_atom
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Outcome, Stored
-from atomizer_dask.plan import Listeners, Plan
+from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.store import Store
 from atomizer_dask.stored import StoredPart
 from atomizer_dask.supply import Supply
@@ -245,6 +246,18 @@ class KeptSupply(Supply):
             assert store.holder is not None
             sink = self._plan.sink._replace(token=store.holder.token)
             self._plan = replace(self._plan, sink=sink)
+
+    def _renew(self, today: Today) -> None:
+        super()._renew(today)
+        store = self._journal.store
+        assert self._plan.sink is not None
+        with self._storing():
+            if check_code(store, today.code, accept=True) == "accepted":
+                keep_atom(store, today.definition)
+                store.save()
+        self._journal.code = today.code.fingerprint
+        sink = self._plan.sink._replace(code=today.code.fingerprint)
+        self._plan = replace(self._plan, sink=sink)
 
     def allow_pickle(self) -> None:
         """Store as pickles what has no Arrow type, first of all what electrons have returned."""

@@ -19,7 +19,7 @@ import sys
 import typing
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
@@ -38,6 +38,7 @@ from cloudpickle import cloudpickle
 
 from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.bytecode import imports_of
+from atomizer_dask.copies import is_sentinel
 from atomizer_dask.errors import RegistrationError, UnpicklableError
 from atomizer_dask.ownership import file_of, is_installed
 from atomizer_dask.randomness import GENERATORS, drawn_from, is_generator
@@ -54,6 +55,7 @@ from atomizer_dask.spaces import (
     loads,
     name_of,
     name_of_globals,
+    recall,
     refer,
 )
 from atomizer_dask.watched import Watched
@@ -104,13 +106,21 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         Other random generators that it has come by.
     modules, names
         Names of the user's own modules that it has come by, and of what functions refer to.
+    classes
+        Those that it has pickled by value.
     """
 
     def __init__(
-        self, file: Any, buffer_callback: Any = None, exempt: Exempt | None = None
+        self,
+        file: Any,
+        buffer_callback: Any = None,
+        exempt: Exempt | None = None,
+        known: Sequence[type] = (),
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._exempt = exempt or Exempt()
+        self._known = {id(cls): number for number, cls in enumerate(known)}
+        self.classes: list[type] = []
         self.modules, self.names = set[str](), set[str]()
         self.watched = Watched()
         self.drawn_from = set[str]()
@@ -180,6 +190,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return super().reducer_override(cls)
         if cls.__module__ in self._exempt.modules:
             return NotImplemented
+        if (number := self._known.get(id(cls))) is not None:
+            return recall, (number,)
+        self.classes.append(cls)
         self.modules.add(cls.__module__)
         reduced = cloudpickle._dynamic_class_reduce(cls)
         maker, arguments, state, *_, setter = reduced
@@ -211,11 +224,27 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return arrive_module, (name, scope), (fill_module, state), *_STATED
 
 
-def dumps(value: Any, *, buffer_callback: Any = None) -> bytes:
-    """Return a value as bytes; raises whatever its parts raise when they are pickled."""
+def dumps(value: Any, *, buffer_callback: Any = None, known: Sequence[type] = ()) -> bytes:
+    """Return a value as bytes; raises whatever its parts raise when they are pickled.
+
+    Parameters
+    ----------
+    buffer_callback
+        As in `pickle.dumps`.
+    known
+        Classes that are referred to by number; `loads` is to be given them too.
+    """
     file = io.BytesIO()
-    Pickler(file, buffer_callback).dump(value)
+    Pickler(file, buffer_callback, known=known).dump(value)
     return file.getvalue()
+
+
+def classes_in(value: Any) -> list[type]:
+    """Return the classes that travel by value with a value, as far as it can be pickled."""
+    pickler = Pickler(io.BytesIO())
+    with suppress(Exception):  # whoever pickles it learns of that
+        pickler.dump(value)
+    return pickler.classes
 
 
 def dump_atom(definition: Definition) -> bytes:
@@ -403,7 +432,7 @@ def _instance(thing: Any, kind: type) -> Any:
     """Reduce an instance of a class of the user's own."""
     reduces: Any = (kind.__reduce_ex__, kind.__reduce__)
     if reduces == (object.__reduce_ex__, object.__reduce__):
-        return _sentinel(thing) if _is_sentinel(thing, kind) else NotImplemented
+        return _sentinel(thing) if is_sentinel(thing) else NotImplemented
     reduced = thing.__reduce_ex__(5)
     if not isinstance(reduced, str):
         return reduced
@@ -426,15 +455,6 @@ def _type_variable(variable: typing.TypeVar) -> Any:
 
 def _weak_mapping(mapping: Any) -> Any:
     return type(mapping), (dict(mapping.items()),)
-
-
-def _is_sentinel(thing: Any, kind: type) -> bool:
-    """Return whether a thing has nothing but its identity."""
-    compares: Any = kind.__eq__
-    if compares is not object.__eq__ or getattr(thing, "__dict__", None):
-        return False
-    reduced: Any = object.__reduce_ex__(thing, 4)
-    return len(reduced[1]) == 1 and all(one is None for one in reduced[2:])
 
 
 def _sentinel(thing: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Origin, Sink
 from atomizer_dask.events import Event
+from atomizer_dask.fingerprint import Code
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.sweep import Sweep
@@ -49,6 +50,26 @@ class Plan:
     timeout: float | None
     sink: Sink | None = None
     root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Today:
+    """An atom as it is now, which may be another than the one that a run began with.
+
+    Parameters
+    ----------
+    definition, version
+        As in `Plan`.
+    catalog
+        What its electrons shall find.
+    code
+        Of it.
+    """
+
+    definition: Definition
+    version: Any
+    catalog: Mapping[str, Any]
+    code: Code
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.annotations import refuse_annotations
+from atomizer_dask.atom import as_it_is_now
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.config import setting
@@ -31,7 +32,7 @@ from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.loading import load
 from atomizer_dask.outcome import Failure
 from atomizer_dask.pictures import Pictures
-from atomizer_dask.plan import Listeners, Plan
+from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.progress import Progress
 from atomizer_dask.provenance import surroundings
@@ -386,8 +387,9 @@ class Run(Shown, Pictures):
     ) -> Run:
         """Execute failed electrons again, within this run, and return it.
 
-        With the same inputs and random streams as before. What they give replaces their failures;
-        what they failed with before stays in the column ``history`` of `errors` and in
+        With the same inputs and random streams as before, by the atom as it is now: what was mended
+        in an edited cell, a reloaded module or a helper counts. What they give replaces their
+        failures; what they failed with before stays in the column ``history`` of `errors` and in
         ``Properties.failures``. An iteration that has yielded them yields them again.
 
         Parameters
@@ -427,8 +429,25 @@ class Run(Shown, Pictures):
         if allow_pickle:
             course.conductor.do(self._kept_supply("keeps pickles without a store").allow_pickle)
             self._allow_pickle = True
-        course.conductor.do(partial(course.supply.retry, where, limit))
+        today = self._today(course)
+        course.conductor.do(partial(course.supply.retry, where, limit, today))
+        if today is not None:
+            plan = replace(course.plan, definition=today.definition, version=today.version)
+            self._course = replace(course, plan=plan)
         return self
+
+    def _today(self, course: Course) -> Today | None:
+        """Return the atom as it is now, None where it is what it was."""
+        conductor, plan = course.conductor, course.plan
+        definition = as_it_is_now(plan.definition)
+        version = conductor.version_of(definition)
+        is_same = version == plan.version
+        if is_same and (plan.sink is None or version is not definition):
+            return None
+        code = conductor.code_of(definition)
+        if is_same and plan.sink is not None and code.fingerprint == plan.sink.code:
+            return None
+        return Today(definition, version, conductor.catalog(), code)
 
     def verify(
         self, n: int = 100, *, tolerance: float = 1e-9, seed: int | None = None

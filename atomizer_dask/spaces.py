@@ -22,7 +22,7 @@ import secrets
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import resolve_name
 from types import CodeType, FunctionType, ModuleType
@@ -140,6 +140,7 @@ class _Arriving(threading.local):
 
     space: str = HOME
     fresh: dict[int, str] | None = None  # ids and names of things without their state
+    known: Sequence[Any] = ()  # what the pickle refers to by number
     is_locked: bool = False
 
 
@@ -194,7 +195,9 @@ def inside(space: str) -> Iterator[None]:
         _arriving.space = before
 
 
-def loads(data: bytes, *, space: str | None = None, buffers: Any = None) -> Any:
+def loads(
+    data: bytes, *, space: str | None = None, buffers: Any = None, known: Sequence[Any] = ()
+) -> Any:
     """Return what was pickled; raises whatever unpickling raises.
 
     Parameters
@@ -205,11 +208,13 @@ def loads(data: bytes, *, space: str | None = None, buffers: Any = None) -> Any:
         Where things of the user's own arrive; the one that the thread is `inside` unless given.
     buffers
         What was pickled out of band.
+    known
+        Classes that the pickle refers to by number.
     """
-    before = _arriving.space, _arriving.fresh, _arriving.is_locked
+    before = _arriving.space, _arriving.fresh, _arriving.is_locked, _arriving.known
     if space is not None:
         _arriving.space = space
-    _arriving.fresh, _arriving.is_locked = None, False
+    _arriving.fresh, _arriving.is_locked, _arriving.known = None, False, known
     try:
         return pickle.loads(data, buffers=buffers)  # noqa: S301 - of our own, or asked for
     except BaseException:
@@ -219,10 +224,15 @@ def loads(data: bytes, *, space: str | None = None, buffers: Any = None) -> Any:
     finally:
         if _arriving.is_locked:
             _lock.release()
-        _arriving.space, _arriving.fresh, _arriving.is_locked = before
+        _arriving.space, _arriving.fresh, _arriving.is_locked, _arriving.known = before
 
 
 # -- what pickles call -------------------------------------------------------------------------
+
+
+def recall(number: int) -> Any:
+    """Return what whoever unpickles knows under a number."""
+    return _arriving.known[number]
 
 
 def arrive(name: str, place: Place, maker: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -27,7 +27,7 @@ from atomizer_dask.events import Event, Level
 from atomizer_dask.frame import Part
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Failure, Outcome, Stored
-from atomizer_dask.plan import Listeners, Plan
+from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Streamed
 from atomizer_dask.tables import Positions
@@ -306,8 +306,13 @@ class Supply:
 
         self._driver.post_later(seconds, send)
 
-    def retry(self, where: Callable[[ElectronError], bool] | None, timeout: float | None) -> None:
-        """Have failed electrons executed again.
+    def retry(
+        self,
+        where: Callable[[ElectronError], bool] | None,
+        timeout: float | None,
+        today: Today | None = None,
+    ) -> None:
+        """Have failed electrons executed again, by the atom as it is `today` where that differs.
 
         Raises
         ------
@@ -331,6 +336,8 @@ class Supply:
             return
         self._check_unbroken()
         self._prepare_retry()  # first: where that fails, nothing has changed
+        if today is not None:
+            self._renew(today)
         had_ended = self._ledger.ended
         if had_ended:
             self._ledger.reopen()
@@ -366,6 +373,15 @@ class Supply:
         if not self._ledger.ended:
             are = "electron is" if count == 1 else "electrons are"
             self._send_again(lots, f"{count:,} failed {are} tried again")
+
+    def _renew(self, today: Today) -> None:
+        """Have what is sent from now on executed by another version of the atom."""
+        plan = self._plan
+        origin = plan.origin._replace(catalog=today.catalog)
+        self._plan = replace(
+            plan, definition=today.definition, version=today.version, origin=origin
+        )
+        self.tell("the atom is not what it was: electrons are executed as it is now")
 
     def _prepare_retry(self) -> None:
         """Make sure that electrons can be tried again."""

@@ -237,7 +237,7 @@ class Sweep(ABC):
         count = self.length or 0
         head = self.take(0, min(axes.HEAD, count))
         assert not isinstance(head, Rows)
-        columns = self._described()
+        columns = self.held()
         return markup.card(
             type(self).__name__,
             axes.described(columns, with_counts=isinstance(self, Grid)),
@@ -253,11 +253,11 @@ class Sweep(ABC):
         InvalidSweepError
             With its name and what to do.
         """
-        for name, values in self._described().items():
+        for name, values in self.held().items():
             lazy.check_values(name, values)
 
-    def _described(self) -> Mapping[str, Values]:
-        """Return the columns, or axes, without making any."""
+    def held(self) -> Mapping[str, Values]:
+        """Return the columns, or axes, as they are held: without making any."""
         return {}
 
     def _shape_text(self) -> str:
@@ -302,7 +302,7 @@ class Grid(Sweep):
             for values, stride in zip(self._axes.values(), self._strides, strict=True)
         )
 
-    def _described(self) -> Mapping[str, Values]:
+    def held(self) -> Mapping[str, Values]:  # noqa: D102
         return self._axes
 
     def _shape_text(self) -> str:
@@ -392,7 +392,7 @@ class Table(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return sum(size_of(values) for values in self._columns.values()) / self._length
 
-    def _described(self) -> Mapping[str, Values]:
+    def held(self) -> Mapping[str, Values]:  # noqa: D102
         return self._columns
 
     def _shape_text(self) -> str:

@@ -244,3 +244,42 @@ def test_a_version_that_is_needed_again_is_there_again(dask):
         assert once() == [3, 6]
         gc.collect()
         dask._versions.release_unneeded()
+
+
+def divided(x):
+    return 1 / (x - OFFSET)
+
+
+def test_retry_executes_what_there_is_now(atomizer):
+    global OFFSET
+    run = atomizer.map(divided, grid(x=[1, 2, 3])).wait(60)
+    assert run.errors["type"].tolist() == ["ZeroDivisionError"]
+    OFFSET = 3
+    frame = run.retry().wait(60).to_frame()
+    assert frame["result"].tolist() == [-0.5, 1.0, 0.5]
+    assert run.replay(0) == -0.5
+
+
+def test_retry_executes_a_function_that_was_defined_anew(atomizer, monkeypatch):
+    def defined(source):
+        scope = {"__name__": __name__}
+        exec(source, scope)
+        function = scope["mended"]
+        monkeypatch.setitem(globals(), "mended", function)
+        return function
+
+    run = atomizer.map(defined("def mended(x):\n    return 1 / x\n"), grid(x=[0, 1])).wait(60)
+    defined("def mended(x):\n    return 1 / x if x else None\n")
+    assert len(run.errors) == 1
+    assert not len(run.retry().wait(60).errors)
+
+
+def test_retry_notes_in_the_store_that_the_code_is_another(atomizer, tmp_path):
+    global OFFSET
+    run = atomizer.map(divided, grid(x=[1, 2]), store=tmp_path / "store").wait(60)
+    OFFSET = 3
+    run.retry().wait(60)
+    codes = run.to_frame(metadata=True)["code"]
+    assert codes.nunique() == 2
+    assert len(run.provenance["codes"]) == 2
+    assert atomizer.attach(tmp_path / "store").wait(60).to_frame()["result"].tolist() == [-0.5, 1.0]

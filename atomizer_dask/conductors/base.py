@@ -47,6 +47,7 @@ from atomizer_dask.registry import registered
 from atomizer_dask.showing import Shown
 from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
+from atomizer_dask.sweep import Sweep
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -247,6 +248,15 @@ class BatchConductor(Shown, Conductor):
         raise ConductorError(
             f"a {type(self).__name__} cannot go on without this process; a DaskConductor can"
         )
+
+    def check_inputs(self, sweep: Sweep) -> None:
+        """Raise where inputs cannot be carried.
+
+        Raises
+        ------
+        UnpicklableError
+            Where they cannot travel.
+        """
 
     def code_of(self, definition: Definition) -> Code:
         """Return the code that electrons of an atom execute, which may have changed since."""

@@ -32,6 +32,7 @@ from distributed.security import Security
 from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import FIRST, Batch, Sink
+from atomizer_dask.checking import check_picklable, why_not_sent
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
 from atomizer_dask.conductors.fitness import Fitness
@@ -86,7 +87,8 @@ from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.policy import Policy
-from atomizer_dask.spaces import HOME, loads
+from atomizer_dask.spaces import HOME, forget, loads
+from atomizer_dask.sweep import Sweep
 from atomizer_dask.turns import urgency
 
 logger = logging.getLogger(__name__)
@@ -508,8 +510,7 @@ class DaskConductor(BatchConductor):
             # What came along a route was JSON.
             packed = pack(batch, is_plain=batch.origin.route is not None, space=batch.space)
         except BaseException as error:
-            why = f"the input cannot be pickled: {text_of(error)}"
-            raise UnpicklableError(why) from error
+            raise UnpicklableError(why_not_sent(batch, error)) from error
         workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
         if batch.key not in self._posts:  # nobody waits for it any more
             raise CancelledError
@@ -615,6 +616,10 @@ class DaskConductor(BatchConductor):
         """Return the version that an atom has now, which the scheduler keeps as long as needed."""
         return self._versions.of(definition)
 
+    def check_inputs(self, sweep: Sweep) -> None:
+        """Raise where inputs cannot be pickled, with the column and the row."""
+        check_picklable(sweep)
+
     def publish(self, definition: Definition) -> None:
         """Make an atom known to every client of the scheduler, and to what its electrons send."""
         self._versions.register(definition)
@@ -653,7 +658,12 @@ class DaskConductor(BatchConductor):
         version = self.find_version(atom_id)
         data = version and self._ask(self._client.get_metadata, [METADATA, version], default=None)
         # Not at home: modules of the same names here are others than those of that client.
-        return load_atom(data, space=f"fetched {version}") if data else None
+        if not data:
+            return None
+        space = f"fetched {version}"
+        definition = load_atom(data, space=space)
+        weakref.finalize(definition, forget, space).atexit = False
+        return definition
 
     def catalog(self) -> Mapping[str, str]:
         """Return the versions that descendants of an electron shall find, by atom id."""

@@ -1,0 +1,111 @@
+"""Inputs that cannot be what their user means, found before the first electron is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.batch import Batch
+from atomizer_dask.brief import brief
+from atomizer_dask.errors import InvalidSweepError, UnpicklableError, text_of
+from atomizer_dask.pickling import dumps
+from atomizer_dask.randomness import is_generator
+from atomizer_dask.sweep import Grid, Sweep
+
+_ALL_UP_TO = 1000  # objects of a column that are tried; of more, some and one of each type
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+
+
+def check_generators(sweep: Sweep) -> None:
+    """Refuse a random generator that several electrons would share.
+
+    Raises
+    ------
+    InvalidSweepError
+        Where there is one: each electron has a copy, which gives the same numbers.
+    """
+    for name, values in _objects(sweep):
+        kinds = {kind for kind in set(map(type, values)) if kind not in _PLAIN}
+        if not any(is_generator(value) for value in _one_of_each(values, kinds)):
+            continue
+        generators = [value for value in values if is_generator(value)]
+        is_repeated = isinstance(sweep, Grid) and (sweep.length or 0) > len(values)
+        if is_repeated or len(set(map(id, generators))) < len(generators):
+            raise InvalidSweepError(
+                f"the values of {name!r} have several electrons share one random generator, "
+                f"{brief(generators[0])}: each would draw the same numbers from a copy. Leave it "
+                "out, name a parameter context and draw from context.rng, which is each "
+                "electron's own and follows seed="
+            )
+
+
+def check_picklable(sweep: Sweep) -> None:
+    """Refuse inputs that cannot travel to a worker, by column and row.
+
+    Of a column of very many objects some are tried, and one of each type.
+
+    Raises
+    ------
+    UnpicklableError
+        Where there is one.
+    """
+    for name, values in _objects(sweep):
+        kinds = set(map(type, values)) - _PLAIN
+        if not kinds:
+            continue
+        tried = range(len(values)) if len(values) <= _ALL_UP_TO else _rows_of_each(values, kinds)
+        for row in tried:
+            if (error := why_unpicklable(values[row])) is not None:
+                where = f"value {row} of the axis" if isinstance(sweep, Grid) else f"row {row} of"
+                raise UnpicklableError(unpicklable(f"{where} {name!r}", values[row], error), error)
+
+
+def why_unpicklable(value: Any) -> Exception | None:
+    """Return what pickling a value raises, None where it can be pickled."""
+    try:
+        dumps(value)
+    except Exception as error:  # noqa: BLE001 - pickling runs anybody's code
+        return error
+    return None
+
+
+def why_not_sent(batch: Batch, error: BaseException) -> str:
+    """Return why a batch cannot travel; of a single electron, which of its inputs cannot."""
+    payload = batch.payload(0) if len(batch) == 1 else None
+    for name, value in payload.items() if isinstance(payload, Mapping) else ():
+        if (raised := why_unpicklable(value)) is not None:
+            return unpicklable(f"the input {name!r}", value, raised)
+    return f"the input cannot be pickled: {text_of(error)}"
+
+
+def unpicklable(what: str, value: Any, error: BaseException) -> str:
+    """Return the message about an input that cannot travel, and what to give instead."""
+    return (
+        f"{what} is {brief(value)} ({type(value).__name__}), which cannot be pickled, so that it "
+        f"cannot travel to a worker: {text_of(error)}. Give what it is made from, a path, a name "
+        "or numbers, and make it within the atom; or use a MemoryConductor, where nothing travels"
+    )
+
+
+def _objects(sweep: Sweep) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the columns, or axes, that hold Python objects."""
+    for name, values in sweep.held().items():
+        if isinstance(values, np.ndarray) and values.dtype == object:
+            yield name, values
+
+
+def _one_of_each(values: np.ndarray, kinds: set[type]) -> list[Any]:
+    return [values[row] for row in _rows_of_each(values, kinds)]
+
+
+def _rows_of_each(values: np.ndarray, kinds: set[type]) -> list[int]:
+    """Return the first row of each type."""
+    found: dict[type, int] = {}
+    for row, value in enumerate(values):
+        if type(value) in kinds and type(value) not in found:
+            found[type(value)] = row
+            if len(found) == len(kinds):
+                break
+    return sorted(found.values())
