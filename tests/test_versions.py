@@ -282,4 +282,5 @@ def test_retry_notes_in_the_store_that_the_code_is_another(atomizer, tmp_path):
     codes = run.to_frame(metadata=True)["code"]
     assert codes.nunique() == 2
     assert len(run.provenance["codes"]) == 2
+    atomizer.register(divided)
     assert atomizer.attach(tmp_path / "store").wait(60).to_frame()["result"].tolist() == [-0.5, 1.0]
