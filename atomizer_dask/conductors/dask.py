@@ -144,6 +144,8 @@ class DaskConductor(BatchConductor):
     Notes
     -----
     Closing it closes what it opened itself: its connection, and a local cluster that it started.
+    The processes of that never import the main module, go on at Ctrl-C, may have children, and end
+    with this process, however it does.
     Workers may join later and serve at once what is registered. Where their environment differs
     they are warned of, and electrons are kept off those on which they would fail.
 

@@ -38,7 +38,7 @@ from distributed.process import AsyncProcess
 from atomizer_dask.interruptible import SLICE_SECONDS
 from atomizer_dask.nursery import blocked, end_group, heed_not
 
-GRACE = 0.75  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
+GRACE = 0.6  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
 QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections tell that they end
 LOOK_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
 
@@ -115,9 +115,13 @@ class _Quiet(logging.Filter):
                 handler.addFilter(cls._filter)  # once
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a line is a warning, or there is no cluster of ours."""
+        """Return whether a line is a warning, or there is no cluster of ours.
+
+        A nanny that closes while its worker ends by itself logs that it was cancelled.
+        """
+        error = record.exc_info[1] if record.exc_info else None
         if record.levelno >= logging.WARNING:
-            return True
+            return not isinstance(error, asyncio.CancelledError)
         closed = "closed", "failed"
         if any(getattr(cluster.status, "name", "") not in closed for cluster in self._clusters):
             self._until = monotonic() + QUIET_SECONDS
