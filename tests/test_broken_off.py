@@ -409,7 +409,12 @@ def raises_given(error):
     raise error("on purpose")
 
 
-@pytest.mark.parametrize("error", [NotesError, TracelessError, NobodysError, GeneratorExit])
+def test_exception_whose_class_raises_costs_its_electron(local):
+    run = local.map(raises_given, zipped(error=[NobodysError, KeyError])).wait(60)
+    assert run.errors["kind"].tolist() == ["exception"] * 2
+
+
+@pytest.mark.parametrize("error", [NotesError, TracelessError, GeneratorExit])
 def test_exceptions_that_raise_where_they_are_described_cost_their_electron(atomizer, error):
     run = atomizer.map(raises_given, zipped(error=[error, error, KeyError])).wait(60)
     assert run.errors["kind"].tolist() == ["exception"] * 3
