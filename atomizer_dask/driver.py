@@ -161,6 +161,13 @@ class Expiring:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The worker of a batch answers nobody, in the middle of one of its electrons."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped:
     """A batch was taken back, before it began or because its worker left."""
 
@@ -175,7 +182,7 @@ class Lost:
     error: ConductorError
 
 
-Report = GivenBack | Partly | Arrived | Expiring | Died | Dropped | Lost
+Report = GivenBack | Partly | Arrived | Expiring | Held | Died | Dropped | Lost
 
 
 @dataclass(slots=True, eq=False)
@@ -364,6 +371,8 @@ class Driver:
             self._deliver(lease, report.outcome, last=False)
         elif isinstance(report, Expiring):
             lease.ran = report.ran
+        elif isinstance(report, Held):
+            self._take_back_held(lease)
         elif isinstance(report, Died) and not lease.ran:
             self._rescue(report.key, lease, report.worker)
         elif isinstance(report, Died | Dropped):
@@ -416,6 +425,15 @@ class Driver:
             self._take_back(lease, half, terms._replace())
             return
         self._take_back(lease, lease.told, terms._replace(needs=max(terms.needs, lease.ran)))
+
+    def _take_back_held(self, lease: _Leased) -> None:
+        """Take back what waits behind an electron that keeps its worker from answering.
+
+        In a child process, for it may be any of the batch: there it keeps nobody.
+        """
+        terms = lease.batch.terms
+        terms = terms._replace(deaths=max(terms.deaths, 1))
+        self._take_back(lease, lease.told + 1, terms)
 
     def _rescue(self, key: str, lease: _Leased, worker: str) -> None:
         """Have what a dead worker had executed where only a child process can die.

@@ -22,6 +22,8 @@ class Progress:
         Electrons per second: over the last seconds, or over the whole of a run that has ended.
     eta
         Seconds until the end at that rate; None where that cannot be known.
+    standstill
+        Why nothing is executed, where nobody is there to do that: no worker, or none that can.
     """
 
     total: int | None
@@ -31,6 +33,7 @@ class Progress:
     pending: int
     rate: float
     eta: float | None
+    standstill: str = ""
 
     def _pace(self) -> str:
         """Return the rate and what is left at that, as far as they are known."""
@@ -44,7 +47,7 @@ class Progress:
         total = "?" if self.total is None else f"{self.total:,}"
         states = ("failed", self.failed), ("running", self.running), ("pending", self.pending)
         some = [f"{number:,} {state}" for state, number in states if number]
-        pace = [self._pace()] if self._pace() else []
+        pace = [text for text in (self._pace(), self.standstill) if text]
         return f"<Progress: {', '.join([f'{self.done:,} of {total} done', *some, *pace])}>"
 
     @markup.safely
@@ -67,6 +70,7 @@ class Progress:
                     "running": markup.text(f"{self.running:,}" if self.running else ""),
                     "pending": markup.text(f"{self.pending:,}" if self.pending else ""),
                     "rate": markup.text(self._pace()),
+                    "waits": markup.text(self.standstill),
                 }
             ),
             beside=[markup.text(self._percent()) if self.total else None, failed],

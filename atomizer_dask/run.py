@@ -273,7 +273,16 @@ class Run(Shown, Pictures):
             eta = 0.0 if not running + pending else None
         elif supply is None or not supply.all_drawn:
             eta = None
-        return Progress(self.sweep.length, done, failed, running, pending, rate, eta)
+        left = running + pending or (self.sweep.length or 0) - done - failed  # before it has begun
+        why = self._standstill() if left else ""
+        eta = None if why else eta
+        return Progress(self.sweep.length, done, failed, running, pending, rate, eta, why)
+
+    def _standstill(self) -> str:
+        """Return why none of its electrons can be executed, where they shall be."""
+        if self._course is None or self.state != "running":
+            return ""
+        return self._course.conductor.standstill(self._course.plan.version)
 
     def wait(
         self,
@@ -322,8 +331,8 @@ class Run(Shown, Pictures):
             obstacle = "" if self.conductor is None else self.conductor.obstacle
             raise TimeoutError(
                 f"{self.id} has not ended within {timeout} s: {p.done + p.failed:,} of "
-                f"{'?' if p.total is None else f'{p.total:,}'} electrons have; it "
-                f"{'is paused' if self.state == 'paused' else 'goes on'}"
+                f"{'?' if p.total is None else f'{p.total:,}'} electrons have; "
+                f"{'it is paused' if self.state == 'paused' else p.standstill or 'it goes on'}"
                 f"{obstacle and f', but {obstacle}'}"
             )
         if self._ledger.error is not None:
@@ -665,9 +674,9 @@ class Run(Shown, Pictures):
         p = self.progress
         total = "?" if p.total is None else f"{p.total:,}"
         failed = f", {p.failed:,} failed" if p.failed else ""
-        return (
-            f"<Run {self.id} of {self.atom_id}: {self.state}, {p.done:,} of {total} done{failed}>"
-        )
+        how = f"{self.state}, {p.done:,} of {total} done{failed}"
+        why = f"; {p.standstill}" if p.standstill else ""
+        return f"<Run {self.id} of {self.atom_id}: {how}{why}>"
 
     def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
         if self._course is None:

@@ -57,9 +57,16 @@ def bar(run: Run) -> Iterator[Callable[[Progress], None]]:
 
     label = run.atom_id.rpartition(".")[2]
     length = run.sweep.length
-    with click.progressbar(length=length or 1, label=label, file=sys.stderr) as shown:
+    with click.progressbar(
+        length=length or 1, label=label, file=sys.stderr, item_show_func=str
+    ) as shown:
+        shown.current_item = ""
 
         def update(progress: Progress) -> None:
+            if progress.standstill != shown.current_item:
+                shown.current_item = progress.standstill
+                shown.show_eta = not progress.standstill
+                shown.render_progress()
             shown.update(progress.done + progress.failed - shown.pos if length else 0)
 
         yield update

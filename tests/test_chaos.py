@@ -109,7 +109,7 @@ class Plan:
         # A child that is killed while its electron hangs may hide that it hangs.
         self.acts = {"pause": 2, "flicker": 1, "child": 0 if hangs else 1}
         if self.workers:
-            self.acts |= {"kill": 5, "kill all": 1, "scale": 3}
+            self.acts |= {"kill": 5, "kill all": 1, "scale": 3, "stop": 2}
 
     @property
     def kinds(self):
@@ -139,6 +139,22 @@ def kill(pid):
         os.kill(pid, signal.SIGKILL)
         return True
     return False
+
+
+def stop(pid, seconds):
+    """Stop a process, and have it go on some seconds later."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        later = threading.Timer(seconds, go_on, [pid])
+        later.daemon = True
+        later.start()
+        return True
+    return False
+
+
+def go_on(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def worker_pids(cluster):
@@ -192,6 +208,8 @@ def disturb(plan, run, cluster=None):
             counts["kills"] += sum(map(kill, pids))
             # For some seconds nobody is there, and then somebody is.
             counts["pauses"] += flicker(run, rng.uniform(0.0, 3.0))
+        elif act == "stop" and pids:
+            counts["stops"] += stop(rng.choice(pids), rng.choice([0.5, 2.0, 6.0]))
         elif act == "child":
             children = [child for pid in pids for child in children_of(pid)]
             counts["children killed"] += bool(children) and kill(rng.choice(children))

@@ -288,6 +288,10 @@ class BatchConductor(Shown, Conductor):
     def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
         """Forget the outcomes of batches of a run, or all of them, for the store has them."""
 
+    def standstill(self, version: Any) -> str:
+        """Return why an atom can be executed nowhere just now; nothing where it can."""
+        return ""
+
     def replay(self, batch: Batch, definition: Definition) -> Any:
         """Execute a batch of one electron in this thread; return its result, or raise."""
         return replay(batch, definition, _ReplaySite(self))

@@ -35,8 +35,10 @@ from atomizer_dask.batch import FIRST, Batch, Sink
 from atomizer_dask.checking import check_picklable, why_not_sent
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
+from atomizer_dask.conductors.crew import Crew
 from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.keys import kept_key, key_of
+from atomizer_dask.conductors.lookout import IDLE, LookoutByValue, keys_in
 from atomizer_dask.conductors.once import (
     ADOPTED,
     CLAIMS,
@@ -71,7 +73,18 @@ from atomizer_dask.conductors.worker import (
     sees,
     stop,
 )
-from atomizer_dask.driver import Arrived, Died, Dropped, Expiring, GivenBack, Lost, Partly, Report
+from atomizer_dask.config import setting
+from atomizer_dask.driver import (
+    Arrived,
+    Died,
+    Dropped,
+    Expiring,
+    GivenBack,
+    Held,
+    Lost,
+    Partly,
+    Report,
+)
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import (
     AtomizerError,
@@ -99,7 +112,8 @@ MANY_TROUBLES = 5  # in a row, after which a run ends
 DRIVER_PRIORITY = 1e15  # over all batches
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 TELL_SECONDS = 1.0  # for workers to hear of something
-_LEAVING: weakref.WeakKeyDictionary[Client, dict[str, str]] = weakref.WeakKeyDictionary()
+_Heard = tuple[dict[str, str], "weakref.WeakSet[DaskConductor]"]
+_LEAVING: weakref.WeakKeyDictionary[Client, _Heard] = weakref.WeakKeyDictionary()
 
 
 class DaskConductor(BatchConductor):
@@ -176,6 +190,7 @@ class DaskConductor(BatchConductor):
             logger.info("%s", self._news[0])
             self._placement.fitness = self._look_at_workers()
             self._ask(self._client.register_plugin, ByValue())
+            self._ask(self._client.register_plugin, self._lookout())
             if self._cluster is None:
                 self._ask(shield, self._client)
         except BaseException:  # Ctrl-C too
@@ -183,9 +198,16 @@ class DaskConductor(BatchConductor):
             raise
 
     def _connected(self) -> Event:
-        crew = _crew(len(self._workers), self._threads) if self._workers else "no workers yet"
+        crew = str(self._crew) if self._workers else "no workers yet"
         message = f"connected to {self._name} at {self._address}: {crew}"
         return Event(message, conductor_id=self.id, fields={"scheduler": self._address})
+
+    def _lookout(self) -> LookoutByValue:
+        return LookoutByValue(
+            patience=setting("workers.patience"),
+            restart=setting("workers.restart"),
+            is_own=self._cluster is not None,
+        )
 
     def _look_at_workers(self) -> Fitness:
         fitness = Fitness(self._client, self.id, self._note_news)
@@ -218,7 +240,7 @@ class DaskConductor(BatchConductor):
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker has gone
         self._troubles = 0  # of Dask's own, in a row
         self._demand = (0, 0.0)  # as last told
-        self._workers: set[str] = set()
+        self._crew, self._workers = Crew({}), set[str]()
         self._placement = Placement(self._client, self.emit, self._tell_of_lost_state)
         self._finished: list[Future] = []
         self._channels: set[str] = {self.channel}
@@ -227,9 +249,9 @@ class DaskConductor(BatchConductor):
         self._direct = self._client.direct_to_workers is not False
         # On the scheduler's clock batches are due that come from different machines.
         self._clock_offset = self._ask(self._client.run_on_scheduler, time) - time()
-        self._note_workers(self._ask(self._client.nthreads))
+        self._note_workers(Crew(self._ask(self._client.nthreads)))
         self._client.subscribe_topic(self.channel, self._on_message)
-        self._leaving = _leaving_of(self._client)
+        self._leaving = _hear_of_workers(self)
         self._client.loop.add_callback(self._start_watching)
 
     # -- what the driver needs --------------------------------------------------------------
@@ -241,8 +263,12 @@ class DaskConductor(BatchConductor):
 
     @property
     def threads(self) -> int:
-        """How many threads the workers have together, as last seen."""
-        return int(self._threads)
+        """How many threads the workers have together that do something, as last seen."""
+        return self._crew.threads
+
+    def standstill(self, version: Any) -> str:  # noqa: D102
+        fitness = self._placement.fitness
+        return self._crew.standstill(set() if fitness is None else fitness.unfit_for(version))
 
     def shield_workers(self) -> None:
         """Have workers that were started here, and none else, end when this process says so."""
@@ -445,6 +471,7 @@ class DaskConductor(BatchConductor):
         self._spaces.pop(key, None)
         self._pinned.pop(key, None)
         self._dropping.discard(key)
+        self._arrived.discard(key)
 
     def _died(self, batch: Batch, error: KilledWorker) -> Report:
         worker = getattr(error.last_worker, "address", str(error.last_worker))
@@ -547,7 +574,7 @@ class DaskConductor(BatchConductor):
     def _post(self, key: str, report: Report) -> None:
         post = self._posts.get(key)
         if post is not None:
-            if not isinstance(report, GivenBack | Partly | Expiring):
+            if not isinstance(report, GivenBack | Partly | Expiring | Held):
                 del self._posts[key]
             post(report)
 
@@ -582,9 +609,10 @@ class DaskConductor(BatchConductor):
             self._post(key, Partly(key, self._unpack(key, data)))
         elif what == "arrived":
             key, data = rest
-            report = Arrived(key, self._unpack(key, data))
-            self._post(key, report)
-            self._arrived.add(key)  # afterwards: else nobody would tell of it where that raises
+            if key in self._posts or key in self._tasks:  # else it was taken back
+                report = Arrived(key, self._unpack(key, data))
+                self._post(key, report)
+                self._arrived.add(key)  # afterwards: else nobody would tell of it where that raises
         elif what == "expiring":
             key, ran = rest
             self._post(key, Expiring(key, ran))
@@ -692,7 +720,7 @@ class DaskConductor(BatchConductor):
             await asyncio.sleep(WATCH_SECONDS)
             if self._client.status == "running":
                 try:
-                    self._note_workers(await self._client.nthreads())
+                    self._note_workers(Crew(**await self._client.scheduler.atomizer_crew()))
                 except (OSError, RuntimeError):  # the latter where it closes just now
                     continue  # the client notices by itself, and so does the loop's condition
                 except Exception as error:  # noqa: BLE001 - whoever watches goes on to
@@ -707,6 +735,23 @@ class DaskConductor(BatchConductor):
         if not self._closed:
             self.lose(self._error("the scheduler is gone"))
 
+    def _note_idle(self, message: Mapping[str, Any]) -> None:
+        """Take note of what the scheduler's side took back from an idle worker."""
+        worker = message["worker"]
+        if message["text"]:
+            self._tell(message["text"], message["level"], worker=worker)
+        batches = {future.key: key for key, future in self._tasks.items()}
+        reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
+            ("dropped", Dropped),
+            ("died", partial(Died, worker=worker)),
+            ("held", Held),
+        )
+        for how, report in reports:
+            for key in (batches[task] for task in keys_in(message, how) if task in batches):
+                if how != "held":
+                    self._dropping.add(key)
+                self._post(key, report(key))
+
     def _tell_demand(self) -> None:
         """Have clusters that adapt know what is still to be done, if that has changed."""
         demand = self.demand()
@@ -715,9 +760,10 @@ class DaskConductor(BatchConductor):
             msg = {"client": self._client.id, "electrons": demand[0], "seconds": demand[1]}
             self._client.loop.add_callback(self._client.scheduler.log_event, topic=DEMAND, msg=msg)
 
-    def _note_workers(self, threads: Mapping[str, int]) -> None:
-        before, self._workers = self._workers, set(threads)
-        self._placement.workers = self._workers
+    def _note_workers(self, crew: Crew) -> None:
+        before, self._workers = self._workers, crew.workers
+        had, self._crew = self._crew.working, crew
+        self._placement.workers, self._placement.working = crew.workers, crew.working
         for worker in sorted(before - self._workers):
             if (how := self._leaving.get(worker)) is not None:
                 self._tell(f"worker {worker} {how}", worker=worker)
@@ -729,9 +775,10 @@ class DaskConductor(BatchConductor):
         if self._placement.fitness is not None:
             self._placement.fitness.forget(before - self._workers)
             self._client.loop.add_callback(self._placement.fitness.welcome, self._workers)
-        if before and not threads and self._posts:
+        if before and not crew.workers and self._posts:
             self._tell("no workers are left; what is under way waits for new ones", "warning")
-        self._threads = sum(threads.values())
+        elif had and not crew.working and self._posts:
+            self._tell(crew.standstill(set()), "warning")
 
     def _tell(self, message: str, level: Level = "info", **fields: Any) -> None:
         event = Event(message, conductor_id=self.id, level=level, fields=fields)
@@ -771,29 +818,36 @@ class DaskConductor(BatchConductor):
             self._cluster.close()
 
     def __repr__(self) -> str:
-        crew = "closed" if self._closed else _crew(len(self._workers), self._threads)
+        crew = "closed" if self._closed else str(self._crew)
         return f"<DaskConductor {self.id}: {self._name} {self._address}, {crew}>"
 
 
-def _leaving_of(client: Client) -> dict[str, str]:
-    """Return how workers go that have taken their leave; a client has one listener to a topic."""
+def _hear_of_workers(conductor: DaskConductor) -> dict[str, str]:
+    """Have a conductor told of idle workers, and return how workers go that are going.
+
+    A client has one listener to a topic, and may have several conductors.
+    """
+    client = conductor.client
     if client not in _LEAVING:
         leaving: dict[str, str] = {}
+        conductors: weakref.WeakSet[DaskConductor] = weakref.WeakSet()
 
         def note(message: tuple[float, Any]) -> None:
             is_retired = message[1].get("retired", False)
             leaving[message[1]["worker"]] = "was retired" if is_retired else LEFT_IN_TIME
 
+        def note_idle(message: tuple[float, Any]) -> None:
+            if message[1].get("restarted"):
+                leaving[message[1]["worker"]] = "has ended, to be restarted"
+            for each in list(conductors):
+                each._note_idle(message[1])
+
         client.subscribe_topic(LEAVING, note)
-        _LEAVING[client] = leaving
-    return _LEAVING[client]
-
-
-def _crew(workers: int, threads: int) -> str:
-    return ", ".join(
-        f"1 {what}" if number == 1 else f"{number:,} {what}s"
-        for number, what in ((workers, "worker"), (threads, "thread"))
-    )
+        client.subscribe_topic(IDLE, note_idle)
+        _LEAVING[client] = leaving, conductors
+    leaving, conductors = _LEAVING[client]
+    conductors.add(conductor)
+    return leaving
 
 
 def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:

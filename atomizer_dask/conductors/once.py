@@ -125,6 +125,11 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         if electrons and client in self._scheduler.clients:
             self._demand[client] = (electrons, seconds)
 
+    @property
+    def is_there_demand(self) -> bool:
+        """Whether some client has electrons that are not done."""
+        return bool(self._demand)
+
     def _adaptive_target(self, target_duration: str | float | None = None) -> int:
         """Return how many workers a cluster that adapts shall have.
 
@@ -311,13 +316,26 @@ class ByValue(SchedulerPlugin):  # type: ignore[misc]
     name = RunOnce.name
     idempotent = True
 
+    def plugin(self) -> SchedulerPlugin:
+        """Return what the scheduler shall have."""
+        return RunOnce()
+
     def __reduce__(self) -> Any:
-        module = sys.modules[__name__]
-        cloudpickle.register_pickle_by_value(module)
-        try:
-            return cloudpickle.loads, (cloudpickle.dumps(RunOnce()),)
-        finally:
-            cloudpickle.unregister_pickle_by_value(module)
+        plugin = self.plugin()
+        return cloudpickle.loads, (packed_by_value(plugin, type(plugin).__module__),)
+
+
+def packed_by_value(value: Any, module: str) -> bytes:
+    """Return something of a module as bytes, with the code of that module and of this one."""
+    modules = [sys.modules[name] for name in dict.fromkeys((__name__, module))]
+    for each in modules:
+        cloudpickle.register_pickle_by_value(each)
+    try:
+        data: bytes = cloudpickle.dumps(value)
+    finally:
+        for each in modules:
+            cloudpickle.unregister_pickle_by_value(each)
+    return data
 
 
 def is_batch(key: Any) -> bool:

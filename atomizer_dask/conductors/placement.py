@@ -36,8 +36,8 @@ class Placement:
 
     Attributes
     ----------
-    workers
-        The addresses of those there are.
+    workers, working
+        The addresses of those there are, and of those that do something.
     fitness
         Tells which of them lack what an atom needs; None where nobody has looked.
     """
@@ -49,6 +49,7 @@ class Placement:
         tell_of_lost_state: Callable[[Batch, str], None],
     ) -> None:
         self.workers: set[str] = set()
+        self.working: set[str] = set()
         self.fitness: Fitness | None = None
         self._client = client
         self._emit = emit
@@ -75,7 +76,9 @@ class Placement:
         if batch.terms.needs:
             return await self._long_living(batch, unfit, is_wanted)
         stay, avoid = batch.terms.stay, batch.terms.avoid
-        fit = self.workers - unfit
+        # A singleton of the cluster stays where it is as long as that worker is there: it may be
+        # executing an electron, and there is one of it. All others need not wait for an idle one.
+        fit = (self.working or self.workers) - unfit
         anywhere = (fit or {NOBODY}) if unfit else set()
         if stay:
             return {stay} & fit or anywhere

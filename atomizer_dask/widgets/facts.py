@@ -43,7 +43,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "atom": plain(run.atom_id.rpartition(".")[2]),
         "atom_id": plain(run.atom_id),
         "state": state,
-        "label": _label(state, failed, cancelled),
+        "label": _label(state, failed, cancelled, progress.standstill),
         "elapsed": elapsed,
         "total": progress.total,
         "done": progress.done,
@@ -67,12 +67,14 @@ def _trouble(run: Run) -> str | None:
     return cell(text, TROUBLE) if text else None
 
 
-def _label(state: str, failed: int, cancelled: int) -> str:
+def _label(state: str, failed: int, cancelled: int, standstill: str) -> str:
     parts = [state]
     if failed and state not in GOING:
         parts.append(f"{count_text(failed)} failed")
     if cancelled:
         parts.append(f"{count_text(cancelled)} did not end")
+    if standstill:
+        parts.append(cell(standstill, MESSAGE))
     return ", ".join(parts)
 
 

@@ -1,0 +1,430 @@
+"""The scheduler's side: workers that are there and do nothing, and what they hold.
+
+To Dask a worker that is paused for memory, whose process is stopped, or whose host sleeps, still
+has what was sent to it, until it is gone: after five minutes, or never. Here a worker counts by
+what it does. What an idle one has not begun goes to others within seconds; so does what it has
+begun, where its process does not go on. An electron that only keeps its worker from answering, for
+it holds the interpreter lock, is waited for. What an idle worker tells later is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from time import time
+from typing import Any
+
+from distributed import SchedulerPlugin
+from distributed.protocol import deserialize
+from distributed.scheduler import Scheduler, TaskState, WorkerState, heartbeat_interval
+
+from atomizer_dask.conductors.once import ByValue, RunOnce, is_batch, packed_by_value
+
+IDLE = "atomizer-idle"  # the topic on which clients are told what was taken back, and why
+LOOK_SECONDS = 1.0
+LATE_SECONDS = 3.0  # between two looks: then it was the scheduler that stood still
+MISSED_HEARTBEATS = 6
+ASK_SECONDS = 3.0  # for a nanny to say how its worker is
+CERTAIN_FAILURES = 2  # to reach a nanny, before its host is taken for gone
+CERTAIN_LOOKS = 3  # at a process that does not go on, before that is believed
+BUSY_SHARE = 0.05  # of a core: who uses less does nothing
+ASLEEP_TIMES = 5  # as long as a worker may do nothing, its process may
+STOPPED_TIMES = 10  # as long as one that is paused, one that somebody stopped is left alone
+SILENT = "silent"
+REASONS = {"paused": "paused by Dask, with little memory left", "closing_gracefully": "closing"}
+STATES = {  # of the process of a worker that is silent, and that does not go on
+    "stopped": "process stopped",
+    "unreachable": "host unreachable",
+    "asleep": "process asleep",
+}
+NOTHING: Mapping[str, Any] = {}
+UNSAID = ("closing", "closing_gracefully")  # which is told elsewhere
+
+
+@dataclass
+class Idle:
+    """A worker that does nothing.
+
+    Parameters
+    ----------
+    why
+        The name of its status, or that it is silent.
+    since
+        When that was noticed, or it was last heard of.
+    is_told
+        Whether clients know.
+    is_benched
+        Whether it was we who had the scheduler give it no more tasks.
+    state
+        Of the process of one that is silent, as far as it is known.
+    seconds
+        That this process had used, when that was looked at last, and when that was.
+    unmoved, unanswered
+        How often in a row it had not gone on, and its nanny did not answer.
+    is_asked
+        Whether it is being looked at.
+    begun
+        How many batches it may be executing.
+    held
+        The batches of which all but the running electron were taken back.
+    is_restarted
+        Whether it is being restarted.
+    """
+
+    why: str
+    since: float
+    is_told: bool = False
+    is_benched: bool = False
+    state: str = ""
+    seconds: tuple[float, float] | None = None
+    unmoved: int = 0
+    unanswered: int = 0
+    is_asked: bool = False
+    begun: int = 0
+    held: set[Any] = field(default_factory=set)
+    is_restarted: bool = False
+
+    @property
+    def text(self) -> str:
+        """Why it does nothing, in words."""
+        reason = REASONS.get(self.why, self.why)
+        return f"{reason} ({STATES[self.state]})" if self.state in STATES else reason
+
+
+class Lookout(SchedulerPlugin):  # type: ignore[misc]
+    """Takes back what idle workers hold, and restarts those that would stay idle.
+
+    Parameters
+    ----------
+    patience
+        Seconds that a worker may do nothing.
+    restart
+        Seconds after which one that is paused, and that nobody else uses, is restarted; None never.
+    is_own
+        Whether the cluster is ours alone.
+    """
+
+    name = "atomizer-lookout"
+    idempotent = True
+
+    def __init__(self, patience: float, restart: float | None, *, is_own: bool) -> None:
+        self._patience, self._restart, self._is_own = patience, restart, is_own
+        self._question = packed_by_value(process_of_worker, __name__)
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Begin."""
+        self._scheduler = scheduler
+        self._idle: dict[str, Idle] = {}
+        self._served: set[str] = set()  # workers that have had batches
+        self._waits: dict[Any, float] = {}  # since when batches do, behind something else
+        self._awake = self._looked = time()
+        self._asking: set[asyncio.Task[None]] = set()
+        scheduler.handlers["atomizer_crew"] = self.crew
+        self._dask_change = scheduler.stream_handlers["worker-status-change"]
+        scheduler.stream_handlers["worker-status-change"] = self._note_change
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """End."""
+        self._watching.cancel()
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Note which workers have batches."""
+        if finish == "processing" and is_batch(key):
+            task = self._scheduler.tasks.get(key)
+            if task is not None and task.processing_on is not None:
+                self._served.add(task.processing_on.address)
+
+    async def crew(self) -> dict[str, Any]:
+        """Return the threads of all workers, why some do nothing, and what these have begun."""
+        threads = {address: worker.nthreads for address, worker in self._scheduler.workers.items()}
+        until = time() - self._patience
+        idle = {
+            address: idle.text
+            for address, idle in self._idle.items()
+            if address in threads and (idle.since <= until or idle.why in UNSAID)
+        }
+        return {"threads": threads, "idle": idle, "begun": sum(self._idle[a].begun for a in idle)}
+
+    def _note_change(self, status: str, worker: str, stimulus_id: str) -> None:
+        """Leave it to a worker itself how it is, once it says so."""
+        if (idle := self._idle.get(worker)) is not None:
+            idle.is_benched = False
+        self._dask_change(status=status, worker=worker, stimulus_id=stimulus_id)
+
+    # -- looking ---------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                self.look(time())
+            except Exception:
+                logging.getLogger(__name__).exception("idle workers could not be looked at")
+
+    def look(self, now: float) -> None:
+        """Look at all workers, and do what is to be done."""
+        if now - self._looked > LATE_SECONDS:  # nobody could be heard meanwhile
+            self._awake = now
+        self._looked = now
+        workers = self._scheduler.workers
+        for gone in self._idle.keys() - workers.keys():
+            del self._idle[gone]
+        self._served &= workers.keys()
+        quiet = max(self._patience, MISSED_HEARTBEATS * heartbeat_interval(len(workers)))
+        for worker in list(workers.values()):
+            self._judge(worker, now, quiet)
+        for address, idle in list(self._idle.items()):
+            if now - idle.since >= self._patience and address in self._served:
+                self._relieve(workers[address], idle, now)
+        self._relieve_the_crowded(now)
+
+    def _judge(self, worker: WorkerState, now: float, quiet: float) -> None:
+        """Note whether a worker does nothing, and why."""
+        address, idle = worker.address, self._idle.get(worker.address)
+        heard = max(worker.last_seen, self._awake)
+        why = "" if worker.status.name == "running" else worker.status.name
+        if idle is not None and idle.is_benched:
+            why = ""
+        if now - heard > quiet:
+            why = SILENT
+        if idle is not None and idle.why == why:
+            return
+        if idle is not None:
+            self._dismiss(worker, idle)
+        if why:
+            self._idle[address] = Idle(why, heard if why == SILENT else now)
+        elif idle is not None and idle.is_told:
+            self._tell(address, f"worker {address} is back", level="info")
+
+    def _dismiss(self, worker: WorkerState, idle: Idle) -> None:
+        """Note that a worker is not idle any more for the reason that it was."""
+        del self._idle[worker.address]
+        if idle.is_benched:
+            self._scheduler.handle_worker_status_change("running", worker, _stimulus("back"))
+
+    def _begun(self, worker: WorkerState, idle: Idle | None) -> set[TaskState]:
+        """Return the tasks that a worker may have begun.
+
+        Those are what it last told of, and as many others as it had threads for since. One that
+        is paused begins nothing.
+        """
+        told = {task for task in worker.executing if task in worker.processing}
+        begun: set[TaskState] = told | worker.long_running
+        is_exact = idle is not None and idle.why == "paused" and worker.last_seen > idle.since
+        free = worker.nthreads - len(told - worker.long_running)
+        if free > 0 and not is_exact:
+            rest = sorted(worker.processing - begun, key=lambda task: task.priority)
+            begun.update(rest[:free])
+        return begun
+
+    # -- acting ----------------------------------------------------------------------------
+
+    def _relieve(self, worker: WorkerState, idle: Idle, now: float) -> None:
+        """Take back what an idle worker holds, as far as it will not come to it."""
+        if idle.why == SILENT and worker.status.name == "running":
+            self._scheduler.handle_worker_status_change("paused", worker, _stimulus("benched"))
+            idle.is_benched = True
+        begun = self._begun(worker, idle)
+        waiting = [task for task in worker.processing - begun if is_batch(task.key)]
+        if not idle.is_told:
+            self._announce(worker, idle)
+        self._take_back(worker.address, "dropped", waiting)
+        ours = [task for task in begun if is_batch(task.key)]
+        if idle.why == SILENT:
+            self._ask(worker, idle)
+            if idle.state == "busy":
+                self._take_back_rest(worker, idle, ours)
+            # One that sleeps may wake up, so that there is no hurry as long as others are busy.
+            elif idle.state in STATES and (idle.state != "asleep" or self._free()):
+                if ours:
+                    self._tell_of_taking(worker, idle, "what it has begun goes to others too")
+                self._take_back(worker.address, "died", ours)
+                ours = []
+        idle.begun = len(ours)
+        if self._is_to_be_restarted(worker, idle, now):
+            idle.is_restarted = True
+            self._do(self._bring_back(worker, idle))
+
+    def _announce(self, worker: WorkerState, idle: Idle) -> None:
+        idle.is_told = True
+        if idle.why not in UNSAID:
+            self._tell_of_taking(worker, idle, "what it has not begun goes to others")
+
+    def _tell_of_taking(self, worker: WorkerState, idle: Idle, what: str) -> None:
+        self._tell(worker.address, f"worker {worker.address} is {idle.text}: {what}")
+
+    def _take_back(self, worker: str, how: str, tasks: Iterable[TaskState]) -> None:
+        """Have the clients of batches send them elsewhere, and forget their tasks."""
+        keys = [task.key for task in tasks if is_batch(task.key)]
+        if not keys:
+            return
+        self._tell(worker, "", more={how: keys})
+        for key in keys:
+            clients = [client.client_key for client in self._scheduler.tasks[key].who_wants or ()]
+            for client in clients:
+                self._scheduler.client_releases_keys([key], client, _stimulus("taken"))
+                msg = {"op": "cancelled-keys", "keys": [key], "reason": "its worker is idle"}
+                self._scheduler.report(msg, client=client)
+        self._waits = {key: since for key, since in self._waits.items() if key not in keys}
+
+    def _take_back_rest(self, worker: WorkerState, idle: Idle, tasks: list[TaskState]) -> None:
+        """Have all but the running electron executed elsewhere, once for each batch."""
+        keys = [task.key for task in tasks if task.key not in idle.held]
+        if keys:
+            idle.held.update(keys)
+            self._tell(worker.address, "", more={"held": keys})
+
+    def _free(self) -> set[WorkerState]:
+        """Return the workers that have nothing to do."""
+        running: set[WorkerState] = self._scheduler.running
+        return {worker for worker in running if _busy(worker) < worker.nthreads}
+
+    def _relieve_the_crowded(self, now: float) -> None:
+        """Take back what waits on workers that are busy with something else, for those that idle.
+
+        As a rule Dask does that by itself, but not where it thinks that it is not worth it.
+        """
+        running, free = self._scheduler.running, self._free()
+        before, self._waits = self._waits, {}
+        if not free:
+            return
+        idle = self._idle.keys()
+        for task in list(self._scheduler.unrunnable):  # which were to go to workers that idle
+            if task.worker_restrictions and task.worker_restrictions <= idle:
+                self._take_back_late(next(iter(task.worker_restrictions)), [task], before, now)
+        for worker in running - free:
+            if worker.address in self._served and _busy(worker) > worker.nthreads:
+                waiting = []
+                for task in worker.processing - self._begun(worker, None):
+                    valid = self._scheduler.valid_workers(task)
+                    waiting += [task] if valid is None or valid & free else []
+                self._take_back_late(worker.address, waiting, before, now)
+
+    def _take_back_late(
+        self, worker: str, tasks: list[TaskState], before: Mapping[Any, float], now: float
+    ) -> None:
+        """Take back those that have waited for too long."""
+        ours = [task for task in tasks if is_batch(task.key)]
+        waits = {task.key: before.get(task.key, now) for task in ours}
+        self._waits |= waits
+        late = [task for task in ours if now - waits[task.key] >= self._patience]
+        self._take_back(worker, "dropped", late)
+
+    def _tell(
+        self, worker: str, text: str, level: str = "warning", more: Mapping[str, Any] = NOTHING
+    ) -> None:
+        told = {"worker": worker, "text": text, "level": level, **more}
+        self._scheduler.log_event(IDLE, told)
+
+    def _do(self, what: Any) -> None:
+        task = asyncio.create_task(what)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    # -- processes that do not answer ------------------------------------------------------
+
+    def _ask(self, worker: WorkerState, idle: Idle) -> None:
+        """Have a nanny say how the process of its worker is; without one nobody knows."""
+        if not worker.nanny:
+            idle.state = "busy"
+        elif not idle.is_asked:
+            idle.is_asked = True
+            self._do(self._look_at_process(worker, idle))
+
+    async def _look_at_process(self, worker: WorkerState, idle: Idle) -> None:
+        nanny = self._scheduler.rpc(worker.nanny)
+        try:
+            answer = await asyncio.wait_for(nanny.run(function=self._question), ASK_SECONDS)
+        except (TimeoutError, OSError):
+            idle.unanswered += 1
+            if idle.unanswered >= CERTAIN_FAILURES:
+                idle.state = "unreachable"
+        else:
+            idle.unanswered = 0
+            if answer["status"] == "OK":  # else there is no process any more, as Dask will notice
+                result = answer["result"]  # which schedulers leave as it came
+                self._note_process(idle, *deserialize(result.header, result.frames))
+        finally:
+            idle.is_asked = False
+
+    def _note_process(self, idle: Idle, status: str, seconds: float) -> None:
+        now = time()
+        if status in ("stopped", "tracing-stop"):
+            idle.state = "stopped"
+        elif idle.seconds is not None:
+            before, at = idle.seconds
+            goes_on = status == "disk-sleep" or seconds - before > BUSY_SHARE * (now - at)
+            idle.unmoved = 0 if goes_on else idle.unmoved + 1
+            # Or an electron holds the interpreter lock, and sleeps with it.
+            is_certain = now - idle.since > ASLEEP_TIMES * self._patience
+            is_asleep = is_certain and idle.unmoved >= CERTAIN_LOOKS
+            idle.state = "asleep" if is_asleep else "busy"
+        idle.seconds = seconds, now
+
+    # -- restarting ------------------------------------------------------------------------
+
+    def _is_to_be_restarted(self, worker: WorkerState, idle: Idle, now: float) -> bool:
+        """Return whether a worker would stay idle, is needed, and is used by nobody else."""
+        if self._restart is None or idle.is_restarted or not worker.nanny or not self._is_needed():
+            return False
+        ours = all(is_batch(task.key) for task in (*worker.processing, *worker.has_what))
+        if idle.state == "stopped":
+            return self._is_own and ours and now - idle.since > STOPPED_TIMES * self._restart
+        is_unused = not worker.processing and not worker.actors and ours
+        return idle.why == "paused" and is_unused and now - idle.since >= self._restart
+
+    def _is_needed(self) -> bool:
+        once = self._scheduler.plugins.get(RunOnce.name)
+        return once is not None and once.is_there_demand
+
+    async def _bring_back(self, worker: WorkerState, idle: Idle) -> None:
+        address = worker.address
+        self._tell(
+            address,
+            f"worker {address} is {idle.text}, and nobody else uses it: it is restarted",
+            more={"restarted": True},
+        )
+        restart = self._scheduler.restart_workers
+        done = await restart(
+            [address], wait_for_workers=False, on_error="return", stimulus_id=_stimulus("restarted")
+        )
+        logging.getLogger(__name__).info("worker %s is restarted: %s", address, done)
+
+
+class LookoutByValue(ByValue):
+    """A `Lookout` as it travels: with its code, for the scheduler may not have this package."""
+
+    name = Lookout.name
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    def plugin(self) -> Lookout:
+        """Return what the scheduler shall have."""
+        return Lookout(**self._options)
+
+
+def process_of_worker(dask_worker: Any) -> tuple[str, float]:
+    """Return the status of the process of a nanny's worker, and the seconds of CPU it has used."""
+    import psutil
+
+    process = psutil.Process(dask_worker.process.pid)
+    times = process.cpu_times()
+    return process.status(), times.user + times.system
+
+
+def _busy(worker: WorkerState) -> int:
+    """Return how many tasks a worker has that want a thread."""
+    return len(worker.processing) - len(worker.long_running)
+
+
+def _stimulus(what: str) -> str:
+    return f"atomizer-{what}-{time()}"
+
+
+def keys_in(message: Mapping[str, Any], how: str) -> list[Any]:
+    """Return the keys that a message tells of, which were lists on their way."""
+    return [tuple(key) for key in message.get(how, ())]

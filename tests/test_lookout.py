@@ -1,0 +1,220 @@
+"""Workers that are there and do nothing: paused, stopped, silent, or busy with something else."""
+
+import ctypes
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask.config
+import pytest
+from distributed import LocalCluster
+from patience import wait_until
+
+from atomizer_dask import Atomizer, DaskConductor, Run, grid
+from atomizer_dask.widgets.facts import run_facts
+
+pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]
+ELECTRONS = 100
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers of a thread each, between which Dask moves no tasks by itself."""
+    settings = {
+        "distributed.scheduler.work-stealing": False,
+        "atomizer.workers.patience": "1s",
+        "atomizer.workers.restart": "3s",
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        DaskConductor(cluster),  # the first one has the scheduler look out
+    ):
+        yield cluster
+
+
+@pytest.fixture
+def atomizer(cluster):
+    with Atomizer(DaskConductor(cluster)) as atomizer:
+        wait_until(lambda: len(cluster.scheduler.running) == 2)
+        yield atomizer
+
+
+def slow(x):
+    time.sleep(0.02)
+    return 2 * x
+
+
+def wait_at(gate):
+    while not Path(gate).exists():
+        time.sleep(0.01)
+
+
+def wait_with_the_lock(x, gate, log):
+    """Hold the interpreter lock until the gate opens, which nobody in this process can do."""
+    if x == 0:
+        with Path(log).open("a") as file:
+            file.write("x")
+        ctypes.PyDLL(None).system(f"until test -e {gate}; do sleep 0.05; done".encode())
+    return 2 * x
+
+
+@contextmanager
+def stopped(pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def pids_of(cluster):
+    return [nanny.process.pid for nanny in cluster.workers.values()]
+
+
+def set_pause_fraction(dask_worker, fraction):
+    """Have Dask's memory monitor pause a worker, or let it go on."""
+    dask_worker.memory_manager.memory_pause_fraction = fraction
+
+
+def check(run, count=ELECTRONS):
+    frame = run.to_frame()
+    assert len(frame) == count
+    assert (frame["result"] == 2 * frame["x"]).all()
+
+
+def has_told(atomizer, words):
+    return any(words in event.message for _, event in atomizer.recent.since(0))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_a_stopped_worker_holds_is_executed_elsewhere(atomizer, cluster, tmp_path, kept):
+    store = tmp_path / "run" if kept else None
+    run = atomizer.map(slow, grid(x=range(ELECTRONS)), store=store)
+    wait_until(lambda: run.progress.done)
+    with stopped(pids_of(cluster)[:1]):
+        run.wait(60)
+        check(run)
+    wait_until(lambda: len(cluster.scheduler.running) == 2)
+    atomizer.map(slow, grid(x=range(50))).wait(60)  # so that what was late is told by now
+    assert has_told(atomizer, "silent (process stopped)")
+    check(run)
+    if kept:
+        check(Run.open(store))
+
+
+def test_what_a_paused_worker_has_not_begun_goes_to_others(atomizer, cluster):
+    client = atomizer.conductors["dask"].client
+    first = next(iter(cluster.scheduler.workers))
+    atomizer.map(slow, grid(x=range(10))).wait(60)
+    client.run(set_pause_fraction, fraction=1e-9, workers=[first])
+    try:
+        run = atomizer.map(slow, grid(x=range(ELECTRONS))).wait(60)
+    finally:
+        for worker in cluster.scheduler.workers:
+            client.run(set_pause_fraction, fraction=0.8, workers=[worker])
+    check(run)
+
+
+def test_workers_that_stay_paused_are_restarted_where_nobody_else_uses_them(atomizer, cluster):
+    conductor = atomizer.conductors["dask"]
+    before = set(cluster.scheduler.workers)
+    run = atomizer.map(slow, grid(x=range(ELECTRONS)))
+    wait_until(lambda: run.progress.done)
+    conductor.client.run(set_pause_fraction, fraction=1e-9)
+    wait_until(lambda: run.progress.standstill, "that nobody works is told")
+    assert "paused by Dask" in repr(run)
+    assert "paused by Dask" in repr(conductor)
+    assert run.progress.eta is None
+    run.wait(100)
+    check(run)
+    assert before.isdisjoint(cluster.scheduler.workers) or len(before) == 2
+
+
+def test_a_paused_worker_with_data_of_others_is_not_restarted(atomizer, cluster):
+    client = atomizer.conductors["dask"].client
+    worker, other = cluster.scheduler.workers
+    theirs = client.scatter({"theirs": 1}, workers=[worker])
+    run = atomizer.map(slow, grid(x=range(ELECTRONS)))
+    wait_until(lambda: run.progress.done)
+    client.run(set_pause_fraction, fraction=1e-9)
+    run.wait(60)  # on what the other one is restarted as
+    check(run)
+    assert worker in cluster.scheduler.workers
+    assert other not in cluster.scheduler.workers
+    client.run(set_pause_fraction, fraction=0.8)
+    assert client.gather(theirs) == {"theirs": 1}
+
+
+def test_what_waits_behind_an_electron_that_holds_the_interpreter_lock_goes_on(
+    atomizer, gate, tmp_path
+):
+    log = tmp_path / "log"
+    inputs = grid(x=range(ELECTRONS), gate=[gate.path], log=[str(log)])
+    run = atomizer.map(wait_with_the_lock, inputs)
+    wait_until(lambda: run.progress.done == ELECTRONS - 1, "the others end")
+    gate.open()
+    run.wait(60)
+    check(run)
+    assert len(log.read_text()) <= 2
+
+
+def test_a_blocked_event_loop_holds_nothing_up(atomizer, cluster, gate):
+    client = atomizer.conductors["dask"].client
+    worker = next(iter(cluster.scheduler.workers))
+    run = atomizer.map(slow, grid(x=range(ELECTRONS)))
+    wait_until(lambda: run.progress.done)
+    block = threading.Thread(
+        target=client.run, args=[wait_at, gate.path], kwargs={"workers": [worker]}
+    )
+    block.start()
+    try:
+        run.wait(60)
+    finally:
+        gate.open()
+        block.join()
+    check(run)
+
+
+def test_batches_do_not_wait_behind_tasks_of_others(atomizer, cluster, gate):
+    client = atomizer.conductors["dask"].client
+    worker = next(iter(cluster.scheduler.workers))
+    theirs = client.submit(wait_at, gate.path, workers=[worker], pure=False)
+    wait_until(lambda: cluster.scheduler.workers[worker].processing)
+    run = atomizer.map(slow, grid(x=range(ELECTRONS))).wait(60)
+    check(run)
+    gate.open()
+    theirs.result(60)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_where_there_is_no_worker_it_is_said(empty, monkeypatch):
+    why = "no workers: waiting for some"
+    with Atomizer(DaskConductor(empty)) as atomizer:
+        run = atomizer.map(slow, grid(x=range(10)))
+        assert run.progress.standstill == why
+        assert run.progress.eta is None
+        for shown in (run, run.progress, atomizer.conductors["dask"]):
+            assert why in repr(shown)
+        assert why in run_facts(run)["label"]
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        with pytest.raises(TimeoutError, match=why):
+            run.wait(0.3, progress=True)
+        assert why in terminal.getvalue()
+        empty.scale(1)
+        run.wait(60)
+        assert not run.progress.standstill
+        check(run, 10)
