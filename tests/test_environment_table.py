@@ -339,7 +339,8 @@ def test_workers_that_join_as_the_client_closes_are_looked_at_without_a_word():
         fitness = Fitness(client, "dask", told.append)
         await asyncio.gather(fitness.welcome({"tcp://a"}), fitness.welcome({"tcp://b"}))
 
-    client, told = SimpleNamespace(status="running", run=run), []
+    scheduler = SimpleNamespace(atomizer_broadcast=run)
+    client, told = SimpleNamespace(status="running", scheduler=scheduler), []
     asyncio.run(welcome_twice())
     assert client.status == "closed"
     assert not told

@@ -43,8 +43,13 @@ def cluster():
 @pytest.fixture
 def atomizer(cluster):
     with Atomizer(DaskConductor(cluster)) as atomizer:
-        wait_until(lambda: len(cluster.scheduler.running) == 2)
+        wait_until_all_work(cluster.scheduler)
         yield atomizer
+
+
+def wait_until_all_work(scheduler):
+    idle = scheduler.plugins["atomizer-lookout"]._idle
+    wait_until(lambda: len(scheduler.running) == 2 and not idle)
 
 
 def slow(x):
@@ -104,12 +109,24 @@ def test_what_a_stopped_worker_holds_is_executed_elsewhere(atomizer, cluster, tm
     with stopped(pids_of(cluster)[:1]):
         run.wait(60)
         check(run)
-    wait_until(lambda: len(cluster.scheduler.running) == 2)
+    wait_until_all_work(cluster.scheduler)
     atomizer.map(slow, grid(x=range(50))).wait(60)  # so that what was late is told by now
     assert has_told(atomizer, "silent (process stopped)")
     check(run)
     if kept:
         check(Run.open(store))
+
+
+def test_a_worker_that_does_not_answer_keeps_nobody_waiting(atomizer, cluster):
+    run = atomizer.map(slow, grid(x=range(10_000)))
+    wait_until(lambda: run.progress.done)
+    with stopped(pids_of(cluster)[:1]):
+        run.pause()
+        run.resume()
+        run.cancel()
+        assert run.join(20)
+        with DaskConductor(cluster.scheduler_address) as other, Atomizer(other) as atomizer:
+            check(atomizer.map(slow, grid(x=range(10))).wait(60), 10)
 
 
 def test_what_a_paused_worker_has_not_begun_goes_to_others(atomizer, cluster):
@@ -132,8 +149,8 @@ def test_workers_that_stay_paused_are_restarted_where_nobody_else_uses_them(atom
     wait_until(lambda: run.progress.done)
     conductor.client.run(set_pause_fraction, fraction=1e-9)
     wait_until(lambda: run.progress.standstill, "that nobody works is told")
-    assert "paused by Dask" in repr(run)
-    assert "paused by Dask" in repr(conductor)
+    assert "nothing is executed: " in repr(run)
+    assert "paused by Dask" in repr(conductor) + repr(run)
     assert run.progress.eta is None
     run.wait(100)
     check(run)

@@ -33,6 +33,7 @@ from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import FIRST, Batch, Sink
 from atomizer_dask.checking import check_picklable, why_not_sent
+from atomizer_dask.conductors.asking import ask_workers, successes
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
 from atomizer_dask.conductors.crew import Crew
@@ -188,11 +189,11 @@ class DaskConductor(BatchConductor):
             self._prepare()
             self._news.append(self._connected())
             logger.info("%s", self._news[0])
-            self._placement.fitness = self._look_at_workers()
             self._ask(self._client.register_plugin, ByValue())
             self._ask(self._client.register_plugin, self._lookout())
             if self._cluster is None:
                 self._ask(shield, self._client)
+            self._placement.fitness = self._look_at_workers()
         except BaseException:  # Ctrl-C too
             self.close()
             raise
@@ -296,7 +297,7 @@ class DaskConductor(BatchConductor):
 
     def check_detachable(self, sink: Sink) -> None:
         """Raise where no worker sees the store, so that none could go on with the run."""
-        seeing = self._ask(self._client.run, sees, sink, on_error="ignore")
+        seeing = self._ask(self._ask_workers, sees, sink)
         if not seeing:
             raise ConductorError(
                 f"there are no workers at {self._address} yet that could go on with the run: wait "
@@ -312,9 +313,7 @@ class DaskConductor(BatchConductor):
         """Have a worker that sees the store drive a run from now on."""
         code = self._ask(self._client.get_metadata, [METADATA, version])
         seeing = [
-            worker
-            for worker, does in self._ask(self._client.run, sees, sink, on_error="ignore").items()
-            if does
+            worker for worker, does in self._ask(self._ask_workers, sees, sink).items() if does
         ]
         name = f"drive-{new_id()}"
         future = self._client.submit(
@@ -389,7 +388,7 @@ class DaskConductor(BatchConductor):
 
         A worker does not where its electron holds the interpreter lock.
         """
-        call = partial(self._client._run, what, *args, on_error="ignore")
+        call = partial(ask_workers, self._client, what, *args)
         with suppress(TimeoutError):
             self._client.sync(call, callback_timeout=TELL_SECONDS)
 
@@ -704,7 +703,7 @@ class DaskConductor(BatchConductor):
         alive, sent = super().count_all()
         if self._client.status != "running":
             return alive, sent
-        counts = self._client.run(census, self.channel, on_error="ignore")
+        counts = self._ask_workers(census, self.channel)
         return (
             alive + sum(alive_there for alive_there, _ in counts.values()),
             sent + sum(sent_there for _, sent_there in counts.values()),
@@ -792,6 +791,11 @@ class DaskConductor(BatchConductor):
             gone = self._error("the scheduler is gone")
             gone.internal = error
             raise gone from error
+
+    def _ask_workers(self, *function: Any, **options: Any) -> dict[str, Any]:
+        """Have a function run on all workers, and return what those say that answer."""
+        answers: dict[str, Any] = self._client.sync(ask_workers, self._client, *function, **options)
+        return successes(answers)
 
     def _error(self, message: str) -> ConductorError:
         return ConductorError(

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from atomizer_dask.conductors.asking import ask_workers
 from atomizer_dask.conductors.environment import (
     PACKAGES,
     Difference,
@@ -62,7 +63,7 @@ class Fitness:
         OSError
             Where the scheduler is gone.
         """
-        self._note(self._client.run(*question(()), on_error="return"), set())
+        self._note(self._client.sync(ask_workers, self._client, *question(())), set())
         self._judge("the environment of workers is not that of this process")
 
     def require(self, atom_id: str, version: str, needs: Needs) -> None:
@@ -84,7 +85,7 @@ class Fitness:
         to_ask = [worker for worker, asked in self._asked.items() if names - asked]
         if to_ask:
             ask = question(names)
-            self._note(self._client.run(*ask, workers=to_ask, on_error="return"), names)
+            self._note(self._client.sync(ask_workers, self._client, *ask, workers=to_ask), names)
         with self._guard:
             self._weigh()
         try:
@@ -103,7 +104,7 @@ class Fitness:
             try:
                 while names != (now := self._names()):  # an atom may be registered meanwhile
                     ask, names = question(now), now
-                    answers = await self._client.run(*ask, workers=those, on_error="return")
+                    answers = await ask_workers(self._client, *ask, workers=those)
                     self._note(answers, names)
             except (OSError, RuntimeError):  # closed, which the conductor hears of by itself
                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from time import time
@@ -26,6 +27,7 @@ IDLE = "atomizer-idle"  # the topic on which clients are told what was taken bac
 LOOK_SECONDS = 1.0
 LATE_SECONDS = 3.0  # between two looks: then it was the scheduler that stood still
 MISSED_HEARTBEATS = 6
+QUIET_SECONDS = 5.0  # at least, for imports and busy machines keep workers from answering, too
 ASK_SECONDS = 3.0  # for a nanny to say how its worker is
 CERTAIN_FAILURES = 2  # to reach a nanny, before its host is taken for gone
 CERTAIN_LOOKS = 3  # at a process that does not go on, before that is believed
@@ -89,6 +91,8 @@ class Idle:
     @property
     def text(self) -> str:
         """Why it does nothing, in words."""
+        if self.is_restarted:
+            return "being restarted"
         reason = REASONS.get(self.why, self.why)
         return f"{reason} ({STATES[self.state]})" if self.state in STATES else reason
 
@@ -120,8 +124,9 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         self._served: set[str] = set()  # workers that have had batches
         self._waits: dict[Any, float] = {}  # since when batches do, behind something else
         self._awake = self._looked = time()
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asking: set[asyncio.Task[Any]] = set()
         scheduler.handlers["atomizer_crew"] = self.crew
+        scheduler.handlers["atomizer_broadcast"] = self.broadcast
         self._dask_change = scheduler.stream_handlers["worker-status-change"]
         scheduler.stream_handlers["worker-status-change"] = self._note_change
         self._watching = asyncio.create_task(self._watch())
@@ -148,6 +153,35 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         }
         return {"threads": threads, "idle": idle, "begun": sum(self._idle[a].begun for a in idle)}
 
+    async def broadcast(self, msg: dict[str, Any], workers: list[str] | None) -> dict[str, Any]:
+        """Send a message to workers, and return the answers of those that do not stay silent."""
+        asked = {
+            address: asyncio.create_task(
+                self._scheduler.broadcast(msg=msg, workers=[address], on_error="return_pickle")
+            )
+            for address in (self._scheduler.workers if workers is None else workers)
+        }
+        waiting = set(asked.values())
+        while waiting:
+            await asyncio.wait(waiting, timeout=LOOK_SECONDS)
+            waiting = {asked[a] for a in asked if not asked[a].done() and self._may_answer(a)}
+        answers: dict[str, Any] = {}
+        for address, task in asked.items():
+            if task.done():
+                answers |= task.result()
+            else:  # which ends by itself, once the worker does answer
+                if address not in self._scheduler.workers:
+                    task.cancel()
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+                answers[address] = pickle.dumps(TimeoutError(f"worker {address} does not answer"))
+        return answers
+
+    def _may_answer(self, address: str) -> bool:
+        idle = self._idle.get(address)
+        is_silent = idle is not None and (idle.why == SILENT or idle.is_restarted)
+        return address in self._scheduler.workers and not is_silent
+
     def _note_change(self, status: str, worker: str, stimulus_id: str) -> None:
         """Leave it to a worker itself how it is, once it says so."""
         if (idle := self._idle.get(worker)) is not None:
@@ -173,7 +207,8 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         for gone in self._idle.keys() - workers.keys():
             del self._idle[gone]
         self._served &= workers.keys()
-        quiet = max(self._patience, MISSED_HEARTBEATS * heartbeat_interval(len(workers)))
+        quiet = MISSED_HEARTBEATS * heartbeat_interval(len(workers))
+        quiet = max(self._patience, QUIET_SECONDS, quiet)
         for worker in list(workers.values()):
             self._judge(worker, now, quiet)
         for address, idle in list(self._idle.items()):
@@ -190,7 +225,7 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
             why = ""
         if now - heard > quiet:
             why = SILENT
-        if idle is not None and idle.why == why:
+        if idle is not None and (idle.why == why or idle.is_restarted):
             return
         if idle is not None:
             self._dismiss(worker, idle)
@@ -229,7 +264,7 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
             idle.is_benched = True
         begun = self._begun(worker, idle)
         waiting = [task for task in worker.processing - begun if is_batch(task.key)]
-        if not idle.is_told:
+        if not idle.is_told and (waiting or idle.why != SILENT):
             self._announce(worker, idle)
         self._take_back(worker.address, "dropped", waiting)
         ours = [task for task in begun if is_batch(task.key)]
@@ -240,13 +275,14 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
             # One that sleeps may wake up, so that there is no hurry as long as others are busy.
             elif idle.state in STATES and (idle.state != "asleep" or self._free()):
                 if ours:
+                    idle.is_told = True
                     self._tell_of_taking(worker, idle, "what it has begun goes to others too")
                 self._take_back(worker.address, "died", ours)
                 ours = []
         idle.begun = len(ours)
         if self._is_to_be_restarted(worker, idle, now):
-            idle.is_restarted = True
-            self._do(self._bring_back(worker, idle))
+            why, idle.is_restarted = idle.text, True
+            self._do(self._bring_back(worker.address, why))
 
     def _announce(self, worker: WorkerState, idle: Idle) -> None:
         idle.is_told = True
@@ -380,11 +416,10 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         once = self._scheduler.plugins.get(RunOnce.name)
         return once is not None and once.is_there_demand
 
-    async def _bring_back(self, worker: WorkerState, idle: Idle) -> None:
-        address = worker.address
+    async def _bring_back(self, address: str, why: str) -> None:
         self._tell(
             address,
-            f"worker {address} is {idle.text}, and nobody else uses it: it is restarted",
+            f"worker {address} is {why}, and nobody else uses it: it is restarted",
             more={"restarted": True},
         )
         restart = self._scheduler.restart_workers

@@ -9,6 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from atomizer_dask.batch import Batch
+from atomizer_dask.conductors.asking import ask_workers, successes
 from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.once import FRESH, METADATA, NOBODY
 from atomizer_dask.conductors.walltime import FULL_SHARE, WallTimeError
@@ -96,7 +97,7 @@ class Placement:
         needs = batch.terms.needs
         times: dict[str, tuple[float, float]] = {}
         while is_wanted() and not times:
-            times = await self._client.run(wall_time, on_error="ignore")
+            times = successes(await ask_workers(self._client, wall_time))
             if not times:
                 await asyncio.sleep(LOOK_SECONDS)
         life = max((life for _, life in times.values()), default=inf)

@@ -1,0 +1,57 @@
+"""Asking workers, of whom some may never answer: Dask's `Client.run` would wait for each."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from distributed.core import clean_exception
+from distributed.protocol.pickle import dumps
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+async def ask_workers(
+    client: Client,
+    function: Callable[..., Any],
+    *args: Any,
+    workers: Iterable[str] | None = None,
+    wait: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Have a function run on workers, and return what each says.
+
+    Parameters
+    ----------
+    client
+        Whose scheduler has a `Lookout`.
+    workers
+        All where not given.
+    wait
+        For the function to end, where it is a coroutine function.
+
+    Returns
+    -------
+    dict
+        By worker; the exception of one that raised, a TimeoutError for one that does not answer.
+    """
+    task = {"function": dumps(function), "args": dumps(args), "kwargs": dumps(options)}
+    message = {"op": "run", "wait": wait, **task}
+    chosen = None if workers is None else list(workers)
+    answers = await client.scheduler.atomizer_broadcast(msg=message, workers=chosen)
+    return {worker: _answer(answer) for worker, answer in answers.items()}
+
+
+def successes(answers: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers of workers that have not failed."""
+    return {w: answer for w, answer in answers.items() if not isinstance(answer, Exception)}
+
+
+def _answer(answer: Any) -> Any:
+    if isinstance(answer, bytes):
+        return pickle.loads(answer)  # noqa: S301 - from our scheduler
+    if answer["status"] != "OK":
+        return clean_exception(**answer)[1]
+    return answer["result"]
