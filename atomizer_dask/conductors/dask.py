@@ -669,6 +669,9 @@ class DaskConductor(BatchConductor):
         if self._client.status == "running":
             self._claim([], versions)
 
+    def _release_unneeded(self) -> None:
+        self._versions.release_unneeded(is_idle=not self.demand()[0])
+
     def _claim(self, needed: list[str], unneeded: list[str]) -> None:
         """Tell the scheduler which versions it shall keep for this client, and which no longer."""
         msg = {"client": self._client.id, "needed": needed, "unneeded": unneeded}
@@ -727,7 +730,7 @@ class DaskConductor(BatchConductor):
                     self.report("", AtomizerError(Event(what, conductor_id=self.id), error))
                     continue
                 self.post(self._tell_demand)
-                self.post(self._versions.release_unneeded)
+                self.post(self._release_unneeded)
                 for key, workers in list(self._pinned.items()):
                     if not workers & self._workers:  # where it was to go there is nobody any more
                         await self._drop(key)

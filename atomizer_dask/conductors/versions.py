@@ -8,7 +8,9 @@ goes: here, on the scheduler and on the workers.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import threading
 import weakref
 from collections import deque
@@ -88,11 +90,17 @@ class Versions:
             self._registered[definition.id] = definition
             self._enter(definition)
 
-    def release_unneeded(self) -> None:
-        """Have those forgotten that nobody here needs any more."""
+    def release_unneeded(self, *, is_idle: bool = True) -> None:
+        """Have those forgotten that nobody here needs any more.
+
+        Parameters
+        ----------
+        is_idle
+            Whether nothing is under way: else the garbage is left for later.
+        """
         with self._lock:
-            if self._grown and sum(self._sizes.values()) > LARGE:
-                gc.collect()  # a run that has ended is part of cycles
+            if is_idle and self._grown and sum(self._sizes.values()) > LARGE:
+                collect()
                 self._grown = 0
             gone = {self._unneeded.popleft() for _ in range(len(self._unneeded))}
             gone.difference_update(self._needed)
@@ -138,6 +146,18 @@ class Versions:
                 weakref.finalize(version, self._unneeded.append, digest).atexit = False
             self._known[definition] = _Known(version, watched)
         return version
+
+
+def collect() -> None:
+    """Collect garbage, and give its memory back to the system.
+
+    A run that has ended, and what has arrived of an atom, are parts of cycles; and what has been
+    freed of large blocks glibc keeps.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _sends(definition: Definition) -> bool:

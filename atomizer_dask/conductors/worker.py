@@ -19,6 +19,7 @@ from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
+from atomizer_dask.conductors.versions import LARGE, collect
 from atomizer_dask.conductors.walltime import Leaving, WallTime
 from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import AtomizerError, UnpicklableError, text_of
@@ -138,6 +139,7 @@ class DaskSite(IsolatingSite):
         self.memory_limit = worker.memory_manager.memory_limit or 0
         self._atoms: dict[str, Definition] = {}
         self._codes: dict[str, bytes] = {}
+        self._forgotten_bytes = 0  # since the garbage was collected
         self._channels: dict[str, str] = {}
         self._conductor: WorkerConductor | None = None
         self._events: dict[str, list[Event]] = {}
@@ -217,10 +219,13 @@ class DaskSite(IsolatingSite):
         """Forget versions of atoms that nobody needs any more."""
         for version in versions:
             self._atoms.pop(version, None)
-            self._codes.pop(version, None)
+            self._forgotten_bytes += len(self._codes.pop(version, b""))
             self._keepers.pop(version, None)
             spaces.forget(version)
         self.forget_in_children(versions)
+        if self._forgotten_bytes > LARGE:
+            self._forgotten_bytes = 0
+            collect()
 
     def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
         return batch.version, self._codes[batch.version]
