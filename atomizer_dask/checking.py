@@ -10,6 +10,7 @@ import numpy as np
 from atomizer_dask.batch import Batch
 from atomizer_dask.brief import brief
 from atomizer_dask.errors import InvalidSweepError, UnpicklableError, text_of
+from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.pickling import dumps
 from atomizer_dask.randomness import is_generator
 from atomizer_dask.sweep import Grid, Sweep
@@ -62,11 +63,13 @@ def check_picklable(sweep: Sweep) -> None:
                 raise UnpicklableError(unpicklable(f"{where} {name!r}", values[row], error), error)
 
 
-def why_unpicklable(value: Any) -> Exception | None:
+def why_unpicklable(value: Any) -> BaseException | None:
     """Return what pickling a value raises, None where it can be pickled."""
     try:
         dumps(value)
-    except Exception as error:  # noqa: BLE001 - pickling runs anybody's code
+    except BaseException as error:  # pickling runs anybody's code
+        if is_interrupt(error):
+            raise
         return error
     return None
 

@@ -17,6 +17,7 @@ from uuid import UUID
 import numpy as np
 
 from atomizer_dask.columns import Values
+from atomizer_dask.interruptible import is_interrupt
 
 IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, range, object, type(...)}
 IMMUTABLE |= {np.float64, np.float32, np.int64, np.int32, np.bool_, np.str_}
@@ -79,7 +80,9 @@ def own_copy(value: Any) -> Any:
         return value
     try:
         copied = copy.deepcopy(value)
-    except Exception:  # noqa: BLE001 - copying runs anybody's __deepcopy__ and __reduce__
+    except BaseException as error:  # copying runs anybody's __deepcopy__ and __reduce__
+        if is_interrupt(error):
+            raise
         return value
     return copied if type(copied) is kind else value
 
@@ -97,7 +100,9 @@ def is_sentinel(value: Any) -> bool:
         return False
     try:
         reduced: Any = object.__reduce_ex__(value, 4)
-    except Exception:  # noqa: BLE001 - it cannot be pickled, so that it has something
+    except BaseException as error:  # it cannot be pickled, so that it has something
+        if is_interrupt(error):
+            raise
         return False
     return len(reduced[1]) == 1 and all(one is None for one in reduced[2:])
 

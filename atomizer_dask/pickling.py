@@ -40,6 +40,7 @@ from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.bytecode import imports_of
 from atomizer_dask.copies import is_sentinel
 from atomizer_dask.errors import RegistrationError, UnpicklableError
+from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.ownership import file_of, is_installed
 from atomizer_dask.randomness import GENERATORS, drawn_from, is_generator
 from atomizer_dask.spaces import (
@@ -322,7 +323,9 @@ def look_at(definition: Definition) -> Watched:
 def _look_through(definition: Definition, pickler: Pickler) -> None:
     try:
         pickler.dump(definition)
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         culprit = _culprit(definition, can_travel) or "something it refers to"
         raise UnpicklableError(
             f"{definition.id} cannot travel to a worker: {culprit} cannot be pickled; create it "
@@ -526,6 +529,8 @@ def can_travel(value: Any) -> bool:
     """Return whether a value can be pickled."""
     try:
         dumps(value)
-    except Exception:  # noqa: BLE001 - any failure is the answer
+    except BaseException as error:  # any failure is the answer
+        if is_interrupt(error):
+            raise
         return False
     return True

@@ -63,7 +63,7 @@ def queues(broker):
 )
 @amqp
 def test_options_that_do_not_travel_are_refused(options, sender):
-    with pytest.raises(TypeError, match=f"{next(iter(options))} of x would not travel"):
+    with pytest.raises(TypeError, match=f"{next(iter(options))}.* of x would not travel"):
         sender.send(Electron("double", {"x": 1}, id="x", **options))
 
 
