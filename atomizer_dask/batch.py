@@ -148,6 +148,8 @@ class Batch:
         The store that results go to, where there is one.
     due_after
         Seconds after which it is its turn among what others have sent; see `turns`.
+    code
+        A digest of the user's own code among its inputs, once it has arrived.
     """
 
     key: str
@@ -170,6 +172,7 @@ class Batch:
     longest: float = 0.0
     sink: Sink | None = None
     due_after: float = 0.0
+    code: str = ""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -177,7 +180,9 @@ class Batch:
     @property
     def space(self) -> str:
         """Where things of the user's own arrive that belong to its atom; home in this process."""
-        return self.version if isinstance(self.version, str) else HOME
+        if not isinstance(self.version, str):
+            return HOME
+        return f"{self.version}/{self.code}" if self.code else self.version
 
     def electron_id(self, offset: int) -> str:
         """Return the id of the electron at `offset`."""

@@ -22,13 +22,15 @@ _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 _READABLE = {*dis.hasname, *dis.haslocal, *dis.hasfree, *_JUMPS}
 _SKIPPED = "EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"
 _FAST = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
-_FILLING = {
-    "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
-    "remove", "setdefault", "update",
-}  # fmt: skip
+_FILLING = {"add", "append", "appendleft", "extend", "insert", "setdefault", "update"}
 _GLOBALS = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
 
 Line = tuple[str, Any, int]
+Place = tuple[str, str]  # a kind of variable, and a name
+_KINDS = {
+    "LOAD_GLOBAL": "global", "LOAD_NAME": "global", "LOAD_DEREF": "cell", "LOAD_FAST": "local",
+    "LOAD_FAST_BORROW": "local", "LOAD_FAST_CHECK": "local", "LOAD_ATTR": "attribute",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -43,14 +45,16 @@ class Used:
         Names of modules, with dots before those that are relative, and of what is taken from
         them, which may be modules as well.
     filled
-        Names of variables and attributes whose containers it fills or empties, as a memo is.
+        Containers that it fills as a memo is, by kind of variable (``"global"``, ``"cell"``,
+        ``"local"`` or ``"attribute"``) and name. With the constant keys that it stores to; None
+        where it computes them.
     """
 
     globals: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
     imports: set[str] = field(default_factory=set)
-    filled: set[str] = field(default_factory=set)
+    filled: dict[Place, frozenset[Any] | None] = field(default_factory=dict)
 
     def add(self, operation: str, name: str, before: list[Any]) -> None:
         """Add the name of an instruction, `before` which came those with these arguments."""
@@ -91,20 +95,37 @@ def _names_imported(code: CodeType) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _filled(code: CodeType) -> frozenset[str]:
-    """Return the names of variables and attributes whose containers are filled or emptied."""
+def _filled(code: CodeType) -> dict[Place, frozenset[Any] | None]:
+    """Return the containers that are filled; see `Used.filled`."""
     listing = [one for one in dis.Bytecode(code) if one.opname not in _SKIPPED]
-    found = set()
+    found: dict[Place, frozenset[Any] | None] = {}
     for position, one in enumerate(listing):
-        stores = one.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")
-        if stores or _augments(listing[position : position + 3]):
+        keys: frozenset[Any] | None = None
+        if one.opname == "STORE_SUBSCR" or _augments(listing[position : position + 3]):
             container = _before_key(listing, position)
+            key = listing[container + 1]
+            if container == position - 2 and key.opname == "LOAD_CONST":
+                keys = frozenset([key.argval])
         elif one.opname in ("LOAD_ATTR", "LOAD_METHOD") and one.argval in _FILLING:
-            container = position - 1
+            container, key = position - 1, listing[position + 1]
+            if one.argval == "setdefault" and key.opname == "LOAD_CONST":
+                keys = frozenset([key.argval])
         else:
             continue
-        if container >= 0 and isinstance(listing[container].argval, str):
-            found.add(listing[container].argval)
+        kind = _KINDS.get(listing[container].opname) if container >= 0 else None
+        if kind is not None and isinstance(listing[container].argval, str):
+            place = kind, listing[container].argval
+            before = found.get(place, frozenset())
+            found[place] = None if keys is None or before is None else keys | before
+    return found
+
+
+def keys_read(code: CodeType) -> frozenset[str]:
+    """Return the texts by which a function, and those within it, may look up items."""
+    found = {one for one in code.co_consts if isinstance(one, str)}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= keys_read(constant)
     return frozenset(found)
 
 
@@ -132,7 +153,9 @@ def what_counts(code: CodeType, used: Used, digest: Callable[[Any], str]) -> tup
     Constants are given to `digest`; all else has a repr that is the same in each process.
     """
     listing = dis.Bytecode(code)
-    used.filled |= _filled(code)
+    for place, keys in _filled(code).items():
+        before = used.filled.get(place, frozenset())
+        used.filled[place] = None if keys is None or before is None else keys | before
     lines, index = _lines(listing, used, digest)
     caught = [
         (*map(index.get, (entry.start, entry.end, entry.target)), entry.depth, entry.lasti)

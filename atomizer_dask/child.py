@@ -7,6 +7,7 @@ import itertools
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import perf_counter
@@ -21,7 +22,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease, OvertimeError, Site, TimeIsUp
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.nested import let_code_travel_on
-from atomizer_dask.packing import dumps, pack_outcome
+from atomizer_dask.packing import Packed, dumps, pack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
 from atomizer_dask.spaces import forget, loads
@@ -74,7 +75,8 @@ class ChildSite(Site):
         try:
             if code is not None:
                 self._atoms[version] = load_atom(code, space=version)
-            piece: Batch = loads(data, space=version)
+            piece: Batch = replace(Packed.of(data), space=version).load()
+            piece = replace(piece, version=version)
             self.name = name
             outcome = self.execute(piece)
         except Exception as error:  # noqa: BLE001 - the parent raises it

@@ -55,12 +55,14 @@ def _contents_of_object(value: Any) -> list[Any]:
         return [str(getattr(value, "__module__", "")), reduced]
     maker, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
     if type(state) is dict and all(isinstance(name, str) for name in state):
-        state = [pair for pair in sorted(state.items()) if not _is_cached(kind, pair[0])]
+        kept = [pair for pair in sorted(state.items()) if not _is_cached(kind, *pair)]
+        state = kept or None  # as where nothing has been computed yet
     return [maker, arguments, state, list(items or ()), list(pairs or ())]
 
 
-def _is_cached(kind: type, name: str) -> bool:
+def _is_cached(kind: type, name: str, value: Any) -> bool:
     """Return whether an attribute only keeps what has been computed so far."""
     if isinstance(inspect.getattr_static(kind, name, None), cached_property):
         return True
-    return name.startswith("_") and ("cache" in name.lower() or "memo" in name.lower())
+    is_named_so = name.startswith("_") and ("cache" in name.lower() or "memo" in name.lower())
+    return is_named_so and (value is None or isinstance(value, dict | list | set))

@@ -292,16 +292,12 @@ class Lease:
         left = None if self.watch is None else self.watch.left()
         return left is not None and left <= 0
 
-    def about_to_wait(self) -> Callable[[], None] | None:
-        """Give up the slot, once: the running electron is about to wait for its children.
-
-        Returns what is to be called when it has waited.
-        """
+    def about_to_wait(self) -> None:
+        """Give up the slot, once: the running electron is about to wait for its children."""
         if not self._released and threading.get_ident() == self._thread:
             self._released = True
             self.surrender()
             self.site.release_slot()
-        return TURN.pause()
 
     @property
     def waits(self) -> bool:
@@ -344,6 +340,15 @@ class Lease:
         self.hand_over()
 
     def _run(self, definition: Definition) -> Outcome:
+        if not definition.draws_from:
+            return self._run_as_it_is(definition)
+        TURN.begin()
+        try:
+            return self._run_as_it_is(definition)
+        finally:
+            TURN.end()
+
+    def _run_as_it_is(self, definition: Definition) -> Outcome:
         if self.site.isolates(self.batch, definition):
             return self._run_pieces(definition)
         inputs = _for_slices(definition, self.batch)

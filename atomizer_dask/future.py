@@ -15,10 +15,8 @@ from typing import Any
 from atomizer_dask import markup
 from atomizer_dask.brief import one_line
 from atomizer_dask.events import log_problem
-from atomizer_dask.interruptible import wait_for
+from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
-
-AboutToWait = Callable[[], Callable[[], None] | None]  # returns what to call after the wait
 
 _CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
 _DONE = {*_CANCELLED, FINISHED}
@@ -40,7 +38,7 @@ os.register_at_fork(after_in_child=_renew_guard)
 class _Waiters(list[Any]):
     """The list into which `concurrent.futures.wait` and `as_completed` put themselves."""
 
-    def __init__(self, about_to_wait: AboutToWait) -> None:
+    def __init__(self, about_to_wait: Callable[[], None]) -> None:
         super().__init__()
         self._about_to_wait = about_to_wait
 
@@ -68,8 +66,7 @@ class ElectronFuture(Future[Properties]):
     about_to_wait
         Called where somebody is about to block on this future, by `result`, `exception`,
         `concurrent.futures.wait` or `as_completed`. An atom that waits gives up its slot there,
-        which is why a tree of spawners cannot deadlock. What it returns, if anything, the first
-        two call after the wait.
+        which is why a tree of spawners cannot deadlock.
     """
 
     _stop: Callable[..., None] | None = None
@@ -77,7 +74,7 @@ class ElectronFuture(Future[Properties]):
     _on_problem: Callable[[str, BaseException], None] = staticmethod(log_problem)
 
     def __init__(
-        self, condition: Condition | None = None, about_to_wait: AboutToWait = _nothing
+        self, condition: Condition | None = None, about_to_wait: Callable[[], None] = _nothing
     ) -> None:
         # In place of Future.__init__, which would make a condition.
         self._own_condition = condition
@@ -231,14 +228,10 @@ class ElectronFuture(Future[Properties]):
         """Wait until it is done; what shares the condition may wake us before."""
         if self.done():
             return
-        resume = self._about_to_wait()
-        try:
-            with self._condition:
-                if not wait_for(self._condition, self.done, timeout):
-                    raise TimeoutError(f"no answer within {timeout:g} s; the electron goes on")
-        finally:
-            if resume is not None:
-                resume()
+        self._about_to_wait()
+        with blocking(), self._condition:
+            if not wait_for(self._condition, self.done, timeout):
+                raise TimeoutError(f"no answer within {timeout:g} s; the electron goes on")
 
     def __await__(self) -> Generator[Any, None, Properties]:
         return asyncio.wrap_future(self).__await__()

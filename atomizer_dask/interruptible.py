@@ -16,12 +16,29 @@ from threading import Condition, Event
 from time import monotonic
 
 SLICE_SECONDS = 0.5
+# Called before this thread waits for others; each returns what is to be called afterwards, if any.
+PAUSES: list[Callable[[], Callable[[], None] | None]] = []
 
 
 def is_interrupt(error: BaseException) -> bool:
     """Return whether somebody has pressed Ctrl-C: else code of the user raised it by itself."""
     of_main = threading.current_thread() is threading.main_thread()
     return isinstance(error, KeyboardInterrupt) and of_main
+
+
+@contextmanager
+def blocking() -> Iterator[None]:
+    """Wait within for something that others may have to do first.
+
+    Whoever holds what these need, in this thread, lets go of it meanwhile.
+    """
+    resumes = [pause() for pause in PAUSES]
+    try:
+        yield
+    finally:
+        for resume in resumes:
+            if resume is not None:
+                resume()
 
 
 def wait_for(

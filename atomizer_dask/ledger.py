@@ -18,7 +18,7 @@ from atomizer_dask.columns import numpy_values
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
 from atomizer_dask.frame import Part
-from atomizer_dask.interruptible import wait_for
+from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.stored import StoredPart
 from atomizer_dask.streams import Stream
@@ -99,7 +99,7 @@ class Ledger:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the run has ended, and return whether it has."""
-        with self.changed:
+        with blocking(), self.changed:
             return wait_for(self.changed, lambda: self.ended, timeout)
 
     def snapshot(self) -> list[Part | StoredPart]:

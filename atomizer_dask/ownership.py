@@ -8,7 +8,7 @@ or lies
 - in ``site-packages`` or ``dist-packages``: of this environment, of the user, of the system, or of
   an environment module on ``PYTHONPATH``; links are followed;
 - beside the ``*.dist-info`` of a distribution that names it;
-- in a package that has compiled modules, which cannot travel.
+- in a package with compiled modules that is not below the working directory or the script.
 
 Everything else is the user's own: scripts, notebooks, modules beside them, editable installs.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
 import sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
@@ -65,12 +66,14 @@ def is_installed(module: str, file: str | None = None) -> bool:
     top = module.partition(".")[0]
     if top in _MAIN:
         return False
-    if top == "atomizer_dask" or top in sys.stdlib_module_names:
+    if top == "atomizer_dask":
         return True
     for name in (module, top):
         file = file or _file(sys.modules.get(name))
+    if file:
+        return _lies_installed(top, file)
     # A module without a file was made by a program, unless it is compiled into the interpreter.
-    return _lies_installed(top, file) if file else top in sys.builtin_module_names
+    return top in sys.stdlib_module_names
 
 
 def _file(module: ModuleType | None) -> str | None:
@@ -93,7 +96,15 @@ def _lies_installed(top: str, file: str) -> bool:
     for where in {path, path.resolve()}:
         if _PACKAGES.intersection(where.parts) or _is_of_python(where):
             return True
-    return _is_of_distribution(top, path) or _has_compiled_modules(top)
+    if _is_of_distribution(top, path):
+        return True
+    return _has_compiled_modules(top) and not _is_of_project(path)
+
+
+def _is_of_project(path: Path) -> bool:
+    """Return whether a module lies beside the script, or below the working directory."""
+    folders = {os.getcwd(), os.path.abspath(sys.path[0] if sys.path else "")}
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _is_of_python(path: Path) -> bool:

@@ -6,10 +6,12 @@ side. Either must cost that one electron, and never its neighbours.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -60,13 +62,18 @@ class Packed:
         return loads(self.data, space=self.space, buffers=self.buffers)
 
 
-def pack(value: Any, *, is_plain: bool = False, space: str = HOME) -> Packed:
+def pack(
+    value: Any, *, is_plain: bool = False, space: str = HOME, brings_code: bool = False
+) -> Packed:
     """Return `value` packed; raises whatever its parts raise when they are pickled.
 
     Parameters
     ----------
     space
         Where things of the user's own arrive; see `spaces`.
+    brings_code
+        Whether functions and classes among its parts are to arrive as they are now, also where
+        they have before: in a space of their own, ``space/digest``.
     is_plain
         Whether nothing of the user's code is in it, so that pickle itself can do it: ten times as
         fast where there is little.
@@ -82,9 +89,14 @@ def pack(value: Any, *, is_plain: bool = False, space: str = HOME) -> Packed:
 
     if is_plain:
         data = pickle.dumps(value, protocol=5, buffer_callback=stays_inside)
-    else:
-        data = pickling.dumps(value, buffer_callback=stays_inside)
-    return Packed(data, buffers, space)
+        return Packed(data, buffers, space)
+    file = io.BytesIO()
+    pickler = pickling.Pickler(file, stays_inside)
+    pickler.dump(value)
+    if brings_code and pickler.things:
+        code = blake2b(pickling.dumps(pickler.things), digest_size=8).hexdigest()
+        space = f"{space}/{code}"
+    return Packed(file.getvalue(), buffers, space)
 
 
 def dumps(value: Any, known: Sequence[type] = ()) -> bytes | None:

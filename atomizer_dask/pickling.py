@@ -14,6 +14,7 @@ import importlib
 import inspect
 import io
 import logging
+import random
 import re
 import sys
 import typing
@@ -60,13 +61,14 @@ from atomizer_dask.spaces import (
     refer,
 )
 from atomizer_dask.watched import Watched
-from atomizer_dask.wrapped import closure_of
+from atomizer_dask.wrapped import closure_of, defaults_of
 
 logger = logging.getLogger(__name__)
 
 _FACTS = ("__name__", "__package__", "__path__", "__file__")  # by which functions import
 _NOT_STATE = {"__builtins__", "__loader__", "__spec__", "__cached__"}  # of modules
 _ENUMS_OWN = {"_value_", "_name_", "__objclass__", "_sort_order_"}  # of members, by their class
+_BY_NAME = {"globals", "eval", "exec"}  # functions that look up globals by name
 _CACHED = type(lru_cache(len))
 _STATED = None, None, complete  # ends what pickle calls a reduce value: items, pairs, state setter
 
@@ -74,7 +76,7 @@ _STATED = None, None, complete  # ends what pickle calls a reduce value: items, 
 _FIXED: tuple[type, ...] = (
     FunctionAtom, ClassAtom, Parameter, CodeType, CellType, BuiltinFunctionType, MethodType,
     _CACHED, Enum, property, classmethod, staticmethod, typing.TypeVar, np.generic, np.dtype,
-    Decimal, Fraction, date, time, timedelta, tzinfo, PurePath, re.Pattern, range, slice, UUID,
+    Decimal, Fraction, date, time, timedelta, tzinfo, PurePath, re.Pattern, range, UUID,
     logging.Logger,
 )  # fmt: skip
 
@@ -107,8 +109,19 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         Other random generators that it has come by.
     modules, names
         Names of the user's own modules that it has come by, and of what functions refer to.
-    classes
-        Those that it has pickled by value.
+    classes, things
+        Classes that it has pickled by value; these and functions.
+
+    Parameters
+    ----------
+    file, buffer_callback
+        As of `pickle.Pickler`.
+    exempt
+        What does not travel by value.
+    known
+        Classes that are referred to by number.
+    by_name
+        Whether functions that look up globals by name bring all of these.
     """
 
     def __init__(
@@ -117,11 +130,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         buffer_callback: Any = None,
         exempt: Exempt | None = None,
         known: Sequence[type] = (),
+        by_name: bool = True,
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._exempt = exempt or Exempt()
+        self._by_name = by_name
         self._known = {id(cls): number for number, cls in enumerate(known)}
         self.classes: list[type] = []
+        self.things: list[Any] = []
         self.modules, self.names = set[str](), set[str]()
         self.watched = Watched()
         self.drawn_from = set[str]()
@@ -131,8 +147,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._reducers: dict[Any, Callable[[Any], Any]] = {
             FunctionType: self._function,
             ModuleType: self._module,
-            BuiltinFunctionType: _method,
-            MethodType: _method,
+            BuiltinFunctionType: self._method,
+            MethodType: self._method,
+            functools.cached_property: _cached_property,
             typing.TypeVar: _type_variable,
             _CACHED: _cached,
             weakref.WeakKeyDictionary: _weak_mapping,
@@ -152,7 +169,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind not in self._own:
             if is_generator(thing) or id(thing) in GENERATORS:
                 return self._generator(thing)
-            self.watched.is_fixed &= issubclass(kind, _FIXED)
+            self.watched.is_fixed &= issubclass(kind, _FIXED) and _has_fixed_members(kind)
             if issubclass(kind, Enum) or kind in self.dispatch_table or self._refers_to(kind):
                 self._plain.add(kind)
                 return NotImplemented
@@ -163,9 +180,21 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Reduce the generator behind `numpy.random.normal` and such; others are as they are."""
         module = GENERATORS.get(id(generator))
         if module is not None:  # every process has its own
+            self._note_draws(module)
             return _global_generator, (module.__name__,)
         self.generators.append(generator)
         return NotImplemented
+
+    def _method(self, method: Any) -> Any:
+        """Reduce `numpy.random.normal` and the like as functions of their modules."""
+        module = GENERATORS.get(id(getattr(method, "__self__", None)))
+        if module is None:
+            return NotImplemented
+        self._note_draws(module)
+        return getattr, (module, method.__name__)
+
+    def _note_draws(self, module: Any) -> None:
+        self.drawn_from.add("random" if module is random else "numpy")
 
     def _refers_to(self, thing: Any) -> bool:
         """Return whether a function or a class travels by name."""
@@ -174,15 +203,24 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _function(self, function: FunctionType) -> Any:
         if self._refers_to(function):
             return NotImplemented
+        self.things.append(function)
         self.modules.add(function.__module__)
         self.names.update(_names_in(function.__code__))
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
         self.watched.add_function(function, cloudpickle._extract_code_globals(code))
-        self.drawn_from |= drawn_from(code, ChainMap(closure_of(function), scope))
+        names = ChainMap(closure_of(function), defaults_of(function), scope)
+        self.drawn_from |= drawn_from(code, names)
+        if self._by_name and _BY_NAME.intersection(code.co_names):  # nobody can know which
+            state[1]["__globals__"] |= {
+                name: value
+                for name, value in scope.items()
+                if not name.startswith("__") and _may_go_along(value)
+            }
         if not have_arrived(scope):
-            modules = _imported_by(code, str(scope.get("__package__") or ""))
-            state[1]["_cloudpickle_submodules"].extend(modules)
+            for module in _imported_by(code, str(scope.get("__package__") or "")):
+                state[1]["_cloudpickle_submodules"].append(module)
+                self.watched.add_import(module.__name__, module)
         named = name_of(function), _place_of(function), (name_of_globals(scope), facts)
         return arrive_function, (*named, code, closure), (fill_function, state), *_STATED
 
@@ -194,14 +232,21 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if (number := self._known.get(id(cls))) is not None:
             return recall, (number,)
         self.classes.append(cls)
+        self.things.append(cls)
         self.modules.add(cls.__module__)
         reduced = cloudpickle._dynamic_class_reduce(cls)
         maker, arguments, state, *_, setter = reduced
         *others, _, extra = arguments  # without cloudpickle's own name of it
         state[0].pop("__slotnames__", None)  # which Python adds when it pickles an instance
         self.watched.add_mapping(vars(cls))
+        for value in vars(cls).values():
+            if value is random or value is np.random:
+                self._note_draws(value)
         if issubclass(cls, Enum):
             others[3] = {name: member.value for name, member in cls.__members__.items()}
+            if isinstance(getattr(cls, "_new_member_", None), FunctionType):
+                maker = _enum_made_by_itself
+                others[3] = {n: _as_made(member) for n, member in cls.__members__.items()}
             for name in cls.__members__:
                 state[0].pop(name, None)
             members = {member.name: _state_of_member(member) for member in cls}
@@ -270,9 +315,10 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
     pickler = Pickler(file, exempt=definition.exempt)
     try:
         _look_through(definition, pickler)
-    except UnpicklableError:
-        exempt = _exempted(definition, pickler)
-        if exempt == definition.exempt:
+    except (UnpicklableError, RegistrationError) as error:
+        is_fine = can_travel if isinstance(error, UnpicklableError) else _has_no_generator
+        exempt = _exempted(definition, pickler, is_fine)
+        if exempt == (definition.exempt or Exempt()):
             raise
         definition.exempt = exempt
         return dump_watched(definition)
@@ -282,20 +328,23 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
     return file.getvalue(), pickler.watched
 
 
-def _exempted(definition: Definition, pickler: Pickler) -> Exempt:
+def _exempted(definition: Definition, pickler: Pickler, is_fine: Callable[[Any], bool]) -> Exempt:
     """Return what must not travel by value: modules, or what of them nobody uses.
 
-    Never the atom's own module, nor the script or notebook: workers may not have these.
+    Never the atom's own module, nor the script or notebook: workers may not have these. And no
+    module since it has a generator, for each worker would have a copy of that, too.
     """
-    modules, attributes = set[str](), dict[str, frozenset[str]]()
+    before: Exempt = definition.exempt or Exempt()
+    modules, attributes = set(before.modules), dict(before.attributes)
     for name in pickler.modules - {*_modules_of(definition), "__main__"}:
         given = vars(sys.modules[name]) if name in sys.modules else {}
-        bad = {k for k, v in given.items() if k not in _NOT_STATE and not can_travel(v)}
-        if bad & pickler.names:
+        bad = {k for k, v in given.items() if k not in _NOT_STATE and not is_fine(v)}
+        if not bad & pickler.names:
+            attributes[name] = attributes.get(name, frozenset()) | bad
+        elif is_fine is can_travel:
             modules.add(name)
-        elif bad:
-            attributes[name] = frozenset(bad)
-    if modules:
+    attributes = {name: those for name, those in attributes.items() if those}
+    if modules - before.modules:
         logger.warning(
             "%s uses %s, which cannot travel by value: workers import their own, as it was when "
             "they first did",
@@ -345,6 +394,16 @@ def _refusal_of_generator(definition: Definition, generator: Any) -> Registratio
         "a parameter context and draw from context.rng, which is each electron's own and follows "
         "seed="
     )
+
+
+def _may_go_along(value: Any) -> bool:
+    """Return whether a global that a function may look up by name can travel with it."""
+    pickler = Pickler(io.BytesIO(), by_name=False)
+    try:
+        pickler.dump(value)
+    except Exception:  # noqa: BLE001 - then the function does without
+        return False
+    return not pickler.generators
 
 
 def _has_no_generator(value: Any) -> bool:
@@ -404,17 +463,30 @@ def _imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
             module = sys.modules.get(full)
             file = getattr(module, "__file__", None) or file_of(full)
             if file and not is_installed(full, file):
-                yield module or importlib.import_module(full)
+                module = module or importlib.import_module(full)
+                parents = full.split(".")[:-1]
+                for end in range(len(parents)):
+                    yield sys.modules[".".join(parents[: end + 1])]
+                yield module
         except Exception:  # noqa: BLE001, S112 - the function may be prepared to do without
             continue
 
 
-def _method(method: Any) -> Any:
-    """Reduce `numpy.random.normal` and the like as functions of their modules."""
-    module = GENERATORS.get(id(getattr(method, "__self__", None)))
-    if module is None:
-        return NotImplemented
-    return getattr, (module, method.__name__)
+def _has_fixed_members(kind: Any) -> bool:
+    """Return whether an enum's members have no attributes of their own; so has what is no enum."""
+    is_own = issubclass(kind, Enum) and not _is_by_reference(kind)
+    return not is_own or not any(map(_state_of_member, kind))
+
+
+def _cached_property(found: Any) -> Any:
+    """Reduce a cached property without the lock that some versions of Python put into it."""
+    return _cached_property_anew, (found.func, found.attrname, found.__doc__)
+
+
+def _cached_property_anew(function: Any, name: str | None, documentation: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname, made.__doc__ = name, documentation
+    return made
 
 
 def _global_generator(module: str) -> Any:
@@ -463,6 +535,34 @@ def _weak_mapping(mapping: Any) -> Any:
 def _sentinel(thing: Any) -> Any:
     """Reduce a thing that is known by its identity alone."""
     return arrive, (name_of(thing), None, object.__new__, (type(thing),))
+
+
+def _as_made(member: Any) -> tuple[Any, Any]:
+    """Return what a member is beside being one, and its value, which its class made of it."""
+    base = type(member)._member_type_
+    return (None if base is object else base(member)), member.value
+
+
+def _enum_made_by_itself(
+    bases: tuple[type, ...], name: str, qualname: str, members: dict[str, Any], *others: Any
+) -> Any:
+    """Return an enum whose own `__new__` makes values: it must not make them once more."""
+    kind: Any = next((base for base in bases if not issubclass(base, Enum)), None)
+
+    def of_made(cls: Any, base: Any, value: Any) -> Any:
+        made = object.__new__(cls) if kind is None else kind.__new__(cls, base)
+        made._value_ = value
+        return made
+
+    enum_base = bases[-1]
+    metaclass: Any = type(enum_base)
+    namespace = metaclass.__prepare__(name, bases)
+    namespace["__new__"] = of_made
+    for member, pair in members.items():
+        namespace[member] = pair
+    made = metaclass.__new__(metaclass, name, bases, namespace)
+    made.__module__, made.__qualname__ = others[0], qualname
+    return made
 
 
 def _cached_anew(function: Any, options: Mapping[str, Any]) -> Any:

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch
 from atomizer_dask.claims import Claims
@@ -40,7 +39,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease, Site
 from atomizer_dask.nursery import Child, Nursery
 from atomizer_dask.outcome import CANCELLED, Failure, Outcome
-from atomizer_dask.packing import dumps, unpack_outcome
+from atomizer_dask.packing import dumps, pack, unpack_outcome
 from atomizer_dask.properties import Properties
 from atomizer_dask.spaces import loads
 
@@ -49,6 +48,7 @@ KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 LOOK_SECONDS = 0.05
 STARTS = 3  # attempts to start a child
+SPACES = 32  # that a child keeps
 FORGOTTEN = 1000  # versions of atoms that children in use have still to forget
 OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
 
@@ -265,7 +265,7 @@ class Inmate:
     def __init__(self, child: Child) -> None:
         self._child = child
         self._sending = threading.Lock()
-        self._known: set[str] = set()
+        self._known: dict[str, None] = {}  # spaces with an atom, the latest last
         self._conductors: dict[Any, Any] = {}
         self._futures: dict[int, Any] = {}
         self._share = setting("quarantine.memory-share")
@@ -276,13 +276,15 @@ class Inmate:
         """Execute a piece, which begins at offset `first` of its batch."""
         name, data = code
         self._child.cursor[OFFSET] = -1.0
-        piece = replace(piece, version=name, seconds=float("inf"))
+        piece = replace(piece, version=name, code="", seconds=float("inf"))
         memory = self._share * (site.memory_limit or machine_memory())
         guard = _Guard(self._child, lease, first, piece.terms.timeout, memory)
-        new = None if name in self._known else data
-        if not self._post(("piece", name, pickling.dumps(piece), new, site.name)):
+        # Of a worker's batch its code among the inputs has come in a space of its own already.
+        packed = pack(piece, space=name, brings_code="/" not in name)
+        new = None if packed.space in self._known else data
+        if not self._post(("piece", packed.space, packed.whole(), new, site.name)):
             return guard.fallen()
-        self._known.add(name)
+        self._note_known(packed.space)
         while True:
             try:
                 while not self._child.connection.poll(LOOK_SECONDS):
@@ -303,12 +305,19 @@ class Inmate:
             if (ended := guard.look(self._post)) is not None:
                 return ended
 
-    def forget(self, versions: Iterable[str]) -> None:
-        """Have the child forget versions of atoms."""
-        those = self._known.intersection(versions)
+    def _note_known(self, space: str) -> None:
+        self._known.pop(space, None)
+        self._known[space] = None
+        self.forget(list(self._known)[:-SPACES])
+
+    def forget(self, spaces: Iterable[str]) -> None:
+        """Have the child forget atoms, by the spaces that they are in, or by versions."""
+        wanted = set(spaces)
+        those = [s for s in self._known if s in wanted or s.partition("/")[0] in wanted]
+        for space in those:
+            del self._known[space]
         if those:
-            self._known -= those
-            self._post(("forget", sorted(those)))
+            self._post(("forget", those))
 
     def cancel_sent(self) -> None:
         """Cancel what its electrons sent: they are no more."""

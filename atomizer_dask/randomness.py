@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from atomizer_dask.interruptible import PAUSES
 from atomizer_dask.streams import Stream
 
 # What a module has beside its generator: classes of generators, and what seeds them.
@@ -32,10 +33,15 @@ _OTHERS = {
     "random": {"Random", "SystemRandom"},
 }  # fmt: skip
 _LIBRARIES = ("torch", "cupy", "tensorflow")  # which have a generator of their own
-_BY_PACKAGES = {"rvs"}  # methods of packages that draw from NumPy's
+# Functions and methods of packages that draw from NumPy's, unless they are given another one.
+_BY_PACKAGES = {
+    "rvs", "sample", "shuffle", "resample", "bootstrap", "permutation_test", "train_test_split",
+}  # fmt: skip
+_OWN = {"context", "rng"}  # by which an electron's own generator is called
 GENERATORS: dict[int, Any] = {id(random._inst): random, id(np.random.mtrand._rand): np.random}
 KINDS: tuple[type, ...] = (
-    np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random,
+    np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence,
+    random.Random,
 )  # fmt: skip
 
 
@@ -64,6 +70,8 @@ def drawn_from(code: CodeType, scope: Mapping[str, Any]) -> set[str]:
     found = set[str]()
     for path in _paths(code):
         first, *attributes = path
+        if _OWN.intersection(path[:-1]) and not isinstance(scope.get(first), ModuleType):
+            continue
         value = sys.modules.get(first[1:]) if first.startswith("=") else scope.get(first)
         found |= _generators_at(value, attributes)
     return found
@@ -74,7 +82,7 @@ def _generators_at(value: Any, attributes: list[str]) -> set[str]:
     module = GENERATORS.get(id(getattr(value, "__self__", None)))
     if module is not None:  # `from random import gauss`
         return {_short(module.__name__)}
-    if _BY_PACKAGES.intersection(attributes):
+    if _BY_PACKAGES.intersection(attributes) or getattr(value, "__name__", "") in _BY_PACKAGES:
         return {"numpy"}
     if not isinstance(value, ModuleType):
         return set()
@@ -143,6 +151,26 @@ class _Turn:
         self._lock = threading.Lock()
         self._owner = 0
         self._which: frozenset[str] = frozenset()
+        self._counting = threading.Lock()
+        self._under_way = 0
+        self._before: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Keep the states that the generators have, until the last one that began has ended.
+
+        In a process of the user they may be the user's own.
+        """
+        with self._counting:
+            if not self._under_way:
+                self._before = _states(frozenset(sys.modules) | {"numpy"})
+            self._under_way += 1
+
+    def end(self) -> None:
+        """Give the generators the states that they had, unless others go on to draw."""
+        with self._counting:
+            self._under_way -= 1
+            if not self._under_way:
+                _restore(self._before)
 
     def take(self, which: frozenset[str], stream: Stream, index: int) -> None:
         """Draw from the stream of an electron from here on, until it is given back."""
@@ -167,8 +195,7 @@ class _Turn:
 
         def resume() -> None:
             self._take(which)
-            for name, state in states.items():
-                _SETTERS[name](state)
+            _restore(states)
 
         return resume
 
@@ -188,6 +215,7 @@ class _Turn:
 
 TURN = _Turn()
 os.register_at_fork(after_in_child=TURN.renew)
+PAUSES.append(TURN.pause)
 
 
 def _seed(which: frozenset[str], stream: Stream, index: int) -> None:
@@ -210,6 +238,11 @@ def _seed(which: frozenset[str], stream: Stream, index: int) -> None:
 
 def _states(which: frozenset[str]) -> dict[str, Any]:
     return {name: get() for name, get in _GETTERS.items() if name in which}
+
+
+def _restore(states: Mapping[str, Any]) -> None:
+    for name, state in states.items():
+        _SETTERS[name](state)
 
 
 _GETTERS: dict[str, Callable[[], Any]] = {

@@ -5,8 +5,9 @@ need no file of the user's. By value alone it would arrive as another object eac
 `isinstance` would be false between an atom and its inputs. So the process in which a thing was
 made gives it a name, which travels along, and a process keeps what has arrived under that name.
 
-What has arrived is kept apart by *space*. On a worker a space belongs to one version of an atom:
-two versions of one module live side by side, each with classes and globals of its own. The space
+What has arrived is kept apart by *space*. On a worker a space belongs to one version of an atom,
+and of the user's own code among its inputs: two versions of one module live side by side, each
+with classes and globals of its own. The space
 ``""`` is home: there a name leads back to the very object, or to what the module of that name
 has today, as after a restart of the process.
 """
@@ -129,10 +130,19 @@ class _Space:
         if module is None:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         for item in fromlist or ():
-            part = self.modules.get(f"{full}.{item}")
-            if part is not None and not hasattr(module, item):
-                setattr(module, item, part)
-        return module if fromlist else self.modules.get(full.partition(".")[0], module)
+            self._put_into(module, full, item)
+        parts = full.split(".")
+        for end in range(1, len(parts)):
+            parent = ".".join(parts[:end])
+            if parent in self.modules:
+                self._put_into(self.modules[parent], parent, parts[end])
+        return module if fromlist else self.modules.get(parts[0], module)
+
+    def _put_into(self, module: ModuleType, name: str, part: str) -> None:
+        """Give a package a module of it that has arrived, as importing that would."""
+        found = self.modules.get(f"{name}.{part}")
+        if found is not None and not hasattr(module, part):
+            setattr(module, part, found)
 
 
 class _Arriving(threading.local):
@@ -294,7 +304,11 @@ def arrive_function(
     name: str, place: Place, scope: tuple[str, dict[str, Any]], code: CodeType, closure: Any
 ) -> Any:
     """Return a function as `arrive` does; its globals are those of its module in the space."""
-    namespace = vars(_enter().namespace(*scope))
+    space, (globals_name, facts) = _enter(), scope
+    module = sys.modules.get(str(facts.get("__name__"))) if _arriving.space == HOME else None
+    if module is None or _names.of_globals(vars(module)) != globals_name:
+        module = space.namespace(globals_name, facts)
+    namespace = vars(module)  # that of today, where it is of a module of this very process
     return arrive(name, place, FunctionType, (code, namespace, None, None, closure))
 
 
@@ -321,7 +335,9 @@ def fill_function(function: FunctionType, state: tuple[dict[str, Any], dict[str,
     attributes, slots = state
     vars(function).update(attributes)
     del slots["_cloudpickle_submodules"]  # they were imported by being unpickled
-    fill_globals(function.__globals__, slots.pop("__globals__"))
+    given = slots.pop("__globals__")
+    if have_arrived(function.__globals__):  # else they are those of a module of this process
+        fill_globals(function.__globals__, given)
     cells = zip(function.__closure__ or (), slots.pop("__closure__") or (), strict=True)
     for cell, given in cells:
         try:

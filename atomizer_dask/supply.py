@@ -103,9 +103,21 @@ class Supply:
             Those that are to be executed, in order; of a streamed sweep, of what is drawn already.
         """
         self.tell("started")
+        if self._plan.definition.vectorized and self._plan.definition.draws_from:
+            self._warn_of_draws()
         self._driver.post_action(self._begin, electrons)
         if self._drawing is not None:
             self._drawing.start()
+
+    def _warn_of_draws(self) -> None:
+        definition = self._plan.definition
+        message = (
+            f"{definition.id} is vectorised and draws from {' and '.join(definition.draws_from)}: "
+            "its numbers depend on how electrons are bundled, and are others each time; draw from "
+            "context.random(shape), a row per electron"
+        )
+        self.tell(message, "warning")
+        logger.warning("%s", message)
 
     def start_lots(self, lots: Sequence[tuple[np.ndarray, Terms]]) -> None:
         """Begin to send electrons, each lot on its own terms; from any thread."""

@@ -15,7 +15,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
-from atomizer_dask.bytecode import PLACE, Used, what_counts
+from atomizer_dask.bytecode import PLACE, Used, keys_read, what_counts
 from atomizer_dask.contents import CONTAINERS, contents_of
 from atomizer_dask.ownership import file_of, is_own
 from atomizer_dask.randomness import GENERATORS, is_generator
@@ -114,18 +114,36 @@ class Walk:
         used, scope = Used(), function.__globals__
         contents: list[Any] = [what_counts(function.__code__, used, self._value)]
         self.names |= used.attributes
-        filled = {name for name in used.filled if isinstance(scope.get(name), _FILLED)}
-        for name in sorted(used.globals - used.stored - filled):
-            contents += name, self._variable(name, scope, used.attributes)
-        held = closure_of(function) | defaults_of(function)
+        read = keys_read(function.__code__)
+        for name in sorted(used.globals - used.stored):
+            value = scope.get(name)
+            if ("global", name) in used.filled and isinstance(value, _FILLED):
+                contents += name, self._filled(value, used.filled["global", name], read)
+            else:
+                contents += name, self._variable(name, scope, used.attributes)
+        held = [("cell", name, name, value) for name, value in closure_of(function).items()]
+        held += [("local", name, name, value) for name, value in defaults_of(function).items()]
         attributes = vars(function).items()
-        for name, value in (*held.items(), *((f"{name} (attribute)", v) for name, v in attributes)):
-            if name.partition(" ")[0] in used.filled and isinstance(value, _FILLED):
-                continue  # a memo: what is in it depends on what has been computed so far
+        held += [("attribute", name, f"{name} (attribute)", value) for name, value in attributes]
+        for kind, own, name, value in held:
+            if (kind, own) in used.filled and isinstance(value, _FILLED):
+                contents += name, self._filled(value, used.filled[kind, own], read)
+                continue
             where = f"{_name_of(function)}.{name}"
             contents += name, self._named(where, value, (id(function), name))
         self._imports(used, scope.get("__package__") or "")
         return _digest("function", *contents)
+
+    def _filled(self, value: Any, stored: frozenset[Any] | None, read: frozenset[Any]) -> str:
+        """Return the digest of a container that the function fills.
+
+        What it stores depends on what has been computed so far. What else is in a dict counts, or
+        where keys are computed, what the code can look up by a constant.
+        """
+        if not isinstance(value, dict):
+            return _digest("filled", type(value).__qualname__)
+        counts = [key for key in value if (key in read if stored is None else key not in stored)]
+        return _digest("filled", *(self._value([key, value[key]]) for key in counts))
 
     def _variable(self, name: str, scope: dict[str, Any], attributes: set[str]) -> str:
         if name not in scope or name.startswith("__"):

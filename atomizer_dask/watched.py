@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any, NamedTuple
 
 _ABSENT = object()
 _CHANGEABLE = (list, dict, set, bytearray)
+# What Python itself keeps in classes: of dataclasses, enums, generic and abstract ones.
+_OF_PYTHON = {
+    "__annotations__", "__dataclass_fields__", "__dataclass_params__", "__match_args__",
+    "__slots__", "__dict__", "__weakref__", "__parameters__", "__orig_bases__",
+    "__abstractmethods__", "_abc_impl", "__static_attributes__", "__doc__", "__members__",
+    "_member_map_", "_member_names_", "_value2member_map_", "_hashable_values_",
+    "_unhashable_values_", "_unhashable_values_map_", "_use_args_", "_fields", "_field_defaults",
+    "__builtins__", "__spec__", "__loader__", "__path__", "__warningregistry__",
+}  # fmt: skip
 _ADDED = "__slotnames__"  # to a class, when an instance of it is pickled for the first time
 
 
@@ -58,6 +68,7 @@ class Watched:
         self.is_fixed = True
         self._functions: list[_Function] = []
         self._mappings: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+        self._modules: dict[str, Any] = {}  # that functions import, by name
 
     def add_function(self, function: FunctionType, names: Iterable[str]) -> None:
         """Watch a function and the globals of these names."""
@@ -72,7 +83,11 @@ class Watched:
         """Watch the attributes of a class, a module or an object."""
         held = {name: value for name, value in mapping.items() if name != _ADDED}
         self._mappings.append((mapping, held))
-        self.add_values(value for name, value in held.items() if not _is_of_python(name))
+        self.add_values(value for name, value in held.items() if name not in _OF_PYTHON)
+
+    def add_import(self, name: str, module: Any) -> None:
+        """Watch whether a name still leads to a module."""
+        self._modules[name] = module
 
     def add_values(self, values: Iterable[Any]) -> None:
         """Note whether values can change in place that the pickler does not ask about."""
@@ -80,8 +95,10 @@ class Watched:
 
     def is_current(self) -> bool:
         """Return whether every name is still bound to what it was bound to."""
-        return all(one.is_current() for one in self._functions) and all(
-            _is_the_same(now, before) for now, before in self._mappings
+        return (
+            all(one.is_current() for one in self._functions)
+            and all(_is_the_same(now, before) for now, before in self._mappings)
+            and all(sys.modules.get(name) is module for name, module in self._modules.items())
         )
 
 
@@ -100,11 +117,6 @@ def _is_the_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     return len(now) - (_ADDED in now) == len(before) and all(
         now.get(name, _ABSENT) is value for name, value in before.items()
     )
-
-
-def _is_of_python(name: str) -> bool:
-    """Return whether Python looks after an attribute: of dataclasses, enums, abstract classes."""
-    return (name.startswith("_") and name.endswith("_")) or name.startswith("_abc_")
 
 
 def _is_fixed(value: Any) -> bool:

@@ -584,6 +584,24 @@ def test_a_table_that_is_only_read_counts():
     assert before.fingerprint != now.fingerprint
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "CFG = {{'tol': {}}}\ndef f(x):\n    CFG['x'] = x\n    return CFG['tol'] * x\n",
+        "CFG = {{'tol': {}}}\ndef f(x):\n    CFG.setdefault('m', x)\n    return CFG['tol'] * x\n",
+        "CFG = {{'tol': {}}}\ndef f(x):\n    CFG[x] = x\n    return CFG['tol'] * x\n",
+        "K = [{}]\ndef f(x):\n    return K.pop() if x < 0 else K[0]\n",
+        "K = {{'t': {}}}\ndef f(x):\n    def g(K):\n        K['t'] = x\n    return K['t']\n",
+        "def f(x, opts={{'k': {}}}):\n    opts['x'] = x\n    return opts['k']\n",
+        "class C:\n    _cache_k = {}\nK = C()\nK._cache_k = {}\ndef f(x):\n    return K._cache_k\n",
+    ],
+)
+def test_what_is_read_of_a_container_that_is_filled_counts(source):
+    before, again, now = (made_of(source.format(k, k)) for k in (1, 1, 100))
+    assert before == again
+    assert before.fingerprint != now.fingerprint
+
+
 def test_distributions_of_other_parameters_count():
     one, another = (made_of(f"K = stats.norm({mean}, 1)\ndef f(x):\n    return K.pdf(x)\n",
                             stats=stats) for mean in (0, 5))  # fmt: skip

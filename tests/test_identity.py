@@ -59,6 +59,21 @@ class Refused(Exception):
         super().__init__(code)
         self.code = code
 
+class Coord(bytes, Enum):
+    def __new__(cls, value, label):
+        made = bytes.__new__(cls, [value])
+        made._value_, made.label = value, label
+        return made
+    X = (0, "x")
+    Y = (3, "y")
+
+class Cached:
+    def __init__(self, x):
+        self.x = x
+    @functools.cached_property
+    def double(self):
+        return 2 * self.x
+
 class _Named:
     def __reduce__(self):
         return "NAMED"
@@ -80,10 +95,17 @@ def triple(x):
 
 TABLE = {double: "double", triple: "triple"}
 
-def compared(kind, config, missing, named, bare, function, point, shape, planet, access, context):
+def compared(kind, config, missing, named, bare, function, point, shape, planet, access, coord,
+             cached_one, context):
     import shared as again
+    import nest.inner.deep
+    import nest.inner.deep as deep
     from mine import Kind as SameKind
     return {
+        "coord": coord is Coord.Y and (coord.label, bytes(coord)) == ("y", b"\\3"),
+        "cached_one": cached_one.double == 6,
+        "nested": nest.inner.deep.CONSTANT + deep.CONSTANT == 14,
+        "by name": globals()["dou" + "ble"](2) == 4 and eval("FACTOR") == 10,
         "enum": kind is Kind.FERRO and kind == Kind(1) and Kind.ALIAS is kind,
         "config": config == Config() and isinstance(config, Config) and config.scaled() == 10,
         "fields": [field.name for field in dataclasses.fields(config)] == ["size", "kind"],
@@ -127,10 +149,13 @@ def mine(tmp_path, monkeypatch):
     """A module of the user's own, which no worker can import."""
     (tmp_path / "mine.py").write_text(OWN)
     (tmp_path / "shared.py").write_text("CONSTANT = 5\n")
+    (tmp_path / "nest" / "inner").mkdir(parents=True)
+    for name, text in (("", ""), ("inner/", ""), ("inner/deep.py", "CONSTANT = 7\n")):
+        (tmp_path / "nest" / (name if text else f"{name}__init__.py")).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     yield importlib.import_module("mine")
-    for name in ("mine", "shared"):
+    for name in ("mine", "shared", "nest", "nest.inner", "nest.inner.deep"):
         sys.modules.pop(name, None)
 
 
@@ -146,6 +171,8 @@ def inputs(mine):
         shape=[mine.Square()] * 2,
         planet=[mine.Planet.EARTH] * 2,
         access=[mine.Access.READ] * 2,
+        coord=[mine.Coord.Y] * 2,
+        cached_one=[mine.Cached(3)] * 2,
     )
 
 

@@ -181,3 +181,66 @@ def test_a_distribution_that_draws_from_the_shared_generator_is_none_of_its_own(
         return float(prior.pdf(x))
 
     assert dump_atom(as_definition(density))
+
+
+@atom(id="tests.randomness.asks")
+def asks(i):
+    before = random.random()
+    return before + ASKED[0].send(of_python, {"i": i}).result(20).value()
+
+
+ASKED = []
+
+
+def test_an_electron_that_waits_for_others_lets_them_draw(local):
+    ASKED[:] = [local]
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    try:
+        run = local.map(asks, grid(i=[0]), seed=1).wait(60)
+    finally:
+        ASKED.clear()
+    assert run.progress.done == 1
+    assert random.random() == expected, "the user's own generator was drawn from"
+
+
+def in_a_default(i, rng=np.random):
+    return rng.normal()
+
+
+def as_a_default(i, draw=np.random.normal):
+    return draw()
+
+
+class OfAClass:
+    rng = np.random
+
+    def draw(self):
+        return self.rng.normal()
+
+
+OF_A_CLASS = OfAClass()
+
+
+def of_a_class(i):
+    return OF_A_CLASS.draw()
+
+
+@pytest.mark.parametrize("function", [in_a_default, as_a_default, of_a_class])
+def test_generators_are_found_wherever_they_are_held(local, function):
+    first, second = (
+        local.map(function, grid(i=range(20)), seed=2).wait(60).to_frame()["result"].tolist()
+        for _ in range(2)
+    )
+    assert first == second
+
+
+@atom(vectorized=True)
+def vectorised(i):
+    return np.random.normal(size=len(i))
+
+
+def test_a_vectorised_atom_that_draws_so_is_told(local, caplog):
+    local.map(vectorised, grid(i=range(100)), seed=1).wait(60)
+    assert "context.random(shape)" in caplog.text

@@ -284,3 +284,77 @@ def test_retry_notes_in_the_store_that_the_code_is_another(atomizer, tmp_path):
     assert len(run.provenance["codes"]) == 2
     atomizer.register(divided)
     assert atomizer.attach(tmp_path / "store").wait(60).to_frame()["result"].tolist() == [-0.5, 1.0]
+
+
+FACTOR = 1
+
+
+def times(x):
+    return FACTOR * x
+
+
+class Multiplies:
+    def __init__(self, x):
+        self.x = x
+
+    def result(self):
+        return times(self.x)
+
+
+def called(function, x):
+    return function(x)
+
+
+def asked(model):
+    return model.result()
+
+
+def returned(x):
+    return lambda: x * FACTOR
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}], ids=["here", "child"])
+def test_code_among_inputs_and_results_is_what_there_is_now(atomizer, monkeypatch, options):
+    def executed():
+        return [
+            atomizer.map(called, {"function": [times], "x": [3]}, **options),
+            atomizer.map(asked, {"model": [Multiplies(3)]}, **options),
+        ], atomizer.send(asked, {"model": Multiplies(3)}, **options)
+
+    for factor in (1, 2):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        runs, sent = executed()
+        found = [run.wait(60).to_frame()["result"][0] for run in runs]
+        assert [*found, sent.result(60).value()] == [3 * factor] * 3
+        made = atomizer.map(returned, grid(x=[3]), **options).wait(60)
+        assert next(iter(made)).value()() == 3 * factor
+    monkeypatch.setattr(Multiplies, "result", lambda self: "patched")
+    assert atomizer.send(asked, {"model": Multiplies(3)}, **options).result(60).value() == "patched"
+
+
+@pytest.mark.dask
+def test_code_among_inputs_goes_away_too(dask):
+    def spaces(dask_worker):
+        from atomizer_dask import spaces
+
+        return len(spaces._spaces)
+
+    atomizer = Atomizer(dask)
+    for number in range(40):
+        run = atomizer.map(called, {"function": [lambda x, n=number: x + n], "x": [1]}).wait(60)
+        assert run.to_frame()["result"][0] == 1 + number
+    assert max(dask.client.run(spaces).values()) < 30
+
+
+class Tables:
+    __params__ = {"factor": 1}  # noqa: RUF012
+
+
+def by_table(x):
+    return x * Tables.__params__["factor"]
+
+
+def test_attributes_with_underscores_count(atomizer, monkeypatch):
+    assert atomizer.send(by_table, {"x": 3}).result(60).value() == 3
+    monkeypatch.setitem(Tables.__params__, "factor", 5)
+    assert atomizer.send(by_table, {"x": 3}).result(60).value() == 15

@@ -765,16 +765,15 @@ class ChildConductor(Conductor):
         address = self._stream, next(self._order)
         return self._conductor.send_child(electron, future, address, self._origin, self._root)
 
-    def about_to_wait(self) -> Callable[[], None] | None:
+    def about_to_wait(self) -> None:
         """Give up the parent's slot, and have it known that it waits.
 
         Or a node full of such parents would never receive what they wait for.
         """
-        resume = self._lease.about_to_wait()
+        self._lease.about_to_wait()
         if self._origin.route is not None and not self._has_told:
             self._has_told = True
             self._conductor.tell_waiting(self._origin.channel, self._root)
-        return resume
 
     def cancel(self, electron_id: str) -> None:
         """Cancel a child."""

@@ -536,7 +536,12 @@ class DaskConductor(BatchConductor):
         # let workers idle for a round trip between any two of it.
         try:
             # What came along a route was JSON.
-            packed = pack(batch, is_plain=batch.origin.route is not None, space=batch.space)
+            packed = pack(
+                batch,
+                is_plain=batch.origin.route is not None,
+                space=batch.version,
+                brings_code=not is_singleton(batch.version),  # which keeps its instance
+            )
         except BaseException as error:
             raise UnpicklableError(why_not_sent(batch, error)) from error
         workers = await self._placement.choose(batch, lambda: batch.key in self._posts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
 
 LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
+SPACES = 16  # of code among inputs, of which the latest are kept
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
 SWITCH_SECONDS = 0.001
+_APART = random.Random()  # noqa: S311 - for samples and pauses
 _MAKING = threading.Lock()  # of a worker's site
 
 
@@ -61,7 +65,7 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     site = DaskSite.of(get_worker())
     site.atom_of(packed.space)  # the inputs are of its classes
     try:
-        batch = packed.load()
+        batch = replace(packed.load(), code=packed.space.partition("/")[2])
     except BaseException as error:  # Dask would end the worker for a SystemExit
         why = f"the input cannot be unpickled on the worker: {text_of(error)}"
         raise UnpicklableError(why) from error
@@ -129,6 +133,17 @@ class Undisturbed(WorkerPlugin):  # type: ignore[misc]
                 signal.signal(number, heed_not)
 
 
+def _have_dask_draw_apart() -> None:
+    """Have what Dask draws at random not come from the generator that atoms draw from.
+
+    It does so in threads of its own, in the midst of electrons.
+    """
+    for name, module in list(sys.modules.items()):
+        is_dasks = name.partition(".")[0] in ("dask", "distributed", "tornado")
+        if is_dasks and getattr(module, "random", None) is random:
+            module.random = _APART  # type: ignore[attr-defined]
+
+
 class DaskSite(IsolatingSite):
     """The worker's side."""
 
@@ -139,6 +154,7 @@ class DaskSite(IsolatingSite):
         self.memory_limit = worker.memory_manager.memory_limit or 0
         self._atoms: dict[str, Definition] = {}
         self._codes: dict[str, bytes] = {}
+        self._recent: dict[str, None] = {}  # spaces of code among inputs, the latest last
         self._forgotten_bytes = 0  # since the garbage was collected
         self._channels: dict[str, str] = {}
         self._conductor: WorkerConductor | None = None
@@ -154,6 +170,7 @@ class DaskSite(IsolatingSite):
             hand_on=self.hand_on,
         )
         let_code_travel_on()
+        _have_dask_draw_apart()
         # What a worker has imported by now lives as long as it does: the collector, which the
         # many small objects of spawners wake often, need not look at it again.
         gc.collect()
@@ -197,12 +214,17 @@ class DaskSite(IsolatingSite):
         return self.leaving.seconds_for(batch)
 
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
-        return self.atom_of(batch.version)
+        return self.atom_of(batch.space)
 
-    def atom_of(self, version: str) -> Definition:
-        """Return the atom of a version, which the scheduler knows."""
-        known = self._atoms.get(version)
+    def atom_of(self, space: str) -> Definition:
+        """Return the atom of a space, as the scheduler knows it by its version."""
+        version, _, code = space.partition("/")
+        if code:
+            self._recent.pop(space, None)
+            self._recent[space] = None
+        known = self._atoms.get(space)
         if known is None:
+            self._forget_old_spaces()
             data = sync(
                 self._worker.loop,
                 self._worker.scheduler.get_metadata,
@@ -212,23 +234,37 @@ class DaskSite(IsolatingSite):
             if data is None:
                 raise LookupError(f"the scheduler does not know the code of version {version}")
             self._codes[version] = data
-            known = self._atoms[version] = load_atom(data, space=version)
+            known = self._atoms[space] = load_atom(data, space=space)
         return known
+
+    def _forget_old_spaces(self) -> None:
+        """Forget spaces of inputs that nobody uses, but for the latest."""
+        in_use = {lease.batch.space for lease in list(self._leases.values())}
+        old = [space for space in list(self._recent)[:-SPACES] if space not in in_use]
+        for space in old:
+            self._recent.pop(space, None)
+            self._atoms.pop(space, None)
+            spaces.forget(space)
+        if old:
+            self.forget_in_children(old)
 
     def forget(self, versions: list[str]) -> None:
         """Forget versions of atoms that nobody needs any more."""
+        gone = [space for space in list(self._atoms) if space.partition("/")[0] in versions]
+        for space in gone:
+            del self._atoms[space]
+            self._recent.pop(space, None)
+            spaces.forget(space)
         for version in versions:
-            self._atoms.pop(version, None)
             self._forgotten_bytes += len(self._codes.pop(version, b""))
             self._keepers.pop(version, None)
-            spaces.forget(version)
-        self.forget_in_children(versions)
+        self.forget_in_children(gone)
         if self._forgotten_bytes > LARGE:
             self._forgotten_bytes = 0
             collect()
 
     def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
-        return batch.version, self._codes[batch.version]
+        return batch.space, self._codes[batch.version]
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
         packed = pack_outcome(self.depository.put(batch, outcome))
