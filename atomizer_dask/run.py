@@ -20,7 +20,7 @@ from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
+from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, StoreError
 from atomizer_dask.eventlog import EventLog
 from atomizer_dask.events import Event
 from atomizer_dask.events import Stream as EventStream
@@ -588,7 +588,12 @@ class Run(Shown, Pictures):
                 f"the sweep of {self.id} is an iterator of this process that has not ended: wait "
                 "until run.progress.total is known, or make it a table"
             )
-        course.conductor.check_detachable(plan.sink)
+        try:
+            course.conductor.check_detachable(plan.sink)
+        except ConductorError:
+            if self._ledger.ended:  # meanwhile, so that nobody holds the store that was looked for
+                return self
+            raise
         course.conductor.do(supply.detach)
         if self.state == "detached":
             course.conductor.detach_run(self.id, plan.sink, plan.version, plan.policy)

@@ -213,7 +213,7 @@ def test_store_that_is_held_is_told_before_there_are_jobs(mapping, tmp_path, mon
         told = refused("--cluster", "local", "--jobs", "1", command=arguments)
         run.cancel()
     assert "is held by process" in told
-    assert "resume --takeover" in told
+    assert "--takeover" in told
     assert "submitted" not in told
 
 
