@@ -1,4 +1,4 @@
-"""Chaos: workers are killed, join and leave while a run is under way, and nothing may be lost.
+"""Chaos: workers are killed, stopped, interrupted, join and leave, and nothing may be lost.
 
 A seed decides what happens, as far as anything can. ``make chaos SEEDS=50`` runs seeds 0 to 49;
 ``ATOMIZER_CHAOS_SEEDS=7 python -m pytest tests/test_chaos.py`` just seed 7.
@@ -107,7 +107,7 @@ class Plan:
         self.deeds[rng.sample(range(ELECTRONS), len(deeds))] = deeds
         self.seconds = [rng.uniform(0.3e-3, 0.5e-3) for _ in range(ELECTRONS)]
         # A child that is killed while its electron hangs may hide that it hangs.
-        self.acts = {"pause": 2, "flicker": 1, "child": 0 if hangs else 1}
+        self.acts = {"pause": 2, "flicker": 1, "interrupt": 2, "child": 0 if hangs else 1}
         if self.workers:
             self.acts |= {"kill": 5, "kill all": 1, "scale": 3, "stop": 2}
 
@@ -157,6 +157,15 @@ def go_on(pid):
         os.kill(pid, signal.SIGCONT)
 
 
+def interrupt():
+    """Send all processes that this one has started what Ctrl-C sends them, and return how many."""
+    processes = psutil.Process().children(recursive=True)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGINT)
+    return len(processes)
+
+
 def worker_pids(cluster):
     nannies = [nanny for nanny in list(cluster.workers.values()) if nanny.process is not None]
     return [n.process.pid for n in nannies if n.process.status == Status.running and n.process.pid]
@@ -202,6 +211,8 @@ def disturb(plan, run, cluster=None):
             pause(run, rng.uniform(0.0, 0.8))
         elif act == "flicker":
             counts["pauses"] += flicker(run, rng.uniform(0.1, 0.5))
+        elif act == "interrupt":
+            counts["interrupts"] += interrupt()
         elif act == "kill" and pids:
             counts["kills"] += kill(rng.choice(pids))
         elif act == "kill all":

@@ -11,6 +11,7 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
@@ -43,7 +44,6 @@ SPACES = 16  # of code among inputs, of which the latest are kept
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
 SWITCH_SECONDS = 0.001
-_APART = random.Random()  # noqa: S311 - for samples and pauses
 _MAKING = threading.Lock()  # of a worker's site
 
 
@@ -136,12 +136,19 @@ class Undisturbed(WorkerPlugin):  # type: ignore[misc]
 def _have_dask_draw_apart() -> None:
     """Have what Dask draws at random not come from the generator that atoms draw from.
 
-    It does so in threads of its own, in the midst of electrons.
+    It does so in threads of its own, in the midst of electrons. Its modules see the same
+    module, but that its functions are those of another generator.
     """
+    generator = random.Random()  # noqa: S311 - for samples and pauses
+    apart = ModuleType(random.__name__, random.__doc__)
+    vars(apart).update(vars(random))
+    for name, function in vars(random).items():
+        if isinstance(getattr(function, "__self__", None), random.Random):
+            setattr(apart, name, getattr(generator, name))
     for name, module in list(sys.modules.items()):
         is_dasks = name.partition(".")[0] in ("dask", "distributed", "tornado")
         if is_dasks and getattr(module, "random", None) is random:
-            module.random = _APART  # type: ignore[attr-defined]
+            module.random = apart  # type: ignore[attr-defined]
 
 
 class DaskSite(IsolatingSite):
