@@ -7,7 +7,7 @@ import numpy as np
 import numpy.random as npr
 import pytest
 
-from atomizer_dask import Atom, Electron, RegistrationError, atom, grid
+from atomizer_dask import Atom, Atomizer, Electron, RegistrationError, atom, grid
 from atomizer_dask.atom import as_definition
 from atomizer_dask.pickling import dump_atom
 from atomizer_dask.randomness import drawn_from
@@ -244,3 +244,16 @@ def vectorised(i):
 def test_a_vectorised_atom_that_draws_so_is_told(local, caplog):
     local.map(vectorised, grid(i=range(100)), seed=1).wait(60)
     assert "context.random(shape)" in caplog.text
+
+
+def drawn_by_dask():
+    from distributed import worker
+
+    before = random.getstate()
+    numbers = {worker.random.random() for _ in range(10)}
+    return len(numbers), random.getstate() == before, worker.random.Random is random.Random
+
+
+def test_dask_draws_from_a_generator_of_its_own_on_workers(dask):
+    Atomizer(dask).map(of_python, grid(i=range(10))).wait(20)
+    assert set(dask.client.run(drawn_by_dask).values()) == {(10, True, True)}
