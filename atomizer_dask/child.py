@@ -136,7 +136,7 @@ class ChildSite(Site):
         del self._began[token]
         try:
             value = loads(data, space=self._spaces.pop(token))
-        except Exception as error:  # noqa: BLE001 - unpickling runs anybody's code
+        except BaseException as error:  # noqa: BLE001 - unpickling runs anybody's code
             what, value = "failed", error
         if what == "settled":
             ElectronFuture.finish_all([future], [value])

@@ -21,6 +21,7 @@ import cloudpickle
 import numpy as np
 
 from atomizer_dask.columns import Values, loop_values
+from atomizer_dask.interruptible import is_interrupt
 
 _AS_THEY_ARE = {type(None), bool, int, str, bytes}
 _NAN = "nan"
@@ -191,7 +192,9 @@ def _key_of_object(value: Any) -> Hashable:
         return _name_of(type(value)), _name_of(make), *map(_key_of, (*arguments, *held))
     except (_EndlessError, RecursionError):
         raise
-    except Exception:  # noqa: BLE001 - this runs anybody's code
+    except BaseException as error:  # this runs anybody's code
+        if is_interrupt(error):
+            raise
         return _name_of(type(value)), _pickled(value)
 
 
@@ -199,7 +202,9 @@ def _pickled(value: Any) -> Hashable:
     """Return a pickle; of what has none, who it is: it is the same as itself."""
     try:
         data: bytes = cloudpickle.dumps(value)
-    except Exception:  # noqa: BLE001 - pickling runs anybody's code
+    except BaseException as error:  # pickling runs anybody's code
+        if is_interrupt(error):
+            raise
         return id(value)
     return data
 

@@ -20,6 +20,7 @@ from atomizer_dask import typed
 from atomizer_dask.coded import BYTES, TEXT, Coded, Note, RefusedError, array_of, combined, refusal
 from atomizer_dask.errors import StoreError, UnstorableError
 from atomizer_dask.exactjson import InexactError, from_json, to_json
+from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.pickling import dumps
 from atomizer_dask.spaces import loads
 
@@ -150,7 +151,9 @@ def pickled(values: list[Any]) -> pa.Array:
     for row, value in enumerate(values):
         try:
             dumped.append(None if value is None else dumps(value))
-        except Exception:  # noqa: BLE001 - pickling runs anybody's __reduce__
+        except BaseException as error:  # pickling runs anybody's __reduce__
+            if is_interrupt(error):
+                raise
             refused[row] = value
     if refused:
         raise refusal(refused, list(refused.values()), way_out="they cannot be pickled either")

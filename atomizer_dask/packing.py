@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
@@ -153,8 +152,11 @@ def _unstored_together(outcome: Outcome) -> Outcome:
     travelled: dict[str, Any] = {**outcome.unstored}
     for name, data in travelled.items():
         # Unpickling runs anybody's code; the electrons have failed, and are executed again.
-        with suppress(Exception):
+        try:
             columns[name] = loads(data)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
     return replace(outcome, unstored=columns, is_whole=len(columns) == len(travelled))
 
 

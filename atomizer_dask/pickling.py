@@ -288,8 +288,11 @@ def dumps(value: Any, *, buffer_callback: Any = None, known: Sequence[type] = ()
 def classes_in(value: Any) -> list[type]:
     """Return the classes that travel by value with a value, as far as it can be pickled."""
     pickler = Pickler(io.BytesIO())
-    with suppress(Exception):  # whoever pickles it learns of that
+    try:
         pickler.dump(value)
+    except BaseException as error:  # of anybody's __reduce__: whoever pickles it learns of that
+        if is_interrupt(error):
+            raise
     return pickler.classes
 
 
@@ -401,15 +404,20 @@ def _may_go_along(value: Any) -> bool:
     pickler = Pickler(io.BytesIO(), by_name=False)
     try:
         pickler.dump(value)
-    except Exception:  # noqa: BLE001 - then the function does without
+    except BaseException as error:  # then the function does without
+        if is_interrupt(error):
+            raise
         return False
     return not pickler.generators
 
 
 def _has_no_generator(value: Any) -> bool:
     pickler = Pickler(io.BytesIO())
-    with suppress(Exception):  # what cannot be pickled is told of elsewhere
+    try:
         pickler.dump(value)
+    except BaseException as error:  # what cannot be pickled is told of elsewhere
+        if is_interrupt(error):
+            raise
     return not pickler.generators
 
 
