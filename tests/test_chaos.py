@@ -157,13 +157,17 @@ def go_on(pid):
         os.kill(pid, signal.SIGCONT)
 
 
-def interrupt():
-    """Send all processes that this one has started what Ctrl-C sends them, and return how many."""
-    processes = psutil.Process().children(recursive=True)
-    for process in processes:
+def interrupt(pids):
+    """Send processes and all that they have started what Ctrl-C does, and return to how many."""
+    count = 0
+    for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGINT)
-    return len(processes)
+            process = psutil.Process(pid)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(signal.SIGINT)
+                    count += 1
+    return count
 
 
 def worker_pids(cluster):
@@ -212,7 +216,7 @@ def disturb(plan, run, cluster=None):
         elif act == "flicker":
             counts["pauses"] += flicker(run, rng.uniform(0.1, 0.5))
         elif act == "interrupt":
-            counts["interrupts"] += interrupt()
+            counts["interrupts"] += interrupt(pids if cluster else children_of(os.getpid()))
         elif act == "kill" and pids:
             counts["kills"] += kill(rng.choice(pids))
         elif act == "kill all":

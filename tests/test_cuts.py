@@ -75,7 +75,6 @@ INDEPENDENT = {
     "rows": lambda x: np.stack([x, x**2], axis=1),
     "arrays": lambda x: as_objects([np.arange(int(abs(each) * 3)) for each in x]),
     "frame": lambda x: pd.DataFrame({"y": x, "z": pd.array(x > 0, "boolean")}),
-    "random": lambda x: x + np.random.random(len(x)),
     "times": lambda x: np.datetime64("2020", "s") + (x * 100).astype("m8[s]"),
     "objects": lambda x: [object() for _ in x],
     "functions": lambda x: [(lambda each=each: each) for each in x],

@@ -130,7 +130,7 @@ def test_thread_that_waits_for_a_run_is_waited_for(script, tmp_path):
 
 def test_process_that_vanishes_leaves_a_store_that_goes_on(script, tmp_path):
     assert script("os._exit(3)").returncode == 3
-    assert check_goes_on(tmp_path / "store").state == "running"
+    assert check_goes_on(tmp_path / "store").state == "suspended"
 
 
 @pytest.mark.chaos

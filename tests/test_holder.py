@@ -238,7 +238,7 @@ def test_dead_holder_is_in_nobodys_way(local, tmp_path, gate, elsewhere):
     process.wait()
     local.register(waiting)
     dead = Run.open(tmp_path / "store")
-    assert dead.state == "running"
+    assert dead.state == "suspended"
     assert dead.progress.done == 5
     run = local.attach(tmp_path / "store", accept_changes=True)
     assert run.progress.done == 5

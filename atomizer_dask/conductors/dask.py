@@ -444,7 +444,7 @@ class DaskConductor(BatchConductor):
                 report = Dropped(batch.key)
             elif self._client.status != "running":
                 report = self._lost(batch, text_of(error))
-            elif future is None:  # there is no task that could have ended with it
+            elif future is None and not is_trouble(error):  # no task could have ended with it
                 raise
             elif not is_of_task or is_trouble(error):
                 report = self._troubled(batch, error)
