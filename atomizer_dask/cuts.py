@@ -23,6 +23,7 @@ from atomizer_dask.errors import DependentRowsError
 Outputs = Mapping[str, Values]
 Execute = Callable[[int, int], Outputs | None]
 MOST_ROWS = 32  # of a cut
+_NUMBERS = (int, float, complex, np.number, np.bool_)
 _LONG = 1.0  # seconds
 _SHARE = 0.02  # of the time of a batch
 _REMEMBERED = 1000  # runs
@@ -192,8 +193,18 @@ def _differing(one: Values, other: Values) -> Iterator[tuple[int, Any, Any, bool
         return
     pairs = zip(loop_values(one, scalars=True), loop_values(other, scalars=True), strict=True)
     for row, (mine, its) in enumerate(pairs):
-        if not alike(mine, its):
+        if not (alike(mine, its) or _are_one_number(mine, its)):
             yield row, mine, its, not _are_close(mine, its)
+
+
+def _are_one_number(one: Any, other: Any) -> bool:
+    """Whether these are the same number: of which type it is follows from its neighbours.
+
+    A list of numbers is an array of them, but not where there is something else among them.
+    """
+    if not (isinstance(one, _NUMBERS) and isinstance(other, _NUMBERS)):
+        return False
+    return bool(one == other or (one != one and other != other))
 
 
 def _are_numbers(values: Any) -> bool:
@@ -225,6 +236,8 @@ def _tolerance(one: np.ndarray, other: np.ndarray) -> float:
 
 def _are_close(one: Any, other: Any) -> bool:
     """Whether objects differ in the last bits of numbers that they hold only."""
+    if isinstance(one, float | complex) and isinstance(other, float | complex):
+        one, other = np.array([one]), np.array([other])
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

@@ -177,9 +177,7 @@ def test_pickles_need_a_store(local):
         run.retry(allow_pickle=True)
 
 
-@pytest.mark.parametrize(
-    "value", [pd.DataFrame({"t": [0]}), {1: 2}, {1}, object(), (x for x in "ab")]
-)
+@pytest.mark.parametrize("value", [pd.DataFrame({"t": [0]}), {1: 2}, {1}, object(), slice(2)])
 def test_inputs_are_not_spoken_of_as_results(local, store, value):
     with pytest.raises(UnstorableError) as told:
         local.map(bare, [{"i": value}], store=store)
