@@ -457,7 +457,8 @@ class KeptSupply(Supply):
             journal.flush()
             self._describe_end(journal.store, state)
             journal.store.end_session(state)
-            if state not in ("failed", "detached", "suspended"):
+            # Of a run that its store refused all that was executed has arrived.
+            if self._refusal or state not in ("failed", "detached", "suspended"):
                 self._conductor.settle(self._plan.run_id, self._plan.definition.id, None)
         except (StoreError, OSError) as error:
             self._ledger.error = self._ledger.error or AtomizerError(str(error), error)
