@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import pickle
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,14 @@ from distributed.core import clean_exception
 from distributed.protocol.pickle import dumps
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, NannyPlugin, WorkerPlugin
+
+logger = logging.getLogger(__name__)
+
+INSTALL_SECONDS = 5.0
+"""How long workers that do not answer keep whoever has a plugin installed waiting."""
+
+_installing: set[asyncio.Task[Any]] = set()
 
 
 async def ask_workers(
@@ -44,9 +53,26 @@ async def ask_workers(
     return {worker: _answer(answer) for worker, answer in answers.items()}
 
 
+async def install(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
+    """Have all workers have a plugin, those that do not answer now as soon as they do."""
+    task = asyncio.ensure_future(client.register_plugin(plugin))
+    _installing.add(task)
+    task.add_done_callback(_installing.discard)
+    if (await asyncio.wait([task], timeout=INSTALL_SECONDS))[0]:
+        task.result()
+    else:
+        task.add_done_callback(_take_note)
+
+
 def successes(answers: dict[str, Any]) -> dict[str, Any]:
     """Return the answers of workers that have not failed."""
     return {w: answer for w, answer in answers.items() if not isinstance(answer, Exception)}
+
+
+def _take_note(task: asyncio.Task[Any]) -> None:
+    """Tell what became of a plugin that nobody waits for any more."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.info("a plugin is not on all workers: %s", error)
 
 
 def _answer(answer: Any) -> Any:

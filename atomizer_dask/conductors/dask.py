@@ -33,7 +33,7 @@ from atomizer_dask import pickling
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import FIRST, Batch, Sink
 from atomizer_dask.checking import check_picklable, why_not_sent
-from atomizer_dask.conductors.asking import ask_workers, successes
+from atomizer_dask.conductors.asking import ask_workers, install, successes
 from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
 from atomizer_dask.conductors.connecting import connect
 from atomizer_dask.conductors.crew import Crew
@@ -274,7 +274,7 @@ class DaskConductor(BatchConductor):
     def shield_workers(self) -> None:
         """Have workers that were started here, and none else, end when this process says so."""
         if self._cluster is not None:
-            self._ask(self._client.register_plugin, Undisturbed())
+            self._ask(self._client.sync, install, self._client, Undisturbed())
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed by some worker."""

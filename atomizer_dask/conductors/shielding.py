@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from distributed import Client, Nanny, NannyPlugin, Worker, WorkerPlugin
 
+from atomizer_dask.conductors.asking import ask_workers, install, successes
 from atomizer_dask.nursery import heed_not
 
 
@@ -25,12 +26,16 @@ def shield(client: Client) -> None:
     Those that nannies of this process start later are safe from their first instruction.
     """
     children = {child.pid for child in psutil.Process().children(recursive=True)}
-    if not children or children.isdisjoint(client.run(os.getpid, on_error="ignore").values()):
+    if not children:
         return
+    answers = client.sync(ask_workers, client, os.getpid)
+    certain = successes(answers)
+    if len(certain) == len(answers) and children.isdisjoint(certain.values()):
+        return  # none is of this process, nor may one be that does not answer
     for nanny in list(Nanny._instances):
         nanny.loop.add_callback(_have_later_ones_start_safely)
-    client.register_plugin(_UninterruptedWorker())
-    client.register_plugin(_UninterruptedNanny())
+    client.sync(install, client, _UninterruptedWorker())
+    client.sync(install, client, _UninterruptedNanny())
 
 
 def _have_later_ones_start_safely() -> None:
