@@ -60,6 +60,8 @@ class Terms(NamedTuple):
         Workers that shall not, where there are others.
     needs
         Seconds that they have run without an end, before the wall time of their worker was over.
+    cut_short
+        How often that happened.
     """
 
     attempt: int = 1
@@ -68,6 +70,7 @@ class Terms(NamedTuple):
     stay: str = ""
     avoid: tuple[str, ...] = ()
     needs: float = 0.0
+    cut_short: int = 0
 
     def again(self, worker: str, *, elsewhere: bool) -> Terms:
         """Return the terms of the next attempt, after one that failed on `worker`."""

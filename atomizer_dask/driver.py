@@ -424,7 +424,8 @@ class Driver:
             half = (lease.told + lease.kept) // 2
             self._take_back(lease, half, terms._replace())
             return
-        self._take_back(lease, lease.told, terms._replace(needs=max(terms.needs, lease.ran)))
+        needs, cut_short = max(terms.needs, lease.ran), terms.cut_short + 1
+        self._take_back(lease, lease.told, terms._replace(needs=needs, cut_short=cut_short))
 
     def _take_back_held(self, lease: _Leased) -> None:
         """Take back what waits behind an electron that keeps its worker from answering.

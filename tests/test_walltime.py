@@ -223,6 +223,31 @@ def test_what_was_cut_short_is_left_to_others_without_a_word(leaving):
     assert not leaving.told
 
 
+def test_a_worker_that_has_just_begun_refuses_nothing_for_none_would_have_more(leaving):
+    now = time.monotonic()
+    leaving.wall_time = WallTime(now + 3, 20, ready=now - 1)
+    assert leaving.takes(batch_of(needs=12, longest=100))
+    leaving.wall_time = WallTime(now + 3, 20, ready=now - 100)
+    assert not leaving.takes(batch_of(longest=100))
+
+
+def test_workers_that_need_much_of_their_life_to_start_keep_nothing_waiting_for_ever(tmp_path):
+    """Four fifths of a life, after which an electron fails, are more than it can have there."""
+    options = ["--nthreads", "1", "--lifetime", "6s", "--lifetime-restart", "--preload"]
+    (tmp_path / "slow.py").write_text(
+        "import time\nasync def dask_setup(worker):\n    time.sleep(2.5)\n"
+    )
+    with (
+        workers_with(tmp_path, *options, str(tmp_path / "slow.py")) as conductor,
+        Atomizer(conductor, marked) as atomizer,
+    ):
+        sweep = {"i": [0, 1], "seconds": [60, 0], "folder": [str(tmp_path)] * 2}
+        run = atomizer.map(marked, sweep).wait(100)
+    (error,) = run.errors.to_dict("records")
+    assert (error["i"], error["type"]) == (0, "WallTimeError")
+    assert counted(tmp_path, "begun")[0] <= 3
+
+
 def test_the_time_box_shrinks_towards_the_end(leaving):
     assert leaving.seconds_for(batch_of(longest=1)) == 5
     leaving.wall_time = WallTime(time.monotonic() + 3, 20)

@@ -12,7 +12,7 @@ from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.asking import ask_workers, successes
 from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.once import FRESH, METADATA, NOBODY
-from atomizer_dask.conductors.walltime import FULL_SHARE, WallTimeError
+from atomizer_dask.conductors.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
 from atomizer_dask.conductors.worker import wall_time
 from atomizer_dask.events import Event
 
@@ -101,8 +101,8 @@ class Placement:
             if not times:
                 await asyncio.sleep(LOOK_SECONDS)
         life = max((life for _, life in times.values()), default=inf)
-        if needs >= life * FULL_SHARE:
-            raise WallTimeError(needs, life)
+        if needs >= life * FULL_SHARE or batch.terms.cut_short >= MOST_TRIES:
+            raise WallTimeError(needs, life, batch.terms.cut_short)
         enough = {worker for worker, (left, _) in times.items() if left > needs} - unfit
         if not enough:
             self._tell_of_waiting(batch)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from atomizer_dask.batch import Batch
-from atomizer_dask.conductors.once import LEAVING, is_batch
+from atomizer_dask.conductors.once import JOINED_SECONDS, LEAVING, is_batch
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SAFETY = 1.2  # times what electrons took so far, they may take
 MOST_SHARE = 0.5  # of a worker's life it refuses nothing: else one long electron would idle it
 FULL_SHARE = 0.8  # of a life is as much as an electron can have
+MOST_TRIES = 3  # of an electron that is cut short; workers may need much of their life to start
+STARTING_SECONDS = 60.0  # that a worker may need for its imports; older ones have been idle
 LOOK_SECONDS = 0.05
 LIFETIME_PATIENCE = 10.0  # for the scheduler to part with a worker that nobody will kill
 ASK_SECONDS = 20.0  # for the batch system to say when the job ends
@@ -50,25 +52,37 @@ class WallTime(NamedTuple):
         When electrons on it must have ended, as `time.monotonic` counts.
     life
         How many seconds it had for them from its beginning.
+    ready
+        When it could execute the first, where that was right after its beginning.
     """
 
     end: float = inf
     life: float = inf
+    ready: float = -inf
 
     @property
     def left(self) -> float:
         """How many seconds electrons have from now on."""
         return self.end - monotonic()
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has as much time before it as any worker that will join."""
+        return monotonic() < self.ready + JOINED_SECONDS
+
 
 class WallTimeError(Exception):
     """An electron takes longer than any worker lives."""
 
-    def __init__(self, ran: float, life: float) -> None:
+    def __init__(self, ran: float, life: float, times: int) -> None:
+        if ran >= life * FULL_SHARE:
+            why = f"no worker has more than {life:.1f} s for electrons"
+        else:
+            why = f"that happened {times} times"
         super().__init__(
             f"it had not ended after {ran:.1f} s, when the wall time of its worker was over, and "
-            f"no worker has more than {life:.1f} s for electrons: give workers a longer lifetime "
-            "or time limit, or divide it into shorter electrons"
+            f"{why}: give workers a longer lifetime or time limit, or divide it into shorter "
+            "electrons"
         )
 
 
@@ -102,7 +116,7 @@ class Leaving:
         hand_on: Callable[[bool], Awaitable[int]],
         margin: float | None = None,
     ) -> None:
-        self.wall_time = WallTime()
+        self.wall_time = WallTime(ready=_ready_at())
         self._worker = worker
         self._leases = leases
         self._emit = emit
@@ -146,7 +160,7 @@ class Leaving:
         if end >= self.wall_time.end:
             return
         self._ends_with_job = with_job
-        self.wall_time = WallTime(end, end - began)
+        self.wall_time = WallTime(end, end - began, self.wall_time.ready)
         self._worker.loop.add_callback(self._set_timer)
 
     def _set_timer(self) -> None:
@@ -170,6 +184,8 @@ class Leaving:
             return True
         if self._closed:
             return False
+        if self.wall_time.is_fresh:
+            return True  # else all might refuse it, who need much of their life to start
         left = self.wall_time.left
         if left < batch.terms.needs:
             return False  # which others have time for
@@ -324,6 +340,11 @@ def _timer_of(worker: Worker) -> asyncio.TimerHandle | None:
 def _beginning() -> float:
     """Return when this process began, as `time.monotonic` counts."""
     return monotonic() - (time() - float(psutil.Process().create_time()))
+
+
+def _ready_at() -> float:
+    now = monotonic()
+    return now if now < _beginning() + STARTING_SECONDS else -inf
 
 
 def _end_of_slurm_job() -> float:
