@@ -14,7 +14,7 @@ import psutil
 from broker import GUARD
 
 FOLDER = Path(__file__).parent
-SECONDS = 45  # until it is given up to wait for a node
+SECONDS = 90  # until it is given up to wait for a node
 ATOMS = "node_atoms"
 PI = ("atomizer_dask.montecarlopi:Toss", "atomizer_dask.montecarlopi:MonteCarlo")
 

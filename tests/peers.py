@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from time import monotonic, time_ns
 from typing import Any, NamedTuple
 
-SECONDS = 30  # until it is given up to wait for a message
+SECONDS = 90  # until it is given up to wait for a message
 TOSS = "montecarlopi.Toss"
 MONTE_CARLO = "montecarlopi.MonteCarlo"
 

@@ -17,7 +17,7 @@ from peers import MONTE_CARLO, TOSS, GoAgent, Peer
 
 pytestmark = pytest.mark.amqp
 
-SECONDS = 30
+SECONDS = 90
 WRONG = {
     "expired": "certificate has expired",
     "elsewhere": "IP address mismatch",

@@ -260,7 +260,7 @@ def test_map_accepts_changes(local, tmp_path):
 
 
 def test_command_takes_over_and_accepts_changes(tmp_path):
-    sweep, code, store = tmp_path / "sweep.csv", tmp_path / "mine.py", tmp_path / "store"
+    sweep, code, store = tmp_path / "sweep.csv", tmp_path / "leased.py", tmp_path / "store"
     sweep.write_text("x\n1\n2\n")
     code.write_text("def f(x):\n    return x\n")
     command = ["map", f"{code}:f", "--sweep", str(sweep), "--store", str(store), "--workers", "1"]

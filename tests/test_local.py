@@ -157,8 +157,8 @@ INTERRUPTED = """
             run = atomizer.map(slow, grid(i=range(200)))
             wait_for(run, 10)
             for number in range(3):
-                print("ready", flush=True)
                 try:
+                    print("ready", flush=True)
                     time.sleep(60)
                 except KeyboardInterrupt:
                     if number == 1:  # the next signal meets workers that start
@@ -227,8 +227,8 @@ def test_ctrl_c_in_a_terminal_pauses_and_the_run_can_go_on(tmp_path):
 
 def test_ctrl_c_while_a_cluster_starts_leaves_nothing(tmp_path):
     body = """
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             DaskConductor(workers=2)
         except KeyboardInterrupt:
             import psutil

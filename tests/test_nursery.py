@@ -14,7 +14,7 @@ import pytest
 from atomizer_dask import nursery as module
 from atomizer_dask.nursery import Exit, Nursery
 
-SECONDS = 20
+SECONDS = 90
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

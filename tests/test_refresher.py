@@ -4,7 +4,7 @@ import threading
 from atomizer_dask.widgets import refresher as module
 from atomizer_dask.widgets.refresher import Refresher
 
-SECONDS = 30
+SECONDS = 90
 
 
 class Panel:

@@ -5,13 +5,15 @@ import gc
 import importlib
 import pickle
 import sys
+import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 from patience import wait_until
 
-from atomizer_dask import Atom, Atomizer, Electron, atom, grid
+from atomizer_dask import Atom, Atomizer, DaskConductor, Electron, atom, grid, zipped
 from atomizer_dask.atom import as_definition
 from atomizer_dask.conductors.once import METADATA
 from atomizer_dask.pickling import dump_watched
@@ -197,18 +199,21 @@ def test_pickling_instances_does_not_make_an_atom_another(dask):
     assert dask.version_of(definition) is before
 
 
+def kept(dask_scheduler):
+    return set(dask_scheduler.task_metadata[METADATA])
+
+
+def on_workers(dask_worker):
+    return set(dask_worker.extensions["atomizer"]._atoms)
+
+
+def everywhere(client):
+    """Return the versions of atoms that the scheduler and workers have."""
+    return set().union(client.run_on_scheduler(kept), *client.run(on_workers).values())
+
+
 @pytest.mark.dask
 def test_versions_that_nobody_needs_go_away_everywhere(dask):
-    def kept(dask_scheduler):
-        return set(dask_scheduler.task_metadata[METADATA])
-
-    def on_workers(dask_worker):
-        return set(dask_worker.extensions["atomizer"]._atoms)
-
-    def everywhere():
-        there = dask.client.run(on_workers).values()
-        return set().union(dask.client.run_on_scheduler(kept), *there)
-
     atomizer = Atomizer(dask)
     versions = []
     for number in range(3):
@@ -221,11 +226,51 @@ def test_versions_that_nobody_needs_go_away_everywhere(dask):
         assert run.to_frame()["result"].tolist() == [float(number)] * 10
         versions.append(str(run._driven.plan.version))
         alive = weakref.ref(run)
-        assert versions[-1] in everywhere()
+        assert versions[-1] in everywhere(dask.client)
     del run, uses
     gc.collect()
     assert alive() is None
-    wait_until(lambda: not everywhere().intersection(versions))
+    wait_until(lambda: not everywhere(dask.client).intersection(versions))
+
+
+@pytest.mark.dask
+def test_what_a_suspended_run_left_under_way_keeps_its_version_and_no_other(
+    cluster, dask, gate, tmp_path
+):
+    path, begun, store = gate.path, tmp_path / "begun", tmp_path / "store"
+
+    def waits(x):
+        begun.touch()
+        while not Path(path).exists():
+            time.sleep(0.01)
+        return x
+
+    def other(x):
+        return 2 * x
+
+    atomizer = Atomizer(DaskConductor(cluster.scheduler_address))
+    run = atomizer.map(waits, zipped(x=[1]), store=store)
+    suspended = str(run._driven.plan.version)
+    wait_until(begun.exists)
+    atomizer.close()  # while its electron is under way: its task stays
+    atomizer = Atomizer(dask)
+    run = atomizer.map(other, zipped(x=[1]))
+    released = str(run._driven.plan.version)
+    run.wait(60)
+    del run, other
+    gc.collect()
+    wait_until(lambda: released not in everywhere(dask.client))
+    assert suspended in everywhere(dask.client)
+    gate.open()
+    run = atomizer.map(waits, zipped(x=[1]), store=store).wait(60)
+    assert run.to_frame()["result"].tolist() == [1]
+    del run, waits
+
+    def is_gone():
+        gc.collect()  # a run is part of a cycle, and for a moment a timer refers to it
+        return suspended not in everywhere(dask.client)
+
+    wait_until(is_gone)
 
 
 @pytest.mark.dask

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import ceil
 from time import time
 from typing import Any
@@ -67,7 +67,9 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
                 continue
             hasten(scheduler.client_comms.get(client))
             if len(key) == 3:
-                scheduler.client_desires_keys([key], keeper_of(key[1]))
+                keeper = keeper_of(key[1])
+                scheduler.client_desires_keys([key], keeper)
+                self._senders.setdefault(keeper, set()).add(client)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Let go of tasks whose outcomes are in the store, or tell another client of tasks."""
@@ -95,17 +97,23 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         """Keep versions of atoms as long as a client needs them."""
         for version in needed:
             self._claims.setdefault(version, set()).add(client)
-        for version in unneeded:
-            self._claims.get(version, set()).discard(client)
+        self._give_up(client, unneeded)
         self._forget_atoms()
 
-    def _forget_atoms(self) -> None:
-        """Forget versions of atoms that nobody needs, also on the workers.
+    def _give_up(self, client: str, versions: Iterable[str]) -> None:
+        """Let kept runs need what the client that sent them needs no longer.
 
-        Which atoms the tasks of kept runs need is not known here: these keep all.
+        Which of these versions their tasks need is not known here: they keep all.
         """
-        if any(name.startswith(KEEPER) for name in self._scheduler.clients):
-            return
+        heirs = {keeper for keeper, senders in self._senders.items() if client in senders}
+        for version in versions:
+            needing = self._claims.get(version, set())
+            if client in needing:
+                needing.remove(client)
+                needing.update(heirs)
+
+    def _forget_atoms(self) -> None:
+        """Forget versions of atoms that nobody needs, also on the workers."""
         named = {version for name, version in self._atoms.items() if name.startswith("id:")}
         gone = [v for v, clients in self._claims.items() if not clients and v not in named]
         for version in gone:
@@ -229,8 +237,9 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         Dask would keep its last 1,000 messages, and how long its tasks took, for ever.
         """
         self._demand.pop(client, None)
-        for clients in self._claims.values():
-            clients.discard(client)
+        self._give_up(client, self._claims)
+        for senders in self._senders.values():
+            senders.discard(client)
         self._forget_atoms()
         topics = scheduler._broker._topics
         for name, topic in list(topics.items()):
@@ -254,6 +263,9 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             keeper = self._scheduler.clients.get(name)
             if keeper is not None and not keeper.wants_what:
                 del self._scheduler.clients[name]
+                self._senders.pop(name, None)
+                for needing in self._claims.values():
+                    needing.discard(name)
                 self._forget_atoms()
 
     def _give(self, key: Any, client: str) -> None:
@@ -270,7 +282,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._demand: dict[str, tuple[int, float]] = {}
         self._joined: dict[str, float] = {}  # when each worker has
-        self._claims: dict[str, set[str]] = {}  # clients that need a version of an atom
+        self._claims: dict[str, set[str]] = {}  # clients and keepers that need a version of an atom
+        self._senders: dict[str, set[str]] = {}  # clients that sent what a keeper keeps
         self._atoms: dict[str, Any] = scheduler.task_metadata.setdefault(METADATA, {})
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target
