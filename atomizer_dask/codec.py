@@ -16,13 +16,14 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask import extensions, objects, typed
-from atomizer_dask.coded import Coded, RefusedError, combined, fixed_lists, refusal
+from atomizer_dask.coded import Coded, RefusedError, combined, fixed_lists, of_inputs, refusal
 from atomizer_dask.columns import Values, as_objects, column, numpy_values
+from atomizer_dask.errors import UnstorableError
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array
 
-__all__ = ["Coded", "RefusedError", "decode", "encode"]
+__all__ = ["Coded", "RefusedError", "decode", "encode", "encode_inputs"]
 
 
 def encode(values: Values, *, allow_pickle: bool = False) -> Coded:
@@ -42,6 +43,22 @@ def encode(values: Values, *, allow_pickle: bool = False) -> Coded:
     if isinstance(bare, np.ndarray) and bare.dtype.kind != "O":
         note = {**note, "dtype": bare.dtype.newbyteorder("=").str}
     return Coded(pa.nulls(0), note)
+
+
+def encode_inputs(name: str, values: Values, *, allow_pickle: bool) -> Coded:
+    """Return inputs as a column of a file.
+
+    Raises
+    ------
+    UnstorableError
+        Naming them, where there is no exact form.
+    """
+    try:
+        return encode(values, allow_pickle=allow_pickle)
+    except UnstorableError as error:
+        raise UnstorableError(
+            f"the inputs {name!r} cannot be kept in a store: {of_inputs(error)}"
+        ) from error
 
 
 def _without_wrapper(values: Values) -> Any:

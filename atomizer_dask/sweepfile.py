@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask import codec
-from atomizer_dask.coded import of_inputs
 from atomizer_dask.columns import Values
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
 from atomizer_dask.given import Given, restored
@@ -65,12 +64,7 @@ def _save_columns(
 ) -> None:
     arrays, fields = [], []
     for name, values in columns.items():
-        try:
-            coded = codec.encode(values, allow_pickle=allow_pickle)
-        except UnstorableError as error:
-            raise UnstorableError(
-                f"the inputs {name!r} cannot be kept in a store: {of_inputs(error)}"
-            ) from error
+        coded = codec.encode_inputs(name, values, allow_pickle=allow_pickle)
         arrays.append(coded.array)
         note = {_NOTE: json.dumps(coded.note)}
         fields.append(pa.field(name, coded.array.type, metadata=note))

@@ -117,11 +117,15 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line is a warning, or there is no cluster of ours.
 
-        A nanny that closes while its worker ends by itself logs that it was cancelled.
+        A nanny that closes while its worker ends by itself logs that it was cancelled, and a
+        scheduler that a worker which has taken its leave was heard of once more.
         """
         error = record.exc_info[1] if record.exc_info else None
-        if record.levelno >= logging.WARNING:
-            return not isinstance(error, asyncio.CancelledError)
+        if isinstance(error, asyncio.CancelledError):
+            return False
+        is_late = record.getMessage().startswith("Received heartbeat from unregistered worker")
+        if record.levelno >= logging.WARNING and not is_late:
+            return True
         closed = "closed", "failed"
         if any(getattr(cluster.status, "name", "") not in closed for cluster in self._clusters):
             self._until = monotonic() + QUIET_SECONDS
@@ -274,8 +278,9 @@ def is_news(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     if message.startswith("Async instruction for <Task cancelled"):
         return not message.endswith("ended with CancelledError")
-    return (
-        message != "Invalid Worker.status transition: Status.closing -> Status.closing_gracefully"
+    return message not in (
+        "Invalid Worker.status transition: Status.closing -> Status.closing_gracefully",
+        "Scheduler was unaware of this worker; shutting down.",
     )
 
 
