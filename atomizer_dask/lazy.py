@@ -50,7 +50,8 @@ def check_values(name: str, values: Iterable[Any]) -> None:
     InvalidSweepError
         With the name of the column, the value and what to do.
     """
-    if isinstance(values, range) or getattr(values, "dtype", None) not in (None, np.dtype(object)):
+    dtype = getattr(values, "dtype", None)  # not compared with None, which to NumPy is float64
+    if isinstance(values, range) or (dtype is not None and dtype != np.dtype(object)):
         return
     listed = list(values)
     suspects = set(map(type, listed)) - _VALUES
