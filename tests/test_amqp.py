@@ -24,7 +24,7 @@ from atomizer_dask import (
     atom,
 )
 
-SECONDS = 90  # until it is given up to wait for what should happen at once
+SECONDS = 30  # until it is given up to wait for what should happen at once
 amqp = pytest.mark.amqp
 
 

@@ -32,7 +32,7 @@ from atomizer_dask.registry import registered
 
 pytestmark = pytest.mark.amqp
 
-SECONDS = 90  # until it is given up to wait for what should happen at once
+SECONDS = 30  # until it is given up to wait for what should happen at once
 # As the Go programs and a Python client of theirs wrote them; senders and ids are the test's own.
 FROM_CONSOLE = (
     '{{"senderid":"{0}","id":"{1}","atomid":"montecarlopi.MonteCarlo","payload":{{"tosses":10}}}}'

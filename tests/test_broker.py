@@ -17,7 +17,7 @@ from peers import MONTE_CARLO, TOSS, GoAgent, Peer
 
 pytestmark = pytest.mark.amqp
 
-SECONDS = 90
+SECONDS = 30
 WRONG = {
     "expired": "certificate has expired",
     "elsewhere": "IP address mismatch",

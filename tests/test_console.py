@@ -23,7 +23,7 @@ from atomizer_dask.conductors.status import QueueStatus
 from atomizer_dask.console import Conversation, tosses_of
 from atomizer_dask.future import ElectronFuture
 
-SECONDS = 90  # until it is given up to wait for something to be said
+SECONDS = 30  # until it is given up to wait for something to be said
 SCRIPT = "from atomizer_dask.cli import main; main()"
 # In a session of its own, so that Ctrl-C on its terminal reaches it and nobody else.
 ON_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {SCRIPT}"

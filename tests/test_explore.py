@@ -22,7 +22,7 @@ from atomizer_dask.widgets import tried
 from atomizer_dask.widgets.latest import Latest
 from atomizer_dask.widgets.rendering import render
 
-SECONDS = 90
+SECONDS = 30
 IMG = "<img src=x onerror=alert(1)>"
 
 

@@ -19,7 +19,7 @@ from atomizer_dask.conductors import link
 
 pytestmark = pytest.mark.amqp
 
-SECONDS = 90  # until it is given up to wait for what should happen at once
+SECONDS = 30  # until it is given up to wait for what should happen at once
 SECRET = "s3cr3t-passw0rd"
 
 

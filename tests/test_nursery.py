@@ -14,7 +14,7 @@ import pytest
 from atomizer_dask import nursery as module
 from atomizer_dask.nursery import Exit, Nursery
 
-SECONDS = 90
+SECONDS = 20
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

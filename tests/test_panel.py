@@ -18,7 +18,7 @@ from atomizer_dask.widgets import panel_of
 from atomizer_dask.widgets import run_panel as run_panel_module
 from atomizer_dask.widgets.panel import BYTES_PER_SECOND, refresher
 
-SECONDS = 90
+SECONDS = 30
 TRAITS = ("state", "news", "failures", "workers", "results")
 TABS = ["events", "failures", "workers", "results"]
 IMG = "<img src=x onerror=alert(1)>"

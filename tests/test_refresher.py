@@ -4,7 +4,7 @@ import threading
 from atomizer_dask.widgets import refresher as module
 from atomizer_dask.widgets.refresher import Refresher
 
-SECONDS = 90
+SECONDS = 30
 
 
 class Panel:
