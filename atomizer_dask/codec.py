@@ -45,20 +45,18 @@ def encode(values: Values, *, allow_pickle: bool = False) -> Coded:
     return Coded(pa.nulls(0), note)
 
 
-def encode_inputs(name: str, values: Values, *, allow_pickle: bool) -> Coded:
-    """Return inputs as a column of a file.
+def encode_inputs(what: str, values: Values, *, allow_pickle: bool) -> Coded:
+    """Return inputs as Arrow.
 
     Raises
     ------
     UnstorableError
-        Naming them, where there is no exact form.
+        Saying what they are, where they have no type and may not be pickled.
     """
     try:
         return encode(values, allow_pickle=allow_pickle)
     except UnstorableError as error:
-        raise UnstorableError(
-            f"the inputs {name!r} cannot be kept in a store: {of_inputs(error)}"
-        ) from error
+        raise UnstorableError(f"{what} cannot be kept in a store: {of_inputs(error)}") from error
 
 
 def _without_wrapper(values: Values) -> Any:

@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from atomizer_dask import codec
 from atomizer_dask.chained import Chained, Filled, Picked
-from atomizer_dask.coded import of_inputs
 from atomizer_dask.columns import Values, as_objects, python_values
 from atomizer_dask.equality import same_columns
-from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
+from atomizer_dask.errors import InvalidSweepError, StoreError
 from atomizer_dask.given import Given, of_list
 from atomizer_dask.matching import match
 from atomizer_dask.store import SWEEP, Store
@@ -234,12 +233,7 @@ def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callabl
         drawn = sweep.drawn
         if drawn > written:
             rows = as_objects(sweep.rows[written:drawn])
-            try:
-                coded = codec.encode(rows, allow_pickle=allow_pickle)
-            except UnstorableError as error:
-                raise UnstorableError(
-                    f"rows of the sweep cannot be kept in a store: {of_inputs(error)}"
-                ) from error
+            coded = codec.encode_inputs("rows of the sweep", rows, allow_pickle=allow_pickle)
             table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
             store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)
             written = drawn

@@ -64,7 +64,7 @@ def _save_columns(
 ) -> None:
     arrays, fields = [], []
     for name, values in columns.items():
-        coded = codec.encode_inputs(name, values, allow_pickle=allow_pickle)
+        coded = codec.encode_inputs(f"the inputs {name!r}", values, allow_pickle=allow_pickle)
         arrays.append(coded.array)
         note = {_NOTE: json.dumps(coded.note)}
         fields.append(pa.field(name, coded.array.type, metadata=note))

@@ -193,7 +193,9 @@ def _table(
     names = physical_names(inputs, outputs)
     columns = {
         **{
-            ("input", name): codec.encode_inputs(name, values, allow_pickle=allow_pickle)
+            ("input", name): codec.encode_inputs(
+                f"the inputs {name!r}", values, allow_pickle=allow_pickle
+            )
             for name, values in inputs.items()
         },
         **{("output", name): coded for name, coded in outputs.items()},

@@ -11,6 +11,7 @@ import pytest
 from distributed import Client
 
 from atomizer_dask import Atomizer, InvalidSweepError, MemoryConductor, atom, grid, zipped
+from atomizer_dask.lazy import check_values
 
 
 @atom(id="tests.takes")
@@ -134,3 +135,17 @@ def test_atoms_that_send_are_refused_what_is_no_value():
     with Atomizer(MemoryConductor(1), sends, takes) as atomizer:
         error = atomizer.send(sends, {"x": 1}).result(20).error
     assert "compute it first" in str(error)
+
+
+class Unread(np.ndarray):
+    """An array whose values are not looked at one by one."""
+
+    def __iter__(self):
+        raise AssertionError("its values were looked at")
+
+
+@pytest.mark.parametrize("dtype", [float, int, bool, "float32", "complex", "M8[ns]", "U1"])
+def test_columns_of_a_dtype_are_not_looked_at_value_by_value(dtype):
+    check_values("x", np.zeros(3, dtype).view(Unread))
+    with pytest.raises(AssertionError):
+        check_values("x", np.zeros(3, object).view(Unread))

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INSTALL_SECONDS = 5.0
-"""How long workers that do not answer keep whoever has a plugin installed waiting."""
+INSTALL_SECONDS = 5.0  # for workers to have a plugin, before those that do not answer may be late
 
 _installing: set[asyncio.Task[Any]] = set()
 

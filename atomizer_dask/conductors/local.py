@@ -123,8 +123,8 @@ class _Quiet(logging.Filter):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, asyncio.CancelledError):
             return False
-        is_late = record.getMessage().startswith("Received heartbeat from unregistered worker")
-        if record.levelno >= logging.WARNING and not is_late:
+        late = "Received heartbeat from unregistered worker"
+        if record.levelno >= logging.WARNING and not str(record.msg).startswith(late):
             return True
         closed = "closed", "failed"
         if any(getattr(cluster.status, "name", "") not in closed for cluster in self._clusters):
