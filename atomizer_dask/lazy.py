@@ -73,10 +73,11 @@ def check_payload(payload: Any) -> None:
     InvalidSweepError
         With the name of the field and what to do.
     """
+    if type(payload) is dict and _VALUES.issuperset(map(type, payload.values())):
+        return  # as nearly all are, 100,000 a second
     if isinstance(payload, Mapping):
-        if not set(map(type, payload.values())) <= _VALUES:
-            for name, value in payload.items():
-                check_values(str(name), (value,))
+        for name, value in payload.items():
+            check_values(str(name), (value,))
     elif type(payload) not in _VALUES and (what := _refused(payload)) is not None:
         raise InvalidSweepError(f"the payload is a {_named(payload)}: {what}")
 

@@ -27,8 +27,7 @@ class _Function(NamedTuple):
     function: FunctionType
     code: Any
     defaults: Any
-    names: tuple[str, ...]
-    globals: tuple[Any, ...]
+    globals: tuple[tuple[str, Any], ...]
     cells: tuple[Any, ...]
 
     @classmethod
@@ -38,20 +37,22 @@ class _Function(NamedTuple):
             function,
             function.__code__,
             function.__defaults__,
-            names,
-            tuple([scope.get(name, _ABSENT) for name in names]),
+            tuple([(name, scope.get(name, _ABSENT)) for name in names]),
             tuple(map(_content, function.__closure__ or ())),
         )
 
     def is_current(self) -> bool:
-        function: Any = self.function
-        now = _Function.of(function, self.names)
-        return (
-            now.code is self.code
-            and now.defaults is self.defaults
-            and _are_the_same(now.globals, self.globals)
-            and _are_the_same(now.cells, self.cells)
-        )
+        function: Any = self.function  # loops, for each child that an electron sends is looked at
+        if function.__code__ is not self.code or function.__defaults__ is not self.defaults:
+            return False
+        scope = function.__globals__
+        for name, value in self.globals:
+            if scope.get(name, _ABSENT) is not value:
+                return False
+        if not self.cells:
+            return True
+        now = map(_content, function.__closure__)
+        return all(a is b for a, b in zip(now, self.cells, strict=True))
 
 
 class Watched:
@@ -74,7 +75,8 @@ class Watched:
         """Watch a function and the globals of these names."""
         watched = _Function.of(function, tuple(names))
         self._functions.append(watched)
-        self.add_values((*watched.globals, *watched.cells, *(watched.defaults or ())))
+        held_globals = (value for _, value in watched.globals)
+        self.add_values((*held_globals, *watched.cells, *(watched.defaults or ())))
         for held in (function.__kwdefaults__, vars(function)):
             if held:
                 self.add_mapping(held)
@@ -95,11 +97,14 @@ class Watched:
 
     def is_current(self) -> bool:
         """Return whether every name is still bound to what it was bound to."""
-        return (
-            all(one.is_current() for one in self._functions)
-            and all(_is_the_same(now, before) for now, before in self._mappings)
-            and all(sys.modules.get(name) is module for name, module in self._modules.items())
-        )
+        for function in self._functions:
+            if not function.is_current():
+                return False
+        for now, before in self._mappings:
+            if not _is_the_same(now, before):
+                return False
+        modules = self._modules.items()
+        return all(sys.modules.get(name) is module for name, module in modules) if modules else True
 
 
 def _content(cell: Any) -> Any:
@@ -107,10 +112,6 @@ def _content(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # it is empty
         return _ABSENT
-
-
-def _are_the_same(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
-    return all(a is b for a, b in zip(now, before, strict=True))
 
 
 def _is_the_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
