@@ -49,10 +49,10 @@ class _Function(NamedTuple):
         for name, value in self.globals:
             if scope.get(name, _ABSENT) is not value:
                 return False
-        if not self.cells:
-            return True
-        now = map(_content, function.__closure__)
-        return all(a is b for a, b in zip(now, self.cells, strict=True))
+        for cell, value in zip(function.__closure__ or (), self.cells, strict=True):
+            if _content(cell) is not value:
+                return False
+        return True
 
 
 class Watched:
@@ -103,8 +103,7 @@ class Watched:
         for now, before in self._mappings:
             if not _is_the_same(now, before):
                 return False
-        modules = self._modules.items()
-        return all(sys.modules.get(name) is module for name, module in modules) if modules else True
+        return all(sys.modules.get(name) is module for name, module in self._modules.items())
 
 
 def _content(cell: Any) -> Any:

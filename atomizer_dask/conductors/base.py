@@ -20,11 +20,10 @@ from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.brief import brief
-from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up
+from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.context import LateConductor
-from atomizer_dask.copies import own_payload
 from atomizer_dask.driver import (
     SLICE_SECONDS,
     Dispatcher,
@@ -581,8 +580,7 @@ class BatchConductor(Shown, Conductor):
     ) -> ElectronFuture:
         """Have an electron executed, bundled with others that are sent about now."""
         self.check_open()
-        payload = own_payload(electron.payload)
-        self._outbox.append(Sent(electron, payload, future, address, version, origin, root))
+        self._outbox.append(Sent(held(electron), future, address, version, origin, root))
         # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
         if not self._flushing:
             self._flushing = True
@@ -746,9 +744,8 @@ class ChildConductor(Conductor):
         self._origin = origin
         self._root = root
         self._stream = stream
-        self._lease = lease
         # Bound once: what 10,000 futures hold each keeps the garbage collector busy.
-        self._about_to_wait = lease.about_to_wait
+        self._give_up_slot = lease.about_to_wait
         self._order = itertools.count()
         self._condition = threading.Condition()
         self._has_told = False
@@ -765,7 +762,7 @@ class ChildConductor(Conductor):
             future = ElectronFuture(self._condition, self.about_to_wait)
             sender: Sender = route.conductor()
             return sender.send_with(electron, future)
-        future = ElectronFuture(self._condition, self._about_to_wait)
+        future = ElectronFuture(self._condition, self._give_up_slot)
         address = self._stream, next(self._order)
         return self._conductor.send_child(electron, future, address, self._origin, self._root)
 
@@ -774,7 +771,7 @@ class ChildConductor(Conductor):
 
         Or a node full of such parents would never receive what they wait for.
         """
-        self._lease.about_to_wait()
+        self._give_up_slot()
         if self._origin.route is not None and not self._has_told:
             self._has_told = True
             self._conductor.tell_waiting(self._origin.channel, self._root)

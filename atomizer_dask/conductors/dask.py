@@ -922,7 +922,7 @@ class WorkerConductor(DaskConductor):
         for source, _ in self._sources.values():
             orphans += source.orphans(all=all)
         for sent in orphans:
-            data = dumps(sent.to_travel())
+            data = dumps((*sent[:1], None, *sent[2:]))
             if data is None:
                 event = Event(f"{sent.electron.id} cannot be sent on", level="error")
                 self.report(sent.origin.channel, AtomizerError(event))

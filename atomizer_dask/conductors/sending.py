@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from copy import copy
 from itertools import compress
 from typing import Any, NamedTuple
 
 from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
+from atomizer_dask.copies import own_payload
 from atomizer_dask.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
@@ -23,13 +23,9 @@ from atomizer_dask.sweep import Rows
 
 
 class Sent(NamedTuple):
-    """An electron on its way, with whoever waits for it.
+    """An electron on its way, with whoever waits for it."""
 
-    Its payload is a copy: whoever sent it may change theirs for the next one.
-    """
-
-    electron: Electron  # but for its payload
-    payload: Any
+    electron: Electron
     future: ElectronFuture
     address: tuple[Stream, int] | None  # None: it follows from the electron's id
     version: Any
@@ -53,15 +49,18 @@ class Sent(NamedTuple):
             origin.space,
         )
 
-    def to_travel(self) -> tuple[Any, ...]:
-        """Return what another process makes it of, with a future of its own."""
-        bare = copy(self.electron)
-        vars(bare)["payload"] = None  # its sender's, who may have changed it
-        return bare, self.payload, None, *self[3:]
-
     def is_of(self, root: str) -> bool:
         """Return whether it is `root`, or descends from it."""
         return root in (self.electron.id, self.root)
+
+
+def held(electron: Electron) -> Electron:
+    """Return it with inputs of its own: whoever sent it may change theirs for the next one."""
+    own = object.__new__(type(electron))
+    fields = own.__dict__
+    fields.update(electron.__dict__)
+    fields["payload"] = own_payload(electron.payload)
+    return own
 
 
 class ElectronSource:
@@ -136,7 +135,7 @@ class ElectronSource:
             key=key,
             atom_id=example.atom_id,
             version=self._example.version,
-            inputs=Rows([sent.payload for sent in taken]),
+            inputs=Rows([sent.electron.payload for sent in taken]),
             positions=range(len(taken)),
             stream=_addresses_of(taken),
             origin=taken[0].origin,
