@@ -42,9 +42,10 @@ def cluster():
 
 @pytest.fixture
 def atomizer(cluster):
-    with Atomizer(DaskConductor(cluster)) as atomizer:
-        wait_until_all_work(cluster.scheduler)
-        yield atomizer
+    atomizer = Atomizer(DaskConductor(cluster))
+    wait_until_all_work(cluster.scheduler)
+    yield atomizer
+    atomizer.close()  # not by `with`, which would wait for the run of a test that fails
 
 
 def wait_until_all_work(scheduler):
@@ -155,6 +156,48 @@ def test_workers_that_stay_paused_are_restarted_where_nobody_else_uses_them(atom
     run.wait(100)
     check(run)
     assert before.isdisjoint(cluster.scheduler.workers) or len(before) == 2
+
+
+@pytest.mark.parametrize("how", ["paused", "killed"])
+def test_a_worker_that_its_cluster_gives_up_while_it_starts_again_is_replaced(how):
+    settings = {
+        "distributed.deploy.lost-worker-timeout": "50ms",  # as 15 s where imports are slow
+        "atomizer.workers.patience": "0.5s",
+        "atomizer.workers.restart": "0.5s",
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Atomizer(conductor := DaskConductor(cluster)) as atomizer,
+    ):
+        first = cluster.workers[0]
+        run = atomizer.map(slow, grid(x=range(ELECTRONS)))
+        wait_until(lambda: run.progress.done)
+        if how == "paused":
+            conductor.client.run(set_pause_fraction, fraction=1e-9)
+        else:
+            os.kill(pids_of(cluster)[0], signal.SIGKILL)
+        run.wait(60)
+        assert cluster.workers[0] is not first
+    check(run)
+
+
+def test_a_worker_that_was_retired_is_not_replaced():
+    settings = {"distributed.deploy.lost-worker-timeout": "3s"}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Atomizer(conductor := DaskConductor(cluster)) as atomizer,
+    ):
+        atomizer.map(slow, grid(x=range(10))).wait(60)
+        conductor.client.retire_workers([cluster.workers[0].worker_address])
+        wait_until(lambda: 0 not in cluster.workers)
+        check(atomizer.map(slow, grid(x=range(ELECTRONS))).wait(60))  # while it is looked
+        assert set(cluster.workers) == {1}
 
 
 def test_a_paused_worker_with_data_of_others_is_not_restarted(atomizer, cluster):

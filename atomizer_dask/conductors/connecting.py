@@ -43,15 +43,18 @@ class Connection(NamedTuple):
     ----------
     client
         To be closed by whoever asked for it.
-    cluster
-        The one that was started for it and is to be closed too; None where it was there before.
     name
         What kind of thing it leads to, for people.
+    cluster
+        The one that it leads to, where this process has it.
+    is_own
+        Whether that was started for it, and is to be closed too.
     """
 
     client: Client
-    cluster: Cluster | None
     name: str
+    cluster: Cluster | None = None
+    is_own: bool = False
 
 
 def connect(
@@ -88,7 +91,7 @@ def connect(
         client = _connect_by_file(
             path, id, security, seconds or setting("connection.scheduler-file-timeout")
         )
-        return Connection(client, None, f"scheduler of {path.name}")
+        return Connection(client, f"scheduler of {path.name}")
     if (
         isinstance(target, str)
         and "://" not in target
@@ -97,7 +100,9 @@ def connect(
         target = f"tls://{target}"
     where, name, security = _place_of(target, security)
     seconds = seconds or setting("connection.timeout")
-    return Connection(_connect_at(where, id, security, seconds), None, name)
+    cluster = target.cluster if isinstance(target, Client) else target
+    client = _connect_at(where, id, security, seconds)
+    return Connection(client, name, cluster if isinstance(cluster, Cluster) else None)
 
 
 def _configured() -> Any:
@@ -172,7 +177,7 @@ def _start(
     except BaseException:  # Ctrl-C too
         cluster.close()
         raise
-    return Connection(client, cluster, "LocalCluster")
+    return Connection(client, "LocalCluster", cluster, is_own=True)
 
 
 def _connect_at(where: Any, id: str, security: Any, seconds: float) -> Client:

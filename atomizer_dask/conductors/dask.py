@@ -25,7 +25,7 @@ from functools import partial
 from time import time
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, Worker, wait
+from distributed import Client, Future, KilledWorker, SpecCluster, Worker, wait
 from distributed.deploy import Cluster
 from distributed.security import Security
 
@@ -40,6 +40,7 @@ from atomizer_dask.conductors.crew import Crew
 from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.keys import kept_key, key_of
 from atomizer_dask.conductors.lookout import IDLE, LookoutByValue, keys_in
+from atomizer_dask.conductors.lost import LostWorkers
 from atomizer_dask.conductors.once import (
     ADOPTED,
     CLAIMS,
@@ -181,7 +182,7 @@ class DaskConductor(BatchConductor):
         timeout: float | str | None = None,
     ) -> None:
         super().__init__(id)
-        self._client, self._cluster, self._name = connect(
+        self._client, self._name, self._cluster, self._owns_cluster = connect(
             target, id, workers, threads_per_worker, security, timeout
         )
         self._owns_client = True
@@ -191,7 +192,7 @@ class DaskConductor(BatchConductor):
             logger.info("%s", self._news[0])
             self._ask(self._client.register_plugin, ByValue())
             self._ask(self._client.register_plugin, self._lookout())
-            if self._cluster is None:
+            if not self._owns_cluster:
                 self._ask(shield, self._client)
             self._placement.fitness = self._look_at_workers()
         except BaseException:  # Ctrl-C too
@@ -207,7 +208,7 @@ class DaskConductor(BatchConductor):
         return LookoutByValue(
             patience=setting("workers.patience"),
             restart=setting("workers.restart"),
-            is_own=self._cluster is not None,
+            is_own=self._owns_cluster,
         )
 
     def _look_at_workers(self) -> Fitness:
@@ -238,6 +239,8 @@ class DaskConductor(BatchConductor):
         self._spaces: dict[str, str] = {}  # where the outcome of a batch arrives, if not at home
         self._pinned: dict[str, set[str]] = {}
         self._dropping: set[str] = set()
+        has_spec = isinstance(self._cluster, SpecCluster)
+        self._lost_workers = LostWorkers(self._cluster) if has_spec else None
         self._told_of: set[tuple[str, str]] = set()  # singletons whose worker has gone
         self._troubles = 0  # of Dask's own, in a row
         self._demand = (0, 0.0)  # as last told
@@ -273,7 +276,7 @@ class DaskConductor(BatchConductor):
 
     def shield_workers(self) -> None:
         """Have workers that were started here, and none else, end when this process says so."""
-        if self._cluster is not None:
+        if self._owns_cluster:
             self._ask(self._client.sync, install, self._client, Undisturbed())
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
@@ -734,6 +737,8 @@ class DaskConductor(BatchConductor):
                     what = f"the workers cannot be looked at: {where_raised(error)}"
                     self.report("", AtomizerError(Event(what, conductor_id=self.id), error))
                     continue
+                if self._lost_workers is not None:
+                    self._lost_workers.replace()
                 self.post(self._tell_demand)
                 self.post(self._release_unneeded)
                 for key, workers in list(self._pinned.items()):
@@ -745,6 +750,8 @@ class DaskConductor(BatchConductor):
     def _note_idle(self, message: Mapping[str, Any]) -> None:
         """Take note of what the scheduler's side took back from an idle worker."""
         worker = message["worker"]
+        if message.get("restarted") and self._lost_workers is not None:
+            self._lost_workers.restarted.add(message["name"])
         if message["text"]:
             self._tell(message["text"], message["level"], worker=worker)
         batches = {future.key: key for key, future in self._tasks.items()}
@@ -818,7 +825,7 @@ class DaskConductor(BatchConductor):
         self.release_finished()
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.channel)
-            if self._cluster is not None:
+            if self._owns_cluster:
                 # Or the scheduler would warn of lost results, which nobody wants any more.
                 self._tell_workers(let_go)
                 self._client.run_on_scheduler(forget_kept)
@@ -826,7 +833,7 @@ class DaskConductor(BatchConductor):
             self._client.loop.add_callback(self._watch.cancel)
         if self._owns_client:
             self._client.close()
-        if self._cluster is not None:
+        if self._owns_cluster and self._cluster is not None:
             self._cluster.close()
 
     def __repr__(self) -> str:
@@ -895,7 +902,8 @@ class WorkerConductor(DaskConductor):
     def __init__(self, worker: Worker, client: Client) -> None:
         BatchConductor.__init__(self, "dask")
         self._worker, self._name = worker, "scheduler"
-        self._client, self._cluster, self._owns_client = client, None, False
+        self._client, self._cluster = client, None
+        self._owns_client = self._owns_cluster = False
         self._prepare()
 
     @property

@@ -282,7 +282,7 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         idle.begun = len(ours)
         if self._is_to_be_restarted(worker, idle, now):
             why, idle.is_restarted = idle.text, True
-            self._do(self._bring_back(worker.address, why))
+            self._do(self._bring_back(worker, why))
 
     def _announce(self, worker: WorkerState, idle: Idle) -> None:
         idle.is_told = True
@@ -416,11 +416,12 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         once = self._scheduler.plugins.get(RunOnce.name)
         return once is not None and once.is_there_demand
 
-    async def _bring_back(self, address: str, why: str) -> None:
+    async def _bring_back(self, worker: WorkerState, why: str) -> None:
+        address = worker.address
         self._tell(
             address,
             f"worker {address} is {why}, and nobody else uses it: it is restarted",
-            more={"restarted": True},
+            more={"restarted": True, "name": worker.name},
         )
         restart = self._scheduler.restart_workers
         done = await restart(
