@@ -18,7 +18,7 @@ pytestmark = pytest.mark.dask
 PATIENCE = 100
 HEAD = """
 import multiprocessing, os, signal, subprocess, sys, time
-from atomizer_dask import Atomizer, DaskConductor, atom, grid
+from atomizer_dask import Atomizer, DaskConductor, Electron, atom, grid
 
 def slow(i):
     time.sleep(0.02)
@@ -436,6 +436,31 @@ def test_an_ordinary_end_prints_nothing(tmp_path):
     """
     code, _, err = run_script(tmp_path, body, *QUIET.values())
     assert (code, err) == (0, "")
+
+
+def test_an_end_prints_nothing_however_long_connections_take_to_close(tmp_path):
+    body = """
+        def child(i):
+            return i
+
+        def spawn(context):
+            import asyncio
+            from distributed import get_worker
+
+            value = context.conductor.send(Electron("__main__.child", {"i": 1})).result().value()
+            pool = get_worker().extensions["atomizer"]._conductor.client.rpc
+
+            async def close(close=pool.close):
+                await asyncio.sleep(1)
+                await close()
+
+            pool.close = close
+            return value
+
+        with Atomizer(DaskConductor(workers=1), atom(child), atom(spawn)) as atomizer:
+            print(atomizer.send("__main__.spawn", {}).result().value())
+    """
+    assert run_script(tmp_path, body) == (0, "1\n", "")
 
 
 # -- in a kernel -------------------------------------------------------------------------------

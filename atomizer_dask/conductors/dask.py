@@ -947,7 +947,8 @@ class WorkerConductor(DaskConductor):
         self._posts.clear()  # what waits here for them is executed elsewhere by now
         if self._watch is not None:
             self._watch.cancel()
-        await self._client.close()
+        with suppress(OSError):  # the scheduler is gone
+            await self._client.close()
 
     def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
         if channel:

@@ -325,11 +325,11 @@ class DaskSite(IsolatingSite):
             name="worker",
         )
 
-    def close(self) -> None:
-        """End all children; called by the worker when it closes."""
+    async def close(self) -> None:  # type: ignore[override]
+        """End all children; awaited by the worker when it closes, before its event loop ends."""
         super().close()
         if self._conductor is not None:
-            self._worker.loop.add_callback(self._conductor.part)
+            await self._conductor.part()
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         with self._guard:
