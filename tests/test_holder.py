@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -91,7 +92,7 @@ def elsewhere(tmp_path):
 @pytest.fixture
 def other():
     """A second atomizer in this process."""
-    with Atomizer(MemoryConductor(2)) as atomizer:
+    with closing(Atomizer(MemoryConductor(2))) as atomizer:
         yield atomizer
 
 

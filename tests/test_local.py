@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psutil
 import pytest
@@ -249,7 +249,7 @@ def test_ctrl_c_while_a_cluster_starts_leaves_nothing(tmp_path):
 @pytest.fixture(scope="module")
 def own():
     """An atomizer on a cluster of one worker that its conductor started."""
-    with Atomizer(DaskConductor(workers=1)) as atomizer:
+    with closing(Atomizer(DaskConductor(workers=1))) as atomizer:
         yield atomizer
 
 

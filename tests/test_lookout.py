@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import dask.config
@@ -42,10 +42,10 @@ def cluster():
 
 @pytest.fixture
 def atomizer(cluster):
-    atomizer = Atomizer(DaskConductor(cluster))
-    wait_until_all_work(cluster.scheduler)
-    yield atomizer
-    atomizer.close()  # not by `with`, which would wait for the run of a test that fails
+    # Of the run of a test that fails an atomizer by itself would wait for the end.
+    with closing(Atomizer(DaskConductor(cluster))) as atomizer:
+        wait_until_all_work(cluster.scheduler)
+        yield atomizer
 
 
 def wait_until_all_work(scheduler):

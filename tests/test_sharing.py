@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,13 +53,9 @@ def log(tmp_path):
 @pytest.fixture
 def one_thread(request):
     """An atomizer over a single thread, in this process or on a cluster of its own."""
-    if request.param == "memory":
-        with Atomizer(MemoryConductor(1), note, parent) as atomizer:
-            yield atomizer
-    else:
-        conductor = DaskConductor(workers=1)
-        with Atomizer(conductor, note, parent) as atomizer:
-            yield atomizer
+    conductor = MemoryConductor(1) if request.param == "memory" else DaskConductor(workers=1)
+    with closing(Atomizer(conductor, note, parent)) as atomizer:
+        yield atomizer
 
 
 each_conductor = pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -200,7 +201,7 @@ def atomizer(request, conductor, configure):
     """An atomizer whose workers leave results to the client, or write each of them."""
     most = 1 if request.param == "large" else 2**30
     configure({"store.gather-rows": most, "store.gather-bytes": most})
-    with Atomizer(conductor) as atomizer:
+    with closing(Atomizer(conductor)) as atomizer:
         yield atomizer
 
 
