@@ -340,6 +340,7 @@ class Driver:
         """
         self._leases[batch.key] = _Leased(batch, kept, told)
         self.leased += kept - told
+        self.sizing.note_longest(batch.longest)
         self._carrier.await_batch(batch, self.post)
 
     def _linger(self, waiting: int) -> bool:

@@ -1,8 +1,9 @@
 """Workers whose wall time ends in the middle of a run."""
 
+import asyncio
 import re
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,6 +163,63 @@ def test_large_results_are_not_thrown_away_with_the_electron_after_them(tmp_path
     assert run.errors["i"].tolist() == [longest]
     ended = dict.fromkeys(set(range(electrons)) - {longest}, 1)
     assert counted(marks, "ended") == ended
+
+
+# -- how a worker leaves ---------------------------------------------------------------------
+
+
+class Exited(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("ends_in_time", [False, True])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_elsewhere(
+    monkeypatch, ends_in_time, restarts
+):
+    did, leases = [], [SimpleNamespace()]
+
+    async def retire(workers, close_workers, remove):
+        did.append("removed" if remove else "emptied")
+        if ends_in_time:
+            leases.clear()
+
+    async def close(nanny, **_):
+        did.append(f"closed, its nanny too: {nanny}")
+
+    def end(code):
+        did.append("ended")
+        raise Exited
+
+    @asynccontextmanager
+    async def rpc(address):
+        async def close_gracefully(reason):
+            did.append("told its nanny")
+
+        yield SimpleNamespace(close_gracefully=close_gracefully)
+
+    async def hand_on(all):
+        return 0
+
+    worker = SimpleNamespace(
+        address="tcp://here",
+        nanny="tcp://nanny",
+        lifetime_restart=restarts,
+        data={},
+        state=SimpleNamespace(executing=()),
+        scheduler=SimpleNamespace(retire_workers=retire),
+        rpc=rpc,
+        close=close,
+    )
+    monkeypatch.setattr("os._exit", end)
+    leaving = Leaving(worker, lambda: leases, emit=None, channel_of=None, hand_on=hand_on)
+    with suppress(Exited):
+        asyncio.run(leaving._leave())
+    told = [] if restarts else ["told its nanny"]
+    if ends_in_time:
+        assert did == [*told, "emptied", "removed", f"closed, its nanny too: {not restarts}"]
+    else:
+        assert did[: len(told) + 2] == [*told, "emptied", "ended"]
 
 
 # -- what a worker takes ---------------------------------------------------------------------

@@ -159,8 +159,8 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         stimulus = f"atomizer-leaving-{time()}"
         self._scheduler.handle_worker_status_change("closing_gracefully", worker, stimulus)
         for task in worker.processing if final else ():
-            if is_batch(task.key):
-                task.suspicious = -1
+            # For its process may end before it is removed, by which Dask adds one.
+            task.suspicious = -1 if is_batch(task.key) else task.suspicious - 1
 
     async def _retire_workers(self, workers: Any = None, names: Any = None, **options: Any) -> Any:
         """Retire workers once they have handed over what has ended and what has not begun."""

@@ -38,6 +38,7 @@ MOST_TRIES = 3  # of an electron that is cut short; workers may need much of the
 STARTING_SECONDS = 60.0  # that a worker may need for its imports; older ones have been idle
 LOOK_SECONDS = 0.05
 LIFETIME_PATIENCE = 10.0  # for the scheduler to part with a worker that nobody will kill
+REASON = "atomizer-wall-time"
 ASK_SECONDS = 20.0  # for the batch system to say when the job ends
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,10 @@ class Leaving:
         """Whether what has ended is told now, however large, or never."""
         return self._closed or monotonic() < self._unloading_until
 
+    @property
+    def _executes(self) -> bool:
+        return any(is_batch(task.key) for task in self._worker.state.executing)
+
     # -- what ------------------------------------------------------------------------------
 
     def takes(self, batch: Batch) -> bool:
@@ -253,7 +258,7 @@ class Leaving:
         until = monotonic() + self._margin
         self._unloading_until = until + LIFETIME_PATIENCE  # it may stay after all
         # More than once: what had just been let in is not among the leases yet.
-        while any(is_batch(task.key) for task in self._worker.state.executing):
+        while self._executes:
             await self._hand_over()
             if monotonic() > until:
                 break
@@ -292,11 +297,30 @@ class Leaving:
         self._left = True
         try:
             await self._hand_on(True)
-            await self._say_goodbye()
+            if self._leases() and self._worker.nanny:
+                await self._leave_electrons()
+            await self._say_goodbye(remove=True)
         finally:
             await self._close()
 
-    async def _say_goodbye(self) -> None:
+    async def _leave_electrons(self) -> None:
+        """End this process in the middle of electrons, unless all of them have ended.
+
+        They are executed elsewhere once the scheduler has lost this worker. So it is the end of the
+        process that it shall be lost by: after a farewell an electron could still end here, too.
+        """
+        if not self._restarts:
+            async with self._worker.rpc(self._worker.nanny) as nanny:
+                await nanny.close_gracefully(reason=REASON)
+        await self._say_goodbye(remove=False)
+        if self._leases():
+            os._exit(0)
+        until = monotonic() + self._margin / 2
+        while monotonic() < until and self._executes:
+            await asyncio.sleep(LOOK_SECONDS)  # it has just ended
+
+    async def _say_goodbye(self, *, remove: bool) -> None:
+        """Have results fetched, and what others need moved to other workers."""
         until = monotonic() + self._margin / 2
         while monotonic() < until and any(map(is_batch, self._worker.data)):
             await asyncio.sleep(LOOK_SECONDS)  # until whoever wants the outcomes has fetched them
@@ -304,22 +328,18 @@ class Leaving:
         logger.info("worker %s leaves: its wall time is over", worker.address)
         retire = partial(worker.scheduler.retire_workers, workers=[worker.address])
         try:
-            await asyncio.wait_for(retire(close_workers=False, remove=True), self._patience)
+            await asyncio.wait_for(retire(close_workers=False, remove=remove), self._patience)
         except (TimeoutError, OSError) as error:
             logger.warning("worker %s leaves without farewell: %r", worker.address, error)
 
+    @property
+    def _restarts(self) -> bool:
+        return bool(self._worker.lifetime_restart) and not self._ends_with_job
+
     async def _close(self) -> None:
-        worker = self._worker
-        restart = worker.lifetime_restart and not self._ends_with_job
-        reason = "atomizer-wall-time"
-        if self._leases() and worker.nanny:
-            # By now they are executed elsewhere: their threads, which nothing else stops for
-            # certain, shall not go on until all is closed.
-            if not restart:
-                async with worker.rpc(worker.nanny) as nanny:
-                    await nanny.close_gracefully(reason=reason)
-            os._exit(0)
-        await worker.close(nanny=not restart, executor_wait=False, reason=reason)
+        if self._leases() and self._worker.nanny:  # there was trouble on the way
+            os._exit(0)  # else their threads, which nothing stops for certain, could go on
+        await self._worker.close(nanny=not self._restarts, executor_wait=False, reason=REASON)
 
 
 def _tell_of(lease: Lease) -> None:
