@@ -31,15 +31,24 @@ class Depository:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Folder | None] = {}
 
-    def put(self, batch: Batch, outcome: Outcome) -> Outcome | Stored:
+    def put(
+        self, batch: Batch, outcome: Outcome, *, however_small: bool = False
+    ) -> Outcome | Stored:
         """Write the results of a batch into its store, and return a receipt.
 
         The outcome itself where there is no store, where it cannot be seen or written from here,
         or where there is too little for a file.
+
+        Parameters
+        ----------
+        however_small
+            Whether what is little is written as well, for whoever is to gather it may not come in
+            time.
         """
         if batch.sink is None or isinstance(outcome.results, list):
             return outcome
-        folder = None if _is_small(outcome, batch.sink) else self._folder(batch.sink)
+        is_left = _is_small(outcome, batch.sink) and not (however_small and len(outcome))
+        folder = None if is_left else self._folder(batch.sink)
         if folder is None:
             # Also where it travels: what cannot be stored must not depend on the way it takes.
             return encode_outputs(outcome, allow_pickle=batch.sink.allow_pickle).outcome

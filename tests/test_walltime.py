@@ -3,15 +3,16 @@
 import asyncio
 import re
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from distributed import LocalCluster
+from patience import wait_until
 from shortlived import counted, marked, workers_with
 
-from atomizer_dask import Atomizer, DaskConductor, Electron, Run, atom
+from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.batching import Sizing
 from atomizer_dask.conductors.walltime import Leaving, WallTime
@@ -206,13 +207,15 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
         nanny="tcp://nanny",
         lifetime_restart=restarts,
         data={},
-        state=SimpleNamespace(executing=()),
+        state=SimpleNamespace(executing=(), tasks={}),
         scheduler=SimpleNamespace(retire_workers=retire),
         rpc=rpc,
         close=close,
     )
     monkeypatch.setattr("os._exit", end)
-    leaving = Leaving(worker, lambda: leases, emit=None, channel_of=None, hand_on=hand_on)
+    leaving = Leaving(
+        worker, lambda: leases, emit=None, channel_of=None, hand_on=hand_on, keep=None
+    )
     with suppress(Exited):
         asyncio.run(leaving._leave())
     told = [] if restarts else ["told its nanny"]
@@ -220,6 +223,33 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
         assert did == [*told, "emptied", "removed", f"closed, its nanny too: {not restarts}"]
     else:
         assert did[: len(told) + 2] == [*told, "emptied", "ended"]
+
+
+def leave(dask_worker):
+    dask_worker.loop.add_callback(dask_worker.extensions["atomizer"].leaving._leave)
+
+
+def test_what_nobody_has_fetched_is_in_the_store_once_a_worker_has_left(tmp_path, monkeypatch):
+    (marks := tmp_path / "marks").mkdir()
+    electrons = 20
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        closing(Atomizer(conductor := DaskConductor(cluster), marked)) as atomizer,
+    ):
+        monkeypatch.setattr(conductor, "_post", lambda *_: None)  # nobody hears of it
+        sweep = {"seconds": [0] * electrons, "folder": [str(marks)] * electrons}
+        atomizer.map(marked, {"i": range(electrons), **sweep}, store=tmp_path / "store")
+        (worker,) = cluster.scheduler.workers.values()
+        wait_until(lambda: worker.has_what and not worker.processing, "some have ended")
+        assert counted(marks, "ended")
+        conductor.client.run(leave)
+        wait_until(lambda: worker.address not in cluster.scheduler.workers)
+        with Atomizer(MemoryConductor(1), marked) as other:
+            run = other.attach(tmp_path / "store", takeover=True).wait(60)
+    assert run.to_frame()["result"].tolist() == list(range(electrons))
+    assert counted(marks, "ended") == dict.fromkeys(range(electrons), 1)
 
 
 # -- what a worker takes ---------------------------------------------------------------------
@@ -240,6 +270,7 @@ def leaving():
         emit=lambda channel, event: told.append((channel, event)),
         channel_of=lambda _: "channel",
         hand_on=None,
+        keep=None,
     )
     leaving.wall_time = WallTime(time.monotonic() + 10, 20)
     leaving.told = told

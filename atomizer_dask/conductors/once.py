@@ -356,6 +356,11 @@ def is_batch(key: Any) -> bool:
     return type(key) is tuple and key[-1] == ONCE
 
 
+def is_kept(key: Any) -> bool:
+    """Return whether a task is a batch of a run that has a store."""
+    return is_batch(key) and len(key) == 3
+
+
 def hasten(stream: Any) -> None:
     """Have messages to a client or a worker of ours not wait long for others to travel with."""
     if stream is not None and stream.interval > SEND_SECONDS:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from atomizer_dask.batch import Batch
-from atomizer_dask.conductors.once import JOINED_SECONDS, LEAVING, is_batch
+from atomizer_dask.conductors.once import JOINED_SECONDS, LEAVING, is_batch, is_kept
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
+from atomizer_dask.packing import Packed
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -103,6 +104,8 @@ class Leaving:
     hand_on
         Hands on what electrons here have sent and nobody here waits for, or all of it; returns how
         much is left.
+    keep
+        Writes outcomes that nobody has fetched into the stores of their runs, each with its batch.
     margin
         Seconds before its end, in which it tells of what has ended, and leaves; as configured
         where not given.
@@ -115,6 +118,7 @@ class Leaving:
         emit: Callable[[str, Event], None],
         channel_of: Callable[[Batch], str],
         hand_on: Callable[[bool], Awaitable[int]],
+        keep: Callable[[list[tuple[Packed, Packed]]], None],
         margin: float | None = None,
     ) -> None:
         self.wall_time = WallTime(ready=_ready_at())
@@ -123,6 +127,7 @@ class Leaving:
         self._emit = emit
         self._channel_of = channel_of
         self._hand_on = hand_on
+        self._keep = keep
         self._margin = setting("wall-time.margin") if margin is None else margin
         self._guard = threading.Lock()
         self._refusing = False  # what would not end in time
@@ -325,12 +330,20 @@ class Leaving:
         while monotonic() < until and any(map(is_batch, self._worker.data)):
             await asyncio.sleep(LOOK_SECONDS)  # until whoever wants the outcomes has fetched them
         worker = self._worker
+        if unfetched := self._unfetched():
+            await asyncio.get_running_loop().run_in_executor(None, self._keep, unfetched)
         logger.info("worker %s leaves: its wall time is over", worker.address)
         retire = partial(worker.scheduler.retire_workers, workers=[worker.address])
         try:
             await asyncio.wait_for(retire(close_workers=False, remove=remove), self._patience)
         except (TimeoutError, OSError) as error:
             logger.warning("worker %s leaves without farewell: %r", worker.address, error)
+
+    def _unfetched(self) -> list[tuple[Packed, Packed]]:
+        """Return batches of runs that have a store, with their outcomes, which end with us."""
+        data, tasks = self._worker.data, self._worker.state.tasks
+        executed = {key: tasks[key].run_spec for key in data if is_kept(key) and key in tasks}
+        return [(spec.args[0], data[key]) for key, spec in executed.items() if spec is not None]
 
     @property
     def _restarts(self) -> bool:

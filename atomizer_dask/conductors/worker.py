@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import random
 import signal
 import sys
@@ -30,14 +31,16 @@ from atomizer_dask.events import Event
 from atomizer_dask.execute import Lease
 from atomizer_dask.nested import let_code_travel_on
 from atomizer_dask.nursery import heed_not
-from atomizer_dask.outcome import Outcome
-from atomizer_dask.packing import Packed, dumps, pack_outcome
+from atomizer_dask.outcome import Outcome, Stored
+from atomizer_dask.packing import Packed, dumps, pack_outcome, unpack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import IsolatingSite
 from atomizer_dask.streams import Stream
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
+
+logger = logging.getLogger(__name__)
 
 LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
 SPACES = 16  # of code among inputs, of which the latest are kept
@@ -175,6 +178,7 @@ class DaskSite(IsolatingSite):
             emit=self.emit,
             channel_of=lambda batch: self._channels.get(batch.key, batch.origin.channel),
             hand_on=self.hand_on,
+            keep=self.keep,
         )
         let_code_travel_on()
         _have_dask_draw_apart()
@@ -208,10 +212,23 @@ class DaskSite(IsolatingSite):
         finally:
             del self._channels[batch.key]
             self._flush()
-        packed = pack_outcome(self.depository.put(batch, outcome))
+        packed = pack_outcome(self._deposit(batch, outcome))
         if packed.nbytes <= SMALL_OUTCOME:
             self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
         return packed
+
+    def _deposit(self, batch: Batch, outcome: Outcome) -> Outcome | Stored:
+        return self.depository.put(batch, outcome, however_small=self.leaving.is_last_chance)
+
+    def keep(self, outcomes: list[tuple[Packed, Packed]]) -> None:
+        """Write into the stores of runs what nobody has fetched, each with its batch."""
+        for batch, packed in outcomes:
+            try:
+                outcome = unpack_outcome(packed, batch.space)
+                if isinstance(outcome, Outcome):
+                    self.depository.put(batch.load(), outcome, however_small=True)
+            except BaseException:  # of the user's objects, while the worker leaves
+                logger.warning("an outcome that nobody has fetched cannot be kept", exc_info=True)
 
     def execute(self, batch: Batch) -> Outcome:
         """Execute a batch, or give all of it back where no electron of it would end in time."""
@@ -274,7 +291,7 @@ class DaskSite(IsolatingSite):
         return batch.space, self._codes[batch.version]
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
-        packed = pack_outcome(self.depository.put(batch, outcome))
+        packed = pack_outcome(self._deposit(batch, outcome))
         if packed.nbytes > LARGE_TELLING and not self.leaving.is_last_chance:
             return False
         channel = self._channels.get(batch.key)
