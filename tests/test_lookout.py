@@ -106,7 +106,8 @@ def has_told(atomizer, words):
 def test_what_a_stopped_worker_holds_is_executed_elsewhere(atomizer, cluster, tmp_path, kept):
     store = tmp_path / "run" if kept else None
     run = atomizer.map(slow, grid(x=range(ELECTRONS)), store=store)
-    wait_until(lambda: run.progress.done)
+    worker = cluster.scheduler.workers[cluster.workers[0].worker_address]
+    wait_until(lambda: run.progress.done and worker.processing)
     with stopped(pids_of(cluster)[:1]):
         run.wait(60)
         check(run)

@@ -302,57 +302,57 @@ class Leaving:
         self._left = True
         try:
             await self._hand_on(True)
-            if self._leases() and self._worker.nanny:
-                await self._leave_electrons()
-            await self._say_goodbye(remove=True)
+            await self._until_fetched()
+            await self._say_goodbye()
         finally:
             await self._close()
 
-    async def _leave_electrons(self) -> None:
-        """End this process in the middle of electrons, unless all of them have ended.
-
-        They are executed elsewhere once the scheduler has lost this worker. So it is the end of the
-        process that it shall be lost by: after a farewell an electron could still end here, too.
-        """
-        if not self._restarts:
-            async with self._worker.rpc(self._worker.nanny) as nanny:
-                await nanny.close_gracefully(reason=REASON)
-        await self._say_goodbye(remove=False)
-        if self._leases():
-            os._exit(0)
-        until = monotonic() + self._margin / 2
-        while monotonic() < until and self._executes:
-            await asyncio.sleep(LOOK_SECONDS)  # it has just ended
-
-    async def _say_goodbye(self, *, remove: bool) -> None:
-        """Have results fetched, and what others need moved to other workers."""
-        until = monotonic() + self._margin / 2
-        while monotonic() < until and any(map(is_batch, self._worker.data)):
-            await asyncio.sleep(LOOK_SECONDS)  # until whoever wants the outcomes has fetched them
-        worker = self._worker
+    async def _until_fetched(self) -> None:
+        """Wait until whoever wants the outcomes has fetched them, or write them down."""
+        until, worker = monotonic() + self._margin / 2, self._worker
+        while monotonic() < until and (self._is_ending or any(map(is_batch, worker.data))):
+            await asyncio.sleep(LOOK_SECONDS)
         if unfetched := self._unfetched():
             await asyncio.get_running_loop().run_in_executor(None, self._keep, unfetched)
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether the electrons of some batch have ended, and their outcome is not told yet."""
+        return self._executes and not self._leases()
+
+    async def _say_goodbye(self) -> None:
+        """Have what others need moved to other workers.
+
+        Only where this process ends later than that is the worker removed by now. Else it is when
+        the process ends: once removed, electrons that end here are executed elsewhere as well, and
+        Dask takes a heartbeat that was on its way for a reason to close the nanny, too.
+        """
+        worker = self._worker
         logger.info("worker %s leaves: its wall time is over", worker.address)
         retire = partial(worker.scheduler.retire_workers, workers=[worker.address])
+        remove = not worker.nanny
         try:
             await asyncio.wait_for(retire(close_workers=False, remove=remove), self._patience)
         except (TimeoutError, OSError) as error:
             logger.warning("worker %s leaves without farewell: %r", worker.address, error)
+
+    async def _close(self) -> None:
+        worker = self._worker
+        restart = worker.lifetime_restart and not self._ends_with_job
+        if worker.nanny:
+            if self._leases() and not restart:
+                async with worker.rpc(worker.nanny) as nanny:
+                    await nanny.close_gracefully(reason=REASON)
+            if self._leases():
+                os._exit(0)  # nothing else stops their threads for certain
+            await self._until_fetched()  # what has ended since
+        await worker.close(nanny=not restart, executor_wait=False, reason=REASON)
 
     def _unfetched(self) -> list[tuple[Packed, Packed]]:
         """Return batches of runs that have a store, with their outcomes, which end with us."""
         data, tasks = self._worker.data, self._worker.state.tasks
         executed = {key: tasks[key].run_spec for key in data if is_kept(key) and key in tasks}
         return [(spec.args[0], data[key]) for key, spec in executed.items() if spec is not None]
-
-    @property
-    def _restarts(self) -> bool:
-        return bool(self._worker.lifetime_restart) and not self._ends_with_job
-
-    async def _close(self) -> None:
-        if self._leases() and self._worker.nanny:  # there was trouble on the way
-            os._exit(0)  # else their threads, which nothing stops for certain, could go on
-        await self._worker.close(nanny=not self._restarts, executor_wait=False, reason=REASON)
 
 
 def _tell_of(lease: Lease) -> None:
