@@ -256,7 +256,9 @@ class Site:
         for nanny in self.nannies:
             with contextlib.suppress(psutil.Error):
                 children = psutil.Process(nanny.pid).children()
-                found += [c.pid for c in children if "resource_tracker" not in " ".join(c.cmdline())]
+                found += [
+                    c.pid for c in children if "resource_tracker" not in " ".join(c.cmdline())
+                ]
         return found
 
     def kill_scheduler(self):

@@ -90,6 +90,35 @@ def test_attaching_collects_a_run_that_was_detached_from_the_start(
     assert executed(tmp_path) == ONCE
 
 
+def trip_once(where):
+    """Have the next driver meet trouble, and note it."""
+    from atomizer_dask import detached
+
+    drive = detached.drive
+
+    def trip(*args):
+        detached.drive = drive
+        try:
+            open(where, "x").close()
+        except FileExistsError:
+            return drive(*args)
+        raise OSError("an endpoint is away")
+
+    detached.drive = trip
+
+
+def test_driver_that_meets_trouble_is_started_anew(cluster, tmp_path, sweep, expected):
+    (tmp_path / "executed").unlink()
+    store, troubles = tmp_path / "store", tmp_path / "troubles"
+    with atomizer_on(cluster) as atomizer:
+        atomizer.conductors["dask"].client.run(trip_once, str(troubles))
+        atomizer.map(slow, sweep, seed=3, on_failure="retry", store=store, detached=True)
+    wait_until(lambda: Run.open(store).state == "finished")
+    pd.testing.assert_frame_equal(Run.open(store).to_frame(), expected)
+    assert executed(tmp_path) == ONCE
+    assert troubles.exists()
+
+
 def test_driver_whose_worker_dies_is_started_anew(tmp_path, sweep, expected):
     (tmp_path / "executed").unlink()
     store = tmp_path / "store"

@@ -12,7 +12,7 @@ import polars
 import pytest
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
-from atomizer_dask.conductors.environment import Difference, Environment, Group, table
+from atomizer_dask.conductors.environment import Difference, Environment, Group, look, table
 from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.once import METADATA, NOBODY
 from atomizer_dask.conductors.placement import Placement
@@ -102,6 +102,17 @@ def table_among(events):
 def needs(function):
     definition = atom(function)
     return needs_of(definition, dump_atom(definition))
+
+
+def test_several_may_look_at_an_environment_at_once(monkeypatch):
+    def invalidate_caches():
+        """Meet another thread that does the same, which CPython does not allow for."""
+        raise KeyError("/usr/lib/python311.zip")
+
+    monkeypatch.setattr("importlib.invalidate_caches", invalidate_caches)
+    assert look(["pytest"], ["polars", "there_is_no_such_module"])["missing"] == [
+        "there_is_no_such_module"
+    ]
 
 
 def test_modules_that_an_atom_refers_to_are_needed():

@@ -112,6 +112,7 @@ WATCH_SECONDS = 1.0  # how often we look which workers there are
 LEFT_IN_TIME = "left, before its wall time was over"
 MANY_TROUBLES = 5  # in a row, after which a run ends
 DRIVER_PRIORITY = 1e15  # over all batches
+DRIVER_RETRIES = 3  # nobody else would notice trouble that it met
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 TELL_SECONDS = 1.0  # for workers to hear of something
 _Heard = tuple[dict[str, str], "weakref.WeakSet[DaskConductor]"]
@@ -328,6 +329,7 @@ class DaskConductor(BatchConductor):
             key=(name, run_id, DRIVER),
             workers=seeing,
             priority=DRIVER_PRIORITY,
+            retries=DRIVER_RETRIES,
             pure=False,
         )
         # This process may end as soon as the scheduler has it.

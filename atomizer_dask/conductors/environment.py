@@ -28,6 +28,7 @@ def look(packages: list[str], modules: list[str]) -> dict[str, object]:
     It travels as its source, to workers of any Python and without this package: so it uses the
     standard library alone, and imports within.
     """
+    import contextlib
     import importlib
     import importlib.metadata
     import importlib.util
@@ -41,7 +42,8 @@ def look(packages: list[str], modules: list[str]) -> dict[str, object]:
             versions[name] = str(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             versions[name] = ""
-    importlib.invalidate_caches()
+    with contextlib.suppress(KeyError):  # another thread does the same just now
+        importlib.invalidate_caches()
     missing = []
     for name in modules:
         try:
