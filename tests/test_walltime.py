@@ -205,6 +205,8 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
     worker = SimpleNamespace(
         address="tcp://here",
         nanny="tcp://nanny",
+        status=SimpleNamespace(name="closing_gracefully"),
+        log_event=lambda topic, facts: did.append("told the scheduler"),
         lifetime_restart=restarts,
         data={},
         state=SimpleNamespace(executing=(), tasks={}),
@@ -219,9 +221,14 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
     with suppress(Exited):
         asyncio.run(leaving._leave())
     if ends_in_time:
-        assert did == ["emptied", f"closed, its nanny too: {not restarts}"]
+        assert did == ["told the scheduler", "emptied", f"closed, its nanny too: {not restarts}"]
     else:
-        assert did == ["emptied", *([] if restarts else ["told its nanny"]), "ended"]
+        assert did == [
+            "told the scheduler",
+            "emptied",
+            *([] if restarts else ["told its nanny"]),
+            "ended",
+        ]
 
 
 def leave(dask_worker):

@@ -283,8 +283,6 @@ class Leaving:
         for lease in self._leases():
             message = ("expiring", lease.batch.key, lease.ran())
             self._worker.log_event(self._channel_of(lease.batch), message)
-        self._tell_scheduler(final=True)
-        await self._until_told()
 
     async def _until_told(self) -> None:
         """Wait until the scheduler has all that was told, which may be large."""
@@ -302,6 +300,8 @@ class Leaving:
         self._left = True
         try:
             await self._hand_on(True)
+            self._tell_scheduler(final=True)
+            await self._until_told()
             await self._until_fetched()
             await self._say_goodbye()
         finally:
