@@ -33,19 +33,25 @@ class LostWorkers:
         self._cluster = cluster
         self._nannies: dict[Any, Nanny] = {}  # by the names of their workers
         self.restarted: set[Any] = set()
+        self._look()
 
     def replace(self) -> None:
         """Look which are lost, and have them started."""
-        cluster, workers = self._cluster, dict(self._cluster.workers)
+        cluster, lost = self._cluster, self._look()
+        if cluster.status.name == "running" and any(map(self._is_to_be_replaced, lost)):
+            # Not scale(), which may undo what somebody else asks of it just then.
+            cluster.loop.add_callback(cluster._correct_state)
+
+    def _look(self) -> set[Any]:
+        """Note whose nannies go on, and return the names of workers that are not there."""
+        workers = dict(self._cluster.workers)
         for name, worker in workers.items():
             if isinstance(worker, Nanny) and worker.status.name == "running":
                 self._nannies[name] = worker
             else:  # it is retired, or a job
                 self._nannies.pop(name, None)
-        lost = cluster.worker_spec.keys() - workers.keys()
-        if cluster.status.name == "running" and any(map(self._is_to_be_replaced, lost)):
-            # Not scale(), which may undo what somebody else asks of it just then.
-            cluster.loop.add_callback(cluster._correct_state)
+        lost: set[Any] = self._cluster.worker_spec.keys() - workers.keys()
+        return lost
 
     def _is_to_be_replaced(self, name: Any) -> bool:
         """Return whether a worker that is lost went on, and has ended by now, so has its name."""
