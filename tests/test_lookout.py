@@ -22,19 +22,28 @@ pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]
 ELECTRONS = 100
 
 
+@contextmanager
+def cluster_of(workers, settings):
+    """Give so many workers of a thread each, while settings hold."""
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+    ):
+        yield cluster
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    """Two workers of a thread each, between which Dask moves no tasks by itself."""
+    """Two workers, between which Dask moves no tasks by itself."""
     settings = {
         "distributed.scheduler.work-stealing": False,
         "atomizer.workers.patience": "1s",
         "atomizer.workers.restart": "3s",
     }
     with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
+        cluster_of(2, settings) as cluster,
         DaskConductor(cluster),  # the first one has the scheduler look out
     ):
         yield cluster
@@ -167,10 +176,7 @@ def test_a_worker_that_its_cluster_gives_up_while_it_starts_again_is_replaced(ho
         "atomizer.workers.restart": "0.5s",
     }
     with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
+        cluster_of(1, settings) as cluster,
         Atomizer(conductor := DaskConductor(cluster)) as atomizer,
     ):
         first = cluster.workers[0]
@@ -188,10 +194,7 @@ def test_a_worker_that_its_cluster_gives_up_while_it_starts_again_is_replaced(ho
 def test_a_worker_that_was_retired_is_not_replaced():
     settings = {"distributed.deploy.lost-worker-timeout": "3s"}
     with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
+        cluster_of(2, settings) as cluster,
         Atomizer(conductor := DaskConductor(cluster)) as atomizer,
     ):
         atomizer.map(slow, grid(x=range(10))).wait(60)
