@@ -16,6 +16,7 @@ from distributed import LocalCluster
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
+from atomizer_dask.conductors.lookout import SILENT, Idle, Lookout
 from atomizer_dask.widgets.facts import run_facts
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]
@@ -126,6 +127,12 @@ def test_what_a_stopped_worker_holds_is_executed_elsewhere(atomizer, cluster, tm
     check(run)
     if kept:
         check(Run.open(store))
+
+
+def test_of_a_silent_worker_whose_process_is_stopped_that_is_told():
+    idle = Idle(SILENT, since=time.time())
+    Lookout(patience=1, restart=None, is_own=False)._note_process(idle, "stopped", 0.0)
+    assert idle.text == "silent (process stopped)"
 
 
 def test_a_worker_that_does_not_answer_keeps_nobody_waiting(atomizer, cluster):
