@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from atomizer_dask import markup
-from atomizer_dask.brief import brief, one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
 

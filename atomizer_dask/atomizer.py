@@ -21,6 +21,7 @@ from atomizer_dask.checking import check_generators
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.config import check, setting
+from atomizer_dask.display.live import Shown, widgets
 from atomizer_dask.electron import Electron, new_id
 from atomizer_dask.errors import (
     AtomizerError,
@@ -28,8 +29,7 @@ from atomizer_dask.errors import (
     RegistrationError,
     StoreError,
 )
-from atomizer_dask.eventlog import EventLog
-from atomizer_dask.events import Event, Stream
+from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.keeping import (
     Kept,
@@ -51,7 +51,6 @@ from atomizer_dask.provenance import surroundings
 from atomizer_dask.receiving import Receiver, answered
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
-from atomizer_dask.showing import Shown, widgets
 from atomizer_dask.streams import seed_of
 from atomizer_dask.sweep import Streamed, Sweep, as_sweep
 from atomizer_dask.turns import priority_of

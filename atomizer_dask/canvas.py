@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from atomizer_dask.events import shorten
+from atomizer_dask.display.text import shorten
 
 LONGEST_NAME = 60
 LONGEST_LINE = 75  # that has room above an Axes

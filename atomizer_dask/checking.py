@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.batch import Batch
-from atomizer_dask.brief import brief
+from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError, UnpicklableError, text_of
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.pickling import dumps

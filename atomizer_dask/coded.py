@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import UnstorableError
-from atomizer_dask.events import Event, shorten
+from atomizer_dask.events import Event
 
 if TYPE_CHECKING:
     Array: TypeAlias = pa.Array | pa.ChunkedArray

@@ -15,7 +15,6 @@ from time import monotonic
 
 import click
 
-from atomizer_dask.brief import one_line
 from atomizer_dask.commandline import (
     FAILED,
     BrokerCommand,
@@ -24,6 +23,7 @@ from atomizer_dask.commandline import (
     heeding_termination,
 )
 from atomizer_dask.conductors.amqp import AmqpConductor
+from atomizer_dask.display.text import one_line
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event

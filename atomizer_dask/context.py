@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask import markup
-from atomizer_dask.brief import one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import one_line
 from atomizer_dask.events import Event, Level
 from atomizer_dask.streams import uniform
 

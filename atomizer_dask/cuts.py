@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atomizer_dask.brief import brief
 from atomizer_dask.columns import Values, loop_values
+from atomizer_dask.display.text import brief
 from atomizer_dask.equality import alike
 from atomizer_dask.errors import DependentRowsError
 

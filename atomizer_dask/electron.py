@@ -8,8 +8,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-from atomizer_dask import markup
-from atomizer_dask.brief import brief, one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.policy import OnFailure, Policy, seconds_of
 from atomizer_dask.turns import priority_of
 

@@ -24,8 +24,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from atomizer_dask import markup
-from atomizer_dask.brief import one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import one_line
 from atomizer_dask.events import Event
 from atomizer_dask.interruptible import is_interrupt
 

@@ -5,33 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
-from atomizer_dask import markup
-from atomizer_dask.brief import one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import one_line
 from atomizer_dask.interruptible import wait_for
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Level = Literal["debug", "info", "warning", "error"]
-T = TypeVar("T")
 
 _LONG = 300  # characters of a message
 _NEWEST = 5  # items of a stream
-
-
-def shorten(text: str, length: int = 60) -> str:
-    """Return a text cut to a length, its end marked where something was cut off.
-
-    >>> shorten("abcdefgh", 6)
-    'abc...'
-    """
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def log_problem(message: str, error: BaseException) -> None:
@@ -291,3 +282,59 @@ class Stream(Generic[T]):
             markup.table(["newest first"], lines, more) if lines else None,
             beside=[state, markup.muted(f"{unread:,} unread"), markup.text(dropped)],
         )
+
+
+KEPT = 500
+
+
+class EventLog:
+    """The newest events, and how many there were of each level.
+
+    Parameters
+    ----------
+    kept
+        How many events are kept.
+
+    Examples
+    --------
+    >>> log = EventLog(kept=2)
+    >>> for message in "abc":
+    ...     log.note(Event(message))
+    >>> [(number, event.message) for number, event in log.since(0)], log.total
+    ([(1, 'b'), (2, 'c')], 3)
+    """
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._events: deque[Event] = deque(maxlen=kept)
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def total(self) -> int:
+        """How many there were."""
+        return self._total
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there were of each level."""
+        with self._lock:
+            return dict(self._counts)
+
+    def note(self, event: Event) -> None:
+        """Add an event; from any thread."""
+        with self._lock:
+            self._events.append(event)
+            self._counts[event.level] += 1
+            self._total += 1
+
+    def since(self, number: int) -> list[tuple[int, Event]]:
+        """Return those kept whose number, from 0 on, is at least this one."""
+        with self._lock:
+            first = self._total - len(self._events)
+            skipped = max(0, number - first)
+            events = list(self._events)[skipped:]
+        return list(enumerate(events, start=first + skipped))

@@ -12,8 +12,8 @@ from operator import attrgetter
 from threading import Condition, RLock
 from typing import Any
 
-from atomizer_dask import markup
-from atomizer_dask.brief import one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import one_line
 from atomizer_dask.events import log_problem
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties

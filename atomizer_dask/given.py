@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atomizer_dask.brief import brief
 from atomizer_dask.columns import Values, as_objects, column
 from atomizer_dask.copies import can_change, own_copies
+from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError
 from atomizer_dask.lazy import check_sweep
 

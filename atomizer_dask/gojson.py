@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import WireError
-from atomizer_dask.events import shorten
 
 # Of the members of a Go struct, those that a null sets; others keep what they had.
 NULLABLE = frozenset({"timeout", "payload", "error", "result"})

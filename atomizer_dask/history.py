@@ -7,8 +7,7 @@ from datetime import datetime
 from heapq import nlargest
 from typing import Any
 
-from atomizer_dask.eventlog import KEPT
-from atomizer_dask.events import Event
+from atomizer_dask.events import KEPT, Event
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.outcome import Failure, utc
 

@@ -53,7 +53,7 @@ from uuid import UUID
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.brief import one_line
+from atomizer_dask.display.text import one_line
 from atomizer_dask.errors import text_of
 
 _LEAVES = frozenset({str, int, bool, float, type(None), np.float64})

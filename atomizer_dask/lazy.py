@@ -18,7 +18,7 @@ from typing import Any
 import dask
 import numpy as np
 
-from atomizer_dask.brief import brief
+from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError
 
 LOOKED_AT = 100  # values in a list or a dictionary that is itself a value

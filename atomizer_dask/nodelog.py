@@ -14,8 +14,9 @@ from time import monotonic
 from typing import Any, TextIO
 
 from atomizer_dask.conductors.status import QueueStatus
+from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import AtomizerError, text_of
-from atomizer_dask.events import Event, shorten
+from atomizer_dask.events import Event
 
 LINES_A_SECOND = 10  # about electrons that failed, of which there may be thousands
 MESSAGE = 500  # characters

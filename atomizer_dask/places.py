@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from atomizer_dask.canvas import label
-from atomizer_dask.events import shorten
+from atomizer_dask.display.text import shorten
 
 MOST_CATEGORIES = 200
 MOST_LABELS = 30

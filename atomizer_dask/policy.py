@@ -9,7 +9,7 @@ from datetime import timedelta
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
-from atomizer_dask.brief import brief
+from atomizer_dask.display.text import brief
 from atomizer_dask.errors import ElectronError
 
 Decision: TypeAlias = Literal["fail", "retry", "requeue"]

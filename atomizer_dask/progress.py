@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atomizer_dask import markup
+from atomizer_dask.display import markup
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from atomizer_dask import markup
-from atomizer_dask.brief import brief, one_line
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.errors import AtomizerError
 
 

@@ -19,10 +19,10 @@ from atomizer_dask.atom import as_it_is_now
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.config import setting
+from atomizer_dask.display.live import Shown
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, StoreError
-from atomizer_dask.eventlog import EventLog
-from atomizer_dask.events import Event
+from atomizer_dask.events import Event, EventLog
 from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.history import events_before, failed
 from atomizer_dask.journal import Journal
@@ -36,7 +36,6 @@ from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.progress import Progress
 from atomizer_dask.provenance import surroundings
-from atomizer_dask.showing import Shown
 from atomizer_dask.store import Store
 from atomizer_dask.supply import Supply
 from atomizer_dask.tables import Positions

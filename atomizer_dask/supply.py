@@ -18,8 +18,8 @@ import numpy as np
 from atomizer_dask.adoption import spans
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import Size
-from atomizer_dask.brief import counted
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
+from atomizer_dask.display.text import counted
 from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver, as_error
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, text_of

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask import axes, lazy, markup
-from atomizer_dask.brief import brief, one_line
+from atomizer_dask import axes, lazy
 from atomizer_dask.columns import Values, as_objects, loop_values, numpy_values, size_of
 from atomizer_dask.copies import own_copy, own_payload
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.equality import alike
 from atomizer_dask.errors import InvalidSweepError
 from atomizer_dask.given import Given, given, of_list, of_series

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.canvas import FAILED_COLOUR, Heading, label, new_axes, pyplot, write_legend
-from atomizer_dask.events import shorten
+from atomizer_dask.display.text import shorten
 from atomizer_dask.spans import Durations, Schedule, Spans, schedule
 
 LONGEST_WORKER = 32

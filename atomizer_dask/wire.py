@@ -45,9 +45,10 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple, get_args
 
+from atomizer_dask.display.text import shorten
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError, InvalidPayloadError, Kind, WireError
-from atomizer_dask.events import Event, shorten
+from atomizer_dask.events import Event
 from atomizer_dask.gojson import (
     NotJsonError,
     folded,

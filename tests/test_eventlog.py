@@ -1,7 +1,7 @@
 import threading
 
 from atomizer_dask import Event
-from atomizer_dask.eventlog import EventLog
+from atomizer_dask.events import EventLog
 
 
 def messages(log, number=0):

@@ -7,7 +7,7 @@ import pytest
 from records_shown import electron_error, records
 
 from atomizer_dask import Electron, Progress, Properties, atom, grid, zipped
-from atomizer_dask.markup import details, safely
+from atomizer_dask.display.markup import details, safely
 
 IMG = "<img src=x onerror=alert(1)>"
 QUOTES = "' onmouseover='alert(1)' \" onmouseover=\"alert(1)\" </pre></summary><b>"

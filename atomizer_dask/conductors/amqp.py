@@ -21,7 +21,6 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from atomizer_dask import markup
 from atomizer_dask.conductors.address import Address, Tls
 from atomizer_dask.conductors.base import Conductor, Listener, check_electron
 from atomizer_dask.conductors.desk import Desk
@@ -29,6 +28,7 @@ from atomizer_dask.conductors.requests import Requests
 from atomizer_dask.conductors.service import DEAD, Service
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.config import check, setting
+from atomizer_dask.display import markup
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event

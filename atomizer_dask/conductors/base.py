@@ -19,11 +19,12 @@ from typing import Any, Protocol, Self, TypeVar
 from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atom import Definition
 from atomizer_dask.batch import Batch, Origin, Sink
-from atomizer_dask.brief import brief
 from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.context import LateConductor
+from atomizer_dask.display.live import Shown
+from atomizer_dask.display.text import brief
 from atomizer_dask.driver import (
     SLICE_SECONDS,
     Dispatcher,
@@ -44,7 +45,6 @@ from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
-from atomizer_dask.showing import Shown
 from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
 from atomizer_dask.sweep import Sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.eventlog import EventLog
+from atomizer_dask.events import EventLog
 from atomizer_dask.widgets.facts import atomizer_facts
 from atomizer_dask.widgets.panel import Panel
 

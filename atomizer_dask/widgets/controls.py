@@ -16,8 +16,8 @@ import numpy as np
 from traitlets import TraitError
 
 from atomizer_dask.atom import Definition, FunctionAtom
+from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError
-from atomizer_dask.events import shorten
 from atomizer_dask.sweep import Grid, grid
 
 _FEWEST_STEPS = 10  # of a slider whose step nobody gave

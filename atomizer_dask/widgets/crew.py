@@ -6,8 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
-from atomizer_dask.brief import plain
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
+from atomizer_dask.display.text import plain
 from atomizer_dask.frame import Part
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import rounded

@@ -9,10 +9,10 @@ from dask.utils import format_bytes
 
 from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.brief import counted, plain
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
+from atomizer_dask.display.text import counted, plain
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.ledger import GOING

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atomizer_dask.brief import plain
-from atomizer_dask.events import shorten
+from atomizer_dask.display.text import plain, shorten
 from atomizer_dask.frame import HINTS, Part
 from atomizer_dask.outcome import Failure
 from atomizer_dask.run import Run

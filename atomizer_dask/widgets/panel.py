@@ -20,12 +20,11 @@ import comm
 import traitlets
 from IPython.display import display
 
-from atomizer_dask.brief import one_line
 from atomizer_dask.config import setting
+from atomizer_dask.display.live import in_kernel
+from atomizer_dask.display.text import one_line
 from atomizer_dask.errors import text_of
-from atomizer_dask.eventlog import EventLog
-from atomizer_dask.events import Event
-from atomizer_dask.showing import in_kernel
+from atomizer_dask.events import Event, EventLog
 from atomizer_dask.widgets.facts import MESSAGE, event_row
 from atomizer_dask.widgets.refresher import Refresher
 from atomizer_dask.widgets.still import still_of

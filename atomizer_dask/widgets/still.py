@@ -9,11 +9,11 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-from atomizer_dask import markup
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.brief import counted
+from atomizer_dask.display import markup
+from atomizer_dask.display.markup import Html
+from atomizer_dask.display.text import counted
 from atomizer_dask.ledger import GOING
-from atomizer_dask.markup import Html
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.facts import atomizer_facts, conductor_facts, run_facts, status_of
 from atomizer_dask.widgets.failing import GROUPS, failure_groups

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.brief import one_line
+from atomizer_dask.display.text import one_line
 
 CELL = 60  # characters of a value in a table
 

@@ -15,7 +15,7 @@ from itertools import islice
 from math import floor
 from typing import Any, Literal, NewType, TypeVar
 
-from atomizer_dask.brief import brief, one_line, plain
+from atomizer_dask.display.text import brief, one_line, plain
 
 Html = NewType("Html", str)
 Tone = Literal["plain", "good", "warning", "bad", "busy"]

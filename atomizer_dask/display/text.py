@@ -5,14 +5,18 @@ Values come from atoms and their inputs: their ``repr`` may raise, have gigabyte
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _DEEPEST = 4
 _SMALL = 6  # elements of an array that are shown rather than counted
@@ -189,3 +193,12 @@ def _joined(
         shown.append(text)
     more = [f"... {count - len(shown):,} more"] if count > len(shown) else []
     return ", ".join(shown + more)
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """Return a text cut to a length, its end marked where something was cut off.
+
+    >>> shorten("abcdefgh", 6)
+    'abc...'
+    """
+    return text if len(text) <= length else text[: length - 3] + "..."
