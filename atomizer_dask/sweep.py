@@ -144,6 +144,11 @@ def numpy_or_extension(values: Values) -> Any:
     return numpy_values(values) if isinstance(values, range) else values
 
 
+def as_array(values: Values) -> Values:
+    """Return a column as a vectorised atom is given it: a range stays one."""
+    return values if isinstance(values, range) else numpy_values(values)
+
+
 class Sweep(ABC):
     """A table of inputs: named fields, one electron per row.
 
@@ -159,6 +164,7 @@ class Sweep(ABC):
     """
 
     tells = True
+    _counts_values = False  # in what a notebook shows
 
     @property
     @abstractmethod
@@ -241,7 +247,7 @@ class Sweep(ABC):
         columns = self.held()
         return markup.card(
             type(self).__name__,
-            axes.described(columns, with_counts=isinstance(self, Grid)),
+            axes.described(columns, with_counts=self._counts_values),
             axes.head(head.columns(), count),
             beside=[markup.muted(f"{count:,} electrons"), markup.text(self._shape_text())],
         )
@@ -267,6 +273,8 @@ class Sweep(ABC):
 
 class Grid(Sweep):
     """All combinations of its axes' values, the last axis fastest; never materialised."""
+
+    _counts_values = True
 
     def __init__(self, axes: Mapping[str, Given], *, tells: bool = True) -> None:
         self.given = dict(axes)
@@ -311,7 +319,7 @@ class Grid(Sweep):
 
     def as_arrays(self) -> Grid:  # noqa: D102
         converted = copy(self)
-        converted._sent = {name: _as_array(values) for name, values in self._axes.items()}
+        converted._sent = {name: as_array(values) for name, values in self._axes.items()}
         converted._scalars = frozenset()
         return converted
 
@@ -402,7 +410,7 @@ class Table(Sweep):
 
     def as_arrays(self) -> Table:  # noqa: D102
         converted = copy(self)
-        converted._sent = {name: _as_array(values) for name, values in self._columns.items()}
+        converted._sent = {name: as_array(values) for name, values in self._columns.items()}
         converted._scalars = frozenset()
         return converted
 
@@ -496,13 +504,13 @@ class Streamed(Sweep):
             if number < len(self._expected):
                 if not alike(own_payload(row), self._expected[number]):
                     raise InvalidSweepError(
-                        f"row {number} of the sweep is {_shown(row)}, in the store it is "
-                        f"{_shown(self._expected[number])}: a stream can be extended, not changed"
+                        f"row {number} of the sweep is {brief(row)}, in the store it is "
+                        f"{brief(self._expected[number])}: a stream can be extended, not changed"
                     )
                 continue
             if not isinstance(row, Mapping):
                 raise InvalidSweepError(
-                    f"row {len(self._drawn)} of the sweep is {_shown(row)}, expected a mapping of "
+                    f"row {len(self._drawn)} of the sweep is {brief(row)}, expected a mapping of "
                     "parameter names to values"
                 )
             lazy.check_payload(row)
@@ -527,10 +535,6 @@ class Streamed(Sweep):
             name for row in rows for name in row if wanted is None or name in wanted
         )
         return {name: of_list([row.get(name) for row in rows]).shown for name in names}
-
-
-def _as_array(values: Values) -> Values:
-    return values if isinstance(values, range) else numpy_values(values)
 
 
 def grid(**axes: Any) -> Grid:
@@ -619,7 +623,7 @@ def as_sweep(inputs: Any) -> Sweep:
     ):
         return Streamed(iter(inputs))
     raise InvalidSweepError(
-        f"cannot sweep over {type(inputs).__name__} {_shown(inputs)}; expected grid(...), "
+        f"cannot sweep over {type(inputs).__name__} {brief(inputs)}; expected grid(...), "
         "zipped(...), a DataFrame, a mapping of columns, a list of mappings, or an iterator of "
         "mappings"
     )
@@ -643,7 +647,7 @@ def _from_mappings(rows: Sequence[Any]) -> Table:
     for position, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise InvalidSweepError(
-                f"row {position} of the sweep is {_shown(row)}, expected a mapping of parameter "
+                f"row {position} of the sweep is {brief(row)}, expected a mapping of parameter "
                 "names to values; for columns of values use zipped(x=[...]) or grid(x=[...])"
             )
     names = rows[0].keys()
@@ -666,7 +670,3 @@ def _check_names(names: Iterable[Any]) -> None:
                 f"column {name!r} is named by a {type(name).__name__}; columns must have the "
                 "names of the atom's parameters, as strings"
             )
-
-
-def _shown(value: Any) -> str:
-    return brief(value)
