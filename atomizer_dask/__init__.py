@@ -29,7 +29,7 @@ from atomizer_dask.progress import Progress
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import register
 from atomizer_dask.run import Run
-from atomizer_dask.sweep import grid, zipped
+from atomizer_dask.sweeps.make import grid, zipped
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from atomizer_dask.batch import Batch
-from atomizer_dask.columns import numpy_values
+from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.tables import Positions
 
 SCATTERED = 1000  # spans, from which on a range for each of them is no gain

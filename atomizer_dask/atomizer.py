@@ -52,7 +52,9 @@ from atomizer_dask.receiving import Receiver, answered
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
 from atomizer_dask.streams import seed_of
-from atomizer_dask.sweep import Streamed, Sweep, as_sweep
+from atomizer_dask.sweeps.make import as_sweep
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.turns import priority_of
 from atomizer_dask.view import View
 

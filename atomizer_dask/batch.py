@@ -12,7 +12,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Columns, GridSlice, Inputs, Rows, payload_of
+from atomizer_dask.sweeps.inputs import Columns, GridSlice, Inputs, Rows, payload_of
 
 
 class Origin(NamedTuple):

@@ -13,7 +13,8 @@ from atomizer_dask.errors import InvalidSweepError, UnpicklableError, text_of
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.pickling import dumps
 from atomizer_dask.randomness import is_generator
-from atomizer_dask.sweep import Grid, Sweep
+from atomizer_dask.sweeps.grid import Grid
+from atomizer_dask.sweeps.sweep import Sweep
 
 _ALL_UP_TO = 1000  # objects of a column that are tried; of more, some and one of each type
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from atomizer_dask import extensions, objects, typed
 from atomizer_dask.coded import Coded, RefusedError, combined, fixed_lists, of_inputs, refusal
-from atomizer_dask.columns import Values, as_objects, column, numpy_values
 from atomizer_dask.errors import UnstorableError
+from atomizer_dask.sweeps.columns import Values, as_objects, column, numpy_values
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array

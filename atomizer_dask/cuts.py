@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atomizer_dask.columns import Values, loop_values
 from atomizer_dask.display.text import brief
-from atomizer_dask.equality import alike
 from atomizer_dask.errors import DependentRowsError
+from atomizer_dask.sweeps.columns import Values, loop_values
+from atomizer_dask.sweeps.equality import alike
 
 Outputs = Mapping[str, Values]
 Execute = Callable[[int, int], Outputs | None]

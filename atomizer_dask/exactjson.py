@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.columns import as_objects
+from atomizer_dask.sweeps.columns import as_objects
 
 
 class InexactError(Exception):

@@ -23,9 +23,7 @@ import numpy as np
 from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.claims import Claims
-from atomizer_dask.columns import as_objects, column, loop_values, numpy_values, python_values
 from atomizer_dask.context import Context, LateConductor
-from atomizer_dask.copies import IMMUTABLE, can_change, column_can_change, own_copy, own_payload
 from atomizer_dask.cuts import Cuts, fault_of, longest_stretch, warning_of
 from atomizer_dask.errors import (
     AtomizerError,
@@ -40,7 +38,21 @@ from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
 from atomizer_dask.randomness import TURN
 from atomizer_dask.streams import Positioned, Stream
-from atomizer_dask.sweep import Columns, GridSlice, Rows, numpy_or_extension
+from atomizer_dask.sweeps.columns import (
+    as_objects,
+    column,
+    loop_values,
+    numpy_values,
+    python_values,
+)
+from atomizer_dask.sweeps.copies import (
+    IMMUTABLE,
+    can_change,
+    column_can_change,
+    own_copy,
+    own_payload,
+)
+from atomizer_dask.sweeps.inputs import Columns, GridSlice, Rows, numpy_or_extension
 
 _FIRST_SLICE = 1024
 _AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time

@@ -11,15 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from atomizer_dask import codec
-from atomizer_dask.chained import Chained, Filled, Picked
-from atomizer_dask.columns import Values, as_objects, python_values
-from atomizer_dask.equality import same_columns
 from atomizer_dask.errors import InvalidSweepError, StoreError
-from atomizer_dask.given import Given, of_list
 from atomizer_dask.matching import match
 from atomizer_dask.store import SWEEP, Store
-from atomizer_dask.sweep import Columns, Grid, GridSlice, Rows, Streamed, Sweep
 from atomizer_dask.sweepfile import load_defaults, load_sweep, save_defaults, save_sweep
+from atomizer_dask.sweeps.columns import Values, as_objects, python_values
+from atomizer_dask.sweeps.combined import Chained, Filled, Picked
+from atomizer_dask.sweeps.equality import same_columns
+from atomizer_dask.sweeps.grid import Grid
+from atomizer_dask.sweeps.inputs import Columns, GridSlice, Rows
+from atomizer_dask.sweeps.received import Given, of_list
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.view import View
 
 ROWS = "rows-"  # begins the names of files with rows of a streamed sweep

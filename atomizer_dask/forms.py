@@ -24,8 +24,8 @@ from atomizer_dask.coded import (
     refusal,
     spread,
 )
-from atomizer_dask.columns import common_dtype, objects_of
 from atomizer_dask.objects import JSON, PICKLE, pickled, texts
+from atomizer_dask.sweeps.columns import common_dtype, objects_of
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.columns import Values, as_objects, concatenate, numpy_values
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.outcome import Column, Failure, Outcome, utc
-from atomizer_dask.sweep import Sweep, numpy_or_extension
+from atomizer_dask.sweeps.columns import Values, as_objects, concatenate, numpy_values
+from atomizer_dask.sweeps.inputs import numpy_or_extension
+from atomizer_dask.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 
 from atomizer_dask.coded import Coded
-from atomizer_dask.columns import numpy_values
 from atomizer_dask.config import setting
 from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
@@ -28,7 +27,8 @@ from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.schemas import common_schema, joined, recoded, with_notes
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
 from atomizer_dask.stored import File, StoredPart
-from atomizer_dask.sweep import Inputs
+from atomizer_dask.sweeps.columns import numpy_values
+from atomizer_dask.sweeps.inputs import Inputs
 from atomizer_dask.tables import (
     Encoded,
     Positions,

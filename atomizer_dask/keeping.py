@@ -33,8 +33,9 @@ from atomizer_dask.provenance import differences, versions
 from atomizer_dask.signature import is_own, sign
 from atomizer_dask.store import FAILURES, MANIFEST, MERGING, PROPERTIES, Store, now
 from atomizer_dask.streams import seed_of
-from atomizer_dask.sweep import Streamed, Sweep
 from atomizer_dask.sweepfile import save_sweep
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.tables import Positions
 from atomizer_dask.view import View
 

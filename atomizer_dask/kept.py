@@ -14,7 +14,6 @@ import numpy as np
 
 from atomizer_dask.adoption import adopt
 from atomizer_dask.batch import Batch, Terms
-from atomizer_dask.columns import numpy_values
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import (
@@ -34,7 +33,8 @@ from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.store import Store
 from atomizer_dask.stored import StoredPart
 from atomizer_dask.supply import Supply
-from atomizer_dask.sweep import Streamed
+from atomizer_dask.sweeps.columns import numpy_values
+from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.tables import Positions
 
 logger = logging.getLogger(__name__)

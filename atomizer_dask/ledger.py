@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 
 from atomizer_dask.batch import Batch, Origin, Terms
-from atomizer_dask.columns import numpy_values
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
 from atomizer_dask.frame import Part
@@ -22,7 +21,8 @@ from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.stored import StoredPart
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Columns
+from atomizer_dask.sweeps.columns import numpy_values
+from atomizer_dask.sweeps.inputs import Columns
 from atomizer_dask.tables import Failed
 
 State = Literal["running", "paused", "finished", "cancelled", "failed", "suspended", "detached"]

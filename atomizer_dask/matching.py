@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.equality import codes_of
-from atomizer_dask.sweep import Columns, GridSlice
+from atomizer_dask.sweeps.equality import codes_of
+from atomizer_dask.sweeps.inputs import Columns, GridSlice
 
 
 def match(

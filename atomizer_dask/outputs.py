@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.columns import Values, as_objects, column, concatenate
 from atomizer_dask.outcome import Column, Failure, Outcome
+from atomizer_dask.sweeps.columns import Values, as_objects, column, concatenate
 
 
 def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:

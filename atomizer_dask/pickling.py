@@ -39,7 +39,6 @@ from cloudpickle import cloudpickle
 
 from atomizer_dask.atom import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.bytecode import imports_of
-from atomizer_dask.copies import is_sentinel
 from atomizer_dask.errors import RegistrationError, UnpicklableError
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.ownership import file_of, is_installed
@@ -60,6 +59,7 @@ from atomizer_dask.spaces import (
     recall,
     refer,
 )
+from atomizer_dask.sweeps.copies import is_sentinel
 from atomizer_dask.watched import Watched
 from atomizer_dask.wrapped import closure_of, defaults_of
 

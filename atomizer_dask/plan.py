@@ -12,7 +12,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.fingerprint import Code
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
-from atomizer_dask.sweep import Sweep
+from atomizer_dask.sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True, slots=True)

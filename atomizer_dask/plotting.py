@@ -11,7 +11,7 @@ import pandas as pd
 from atomizer_dask.canvas import Heading, label, new_axes, pyplot, show_once, write_legend
 from atomizer_dask.places import Places, places_of
 from atomizer_dask.roles import Inputs, Roles, describe, names_of, values_of
-from atomizer_dask.sweep import Sweep
+from atomizer_dask.sweeps.sweep import Sweep
 
 MOST_OUTPUTS = 12
 MOST_POINTS = 2_000  # along a line

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from atomizer_dask.columns import numpy_values
 from atomizer_dask.errors import StoreError
 from atomizer_dask.frame import Part, errors_frame, failures_frame, to_frame
 from atomizer_dask.interruptible import wait_for
@@ -18,6 +17,7 @@ from atomizer_dask.properties import Properties
 from atomizer_dask.selection import Selection
 from atomizer_dask.store import Store
 from atomizer_dask.stored import StoredPart, add_work, read_parts, to_dask, work_of
+from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.view import View
 
 if TYPE_CHECKING:

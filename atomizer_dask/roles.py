@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from atomizer_dask.places import as_ordered, distinct_of
-from atomizer_dask.sweep import Grid, Streamed, Sweep
+from atomizer_dask.sweeps.grid import Grid
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.sweep import Sweep
 
 REPLICAS = {"replica", "replicate", "repeat", "trial", "seed", "sample"}
 MOST_LINES = 10  # as many as matplotlib has colours

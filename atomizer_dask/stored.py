@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from atomizer_dask.columns import look_up
 from atomizer_dask.errors import StoreError
 from atomizer_dask.folder import Folder
 from atomizer_dask.frame import Part, frame_of_columns
 from atomizer_dask.outcome import Column
 from atomizer_dask.selection import Selection
 from atomizer_dask.store import FAILED, PROPERTIES, Store
+from atomizer_dask.sweeps.columns import look_up
 from atomizer_dask.tables import decode, fields_of, parts_of
 
 MERGE_SECONDS = 1.0  # in which a file that was merged has its new name

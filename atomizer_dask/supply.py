@@ -20,7 +20,6 @@ from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.display.text import counted
-from atomizer_dask.drawing import Drawing
 from atomizer_dask.driver import Driver, as_error
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, text_of
 from atomizer_dask.events import Event, Level
@@ -29,7 +28,8 @@ from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Streamed
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.stream_reader import Drawing
 from atomizer_dask.tables import Positions
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,14 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask import codec
-from atomizer_dask.columns import Values
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
-from atomizer_dask.given import Given, restored
 from atomizer_dask.store import SWEEP, Store
-from atomizer_dask.sweep import Grid, Streamed, Sweep, Table
+from atomizer_dask.sweeps.columns import Values
+from atomizer_dask.sweeps.grid import Grid
+from atomizer_dask.sweeps.received import Given, restored
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.sweep import Sweep
+from atomizer_dask.sweeps.table import Table
 
 _NOTE = b"atomizer"
 

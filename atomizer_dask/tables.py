@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 
 from atomizer_dask import codec
 from atomizer_dask.codec import Coded
-from atomizer_dask.columns import Values, numpy_values
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.frame import OUTPUT_PREFIX, Part, renamed
 from atomizer_dask.outcome import Column, Failure, Outcome
-from atomizer_dask.sweep import numpy_or_extension
+from atomizer_dask.sweeps.columns import Values, numpy_values
+from atomizer_dask.sweeps.inputs import numpy_or_extension
 
 Positions: TypeAlias = range | np.ndarray
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.batch import Terms
-from atomizer_dask.columns import numpy_values
 from atomizer_dask.frame import Part
 from atomizer_dask.stored import StoredPart
+from atomizer_dask.sweeps.columns import numpy_values
 
 if TYPE_CHECKING:
     import pandas as pd

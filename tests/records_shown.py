@@ -24,7 +24,8 @@ from atomizer_dask.batch import FIRST, Batch, Origin
 from atomizer_dask.context import Context
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.streams import Stream as RandomStream
-from atomizer_dask.sweep import Rows, as_sweep
+from atomizer_dask.sweeps.inputs import Rows
+from atomizer_dask.sweeps.make import as_sweep
 
 START = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 END = START + timedelta(seconds=1.5)

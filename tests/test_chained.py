@@ -3,8 +3,8 @@
 import numpy as np
 
 from atomizer_dask import atom, grid, zipped
-from atomizer_dask.chained import Chained, Picked
-from atomizer_dask.columns import loop_values
+from atomizer_dask.sweeps.columns import loop_values
+from atomizer_dask.sweeps.combined import Chained, Picked
 
 PARTS = [
     grid(x=range(3), y=["a", "b"]),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.columns import column, concatenate, numpy_values, python_values, size_of
+from atomizer_dask.sweeps.columns import column, concatenate, numpy_values, python_values, size_of
 
 SMALL = st.integers(-(2**63), 2**63 - 1)
 HUGE = st.sampled_from([2**64, -(2**70), 2**200])

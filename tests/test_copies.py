@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from atomizer_dask import Atom, Atomizer, Electron, atom, grid, zipped
-from atomizer_dask.copies import can_change, own_copy, own_payload
+from atomizer_dask.sweeps.copies import can_change, own_copy, own_payload
 
 
 @dataclass

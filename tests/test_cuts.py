@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from atomizer_dask import Atomizer, Run, atom, zipped
-from atomizer_dask.columns import as_objects
+from atomizer_dask.sweeps.columns import as_objects
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=3000)

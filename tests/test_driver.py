@@ -11,7 +11,7 @@ from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.driver import Arrived, Dispatcher, Driver, GivenBack, Lost
 from atomizer_dask.outcome import Column, Outcome
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Columns
+from atomizer_dask.sweeps.inputs import Columns
 
 
 class Numbers:

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from atomizer_dask import AtomizerError, Run, atom, grid, zipped
-from atomizer_dask.equality import alike, codes_of, key_of, same_columns
+from atomizer_dask.sweeps.equality import alike, codes_of, key_of, same_columns
 
 Point = namedtuple("Point", ["x", "y"])
 

@@ -15,7 +15,8 @@ from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.execute import Site
 from atomizer_dask.outcome import Failure, Outcome
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Rows, as_sweep
+from atomizer_dask.sweeps.inputs import Rows
+from atomizer_dask.sweeps.make import as_sweep
 
 
 class Here(Site):

@@ -7,9 +7,9 @@ import pytest
 from stored_columns import facts, stored, there_and_back
 
 from atomizer_dask.codec import RefusedError, decode, encode
-from atomizer_dask.columns import as_objects
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.forms import common, recode
+from atomizer_dask.sweeps.columns import as_objects
 
 EXTENSIONS = [
     pd.array([1, None, 3], dtype="Int64"),

@@ -20,9 +20,9 @@ from stored_columns import (
 
 from atomizer_dask.codec import RefusedError, decode, encode
 from atomizer_dask.coded import BYTES, TEXT
-from atomizer_dask.columns import as_objects, column, concatenate
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.forms import common, recode
+from atomizer_dask.sweeps.columns import as_objects, column, concatenate
 
 
 def test_equal_forms_are_their_own_and_nothing_is_absent():

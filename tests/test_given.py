@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from atomizer_dask import Atom, Electron, Run, atom, grid, zipped
-from atomizer_dask.columns import loop_values
-from atomizer_dask.given import given, restored
+from atomizer_dask.sweeps.columns import loop_values
+from atomizer_dask.sweeps.received import given, restored
 
 BIG = 2**63 + 1
 

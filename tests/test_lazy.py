@@ -11,7 +11,7 @@ import pytest
 from distributed import Client
 
 from atomizer_dask import Atomizer, InvalidSweepError, MemoryConductor, atom, grid, zipped
-from atomizer_dask.lazy import check_values
+from atomizer_dask.sweeps.lazy_values import check_values
 
 
 @atom(id="tests.takes")

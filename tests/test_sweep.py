@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomizer_dask import InvalidSweepError, grid, zipped
-from atomizer_dask.columns import python_values
-from atomizer_dask.sweep import Streamed, as_sweep
+from atomizer_dask.sweeps.columns import python_values
+from atomizer_dask.sweeps.make import as_sweep
+from atomizer_dask.sweeps.stream import Streamed
 
 AXES = st.lists(
     st.one_of(

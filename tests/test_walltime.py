@@ -17,7 +17,7 @@ from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.batching import Sizing
 from atomizer_dask.conductors.walltime import Leaving, WallTime
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Columns
+from atomizer_dask.sweeps.inputs import Columns
 
 pytestmark = pytest.mark.dask
 

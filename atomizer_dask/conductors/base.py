@@ -40,14 +40,14 @@ from atomizer_dask.execute import Lease, Site, replay
 from atomizer_dask.exiting import watch
 from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.lazy import check_payload
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import registered
 from atomizer_dask.spaces import HOME
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Sweep
+from atomizer_dask.sweeps.lazy_values import check_payload
+from atomizer_dask.sweeps.sweep import Sweep
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

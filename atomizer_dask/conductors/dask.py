@@ -103,7 +103,7 @@ from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
 from atomizer_dask.pickling import load_atom
 from atomizer_dask.policy import Policy
 from atomizer_dask.spaces import HOME, forget, loads
-from atomizer_dask.sweep import Sweep
+from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.turns import urgency
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
-from atomizer_dask.copies import own_payload
 from atomizer_dask.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
@@ -19,7 +18,8 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import CANCELLED, Outcome, Stored
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.streams import Stream
-from atomizer_dask.sweep import Rows
+from atomizer_dask.sweeps.copies import own_payload
+from atomizer_dask.sweeps.inputs import Rows
 
 
 class Sent(NamedTuple):

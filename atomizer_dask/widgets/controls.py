@@ -18,7 +18,8 @@ from traitlets import TraitError
 from atomizer_dask.atom import Definition, FunctionAtom
 from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError
-from atomizer_dask.sweep import Grid, grid
+from atomizer_dask.sweeps.grid import Grid
+from atomizer_dask.sweeps.make import grid
 
 _FEWEST_STEPS = 10  # of a slider whose step nobody gave
 _STEPS = 100  # what it gets instead

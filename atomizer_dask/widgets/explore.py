@@ -12,7 +12,7 @@ from atomizer_dask.display.text import counted
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.ledger import GOING
 from atomizer_dask.properties import Properties
-from atomizer_dask.sweep import Grid
+from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.widgets.controls import controls_of, size_of, sweep_of
 from atomizer_dask.widgets.latest import Fate, Latest, Request
 from atomizer_dask.widgets.rendering import error_html, forget_figures, render

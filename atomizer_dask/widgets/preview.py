@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.columns import numpy_values
 from atomizer_dask.display.text import plain
 from atomizer_dask.frame import Part
 from atomizer_dask.ledger import GOING
 from atomizer_dask.run import Run
 from atomizer_dask.stored import StoredPart
+from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.widgets.text import cell, count_text
 
 if TYPE_CHECKING:

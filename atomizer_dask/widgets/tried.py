@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from atomizer_dask.columns import as_objects
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.frame import METADATA_PREFIX, frame_of_columns, renamed
 from atomizer_dask.outcome import Column
 from atomizer_dask.outputs import outputs_of
 from atomizer_dask.properties import Properties
-from atomizer_dask.sweep import zipped
+from atomizer_dask.sweeps.columns import as_objects
+from atomizer_dask.sweeps.make import zipped
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 else:
     Values: TypeAlias = Any
 
+
 _DTYPES: dict[type, np.dtype[Any]] = {
     bool: np.dtype(bool),
     int: np.dtype(np.int64),

@@ -20,8 +20,8 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from atomizer_dask.columns import Values, loop_values
 from atomizer_dask.interruptible import is_interrupt
+from atomizer_dask.sweeps.columns import Values, loop_values
 
 _AS_THEY_ARE = {type(None), bool, int, str, bytes}
 _NAN = "nan"

@@ -16,8 +16,8 @@ from uuid import UUID
 
 import numpy as np
 
-from atomizer_dask.columns import Values
 from atomizer_dask.interruptible import is_interrupt
+from atomizer_dask.sweeps.columns import Values
 
 IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, range, object, type(...)}
 IMMUTABLE |= {np.float64, np.float32, np.int64, np.int32, np.bool_, np.str_}

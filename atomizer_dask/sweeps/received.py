@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atomizer_dask.columns import Values, as_objects, column
-from atomizer_dask.copies import can_change, own_copies
 from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError
-from atomizer_dask.lazy import check_sweep
+from atomizer_dask.sweeps.columns import Values, as_objects, column
+from atomizer_dask.sweeps.copies import can_change, own_copies
+from atomizer_dask.sweeps.lazy_values import check_sweep
 
 Form = Literal["array", "list", "series"]
 _PLAIN = {bool, int, float, complex}  # of which a typed column gives back the very values

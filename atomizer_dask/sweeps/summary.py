@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.columns import Values, python_values
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import brief
+from atomizer_dask.sweeps.columns import Values, python_values
 
 HEAD = 5  # electrons that are shown
 _MOST_AXES = 12

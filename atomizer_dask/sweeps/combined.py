@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from atomizer_dask.columns import Values, as_objects, concatenate, loop_values
-from atomizer_dask.given import Given
-from atomizer_dask.sweep import Columns, Inputs, Rows, Sweep, numpy_or_extension, take
+from atomizer_dask.sweeps.columns import Values, as_objects, concatenate, loop_values
+from atomizer_dask.sweeps.inputs import Columns, Inputs, Rows, numpy_or_extension, take
+from atomizer_dask.sweeps.received import Given
+from atomizer_dask.sweeps.sweep import Sweep
 
 
 class Picked(Sweep):

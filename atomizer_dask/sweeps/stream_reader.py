@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from atomizer_dask.sweep import Streamed
+from atomizer_dask.sweeps.stream import Streamed
 
 DRAW_FIRST, DRAW_MOST = 64, 2**16  # rows to draw ahead
 

@@ -1,0 +1,130 @@
+"""Rows drawn from an iterator as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import brief
+from atomizer_dask.errors import InvalidSweepError
+from atomizer_dask.sweeps import lazy_values, summary
+from atomizer_dask.sweeps.columns import Values, as_objects
+from atomizer_dask.sweeps.copies import own_payload
+from atomizer_dask.sweeps.equality import alike
+from atomizer_dask.sweeps.inputs import Rows
+from atomizer_dask.sweeps.received import of_list
+from atomizer_dask.sweeps.sweep import Sweep
+
+
+class Streamed(Sweep):
+    """Mappings drawn from an iterator as they are needed; how many is known at its end."""
+
+    def __init__(self, rows: Iterator[Mapping[str, Any]]) -> None:
+        self._source = rows
+        self._drawn: list[Mapping[str, Any]] = []
+        self._length: int | None = None
+        self._expected: list[Mapping[str, Any]] = []
+        self.is_read = False
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The rows that have been drawn so far."""
+        return self._drawn
+
+    @classmethod
+    def read(cls, length: int | None) -> Streamed:
+        """Return one that was kept, of a length that is known where its iterator has ended."""
+        sweep = cls(iter(()))
+        sweep.is_read, sweep._length = True, length
+        return sweep
+
+    def fill(self, rows: list[Mapping[str, Any]]) -> None:
+        """Take rows for drawn that another process drew."""
+        self._drawn = rows
+
+    def expect(self, rows: list[Mapping[str, Any]]) -> None:
+        """Take rows for drawn that another process drew, and see to it that they come again.
+
+        Raises
+        ------
+        InvalidSweepError
+            From `draw`, where another row comes.
+        """
+        self.fill(list(rows))
+        self._expected = rows
+
+    @property
+    def names(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(dict.fromkeys(name for row in self._drawn[:100] for name in row))
+
+    @property
+    def length(self) -> int | None:  # noqa: D102
+        return self._length
+
+    @property
+    def drawn(self) -> int:
+        """How many have been drawn so far."""
+        return len(self._drawn)
+
+    @property
+    def row_bytes(self) -> float:  # noqa: D102
+        return 256.0
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        rows = list(self._drawn[: summary.HEAD])
+        columns = {name: as_objects([row.get(name) for row in rows]) for name in self.names}
+        known = f"{self.drawn:,} drawn so far" if self._length is None else ""
+        length = "of unknown length" if self._length is None else f"{self._length:,} electrons"
+        return markup.card(
+            type(self).__name__,
+            summary.head(columns, self._length or self.drawn) if rows else None,
+            beside=[markup.muted(length), markup.text(known)],
+        )
+
+    def draw(self) -> Iterator[int]:
+        """Draw row after row, and yield after each how many there are.
+
+        Raises
+        ------
+        InvalidSweepError
+            Where the iterator gave something that is not a mapping.
+        """
+        for number, row in enumerate(self._source):
+            if number < len(self._expected):
+                if not alike(own_payload(row), self._expected[number]):
+                    raise InvalidSweepError(
+                        f"row {number} of the sweep is {brief(row)}, in the store it is "
+                        f"{brief(self._expected[number])}: a stream can be extended, not changed"
+                    )
+                continue
+            if not isinstance(row, Mapping):
+                raise InvalidSweepError(
+                    f"row {len(self._drawn)} of the sweep is {brief(row)}, expected a mapping of "
+                    "parameter names to values"
+                )
+            lazy_values.check_payload(row)
+            self._drawn.append(own_payload(row))  # its source may use it again for the next
+            yield len(self._drawn)
+
+    def end(self) -> int:
+        """Take no more than what has been drawn by now, and return how many that is."""
+        if self._length is None:
+            self._length = len(self._drawn)
+        return self._length
+
+    def take(self, start: int, stop: int) -> Rows:  # noqa: D102
+        return Rows(list(self._drawn[start:stop]))
+
+    def pick(self, positions: np.ndarray) -> Rows:  # noqa: D102
+        return Rows([self._drawn[position] for position in positions.tolist()])
+
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
+        rows = self._drawn[: self._length]
+        names = dict.fromkeys(
+            name for row in rows for name in row if wanted is None or name in wanted
+        )
+        return {name: of_list([row.get(name) for row in rows]).shown for name in names}

@@ -1,0 +1,140 @@
+"""The table of inputs of a run, which stays with whoever started it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atomizer_dask.display import markup
+from atomizer_dask.display.text import one_line
+from atomizer_dask.sweeps import lazy_values, summary
+from atomizer_dask.sweeps.columns import Values
+from atomizer_dask.sweeps.inputs import Inputs, Rows, payload_of, take
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Sweep(ABC):
+    """A table of inputs: named fields, one electron per row.
+
+    An electron is given what a ``for`` loop over the values, as the user gave them, would give:
+    of an array NumPy's scalars, of a list, range, Series or DataFrame what is in there, with
+    Python's numbers.
+
+    Attributes
+    ----------
+    tells
+        Whether it is known as what its columns were given. A store of an early version does not
+        say; Python's numbers are what its electrons got.
+    """
+
+    tells = True
+    _counts_values = False  # in what a notebook shows
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The fields."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int | None:
+        """How many electrons; None while that is unknown."""
+
+    @property
+    def index(self) -> pd.Index | None:
+        """The user's own index, where there is one."""
+        return None
+
+    @property
+    def frame(self) -> pd.DataFrame | None:
+        """The user's own DataFrame, where there is one; shared, and not to be changed."""
+        return None
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> float:
+        """About how many bytes an electron's inputs take when they travel."""
+
+    def as_arrays(self) -> Sweep:
+        """Return it with columns of the dtypes that a vectorised atom is given.
+
+        Decided once from all values: of a nullable column, only some slices have missing ones.
+        """
+        return self
+
+    @abstractmethod
+    def take(self, start: int, stop: int) -> Inputs:
+        """Return the inputs of electrons `start` to `stop`."""
+
+    @abstractmethod
+    def pick(self, positions: np.ndarray) -> Inputs:
+        """Return the inputs of the electrons at `positions`."""
+
+    def inputs_of(self, positions: range | np.ndarray) -> Inputs:
+        """Return the inputs of some electrons, however they are named."""
+        if isinstance(positions, range):
+            return self.take(positions.start, positions.stop)
+        return self.pick(positions)
+
+    def together(self, positions: range | np.ndarray) -> int:
+        """Return how many of these, from the first on, may be in one batch.
+
+        Others are of another type, which an electron must not take from its neighbours.
+        """
+        return len(positions)
+
+    @abstractmethod
+    def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:
+        """Return all inputs as columns, or those of them that are wanted."""
+
+    def columns_at(
+        self, positions: np.ndarray, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        """Return the inputs at `positions` as columns, of the types that `columns` gives."""
+        return {name: take(v, positions) for name, v in self.columns(wanted).items()}
+
+    def payload(self, position: int) -> dict[str, Any]:
+        """Return the inputs of one electron, for it alone."""
+        payload: dict[str, Any] = payload_of(self.take(position, position + 1))
+        return payload
+
+    def __repr__(self) -> str:
+        size = "a stream of" if self.length is None else f"{self.length:,}"
+        fields = one_line(", ".join(self.names) or "unknown fields", 120)
+        return f"<{type(self).__name__}: {size} electrons of {fields}>"
+
+    @markup.safely
+    def _repr_html_(self) -> markup.Html:
+        count = self.length or 0
+        head = self.take(0, min(summary.HEAD, count))
+        assert not isinstance(head, Rows)
+        columns = self.held()
+        return markup.card(
+            type(self).__name__,
+            summary.described(columns, with_counts=self._counts_values),
+            summary.head(head.columns(), count),
+            beside=[markup.muted(f"{count:,} electrons"), markup.text(self._shape_text())],
+        )
+
+    def check_values(self) -> None:
+        """Raise where a value can never be meant to be an input; see `lazy`.
+
+        Raises
+        ------
+        InvalidSweepError
+            With its name and what to do.
+        """
+        for name, values in self.held().items():
+            lazy_values.check_values(name, values)
+
+    def held(self) -> Mapping[str, Values]:
+        """Return the columns, or axes, as they are held: without making any."""
+        return {}
+
+    def _shape_text(self) -> str:
+        return ""
