@@ -75,7 +75,7 @@ class Atom(ABC):
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
-        return _card(self, type(self), state=_state_of(self))
+        return card(self, type(self), state=state_of(self))
 
 
 class Definition(ABC):
@@ -114,7 +114,7 @@ class Definition(ABC):
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
-        return _card(self, None)
+        return card(self, None)
 
 
 class FunctionAtom(Definition):
@@ -147,7 +147,7 @@ class FunctionAtom(Definition):
         self.function = function
         self.id = id or _id_of(function)
         self.vectorized = vectorized
-        self.isolation, self.singleton = _checked(self.id, isolation, singleton)
+        self.isolation, self.singleton = checked_options(self.id, isolation, singleton)
         if inspect.iscoroutinefunction(function):
             raise RegistrationError(
                 f"{self.id} is a coroutine function; an atom is a plain function"
@@ -242,12 +242,12 @@ class FunctionAtom(Definition):
 
     def __repr__(self) -> str:
         signature = one_line(self._signature(), 100)
-        return f"<Atom {', '.join([one_line(self.id) + signature, *_marks_of(self)])}>"
+        return f"<Atom {', '.join([one_line(self.id) + signature, *marks_of(self)])}>"
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
         name = getattr(self.function, "__name__", "")
-        return _card(self, self.function, f"{name}{self._signature()}")
+        return card(self, self.function, f"{name}{self._signature()}")
 
 
 class ClassAtom(Definition):
@@ -265,7 +265,7 @@ class ClassAtom(Definition):
         self.cls = cls
         self.instance = instance
         self.id = (cls if instance is None else instance).id
-        self.isolation, self.singleton = _checked(self.id, cls.isolation, cls.singleton)
+        self.isolation, self.singleton = checked_options(self.id, cls.isolation, cls.singleton)
         try:
             inspect.signature(cls).bind()
             self.needs: str | None = None
@@ -301,11 +301,11 @@ class ClassAtom(Definition):
         return self.cls() if self.instance is None else copy.deepcopy(self.instance)
 
     def __repr__(self) -> str:
-        return f"<Atom {', '.join([one_line(self.id), *_marks_of(self)])}>"
+        return f"<Atom {', '.join([one_line(self.id), *marks_of(self)])}>"
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
-        return _card(self, self.cls, state=_state_of(self.instance) if self.instance else {})
+        return card(self, self.cls, state=state_of(self.instance) if self.instance else {})
 
 
 C = TypeVar("C", bound=type[Atom])
@@ -382,7 +382,9 @@ def atom(
 
 def _atom(function: Any, *, id: str | None, vectorized: bool, options: dict[str, str]) -> Any:
     if isinstance(function, type) and issubclass(function, Atom) and not vectorized:
-        _checked(id or function.id, options.get("isolation", ""), options.get("singleton", ""))
+        checked_options(
+            id or function.id, options.get("isolation", ""), options.get("singleton", "")
+        )
         for name, value in {**({"id": id} if id else {}), **options}.items():
             setattr(function, name, value)
         return function
@@ -394,7 +396,8 @@ def _atom(function: Any, *, id: str | None, vectorized: bool, options: dict[str,
     return FunctionAtom(function, id=id, vectorized=vectorized, **options)
 
 
-def _checked(id: str, isolation: str, singleton: str) -> tuple[str, str]:
+def checked_options(id: str, isolation: str, singleton: str) -> tuple[str, str]:
+    """Return two options of an atom, or raise `RegistrationError` where one makes no sense."""
     if isolation not in ("", "process"):
         raise RegistrationError(f"isolation of {id} must be 'process', got {isolation!r}")
     if singleton not in ("", "node", "cluster"):
@@ -440,20 +443,34 @@ def _is_alike(found: Any, definition: Definition) -> bool:
     return inspect.isfunction(found) and not definition.vectorized
 
 
-def _marks_of(of: Atom | Definition) -> list[str]:
+def marks_of(of: Any) -> list[str]:
     """Return what is special about how it is executed."""
     vectorised = ["vectorised"] if getattr(of, "vectorized", False) else []
     options = ("isolation", of.isolation), ("singleton", of.singleton)
     return vectorised + [f"{name} {one_line(chosen)}" for name, chosen in options if chosen]
 
 
-def _state_of(instance: Atom) -> dict[str, Any]:
+def state_of(instance: Any) -> dict[str, Any]:
+    """Return the attributes that an instance has of its own."""
     return dict(getattr(instance, "__dict__", {}))
 
 
-def _card(
-    of: Atom | Definition, source: Any, signature: str = "", state: Mapping[str, Any] | None = None
+def card(
+    of: Any, source: Any, signature: str = "", state: Mapping[str, Any] | None = None
 ) -> markup.Html:
+    """Return what a notebook shows of an atom, or of its definition.
+
+    Parameters
+    ----------
+    of
+        The atom, with its id, isolation and singleton.
+    source
+        The function or class whose docstring is shown.
+    signature
+        How it is called.
+    state
+        The attributes of the registered instance.
+    """
     documentation = getattr(source, "__doc__", None) or ""
     first = next(iter(inspect.cleandoc(documentation[:2000]).splitlines()), "")
     call = {"signature": markup.code(signature, 200) if signature else None}
@@ -462,7 +479,7 @@ def _card(
         "Atom",
         markup.Html(f"<div>{markup.text(first, 300)}</div>") if first else None,
         markup.facts(call | kept),
-        beside=[markup.code(of.id), *map(markup.badge, _marks_of(of))],
+        beside=[markup.code(of.id), *map(markup.badge, marks_of(of))],
     )
 
 

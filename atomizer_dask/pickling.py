@@ -149,12 +149,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             ModuleType: self._module,
             BuiltinFunctionType: self._method,
             MethodType: self._method,
-            functools.cached_property: _cached_property,
-            typing.TypeVar: _type_variable,
-            _CACHED: _cached,
-            weakref.WeakKeyDictionary: _weak_mapping,
-            weakref.WeakValueDictionary: _weak_mapping,
-            object: _sentinel,
+            functools.cached_property: reduce_cached_property,
+            typing.TypeVar: reduce_type_variable,
+            _CACHED: reduce_cached,
+            weakref.WeakKeyDictionary: reduce_weak_mapping,
+            weakref.WeakValueDictionary: reduce_weak_mapping,
+            object: reduce_sentinel,
         }
 
     def reducer_override(self, thing: Any) -> Any:
@@ -169,19 +169,19 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind not in self._own:
             if is_generator(thing) or id(thing) in GENERATORS:
                 return self._generator(thing)
-            self.watched.is_fixed &= issubclass(kind, _FIXED) and _has_fixed_members(kind)
+            self.watched.is_fixed &= issubclass(kind, _FIXED) and has_fixed_members(kind)
             if issubclass(kind, Enum) or kind in self.dispatch_table or self._refers_to(kind):
                 self._plain.add(kind)
                 return NotImplemented
             self._own.add(kind)
-        return _instance(thing, kind)
+        return reduce_instance(thing, kind)
 
     def _generator(self, generator: Any) -> Any:
         """Reduce the generator behind `numpy.random.normal` and such; others are as they are."""
         module = GENERATORS.get(id(generator))
         if module is not None:  # every process has its own
             self._note_draws(module)
-            return _global_generator, (module.__name__,)
+            return reduce_global_generator(module)
         self.generators.append(generator)
         return NotImplemented
 
@@ -198,14 +198,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _refers_to(self, thing: Any) -> bool:
         """Return whether a function or a class travels by name."""
-        return thing.__module__ in self._exempt.modules or _is_by_reference(thing)
+        return thing.__module__ in self._exempt.modules or is_by_reference(thing)
 
     def _function(self, function: FunctionType) -> Any:
         if self._refers_to(function):
             return NotImplemented
         self.things.append(function)
         self.modules.add(function.__module__)
-        self.names.update(_names_in(function.__code__))
+        self.names.update(names_in(function.__code__))
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
         self.watched.add_function(function, cloudpickle._extract_code_globals(code))
@@ -218,14 +218,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 if not name.startswith("__") and _may_go_along(value)
             }
         if not have_arrived(scope):
-            for module in _imported_by(code, str(scope.get("__package__") or "")):
+            for module in imported_by(code, str(scope.get("__package__") or "")):
                 state[1]["_cloudpickle_submodules"].append(module)
                 self.watched.add_import(module.__name__, module)
-        named = name_of(function), _place_of(function), (name_of_globals(scope), facts)
+        named = name_of(function), place_of(function), (name_of_globals(scope), facts)
         return arrive_function, (*named, code, closure), (fill_function, state), *_STATED
 
     def _class(self, cls: type) -> Any:
-        if cls.__module__ == "builtins" or _is_by_reference(cls):
+        if cls.__module__ == "builtins" or is_by_reference(cls):
             return super().reducer_override(cls)
         if cls.__module__ in self._exempt.modules:
             return NotImplemented
@@ -243,15 +243,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if value is random or value is np.random:
                 self._note_draws(value)
         if issubclass(cls, Enum):
-            others[3] = {name: member.value for name, member in cls.__members__.items()}
-            if isinstance(getattr(cls, "_new_member_", None), FunctionType):
-                maker = _enum_made_by_itself
-                others[3] = {n: _as_made(member) for n, member in cls.__members__.items()}
-            for name in cls.__members__:
-                state[0].pop(name, None)
-            members = {member.name: _state_of_member(member) for member in cls}
-            state, setter = (setter, state, members), _fill_enum
-        named = name_of(cls), _place_of(cls), maker, (*others, None, extra)
+            maker, others[3], state, setter = reduce_enum(cls, maker, state, setter)
+        named = name_of(cls), place_of(cls), maker, (*others, None, extra)
         return arrive, named, (setter, state), *_STATED
 
     def _module(self, module: ModuleType) -> Any:
@@ -437,7 +430,7 @@ def _modules_of(definition: Definition) -> set[str]:
 # -- what travels how --------------------------------------------------------------------------
 
 
-def _is_by_reference(thing: Any) -> bool:
+def is_by_reference(thing: Any) -> bool:
     """Return whether a function or a class is that of its name in an installed module."""
     found = cloudpickle._lookup_module_and_qualname(thing)
     if found is None:
@@ -448,7 +441,7 @@ def _is_by_reference(thing: Any) -> bool:
     return is_installed(module.__name__, getattr(module, "__file__", None))
 
 
-def _place_of(thing: Any) -> Place:
+def place_of(thing: Any) -> Place:
     """Return module and name of a thing where these may lead to it in another process."""
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or "<" in name:
@@ -456,14 +449,15 @@ def _place_of(thing: Any) -> Place:
     return module, name
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code refers to, and those that functions within it do."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+            yield from names_in(constant)
 
 
-def _imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
+def imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
     """Yield the modules of the user's own that a function imports when it is called."""
     for name in imports_of(code):
         try:
@@ -480,13 +474,13 @@ def _imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
             continue
 
 
-def _has_fixed_members(kind: Any) -> bool:
+def has_fixed_members(kind: Any) -> bool:
     """Return whether an enum's members have no attributes of their own; so has what is no enum."""
-    is_own = issubclass(kind, Enum) and not _is_by_reference(kind)
+    is_own = issubclass(kind, Enum) and not is_by_reference(kind)
     return not is_own or not any(map(_state_of_member, kind))
 
 
-def _cached_property(found: Any) -> Any:
+def reduce_cached_property(found: Any) -> Any:
     """Reduce a cached property without the lock that some versions of Python put into it."""
     return _cached_property_anew, (found.func, found.attrname, found.__doc__)
 
@@ -497,25 +491,30 @@ def _cached_property_anew(function: Any, name: str | None, documentation: str | 
     return made
 
 
+def reduce_global_generator(module: ModuleType) -> Any:
+    """Reduce the generator of a module, of which each process has its own."""
+    return _global_generator, (module.__name__,)
+
+
 def _global_generator(module: str) -> Any:
     loaded: Any = importlib.import_module(module)
     return loaded._inst if module == "random" else loaded.mtrand._rand
 
 
-def _cached(function: Any) -> Any:
+def reduce_cached(function: Any) -> Any:
     """Reduce what `functools.lru_cache` gave, which pickles by reference."""
     wrapped = function.__wrapped__
-    if not isinstance(wrapped, FunctionType) or _is_by_reference(wrapped):
+    if not isinstance(wrapped, FunctionType) or is_by_reference(wrapped):
         return NotImplemented
     options = function.cache_parameters()
     return arrive, (name_of(function), None, _cached_anew, (wrapped, options))
 
 
-def _instance(thing: Any, kind: type) -> Any:
+def reduce_instance(thing: Any, kind: type) -> Any:
     """Reduce an instance of a class of the user's own."""
     reduces: Any = (kind.__reduce_ex__, kind.__reduce__)
     if reduces == (object.__reduce_ex__, object.__reduce__):
-        return _sentinel(thing) if is_sentinel(thing) else NotImplemented
+        return reduce_sentinel(thing) if is_sentinel(thing) else NotImplemented
     reduced = thing.__reduce_ex__(5)
     if not isinstance(reduced, str):
         return reduced
@@ -528,7 +527,8 @@ def _instance(thing: Any, kind: type) -> Any:
     return (arrive, named) if state is None else (arrive, named, (_fill_instance, state), *_STATED)
 
 
-def _type_variable(variable: typing.TypeVar) -> Any:
+def reduce_type_variable(variable: typing.TypeVar) -> Any:
+    """Reduce a type variable of the user's own by its parts."""
     if cloudpickle._lookup_module_and_qualname(variable, name=variable.__name__) is None:
         return NotImplemented
     if is_installed(str(variable.__module__)):
@@ -536,13 +536,26 @@ def _type_variable(variable: typing.TypeVar) -> Any:
     return cloudpickle._make_typevar, cloudpickle._decompose_typevar(variable)
 
 
-def _weak_mapping(mapping: Any) -> Any:
+def reduce_weak_mapping(mapping: Any) -> Any:
+    """Reduce a mapping whose references to it are weak: what it holds travels."""
     return type(mapping), (dict(mapping.items()),)
 
 
-def _sentinel(thing: Any) -> Any:
+def reduce_sentinel(thing: Any) -> Any:
     """Reduce a thing that is known by its identity alone."""
     return arrive, (name_of(thing), None, object.__new__, (type(thing),))
+
+
+def reduce_enum(cls: Any, maker: Any, state: Any, setter: Any) -> tuple[Any, Any, Any, Any]:
+    """Return how to make an enum: its maker, its members, its state and who sets that."""
+    made = {name: member.value for name, member in cls.__members__.items()}
+    if isinstance(getattr(cls, "_new_member_", None), FunctionType):
+        maker = _enum_made_by_itself
+        made = {name: _as_made(member) for name, member in cls.__members__.items()}
+    for name in cls.__members__:
+        state[0].pop(name, None)
+    members = {member.name: _state_of_member(member) for member in cls}
+    return maker, made, (setter, state, members), _fill_enum
 
 
 def _as_made(member: Any) -> tuple[Any, Any]:
