@@ -1,12 +1,14 @@
 """From a function and a table of inputs to one tidy DataFrame, massively parallel on Dask."""
 
-from atomizer_dask.atom import Atom, atom
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.atoms.base import Atom
+from atomizer_dask.atoms.context import Context
+from atomizer_dask.atoms.decorator import atom
+from atomizer_dask.atoms.registry import register
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.base import Conductor
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.conductors.memory import MemoryConductor
-from atomizer_dask.context import Context
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import (
     AtomizerError,
@@ -27,7 +29,6 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.progress import Progress
 from atomizer_dask.properties import Properties
-from atomizer_dask.registry import register
 from atomizer_dask.run import Run
 from atomizer_dask.sweeps.make import grid, zipped
 

@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from atomizer_dask.annotations import refuse_annotations
-from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.atoms.definition import Definition, as_definition
+from atomizer_dask.atoms.random_streams import seed_of
+from atomizer_dask.atoms.registry import Registry, registered
 from atomizer_dask.batch import Origin, Sink
 from atomizer_dask.checking import check_generators
 from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
@@ -49,9 +51,7 @@ from atomizer_dask.policy import OnFailure, Policy, seconds_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.receiving import Receiver, answered
-from atomizer_dask.registry import Registry, registered
 from atomizer_dask.run import Run
-from atomizer_dask.streams import seed_of
 from atomizer_dask.sweeps.make import as_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atomizer_dask.atoms.namespaces import HOME
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.spaces import HOME
-from atomizer_dask.streams import Stream
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, Inputs, Rows, payload_of
 
 

@@ -13,8 +13,11 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
-from atomizer_dask import pickling
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms import pickling
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import forget, loads
+from atomizer_dask.atoms.pickling import load_atom
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import Conductor, check_electron
 from atomizer_dask.electron import Electron
@@ -23,10 +26,7 @@ from atomizer_dask.execute import Lease, OvertimeError, Site, TimeIsUp
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.nested import let_code_travel_on
 from atomizer_dask.packing import Packed, dumps, pack_outcome
-from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
-from atomizer_dask.spaces import forget, loads
-from atomizer_dask.streams import Stream
 
 
 def serve(connection: Connection, cursor: memoryview[float]) -> None:

@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.atoms.namespaces import forget, inside, loads
+from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.conductors.dask import DaskConductor
 from atomizer_dask.errors import StoreHeldError
-from atomizer_dask.pickling import load_atom
 from atomizer_dask.policy import Policy
-from atomizer_dask.spaces import forget, inside, loads
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
+from atomizer_dask.atoms.base import Atom
+from atomizer_dask.atoms.context import Context
+from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
+from atomizer_dask.atoms.global_generators import TURN
+from atomizer_dask.atoms.random_streams import Positioned, Stream
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.claims import Claims
-from atomizer_dask.context import Context, LateConductor
 from atomizer_dask.cuts import Cuts, fault_of, longest_stretch, warning_of
 from atomizer_dask.errors import (
     AtomizerError,
@@ -36,8 +39,6 @@ from atomizer_dask.events import Event
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.outcome import Column, Failure, Outcome
 from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
-from atomizer_dask.randomness import TURN
-from atomizer_dask.streams import Positioned, Stream
 from atomizer_dask.sweeps.columns import (
     as_objects,
     column,
@@ -888,3 +889,20 @@ def replay(batch: Batch, definition: Definition, site: Site) -> Any:
         Whatever the atom raises.
     """
     return Lease(batch, site).call_first(definition)
+
+
+class LateConductor:
+    """An electron's conductor, made when it is first used: most electrons send nothing."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what `copy` and the like ask for, and do without
+            raise AttributeError(name)
+        return getattr(self._context.conductor, name)
+
+    def __repr__(self) -> str:
+        return repr(self._context.conductor)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
+from atomizer_dask.atoms.pickling import dumps
 from atomizer_dask.coded import Coded, combined, refusal
 from atomizer_dask.objects import pickled, unpickled
-from atomizer_dask.pickling import dumps
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array

@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms.code.fingerprint import Code
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.pickling import dump_atom, load_atom
+from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import (
     RegistrationError,
@@ -22,17 +25,14 @@ from atomizer_dask.errors import (
     UnstorableError,
 )
 from atomizer_dask.extending import extend, rows_writer, sweeps_of
-from atomizer_dask.fingerprint import Code
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import living_holder, read_holder
 from atomizer_dask.journal import Journal
 from atomizer_dask.ledger import GOING, State
-from atomizer_dask.pickling import dump_atom, load_atom
 from atomizer_dask.policy import OnFailure, Policy
 from atomizer_dask.provenance import differences, versions
 from atomizer_dask.signature import is_own, sign
 from atomizer_dask.store import FAILURES, MANIFEST, MERGING, PROPERTIES, Store, now
-from atomizer_dask.streams import seed_of
 from atomizer_dask.sweepfile import save_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Batch, Origin, Terms
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
@@ -20,7 +21,6 @@ from atomizer_dask.frame import Part
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.stored import StoredPart
-from atomizer_dask.streams import Stream
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.inputs import Columns
 from atomizer_dask.tables import Failed

@@ -17,8 +17,9 @@ from typing import Any
 
 import click
 
-from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.registry import registered
 from atomizer_dask.commandline import (
     BrokerCommand,
     broker_options,
@@ -33,7 +34,6 @@ from atomizer_dask.metrics import serve_metrics
 from atomizer_dask.nodelog import NodeLog, logging_to_stderr
 from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.policy import seconds_of
-from atomizer_dask.registry import registered
 
 LOOK_SECONDS = 0.2  # whether the workers are still there
 SWITCH_SECONDS = 0.001

@@ -17,12 +17,12 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask import typed
+from atomizer_dask.atoms.namespaces import loads
+from atomizer_dask.atoms.pickling import dumps
 from atomizer_dask.coded import BYTES, TEXT, Coded, Note, RefusedError, array_of, combined, refusal
 from atomizer_dask.errors import StoreError, UnstorableError
 from atomizer_dask.exactjson import InexactError, from_json, to_json
 from atomizer_dask.interruptible import is_interrupt
-from atomizer_dask.pickling import dumps
-from atomizer_dask.spaces import loads
 
 if TYPE_CHECKING:
     from atomizer_dask.coded import Array

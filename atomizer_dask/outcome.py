@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atomizer_dask.atoms.namespaces import HOME, loads
 from atomizer_dask.batch import Batch
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError, Kind
 from atomizer_dask.events import Event
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.properties import Properties
-from atomizer_dask.spaces import HOME, loads
 from atomizer_dask.sweeps.columns import Values, python_values
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 

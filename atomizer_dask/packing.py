@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atomizer_dask import pickling
+from atomizer_dask.atoms import pickling
+from atomizer_dask.atoms.namespaces import HOME, inside, loads
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.outcome import Column, Failure, Outcome, Stored
-from atomizer_dask.spaces import HOME, inside, loads
 
 LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
 _SAMPLE = 3  # results whose classes are taken for those of all

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import loads
 from atomizer_dask.batch import Batch
 from atomizer_dask.claims import Claims
 from atomizer_dask.config import setting
@@ -41,7 +42,6 @@ from atomizer_dask.nursery import Child, Nursery
 from atomizer_dask.outcome import CANCELLED, Failure, Outcome
 from atomizer_dask.packing import dumps, pack, unpack_outcome
 from atomizer_dask.properties import Properties
-from atomizer_dask.spaces import loads
 
 INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
 KILL_AFTER = 1.5  # seconds beyond its deadline

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.annotations import refuse_annotations
-from atomizer_dask.atom import as_it_is_now
+from atomizer_dask.atoms.definition import as_it_is_now
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.config import setting

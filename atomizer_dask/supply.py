@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.adoption import spans
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
@@ -27,7 +28,6 @@ from atomizer_dask.frame import Part
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan, Today
-from atomizer_dask.streams import Stream
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.stream_reader import Drawing
 from atomizer_dask.tables import Positions

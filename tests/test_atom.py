@@ -10,7 +10,7 @@ from atomizer_dask import (
     register,
     zipped,
 )
-from atomizer_dask.atom import as_definition
+from atomizer_dask.atoms.definition import as_definition
 
 IMG = "<img src=x onerror=alert(1)>"
 

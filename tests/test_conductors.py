@@ -32,8 +32,8 @@ from atomizer_dask import (
     grid,
     zipped,
 )
+from atomizer_dask.atoms.random_streams import Positioned, Stream
 from atomizer_dask.conductors.once import ADOPTED, ONCE, SETTLED, OutcomeLostError, is_lost
-from atomizer_dask.streams import Positioned, Stream
 
 
 @atom(id="tests.double")

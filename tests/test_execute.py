@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomizer_dask import atom, claims, execute
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.execute import Site
 from atomizer_dask.outcome import Failure, Outcome
-from atomizer_dask.streams import Stream
 from atomizer_dask.sweeps.inputs import Rows
 from atomizer_dask.sweeps.make import as_sweep
 

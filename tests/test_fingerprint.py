@@ -14,8 +14,8 @@ import pytest
 from scipy import stats
 
 from atomizer_dask import Atom, atom
-from atomizer_dask.atom import as_definition
-from atomizer_dask.fingerprint import Code, code_of
+from atomizer_dask.atoms.code.fingerprint import Code, code_of
+from atomizer_dask.atoms.definition import as_definition
 
 EVERYTHING = """
 import enum, functools, math, re
@@ -99,8 +99,8 @@ class InClass(Base):
         return self.factor * everything(electron.payload)
 """
 SHOW = """
-from atomizer_dask.atom import as_definition
-from atomizer_dask.fingerprint import code_of
+from atomizer_dask.atoms.definition import as_definition
+from atomizer_dask.atoms.code.fingerprint import code_of
 print([code_of(as_definition(a)).fingerprint for a in (everything, InClass, InClass("cd"))])
 """
 FACTOR = 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atomizer_dask import Atomizer, MemoryConductor, Run, grid, zipped
-from atomizer_dask.pickling import dumps
+from atomizer_dask.atoms.pickling import dumps
 
 OWN = """
 import abc, dataclasses, functools, typing

@@ -12,9 +12,9 @@ import cloudpickle
 import pytest
 
 from atomizer_dask import Atomizer, grid
-from atomizer_dask.atom import as_definition
-from atomizer_dask.ownership import is_installed
-from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.atoms.code.own_modules import is_installed
+from atomizer_dask.atoms.definition import as_definition
+from atomizer_dask.atoms.pickling import dump_atom, load_atom
 
 SOURCE = "FACTOR = 3\n\n\ndef scaled(x):\n    return FACTOR * x\n"
 LOCKED = """

@@ -10,8 +10,8 @@ import cloudpickle
 import pytest
 
 from atomizer_dask import Atom, UnpicklableError, atom
-from atomizer_dask.atom import as_definition
-from atomizer_dask.pickling import dump_atom, load_atom
+from atomizer_dask.atoms.definition import as_definition
+from atomizer_dask.atoms.pickling import dump_atom, load_atom
 
 LOCK = threading.Lock()
 FACTOR = 3
@@ -108,7 +108,7 @@ def test_own_code_travels_by_value(tmp_path):
             sys.modules.pop(name, None)
             (tmp_path / f"{name}.py").unlink()
     code = (
-        "import sys; from atomizer_dask.pickling import load_atom; "
+        "import sys; from atomizer_dask.atoms.pickling import load_atom; "
         "print(load_atom(open(sys.argv[1], 'rb').read())(2))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "atom")]

@@ -8,10 +8,10 @@ import numpy.random as npr
 import pytest
 
 from atomizer_dask import Atom, Atomizer, Electron, RegistrationError, atom, grid
-from atomizer_dask.atom import as_definition
-from atomizer_dask.pickling import dump_atom
-from atomizer_dask.randomness import drawn_from
-from atomizer_dask.wrapped import closure_of
+from atomizer_dask.atoms.code.values import closure_of
+from atomizer_dask.atoms.definition import as_definition
+from atomizer_dask.atoms.global_generators import drawn_from
+from atomizer_dask.atoms.pickling import dump_atom
 
 RNG = np.random.default_rng(1)
 LEGACY, PYTHON = np.random.RandomState(1), random.Random(1)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.streams import Positioned, Stream, philox, seed_of, uniform
+from atomizer_dask.atoms.random_streams import Positioned, Stream, philox, seed_of, uniform
 
 ONES = 2**64 - 1
 KEYS = st.integers(0, 2**128 - 1)

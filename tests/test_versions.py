@@ -14,9 +14,9 @@ import pytest
 from patience import wait_until
 
 from atomizer_dask import Atom, Atomizer, DaskConductor, Electron, atom, grid, zipped
-from atomizer_dask.atom import as_definition
+from atomizer_dask.atoms.definition import as_definition
+from atomizer_dask.atoms.pickling import dump_watched
 from atomizer_dask.conductors.once import METADATA
-from atomizer_dask.pickling import dump_watched
 
 OFFSET = 1
 TABLE = {"offset": 1}
@@ -380,9 +380,9 @@ def test_code_among_inputs_and_results_is_what_there_is_now(atomizer, monkeypatc
 @pytest.mark.dask
 def test_code_among_inputs_goes_away_too(dask):
     def spaces(dask_worker):
-        from atomizer_dask import spaces
+        from atomizer_dask.atoms import namespaces
 
-        return len(spaces._spaces)
+        return len(namespaces._spaces)
 
     atomizer = Atomizer(dask)
     before = dask.client.run(spaces)

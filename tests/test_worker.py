@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Origin
 from atomizer_dask.conductors import dask, worker
 from atomizer_dask.events import Event
-from atomizer_dask.streams import Stream
 
 
 @pytest.fixture

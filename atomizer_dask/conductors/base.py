@@ -17,12 +17,15 @@ from time import monotonic
 from typing import Any, Protocol, Self, TypeVar
 
 from atomizer_dask.annotations import refuse_annotations
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms.code.fingerprint import Code, code_of
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import HOME
+from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.registry import registered
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
-from atomizer_dask.context import LateConductor
 from atomizer_dask.display.live import Shown
 from atomizer_dask.display.text import brief
 from atomizer_dask.driver import (
@@ -36,16 +39,12 @@ from atomizer_dask.driver import (
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease, Site, replay
+from atomizer_dask.execute import LateConductor, Lease, Site, replay
 from atomizer_dask.exiting import watch
-from atomizer_dask.fingerprint import Code, code_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.properties import Properties
-from atomizer_dask.registry import registered
-from atomizer_dask.spaces import HOME
-from atomizer_dask.streams import Stream
 from atomizer_dask.sweeps.lazy_values import check_payload
 from atomizer_dask.sweeps.sweep import Sweep
 

@@ -29,8 +29,11 @@ from distributed import Client, Future, KilledWorker, SpecCluster, Worker, wait
 from distributed.deploy import Cluster
 from distributed.security import Security
 
-from atomizer_dask import pickling
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms import pickling
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import HOME, forget, loads
+from atomizer_dask.atoms.pickling import load_atom
+from atomizer_dask.atoms.required_modules import needs_of
 from atomizer_dask.batch import FIRST, Batch, Sink
 from atomizer_dask.checking import check_picklable, why_not_sent
 from atomizer_dask.conductors.asking import ask_workers, install, successes
@@ -97,12 +100,9 @@ from atomizer_dask.errors import (
 )
 from atomizer_dask.events import Event, Level
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.needs import needs_of
 from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
-from atomizer_dask.pickling import load_atom
 from atomizer_dask.policy import Policy
-from atomizer_dask.spaces import HOME, forget, loads
 from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.turns import urgency
 

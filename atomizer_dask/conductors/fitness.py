@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from atomizer_dask.atoms.required_modules import Needs
 from atomizer_dask.conductors.asking import ask_workers
 from atomizer_dask.conductors.environment import (
     PACKAGES,
@@ -20,7 +21,6 @@ from atomizer_dask.conductors.environment import (
 )
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.needs import Needs
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -8,7 +8,6 @@ needs no event loop of its user, who has Jupyter's or none.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 from collections import OrderedDict, deque
@@ -34,8 +33,6 @@ ANSWER_SECONDS = 10.0  # for the thread to do what it is asked
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.connection import OnMessage
-
-logger = logging.getLogger(__name__)
 
 
 class Message:

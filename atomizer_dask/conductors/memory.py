@@ -15,7 +15,10 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms.code.changes import Watched
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.pickling import dump_watched, look_at
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
@@ -26,11 +29,8 @@ from atomizer_dask.errors import ConductorError, text_of, where_raised
 from atomizer_dask.events import Event
 from atomizer_dask.execute import Keeper, Lease
 from atomizer_dask.outcome import Failure, Outcome, Stored
-from atomizer_dask.pickling import dump_watched, look_at
 from atomizer_dask.quarantine import IsolatingSite
-from atomizer_dask.streams import Stream
 from atomizer_dask.turns import urgency
-from atomizer_dask.watched import Watched
 
 
 class MemoryConductor(BatchConductor):

@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import compress
 from typing import Any, NamedTuple
 
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.driver import Driver
@@ -17,7 +18,6 @@ from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.outcome import CANCELLED, Outcome, Stored
 from atomizer_dask.policy import seconds_of
-from atomizer_dask.streams import Stream
 from atomizer_dask.sweeps.copies import own_payload
 from atomizer_dask.sweeps.inputs import Rows
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from atomizer_dask.atom import ClassAtom, Definition
-from atomizer_dask.pickling import dump_watched
-from atomizer_dask.watched import Watched
+from atomizer_dask.atoms.code.changes import Watched
+from atomizer_dask.atoms.definition import ClassAtom, Definition
+from atomizer_dask.atoms.pickling import dump_watched
 
 SUPERSEDED = 8  # versions of registered atoms that are kept after they have changed
 LARGE = 2**24  # bytes of all versions, from which on it pays to look for garbage

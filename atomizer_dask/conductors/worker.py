@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
 from distributed.utils import sync
 
-from atomizer_dask import spaces
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms import namespaces
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.pickling import load_atom
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
@@ -33,9 +35,7 @@ from atomizer_dask.nested import let_code_travel_on
 from atomizer_dask.nursery import heed_not
 from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.packing import Packed, dumps, pack_outcome, unpack_outcome
-from atomizer_dask.pickling import load_atom
 from atomizer_dask.quarantine import IsolatingSite
-from atomizer_dask.streams import Stream
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
@@ -268,7 +268,7 @@ class DaskSite(IsolatingSite):
         for space in old:
             self._recent.pop(space, None)
             self._atoms.pop(space, None)
-            spaces.forget(space)
+            namespaces.forget(space)
         if old:
             self.forget_in_children(old)
 
@@ -278,7 +278,7 @@ class DaskSite(IsolatingSite):
         for space in gone:
             del self._atoms[space]
             self._recent.pop(space, None)
-            spaces.forget(space)
+            namespaces.forget(space)
         for version in versions:
             self._forgotten_bytes += len(self._codes.pop(version, b""))
             self._keepers.pop(version, None)

@@ -5,7 +5,6 @@ Values come from atoms and their inputs: their ``repr`` may raise, have gigabyte
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _DEEPEST = 4

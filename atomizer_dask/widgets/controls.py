@@ -15,7 +15,7 @@ import ipywidgets
 import numpy as np
 from traitlets import TraitError
 
-from atomizer_dask.atom import Definition, FunctionAtom
+from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError
 from atomizer_dask.sweeps.grid import Grid

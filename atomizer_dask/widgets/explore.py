@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from atomizer_dask.atom import Definition
+from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.display.text import counted
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.ledger import GOING

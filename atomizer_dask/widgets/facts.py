@@ -7,8 +7,8 @@ from typing import Any
 
 from dask.utils import format_bytes
 
-from atomizer_dask.atom import Definition
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.conductors.amqp import AmqpConductor
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import io
 import itertools
 import os
 import pickle
@@ -33,6 +34,40 @@ HOME = ""
 _ARRIVED = "__arrived__"  # in globals that have arrived: their name
 
 Place = tuple[str, str] | None  # module and qualified name, where these lead to a thing
+
+# Modules of 0.1.0 that pickles in its stores refer to, with what they refer to, and where that is.
+_RENAMED: dict[str, dict[str, str]] = {
+    "atom": {
+        "FunctionAtom": "atoms.definition",
+        "ClassAtom": "atoms.definition",
+    },
+    "pickling": {
+        "Exempt": "atoms.pickling",
+        **dict.fromkeys(
+            (
+                "_cached_anew", "_cached_property_anew", "_enum_made_by_itself", "_fill_enum",
+                "_fill_instance", "_global_generator",
+            ),
+            "atoms.reductions",
+        ),
+    },
+    "spaces": dict.fromkeys(
+        (
+            "arrive", "arrive_function", "arrive_module", "complete", "fill_function",
+            "fill_module", "recall",
+        ),
+        "atoms.namespaces",
+    ),
+    "sweep": {},
+    "context": {},
+    "registry": {},
+    "progress": {},
+    "run": {},
+    "conductors.amqp": {},
+    "conductors.base": {},
+    "conductors.dask": {},
+    "conductors.memory": {},
+}  # fmt: skip
 
 
 class _Names:
@@ -226,7 +261,7 @@ def loads(
         _arriving.space = space
     _arriving.fresh, _arriving.is_locked, _arriving.known = None, False, known
     try:
-        return pickle.loads(data, buffers=buffers)  # noqa: S301 - of our own, or asked for
+        return _load(data, buffers)
     except BaseException:
         if _arriving.fresh:
             _spaces[_arriving.space].drop(_arriving.fresh)
@@ -235,6 +270,30 @@ def loads(
         if _arriving.is_locked:
             _lock.release()
         _arriving.space, _arriving.fresh, _arriving.is_locked, _arriving.known = before
+
+
+def _load(data: bytes, buffers: Any) -> Any:
+    """Unpickle; modules that were renamed since a store was written are found as well."""
+    try:
+        return pickle.loads(data, buffers=buffers)  # noqa: S301 - of our own, or asked for
+    except ModuleNotFoundError as missing:
+        if not (missing.name or "").startswith("atomizer_dask.") or buffers is not None:
+            raise
+        return _RenamingUnpickler(io.BytesIO(data)).load()
+
+
+class _RenamingUnpickler(pickle.Unpickler):
+    """Finds what 0.1.0 pickled under the names that its modules had then."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a pickle calls by module and name."""
+        package, _, rest = module.partition(".")
+        if package == __package__.partition(".")[0] and rest in _RENAMED:
+            here = _RENAMED[rest].get(name)
+            if here is None:  # a public name, which may have come along with a function
+                return super().find_class(package, name)
+            return super().find_class(f"{package}.{here}", name)
+        return super().find_class(module, name)
 
 
 # -- what pickles call -------------------------------------------------------------------------

@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from atomizer_dask.atoms.random_streams import Positioned, Stream, uniform
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import one_line
 from atomizer_dask.events import Event, Level
-from atomizer_dask.streams import uniform
 
 if TYPE_CHECKING:
     from atomizer_dask.electron import Electron
     from atomizer_dask.errors import ElectronError
-    from atomizer_dask.execute import Lease
+
+
+class Surrounded(Protocol):
+    """What a context reads of the batch that its electron is in."""
+
+    @property
+    def atom_id(self) -> str:
+        """Id of the atom."""
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run; empty for electrons sent one by one."""
+
+    @property
+    def terms(self) -> Any:
+        """Terms of this attempt."""
+
+    def electron_id(self, offset: int) -> str:
+        """Return the id of the electron at an offset."""
+
+    def electron(self, offset: int) -> Electron:
+        """Return the request at an offset."""
+
+    def failures(self, offset: int) -> tuple[ElectronError, ...]:
+        """Return what the earlier attempts of the electron at an offset failed with."""
+
+    def address(self, offset: int) -> tuple[Stream, int]:
+        """Return the random stream of an electron, and its index on it."""
+
+    def addresses_of(self, start: int, count: int) -> tuple[Stream, Any]:
+        """Return the random stream of a slice, and the indices of its electrons on it."""
+
+
+class Surroundings(Protocol):
+    """What a context asks of whoever executes its electron."""
+
+    rng: Positioned
+
+    @property
+    def making(self) -> AbstractContextManager[Any]:
+        """The lock that is held while an electron's conductor is made."""
+
+    @property
+    def batch(self) -> Surrounded:
+        """The batch that executes."""
+
+    @property
+    def watch(self) -> Any:
+        """What knows how much time is left; None where there is no timeout."""
+
+    def is_cancelled(self, offset: int) -> bool:
+        """Return whether the electron at an offset shall end."""
+
+    def conductor(self, offset: int) -> Any:
+        """Return what the electron at an offset sends further electrons through."""
+
+    def emit(self, event: Event) -> None:
+        """Put an event on the stream of whoever sent the batch."""
 
 
 class Context:
@@ -29,7 +87,7 @@ class Context:
 
     __slots__ = ("_children", "_count", "_drawn", "_lease", "_offset")
 
-    def __init__(self, lease: Lease, offset: int, count: int | None = None) -> None:
+    def __init__(self, lease: Surroundings, offset: int, count: int | None = None) -> None:
         self._lease = lease
         self._offset = offset
         self._count = count  # of the slice; None for a single electron
@@ -39,7 +97,8 @@ class Context:
     @property
     def attempt(self) -> int:
         """Which attempt this is, from 1."""
-        return self._lease.batch.terms.attempt
+        attempt: int = self._lease.batch.terms.attempt
+        return attempt
 
     @property
     def failures(self) -> tuple[ElectronError, ...]:
@@ -176,20 +235,3 @@ class Context:
             markup.table(["attempt", "failed with"], earlier) if earlier else None,
             beside=[markup.badge("cancelled", "warning") if self.cancelled else None],
         )
-
-
-class LateConductor:
-    """An electron's conductor, made when it is first used: most electrons send nothing."""
-
-    __slots__ = ("_context",)
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what `copy` and the like ask for, and do without
-            raise AttributeError(name)
-        return getattr(self._context.conductor, name)
-
-    def __repr__(self) -> str:
-        return repr(self._context.conductor)

@@ -1,4 +1,4 @@
-"""Atoms: business logic with an id, and whether a payload fits it."""
+"""Atoms as they are registered, and whether a payload fits them."""
 
 from __future__ import annotations
 
@@ -11,71 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import Any
 
+from atomizer_dask.atoms.base import Atom, card, marks_of, state_of
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import brief, one_line
-from atomizer_dask.electron import Electron
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
-
-if TYPE_CHECKING:
-    from atomizer_dask.context import Context
 
 CONTEXT = "context"
 _ByKeyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-
-
-class Atom(ABC):
-    """Business logic in class form: subclass it and give `process`.
-
-    Every electron gets a fresh instance, made by calling the class without arguments, unless it
-    asks for a copy of the registered one (`Electron.copy_state`).
-
-    Attributes
-    ----------
-    id
-        ``module.QualName`` unless the class says otherwise.
-    isolation, singleton
-        As in `atom`. A singleton's one instance is kept between electrons.
-
-    Examples
-    --------
-    >>> class Double(Atom):
-    ...     id = "doc.Double"
-    ...
-    ...     def process(self, context, conductor, electron):
-    ...         return 2 * electron.payload
-    """
-
-    id: ClassVar[str]
-    isolation: ClassVar[str] = ""
-    singleton: ClassVar[str] = ""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "id" not in cls.__dict__:
-            cls.id = f"{cls.__module__}.{cls.__qualname__}"
-
-    @abstractmethod
-    def process(self, context: Context, conductor: Any, electron: Electron) -> Any:
-        """Return the result for one electron; whatever it raises becomes the electron's error.
-
-        Parameters
-        ----------
-        context
-            The electron's random stream, events and more.
-        conductor
-            Sends further electrons: ``conductor.send(Electron(...))`` gives a future.
-        electron
-            The request, with its payload.
-        """
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}, an instance of the atom {one_line(self.id)}>"
-
-    @markup.safely
-    def _repr_html_(self) -> markup.Html:
-        return card(self, type(self), state=state_of(self))
 
 
 class Definition(ABC):
@@ -308,94 +252,6 @@ class ClassAtom(Definition):
         return card(self, self.cls, state=state_of(self.instance) if self.instance else {})
 
 
-C = TypeVar("C", bound=type[Atom])
-
-
-@overload
-def atom(function: C, /) -> C: ...
-@overload
-def atom(function: Callable[..., Any], /) -> FunctionAtom: ...
-@overload
-def atom(
-    *,
-    id: str | None = None,
-    vectorized: bool = False,
-    isolation: str | None = None,
-    singleton: str | None = None,
-) -> Any: ...
-
-
-def atom(
-    function: Any = None,
-    /,
-    *,
-    id: str | None = None,
-    vectorized: bool = False,
-    isolation: str | None = None,
-    singleton: str | None = None,
-) -> Any:
-    """Make a function an atom, as a decorator with or without options.
-
-    Parameters
-    ----------
-    function
-        Its parameters are the fields of the payload. It returns a scalar, an array, or a dict
-        whose entries become columns. One parameter may be named ``context``: see `Context`.
-        A subclass of `Atom` gets the options as class attributes.
-    id
-        ``module.qualname`` unless given.
-    vectorized
-        Hand each field over as a NumPy array with one element per electron; the function returns
-        an array, a dict of arrays or a DataFrame of that length, or a pair of these and of an
-        array that says which rows have failed: booleans, texts that are empty where all is well,
-        or None and exceptions. How many electrons are handed over at once varies: the result for
-        one must not depend on the others. A few are executed again in other cuts, and where that
-        gives other numbers all fail with `DependentRowsError`.
-    isolation
-        ``"process"``: in a child process of the worker from the start, where it may crash and
-        harms nothing else. Electrons with a timeout are there anyway.
-    singleton
-        ``"node"``: never two at once in one worker process. ``"cluster"``: never two at once
-        anywhere. Of a class, the instance is kept between electrons.
-
-    Raises
-    ------
-    RegistrationError
-        Where a parameter cannot be given by name, or an option makes no sense.
-
-    Examples
-    --------
-    >>> @atom
-    ... def add(x, y=1):
-    ...     return x + y
-    >>> add
-    <Atom atomizer_dask.atom.add(x, y=1)>
-    >>> add(2)
-    3
-    """
-    given = {"isolation": isolation, "singleton": singleton}
-    options = {name: value for name, value in given.items() if value is not None}
-    if function is None:
-        return functools.partial(_atom, id=id, vectorized=vectorized, options=options)
-    return _atom(function, id=id, vectorized=vectorized, options=options)
-
-
-def _atom(function: Any, *, id: str | None, vectorized: bool, options: dict[str, str]) -> Any:
-    if isinstance(function, type) and issubclass(function, Atom) and not vectorized:
-        checked_options(
-            id or function.id, options.get("isolation", ""), options.get("singleton", "")
-        )
-        for name, value in {**({"id": id} if id else {}), **options}.items():
-            setattr(function, name, value)
-        return function
-    if isinstance(function, type) or not callable(function):
-        raise RegistrationError(
-            f"@atom makes an atom of a function, got {function!r}; in class form subclass Atom "
-            "and set its id as a class attribute"
-        )
-    return FunctionAtom(function, id=id, vectorized=vectorized, **options)
-
-
 def checked_options(id: str, isolation: str, singleton: str) -> tuple[str, str]:
     """Return two options of an atom, or raise `RegistrationError` where one makes no sense."""
     if isolation not in ("", "process"):
@@ -441,46 +297,6 @@ def _is_alike(found: Any, definition: Definition) -> bool:
     if isinstance(definition, ClassAtom):
         return isinstance(found, type) and issubclass(found, Atom)
     return inspect.isfunction(found) and not definition.vectorized
-
-
-def marks_of(of: Any) -> list[str]:
-    """Return what is special about how it is executed."""
-    vectorised = ["vectorised"] if getattr(of, "vectorized", False) else []
-    options = ("isolation", of.isolation), ("singleton", of.singleton)
-    return vectorised + [f"{name} {one_line(chosen)}" for name, chosen in options if chosen]
-
-
-def state_of(instance: Any) -> dict[str, Any]:
-    """Return the attributes that an instance has of its own."""
-    return dict(getattr(instance, "__dict__", {}))
-
-
-def card(
-    of: Any, source: Any, signature: str = "", state: Mapping[str, Any] | None = None
-) -> markup.Html:
-    """Return what a notebook shows of an atom, or of its definition.
-
-    Parameters
-    ----------
-    of
-        The atom, with its id, isolation and singleton.
-    source
-        The function or class whose docstring is shown.
-    signature
-        How it is called.
-    state
-        The attributes of the registered instance.
-    """
-    documentation = getattr(source, "__doc__", None) or ""
-    first = next(iter(inspect.cleandoc(documentation[:2000]).splitlines()), "")
-    call = {"signature": markup.code(signature, 200) if signature else None}
-    kept = markup.fields(state, "state") if state else {}
-    return markup.card(
-        "Atom",
-        markup.Html(f"<div>{markup.text(first, 300)}</div>") if first else None,
-        markup.facts(call | kept),
-        beside=[markup.code(of.id), *map(markup.badge, marks_of(of))],
-    )
 
 
 def _shown(parameter: Parameter) -> str:

@@ -26,8 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atomizer_dask.atom import Definition
-from atomizer_dask.wrapped import attributes_of
+from atomizer_dask.atoms.code.values import attributes_of
+from atomizer_dask.atoms.definition import Definition
 
 _PACKAGES = {"site-packages", "dist-packages"}
 _COMPILED = tuple(EXTENSION_SUFFIXES)

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from typing import Any
 
-from atomizer_dask.atom import Definition
-from atomizer_dask.ownership import home_of
-from atomizer_dask.walk import Walk
+from atomizer_dask.atoms.code.own_modules import home_of
+from atomizer_dask.atoms.code.references import Walk
+from atomizer_dask.atoms.definition import Definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,14 @@ def code_of(definition: Definition) -> Code:
     imported within functions counts as a whole file where it is the user's own. Objects that
     cannot be pickled count by their type.
 
-    >>> from atomizer_dask.atom import FunctionAtom
+    >>> from atomizer_dask.atoms.definition import FunctionAtom
     >>> def double(x):
     ...     return FACTOR * x
     >>> FACTOR = 2
     >>> before = code_of(FunctionAtom(double))
     >>> FACTOR = 3
     >>> print(before.changes_to(code_of(FunctionAtom(double))))
-    atomizer_dask.fingerprint.FACTOR: 2 -> 3
+    atomizer_dask.atoms.code.fingerprint.FACTOR: 2 -> 3
     """
     walk = Walk(home_of(definition))
     fingerprint = walk.fingerprint(definition)

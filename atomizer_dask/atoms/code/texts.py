@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from atomizer_dask.wrapped import functions_within
+from atomizer_dask.atoms.code.values import functions_within
 
 _SHOWN = 2000  # characters
 

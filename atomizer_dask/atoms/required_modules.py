@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from atomizer_dask.atom import Definition
-from atomizer_dask.ownership import file_of, home_of, is_installed
-from atomizer_dask.walk import Walk
+from atomizer_dask.atoms.code.own_modules import file_of, home_of, is_installed
+from atomizer_dask.atoms.code.references import Walk
+from atomizer_dask.atoms.definition import Definition
 
 # What a worker of this package has anyway, and what it is not to be asked for.
 _GIVEN = frozenset({"__main__", "__mp_main__", "atomizer_dask", "cloudpickle"})
@@ -41,8 +41,8 @@ def needs_of(definition: Definition, data: bytes) -> Needs:
     These are the modules that its bytes refer to, and those that its own functions import when
     they are called.
 
-    >>> from atomizer_dask.atom import FunctionAtom
-    >>> from atomizer_dask.pickling import dump_atom
+    >>> from atomizer_dask.atoms.definition import FunctionAtom
+    >>> from atomizer_dask.atoms.pickling import dump_atom
     >>> def increment(x):
     ...     import yaml
     ...     return np.add(x, 1)

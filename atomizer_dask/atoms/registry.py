@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
-from atomizer_dask.atom import Definition, as_definition
+from atomizer_dask.atoms.definition import Definition, as_definition
 from atomizer_dask.errors import RegistrationError
 
 

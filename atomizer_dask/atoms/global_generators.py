@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.interruptible import PAUSES
-from atomizer_dask.streams import Stream
 
 # What a module has beside its generator: classes of generators, and what seeds them.
 _OTHERS = {

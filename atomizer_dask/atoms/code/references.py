@@ -14,13 +14,20 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from atomizer_dask.atom import Atom, ClassAtom, Definition, FunctionAtom
-from atomizer_dask.bytecode import PLACE, Used, keys_read, what_counts
-from atomizer_dask.contents import CONTAINERS, contents_of
-from atomizer_dask.ownership import file_of, is_own
-from atomizer_dask.randomness import GENERATORS, is_generator
-from atomizer_dask.sources import source_of, text_of_file, text_of_value
-from atomizer_dask.wrapped import attributes_of, closure_of, defaults_of, functions_within
+from atomizer_dask.atoms.base import Atom
+from atomizer_dask.atoms.code.bytecode import PLACE, Used, keys_read, what_counts
+from atomizer_dask.atoms.code.own_modules import file_of, is_own
+from atomizer_dask.atoms.code.texts import source_of, text_of_file, text_of_value
+from atomizer_dask.atoms.code.values import (
+    CONTAINERS,
+    attributes_of,
+    closure_of,
+    contents_of,
+    defaults_of,
+    functions_within,
+)
+from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
+from atomizer_dask.atoms.global_generators import GENERATORS, is_generator
 
 _LOOKED_AT = 200_000  # objects within values, beyond which only their types count
 _FILLED = (list, dict, set, bytearray, deque)

@@ -1,0 +1,1 @@
+"""What an atom is, what it may ask for, and how its code travels."""

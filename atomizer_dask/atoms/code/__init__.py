@@ -1,0 +1,1 @@
+"""Which code an atom consists of, and whether it has changed."""
