@@ -8,9 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from atomizer_dask.batch import Batch
+from atomizer_dask.execution.batch import Batch, Positions
 from atomizer_dask.sweeps.columns import numpy_values
-from atomizer_dask.tables import Positions
 
 SCATTERED = 1000  # spans, from which on a range for each of them is no gain
 

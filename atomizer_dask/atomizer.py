@@ -9,18 +9,15 @@ import weakref
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from math import inf
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atoms.definition import Definition, as_definition
 from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.atoms.registry import Registry, registered
-from atomizer_dask.batch import Origin, Sink
-from atomizer_dask.checking import check_generators
-from atomizer_dask.conductors.base import BatchConductor, Conductor, check_electron
+from atomizer_dask.conductor import Conductor, check_electron, refuse_annotations
+from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.config import check, setting
 from atomizer_dask.display.live import Shown, widgets
@@ -32,10 +29,13 @@ from atomizer_dask.errors import (
     StoreError,
 )
 from atomizer_dask.events import Event, EventLog, Stream
+from atomizer_dask.execution.batch import Origin, Sink
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.input_checks import check_generators
+from atomizer_dask.execution.options import Options, limit_of, policy_of
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.keeping import (
     Kept,
-    Options,
     accept_environment,
     begin,
     check_code,
@@ -45,9 +45,8 @@ from atomizer_dask.keeping import (
 )
 from atomizer_dask.ledger import GOING, Ledger
 from atomizer_dask.loading import recover
-from atomizer_dask.outcome import Failure
 from atomizer_dask.plan import Listeners, Plan
-from atomizer_dask.policy import OnFailure, Policy, seconds_of
+from atomizer_dask.policy import OnFailure, Policy, priority_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.receiving import Receiver, answered
@@ -55,11 +54,11 @@ from atomizer_dask.run import Run
 from atomizer_dask.sweeps.make import as_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
-from atomizer_dask.turns import priority_of
 from atomizer_dask.view import View
 
 if TYPE_CHECKING:
     from atomizer_dask.widgets.explore import Explorer
+
 
 logger = logging.getLogger(__name__)
 
@@ -352,7 +351,7 @@ class Atomizer(Shown):
             `StoreChangedError` where the atom has changed since.
         """
         policy = policy_of(on_failure, max_attempts, backoff)
-        limit = _limit(timeout)
+        limit = limit_of(timeout)
         urgent = priority_of(priority)
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
@@ -885,20 +884,6 @@ class Atomizer(Shown):
         conductors = ", ".join(self._registry.conductors) or "none"
         state = ", closed" if self._closed else ""
         return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
-
-
-def policy_of(on_failure: Any, max_attempts: Any, backoff: Any) -> Policy:
-    """Return the policy that is asked for, and for the rest that which is configured."""
-    return Policy.of(
-        setting("map.on-failure") if on_failure is None else on_failure,
-        setting("map.max-attempts") if max_attempts is None else max_attempts,
-        setting("map.backoff") if backoff is None else backoff,
-    )
-
-
-def _limit(timeout: Any) -> float | None:
-    limit = setting("map.timeout") if timeout is None else seconds_of(timeout, "timeout")
-    return None if limit == inf else limit
 
 
 def _buffer(buffer: int | None) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import atomizer_dask
-from atomizer_dask.atomizer import Atomizer, policy_of
+from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.commandline import (
     errors_as_text,
     exit_code,
@@ -22,6 +22,7 @@ from atomizer_dask.commandline import (
 )
 from atomizer_dask.console import console
 from atomizer_dask.events import Event, Stream
+from atomizer_dask.execution.options import policy_of
 from atomizer_dask.keeping import check_usable
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node

@@ -23,8 +23,8 @@ from atomizer_dask.atoms.definition import Definition, as_definition
 from atomizer_dask.conductors.address import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.placing import say
+from atomizer_dask.policy import MOST_PRIORITY
 from atomizer_dask.run import Run
-from atomizer_dask.turns import MOST_PRIORITY
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atomizer_dask.batch import Batch, Sink
 from atomizer_dask.errors import UnstorableError
+from atomizer_dask.execution.batch import Batch, Sink
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.part import Part
 from atomizer_dask.folder import Folder
-from atomizer_dask.frame import Part
 from atomizer_dask.holder import HOLDER
-from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.sweeps.columns import Values, column, size_of
 from atomizer_dask.sweeps.inputs import Inputs, Rows, numpy_or_extension
 from atomizer_dask.tables import encode_outputs, table_of_good

@@ -24,13 +24,14 @@ from time import monotonic
 from traceback import walk_stack
 from typing import Any, Protocol
 
-from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import WORTHWHILE, Size, Sizing
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event
-from atomizer_dask.outcome import Failure, Outcome, Stored
+from atomizer_dask.execution.batch import Batch, Terms
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.turns import due_after
 
 UNKNOWN_RATE = 2.0  # electrons per second and thread, as Dask assumes of tasks

@@ -10,8 +10,7 @@ from typing import Any
 
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import brief, one_line
-from atomizer_dask.policy import OnFailure, Policy, seconds_of
-from atomizer_dask.turns import priority_of
+from atomizer_dask.policy import OnFailure, Policy, priority_of, seconds_of
 
 _OPTIONS = {"timeout", "copy_state", "on_failure", "max_attempts", "backoff", "priority"}
 _serial = itertools.count()

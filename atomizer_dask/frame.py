@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,79 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.outcome import Column, Failure, Outcome, utc
-from atomizer_dask.sweeps.columns import Values, as_objects, concatenate, numpy_values
+from atomizer_dask.execution.failure import utc
+from atomizer_dask.execution.outcome import Column
+from atomizer_dask.execution.part import Part
+from atomizer_dask.sweeps.columns import (
+    METADATA_PREFIX,
+    OUTPUT_PREFIX,
+    Values,
+    as_objects,
+    concatenate,
+    numpy_values,
+    renamed,
+)
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 from atomizer_dask.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OUTPUT_PREFIX = "result_"
-METADATA_PREFIX = "electron_"
 _COPY_ON_WRITE = int(version("pandas").partition(".")[0]) >= 3
-
-
-@dataclass(slots=True)
-class Part:
-    """What became of some electrons of a run.
-
-    Parameters
-    ----------
-    positions
-        Of the electrons in the sweep.
-    outcome
-        What became of them.
-    attempt
-        Which attempt it was.
-    replaced
-        Which of the failed ones have been, or will be, tried again: a later part tells of these.
-    code
-        The fingerprint of the code that ran, where a store keeps it.
-    """
-
-    positions: range | np.ndarray
-    outcome: Outcome
-    attempt: int = 1
-    replaced: np.ndarray | None = None
-    code: str = ""
-
-    def __len__(self) -> int:
-        return len(self.outcome)
-
-    def current(self) -> Part:
-        """Return it without what another part tells of."""
-        if self.replaced is None or not self.replaced.any():
-            return self
-        stays = np.ones(len(self.outcome), dtype=bool)
-        stays[np.asarray(self.outcome.failed, dtype=np.int64)[self.replaced]] = False
-        return self.pick(stays)
-
-    def pick(self, wanted: np.ndarray) -> Part:
-        """Return it for the electrons that `wanted`, a mask of them, says."""
-        positions, outcome = numpy_values(self.positions)[wanted], self.outcome.pick(wanted)
-        return Part(positions, outcome, self.attempt, code=self.code)
-
-    def failed_positions(self) -> np.ndarray:
-        """Return where in the sweep the failed ones are."""
-        failed = np.asarray(self.outcome.failed, dtype=np.int64)
-        if isinstance(self.positions, range):
-            return failed + self.positions.start
-        return self.positions[failed]
-
-    def by_failure(self) -> Iterator[tuple[Failure, np.ndarray]]:
-        """Yield each distinct failure, and where in the sweep those are that failed with it."""
-        positions, failures = self.failed_positions(), self.outcome.failures
-        if len(failures) == 1:
-            yield failures[0], positions
-            return
-        codes = np.asarray(self.outcome.codes)
-        order = np.argsort(codes, kind="stable")  # each may have failed with one of its own
-        distinct, first = np.unique(codes[order], return_index=True)
-        for code, mine in zip(
-            distinct.tolist(), np.split(positions[order], first[1:]), strict=True
-        ):
-            yield failures[code], mine
 
 
 def to_frame(
@@ -291,21 +236,6 @@ def _framed(columns: dict[str, Any], index: pd.Index) -> pd.DataFrame:
     frame = pd.DataFrame(columns, index=None if columns else index, copy=False)
     frame.index = index
     return frame
-
-
-def renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
-    """Return `columns` with a prefix where their name is `taken`, or would be by that."""
-    used = {*taken}
-    own = columns.keys() - used
-    named = {}
-    for name, values in columns.items():
-        while name in used:
-            name = prefix + name
-            if name in own:
-                name = prefix + name
-        used.add(name)
-        named[name] = values
-    return named
 
 
 def _positions(parts: Sequence[Part]) -> tuple[Any, np.ndarray | None]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.frame import OUTPUT_PREFIX
-from atomizer_dask.sweeps.columns import column
+from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, column
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.sweep import Sweep
 

@@ -8,8 +8,8 @@ from heapq import nlargest
 from typing import Any
 
 from atomizer_dask.events import KEPT, Event
+from atomizer_dask.execution.failure import Failure, utc
 from atomizer_dask.ledger import Ledger
-from atomizer_dask.outcome import Failure, utc
 
 
 def events_before(

@@ -22,8 +22,9 @@ from atomizer_dask.config import setting
 from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError, StoreChangedError
-from atomizer_dask.frame import Part
-from atomizer_dask.outcome import Outcome, Stored
+from atomizer_dask.execution.batch import Positions
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.part import Part
 from atomizer_dask.schemas import common_schema, joined, recoded, with_notes
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
 from atomizer_dask.stored import File, StoredPart
@@ -31,7 +32,6 @@ from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.inputs import Inputs
 from atomizer_dask.tables import (
     Encoded,
-    Positions,
     encode_outputs,
     table_of_failed,
     table_of_failures,

@@ -24,6 +24,8 @@ from atomizer_dask.errors import (
     StoreError,
     UnstorableError,
 )
+from atomizer_dask.execution.batch import Positions
+from atomizer_dask.execution.options import Options
 from atomizer_dask.extending import extend, rows_writer, sweeps_of
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import living_holder, read_holder
@@ -36,28 +38,11 @@ from atomizer_dask.store import FAILURES, MANIFEST, MERGING, PROPERTIES, Store, 
 from atomizer_dask.sweepfile import save_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
-from atomizer_dask.tables import Positions
 from atomizer_dask.view import View
 
 logger = logging.getLogger(__name__)
 
 ATOM = "atom.pickle"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The options of `Atomizer.map`, but for those that name things."""
-
-    timeout: float | None
-    policy: Policy
-    copy_state: bool
-    allow_pickle: bool
-    priority: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return them as they stand in a manifest; a function as policy is not kept."""
-        options = options_of(self.timeout, self.policy, self.copy_state, self.priority)
-        return {**options, "allow_pickle": self.allow_pickle}
 
 
 def target_of(definition: Definition) -> str:
@@ -70,21 +55,6 @@ def target_of(definition: Definition) -> str:
         file = None
     known = file is not None and os.path.exists(file) and "<" not in name
     return f"{os.path.abspath(file)}:{name}" if known and file is not None else ""
-
-
-def options_of(
-    timeout: float | None, policy: Policy, copy_state: bool, priority: int
-) -> dict[str, Any]:
-    """Return options of `Atomizer.map` as JSON; a function as policy is not kept."""
-    on_failure = policy.on_failure
-    return {
-        "timeout": timeout,
-        "on_failure": on_failure if isinstance(on_failure, str) else None,
-        "max_attempts": policy.max_attempts,
-        "backoff": policy.backoff,
-        "copy_state": copy_state,
-        "priority": priority,
-    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from time import time_ns
 import numpy as np
 
 from atomizer_dask.adoption import adopt
-from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import (
@@ -24,18 +23,18 @@ from atomizer_dask.errors import (
     where_raised,
 )
 from atomizer_dask.events import Event
-from atomizer_dask.frame import Part
+from atomizer_dask.execution.batch import Batch, Positions, Terms
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.part import Part
 from atomizer_dask.journal import Journal
 from atomizer_dask.keeping import check_code, keep_atom
 from atomizer_dask.ledger import Ledger, State
-from atomizer_dask.outcome import Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.store import Store
 from atomizer_dask.stored import StoredPart
 from atomizer_dask.supply import Supply
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.stream import Streamed
-from atomizer_dask.tables import Positions
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import StoreCorruptedError
+from atomizer_dask.execution.failure import Failure
 from atomizer_dask.journal import Journal, finish_failed, finish_merge
 from atomizer_dask.ledger import Ledger
-from atomizer_dask.outcome import Failure
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
 from atomizer_dask.stored import File, StoredPart
 from atomizer_dask.sweeps.columns import look_up

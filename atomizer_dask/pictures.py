@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from atomizer_dask.frame import OUTPUT_PREFIX, Part, renamed, to_frame
+from atomizer_dask.execution.part import Part
+from atomizer_dask.frame import to_frame
 from atomizer_dask.results import Results
 from atomizer_dask.stored import StoredPart, read_parts
+from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, renamed
 
 if TYPE_CHECKING:
     from atomizer_dask.canvas import Heading

@@ -8,9 +8,9 @@ from typing import Any
 
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.batch import Origin, Sink
 from atomizer_dask.events import Event
-from atomizer_dask.outcome import Failure
+from atomizer_dask.execution.batch import Origin, Sink
+from atomizer_dask.execution.failure import Failure
 from atomizer_dask.policy import Policy
 from atomizer_dask.sweeps.sweep import Sweep
 

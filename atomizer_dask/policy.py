@@ -140,3 +140,27 @@ def seconds_of(value: Any, name: str, *, least: float | None = None) -> float | 
     if not (seconds > 0 if least is None else seconds >= least):
         raise ValueError(example)
     return seconds
+
+
+MOST_PRIORITY = 1000
+
+
+def priority_of(value: Any) -> int:
+    """Return a priority that a user gave.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"priority must be a whole number, 0 where nothing is special, got {value!r}"
+        )
+    priority = int(value)
+    if abs(priority) > MOST_PRIORITY:
+        raise ValueError(
+            f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, got {priority}; what is "
+            "higher goes first, by however little"
+        )
+    return priority

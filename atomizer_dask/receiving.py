@@ -7,12 +7,12 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-from atomizer_dask.conductors.base import Conductor
+from atomizer_dask.conductor import Conductor
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError, text_of
 from atomizer_dask.events import Event
+from atomizer_dask.execution.failure import CANCELLED, Failure
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import CANCELLED, Failure
 from atomizer_dask.properties import Properties
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atoms.definition import as_it_is_now
-from atomizer_dask.batch import Batch, Terms
+from atomizer_dask.conductor import refuse_annotations
 from atomizer_dask.conductors.base import BatchConductor
 from atomizer_dask.config import setting
 from atomizer_dask.display.live import Shown
@@ -24,13 +23,15 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, StoreError
 from atomizer_dask.events import Event, EventLog
 from atomizer_dask.events import Stream as EventStream
+from atomizer_dask.execution.batch import Batch, Positions, Terms
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.options import options_of
 from atomizer_dask.history import events_before, failed
 from atomizer_dask.journal import Journal
-from atomizer_dask.keeping import Kept, described, look, options_of
+from atomizer_dask.keeping import Kept, described, look
 from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.loading import load
-from atomizer_dask.outcome import Failure
 from atomizer_dask.pictures import Pictures
 from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.policy import seconds_of
@@ -38,7 +39,6 @@ from atomizer_dask.progress import Progress
 from atomizer_dask.provenance import surroundings
 from atomizer_dask.store import Store
 from atomizer_dask.supply import Supply
-from atomizer_dask.tables import Positions
 from atomizer_dask.verification import compare, draw
 from atomizer_dask.view import View
 from atomizer_dask.waiting import bar, heard, interrupt, watch

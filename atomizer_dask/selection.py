@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.frame import METADATA_PREFIX, OUTPUT_PREFIX
+from atomizer_dask.sweeps.columns import METADATA_PREFIX, OUTPUT_PREFIX
 
 if TYPE_CHECKING:
     import pandas as pd

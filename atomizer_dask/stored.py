@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
+from atomizer_dask.execution.outcome import Column
+from atomizer_dask.execution.part import Part
 from atomizer_dask.folder import Folder
-from atomizer_dask.frame import Part, frame_of_columns
-from atomizer_dask.outcome import Column
+from atomizer_dask.frame import frame_of_columns
 from atomizer_dask.selection import Selection
 from atomizer_dask.store import FAILED, PROPERTIES, Store
 from atomizer_dask.sweeps.columns import look_up

@@ -17,20 +17,20 @@ import numpy as np
 
 from atomizer_dask.adoption import spans
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Batch, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
 from atomizer_dask.display.text import counted
 from atomizer_dask.driver import Driver, as_error
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, text_of
 from atomizer_dask.events import Event, Level
-from atomizer_dask.frame import Part
+from atomizer_dask.execution.batch import Batch, Positions, Terms
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.part import Part
 from atomizer_dask.ledger import Ledger, State
-from atomizer_dask.outcome import Failure, Outcome, Stored
 from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.stream_reader import Drawing
-from atomizer_dask.tables import Positions
 
 logger = logging.getLogger(__name__)
 

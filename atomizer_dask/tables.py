@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,12 +28,13 @@ import pyarrow.compute as pc
 from atomizer_dask import codec
 from atomizer_dask.codec import Coded
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.frame import OUTPUT_PREFIX, Part, renamed
-from atomizer_dask.outcome import Column, Failure, Outcome
-from atomizer_dask.sweeps.columns import Values, numpy_values
+from atomizer_dask.execution.batch import Positions
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.outcome import Column, Outcome
+from atomizer_dask.execution.part import Part
+from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, Values, numpy_values, renamed
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 
-Positions: TypeAlias = range | np.ndarray
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")
 _TIME = pa.timestamp("ns", "UTC")
 _NAME = pa.dictionary(pa.int32(), pa.string())

@@ -10,34 +10,9 @@ Comput. Syst. 9(2), 1991).
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Any
-
-MOST_PRIORITY = 1000
 SECONDS_OF_PRIORITY = 1e10  # more than any due date, so that one step outweighs all of them
 MARGIN = 2.0  # times its own backlog: who has none goes first although estimates are rough
 DEEPER_SECONDS = 1.5  # by how much the deepest go before their time
-
-
-def priority_of(value: Any) -> int:
-    """Return a priority that a user gave.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f"priority must be a whole number, 0 where nothing is special, got {value!r}"
-        )
-    priority = int(value)
-    if abs(priority) > MOST_PRIORITY:
-        raise ValueError(
-            f"priority must be from -{MOST_PRIORITY} to {MOST_PRIORITY}, got {priority}; what is "
-            "higher goes first, by however little"
-        )
-    return priority
 
 
 def urgency(priority: int, due: float) -> float:

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from atomizer_dask.nursery import Nursery
+from atomizer_dask.execution.quarantine.fork_server import Nursery
 
 
 def serve(connection, cursor):

@@ -27,8 +27,8 @@ from atomizer_dask import (
     atom,
 )
 from atomizer_dask.atoms.registry import registered
+from atomizer_dask.execution.failure import Failure
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
-from atomizer_dask.outcome import Failure
 
 pytestmark = pytest.mark.amqp
 

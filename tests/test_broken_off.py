@@ -28,11 +28,11 @@ from atomizer_dask import (
 from atomizer_dask.batching import Sizing
 from atomizer_dask.conductors.sending import ElectronSource
 from atomizer_dask.driver import Driver
+from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.folder import Folder
 from atomizer_dask.journal import Journal
 from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger
-from atomizer_dask.outcome import Outcome
 from atomizer_dask.supply import Supply
 from atomizer_dask.sweeps.equality import alike
 from atomizer_dask.widgets.facts import run_facts

@@ -37,7 +37,7 @@ from atomizer_dask import (
     supply,
 )
 from atomizer_dask.conductors.once import ONCE
-from atomizer_dask.cuts import MOST_ROWS
+from atomizer_dask.execution.row_dependence import MOST_ROWS
 from atomizer_dask.journal import Journal
 
 ORPHAN_NS = 5_000_000_000  # in which a worker ends whose scheduler is gone

@@ -8,9 +8,9 @@ import pytest
 
 from atomizer_dask import ConductorError
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.driver import Arrived, Dispatcher, Driver, GivenBack, Lost
-from atomizer_dask.outcome import Column, Outcome
+from atomizer_dask.execution.batch import Batch, Origin
+from atomizer_dask.execution.outcome import Column, Outcome
 from atomizer_dask.sweeps.inputs import Columns
 
 

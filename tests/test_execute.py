@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask import atom, claims, execute
+from atomizer_dask import atom
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Batch, Origin
-from atomizer_dask.execute import Site
-from atomizer_dask.outcome import Failure, Outcome
+from atomizer_dask.execution import lease, remaining
+from atomizer_dask.execution.batch import Batch, Origin
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.lease import Site
+from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.sweeps.inputs import Rows
 from atomizer_dask.sweeps.make import as_sweep
 
@@ -195,7 +197,7 @@ def test_single_electron_has_no_time_box():
 def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
     """The thread that gives back may be interrupted between taking electrons and counting them."""
     site, ended, drained = Here(), threading.Event(), threading.Event()
-    drain = claims.Claims.drain
+    drain = remaining.Claims.drain
 
     def slow_drain(claims):
         rest = drain(claims)
@@ -203,7 +205,7 @@ def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
         ended.wait(0.5)
         return rest
 
-    monkeypatch.setattr(claims.Claims, "drain", slow_drain)
+    monkeypatch.setattr(remaining.Claims, "drain", slow_drain)
 
     def atom_of(x):
         if x == 2:
@@ -312,8 +314,8 @@ def test_wrong_length_is_not_bisected():
 
 
 def test_vectorised_batch_can_be_stopped_between_slices(monkeypatch):
-    monkeypatch.setattr(execute, "_FIRST_SLICE", 10)
-    monkeypatch.setattr(claims, "LARGEST_PIECE", 10)
+    monkeypatch.setattr(lease, "_FIRST_SLICE", 10)
+    monkeypatch.setattr(remaining, "LARGEST_PIECE", 10)
     site = Here()
 
     def function(x):

@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from atomizer_dask import nursery as module
-from atomizer_dask.nursery import Exit, Nursery
+from atomizer_dask.execution.quarantine import fork_server as module
+from atomizer_dask.execution.quarantine.fork_server import Exit, Nursery
 
 SECONDS = 20
 
@@ -253,7 +253,7 @@ def test_a_killed_zygote_takes_its_children_along_and_is_replaced(nursery):
 PARENT = """
 import sys, threading
 sys.path[:] = {path!r}
-from atomizer_dask.nursery import Nursery
+from atomizer_dask.execution.quarantine.fork_server import Nursery
 nursery = Nursery("nursery_targets:deaf")
 children = [nursery.start() for _ in range(2)]
 import psutil

@@ -15,11 +15,10 @@ from atomizer_dask import (
     Electron,
     MemoryConductor,
     atom,
-    claims,
-    execute,
     grid,
     zipped,
 )
+from atomizer_dask.execution import lease, remaining
 
 IMG = "<img src=x onerror=alert(1)>"
 
@@ -360,9 +359,9 @@ def test_iterator_of_no_mappings_is_told(local):
 def tiny_batches(monkeypatch, configure):
     """Time boxes that end all the time, and pieces and slices that are small."""
     configure({"batches.first": 0.002, "batches.shortest": 0.01})
-    monkeypatch.setattr(execute, "_AT_ONCE", 7)
-    monkeypatch.setattr(execute, "_FIRST_SLICE", 3)
-    monkeypatch.setattr(claims, "LARGEST_PIECE", 50)
+    monkeypatch.setattr(lease, "_AT_ONCE", 7)
+    monkeypatch.setattr(lease, "_FIRST_SLICE", 3)
+    monkeypatch.setattr(remaining, "LARGEST_PIECE", 50)
 
 
 @pytest.mark.usefixtures("tiny_batches")

@@ -13,7 +13,8 @@ from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom, grid
 from atomizer_dask.conductors.once import ONCE
-from atomizer_dask.turns import due_after, priority_of
+from atomizer_dask.policy import priority_of
+from atomizer_dask.turns import due_after
 
 SECOND = Path(__file__).with_name("second_notebook.py")
 WITHIN = 60.0  # seconds, in which anything must happen

@@ -19,7 +19,7 @@ from atomizer_dask import (
     Properties,
     WireError,
 )
-from atomizer_dask.outcome import Failure
+from atomizer_dask.execution.failure import Failure
 from atomizer_dask.wire import (
     ExpiredError,
     Limits,

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Origin
 from atomizer_dask.conductors import dask, worker
 from atomizer_dask.events import Event
+from atomizer_dask.execution.batch import Origin
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from atomizer_dask.conductor import Conductor, Listener, check_electron
 from atomizer_dask.conductors.address import Address, Tls
-from atomizer_dask.conductors.base import Conductor, Listener, check_electron
 from atomizer_dask.conductors.desk import Desk
 from atomizer_dask.conductors.requests import Requests
 from atomizer_dask.conductors.service import DEAD, Service

@@ -7,27 +7,25 @@ import logging
 import os
 import threading
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, wait
 from functools import partial
 from itertools import groupby
 from time import monotonic
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
-from atomizer_dask.annotations import refuse_annotations
 from atomizer_dask.atoms.code.fingerprint import Code, code_of
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.atoms.registry import registered
-from atomizer_dask.batch import Batch, Origin, Sink
+from atomizer_dask.conductor import Conductor, Listener, Route, Sender, check_electron
 from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.display.live import Shown
-from atomizer_dask.display.text import brief
 from atomizer_dask.driver import (
     SLICE_SECONDS,
     Dispatcher,
@@ -39,13 +37,12 @@ from atomizer_dask.driver import (
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.execute import LateConductor, Lease, Site, replay
+from atomizer_dask.execution.batch import Batch, Origin, Sink
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.lease import Lease, Site, replay
 from atomizer_dask.exiting import watch
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Failure
 from atomizer_dask.policy import Policy
-from atomizer_dask.properties import Properties
-from atomizer_dask.sweeps.lazy_values import check_payload
 from atomizer_dask.sweeps.sweep import Sweep
 
 logger = logging.getLogger(__name__)
@@ -56,118 +53,6 @@ ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes millis
 HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
 LEAVE_SECONDS = 10.0  # for runs to be left where the interpreter ends
 MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
-
-
-class Conductor(ABC):
-    """Carries electrons to where they are executed, and their properties back.
-
-    A conductor sends, or receives, or both. `Atomizer` reads `receive` in a thread of its own,
-    executes what comes, and gives the outcome to `complete`.
-
-    Attributes
-    ----------
-    id
-        Names it in events, and among the conductors of an atomizer.
-    shares_queue
-        Whether others may receive the same electrons: an atomizer without atoms then receives none.
-    route
-        Leads to where the electrons came from that `receive` gives, from any process: what these
-        send goes there too. None where it goes with everything else.
-    """
-
-    id: str = ""
-    shares_queue: bool = False
-    route: Any = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if not cls.id:
-            cls.id = cls.__name__
-
-    def receive(self) -> Iterator[Electron]:
-        """Yield electrons that others sent, until it is closed; the default receives none."""
-        return iter(())
-
-    def complete(self, properties: Properties) -> None:
-        """Answer an electron that `receive` gave."""
-        raise ConductorError(Event("this conductor receives nothing", conductor_id=self.id))
-
-    def give_back(self, electron_id: str) -> None:
-        """Return an electron that `receive` gave and that could not be executed here."""
-        raise ConductorError(
-            Event("this conductor takes nothing back", electron_id, conductor_id=self.id)
-        )
-
-    def stop_receiving(self) -> None:  # noqa: B027 - most receive nothing
-        """Receive no more electrons; those received are answered or given back."""
-
-    def note_waiting(self, electron_id: str) -> None:  # noqa: B027 - most have no limit
-        """Note that an electron that `receive` gave, if it did, waits for others that it sent."""
-
-    def attach(self, listener: Listener) -> None:  # noqa: B027 - most have nothing to tell
-        """Ask `listener` for atoms, and tell it what happens."""
-
-    def detach(self, listener: Listener) -> None:  # noqa: B027 - most have nothing to tell
-        """Undo `attach`."""
-
-    def send(self, electron: Electron) -> Future[Properties]:
-        """Have an electron executed; the default sends none.
-
-        Returns
-        -------
-        concurrent.futures.Future
-            Of its Properties; a failed electron has Properties like any other.
-
-        Raises
-        ------
-        ConductorError
-            Where it does not send, is closed, or its other side is gone.
-        """
-        raise ConductorError(Event("this conductor sends nothing", conductor_id=self.id))
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release what it holds; closing twice does no harm."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class Route(Protocol):
-    """How to reach a queue from any process; it travels with electrons that came from there."""
-
-    def conductor(self) -> Sender:
-        """Return what sends there, in this process."""
-
-
-class Sender(Protocol):
-    """What sends electrons along a route."""
-
-    def send_with(self, electron: Electron, future: ElectronFuture) -> ElectronFuture:
-        """Have an electron executed, and give its outcome to `future`."""
-
-
-class Listener(Protocol):
-    """Whom a conductor asks for atoms, and tells what happens: the atomizer."""
-
-    @property
-    def threads(self) -> int:
-        """How many electrons it can have executed at a time."""
-
-    def note_waiting(self, electron_id: str) -> None:
-        """Note that an electron waits for others that it sent."""
-
-    def find(self, atom_id: str) -> Definition | None:
-        """Return the atom of that id."""
-
-    def emit(self, event: Event) -> None:
-        """Note an event."""
-
-    def report(self, error: AtomizerError) -> None:
-        """Note an error."""
 
 
 class BatchConductor(Shown, Conductor):
@@ -782,21 +667,6 @@ class ChildConductor(Conductor):
 
     def close(self) -> None:
         """Do nothing: it belongs to the site."""
-
-
-Conductor.register(LateConductor)  # which stands for a ChildConductor
-
-
-def check_electron(electron: Any) -> None:
-    """Raise where `electron` is none, or cannot be carried as it is meant.
-
-    Its payload may be what can never be meant, see `lazy`; and it may not get what is asked for
-    around it.
-    """
-    if not isinstance(electron, Electron):
-        raise TypeError(f"expected an Electron, got {type(electron).__name__} {brief(electron)}")
-    check_payload(electron.payload)
-    refuse_annotations()
 
 
 def _prioritised(origin: Origin, electron: Electron) -> Origin:

@@ -34,10 +34,9 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import HOME, forget, loads
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.required_modules import needs_of
-from atomizer_dask.batch import FIRST, Batch, Sink
-from atomizer_dask.checking import check_picklable, why_not_sent
+from atomizer_dask.conductor import Listener
 from atomizer_dask.conductors.asking import ask_workers, install, successes
-from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor, Listener
+from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor
 from atomizer_dask.conductors.connecting import connect
 from atomizer_dask.conductors.crew import Crew
 from atomizer_dask.conductors.fitness import Fitness
@@ -71,8 +70,6 @@ from atomizer_dask.conductors.worker import (
     Undisturbed,
     census,
     drive_detached,
-    dump_error,
-    dump_events,
     let_go,
     run_batch,
     sees,
@@ -99,9 +96,19 @@ from atomizer_dask.errors import (
     where_raised,
 )
 from atomizer_dask.events import Event, Level
+from atomizer_dask.execution.batch import FIRST, Batch, Sink
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.input_checks import check_picklable, why_not_sent
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.packing import (
+    Packed,
+    dump_error,
+    dump_events,
+    dumps,
+    pack,
+    unpack_outcome,
+)
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Failure, Outcome, Stored
-from atomizer_dask.packing import Packed, dumps, pack, unpack_outcome
 from atomizer_dask.policy import Policy
 from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.turns import urgency

@@ -11,8 +11,8 @@ from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event, Level
 
 if TYPE_CHECKING:
+    from atomizer_dask.conductor import Listener
     from atomizer_dask.conductors.address import Address
-    from atomizer_dask.conductors.base import Listener
     from atomizer_dask.wire import Limits
 
 

@@ -35,8 +35,8 @@ from distributed.deploy import Cluster
 from distributed.nanny import WorkerProcess
 from distributed.process import AsyncProcess
 
+from atomizer_dask.execution.quarantine.fork_server import blocked, end_group, heed_not
 from atomizer_dask.interruptible import SLICE_SECONDS
-from atomizer_dask.nursery import blocked, end_group, heed_not
 
 GRACE = 0.6  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
 QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections tell that they end

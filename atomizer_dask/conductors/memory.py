@@ -19,7 +19,6 @@ from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.pickling import dump_watched, look_at
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Batch, Origin
 from atomizer_dask.conductors.base import BatchConductor, ChildConductor
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.deposit import Depository
@@ -27,9 +26,11 @@ from atomizer_dask.driver import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError, text_of, where_raised
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Keeper, Lease
-from atomizer_dask.outcome import Failure, Outcome, Stored
-from atomizer_dask.quarantine import IsolatingSite
+from atomizer_dask.execution.batch import Batch, Origin
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.lease import Keeper, Lease
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.turns import urgency
 
 

@@ -8,13 +8,13 @@ from hashlib import blake2b
 from math import inf
 from typing import TYPE_CHECKING
 
-from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.asking import ask_workers, successes
 from atomizer_dask.conductors.fitness import Fitness
 from atomizer_dask.conductors.once import FRESH, METADATA, NOBODY
 from atomizer_dask.conductors.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
 from atomizer_dask.conductors.worker import wall_time
 from atomizer_dask.events import Event
+from atomizer_dask.execution.batch import Batch
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -18,8 +18,8 @@ from atomizer_dask.conductors.link import NO_CONNECTION, REFUSED_SECONDS, Messag
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, WireError
 from atomizer_dask.events import Event
+from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import Failure
 from atomizer_dask.properties import Properties
 from atomizer_dask.wire import decode_properties, encode_electron, recognise_reply
 

@@ -10,13 +10,14 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.batching import Size
 from atomizer_dask.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.execution.batch import FIRST, Batch, Origin, Terms
+from atomizer_dask.execution.failure import CANCELLED
+from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.outcome import CANCELLED, Outcome, Stored
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.sweeps.copies import own_payload
 from atomizer_dask.sweeps.inputs import Rows

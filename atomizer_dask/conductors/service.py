@@ -25,7 +25,7 @@ from atomizer_dask.conductors.prefetch import Prefetch
 from atomizer_dask.conductors.requests import OURS
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import WireError
-from atomizer_dask.outcome import Failure, utc
+from atomizer_dask.execution.failure import Failure, utc
 from atomizer_dask.properties import Properties
 from atomizer_dask.wire import (
     ExpiredError,

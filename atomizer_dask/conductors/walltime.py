@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from atomizer_dask.batch import Batch
 from atomizer_dask.conductors.once import JOINED_SECONDS, LEAVING, is_batch, is_kept
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease
-from atomizer_dask.packing import Packed
+from atomizer_dask.execution.batch import Batch
+from atomizer_dask.execution.lease import Lease
+from atomizer_dask.execution.packing import Packed
 
 if TYPE_CHECKING:
     from distributed import Worker

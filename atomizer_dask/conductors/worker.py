@@ -22,23 +22,24 @@ from atomizer_dask.atoms import namespaces
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Batch, Origin, Sink
 from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
 from atomizer_dask.conductors.versions import LARGE, collect
 from atomizer_dask.conductors.walltime import Leaving, WallTime
 from atomizer_dask.deposit import Depository
-from atomizer_dask.errors import AtomizerError, UnpicklableError, text_of
+from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease
-from atomizer_dask.nested import let_code_travel_on
-from atomizer_dask.nursery import heed_not
-from atomizer_dask.outcome import Outcome, Stored
-from atomizer_dask.packing import Packed, dumps, pack_outcome, unpack_outcome
-from atomizer_dask.quarantine import IsolatingSite
+from atomizer_dask.execution.batch import Batch, Origin, Sink
+from atomizer_dask.execution.lease import Lease
+from atomizer_dask.execution.nested_processes import let_code_travel_on
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, unpack_outcome
+from atomizer_dask.execution.quarantine.fork_server import heed_not
+from atomizer_dask.execution.quarantine.parent import IsolatingSite
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
+
 
 logger = logging.getLogger(__name__)
 
@@ -379,14 +380,3 @@ class DaskSite(IsolatingSite):
             events, self._events = self._events, {}
         for channel, those in events.items():
             self._worker.log_event(channel, ("events", dump_events(those)))
-
-
-def dump_events(events: list[Event]) -> bytes:
-    """Return events as bytes, with texts for fields that cannot travel."""
-    data = dumps(events)
-    return dumps(list(map(Event.as_text, events))) or b"" if data is None else data
-
-
-def dump_error(error: AtomizerError) -> bytes:
-    """Return an error as bytes, without what is behind it where that cannot travel."""
-    return dumps(error) or dumps(AtomizerError(error.event)) or b""

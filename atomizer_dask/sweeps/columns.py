@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 else:
     Values: TypeAlias = Any
 
-
 _DTYPES: dict[type, np.dtype[Any]] = {
     bool: np.dtype(bool),
     int: np.dtype(np.int64),
@@ -229,3 +228,22 @@ def _size_of_object(value: Any) -> int:
         return _USUAL_BYTES
     is_size = isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0
     return int(size) if is_size else _USUAL_BYTES  # type: ignore[arg-type]
+
+
+OUTPUT_PREFIX = "result_"
+METADATA_PREFIX = "electron_"
+
+
+def renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
+    """Return `columns` with a prefix where their name is `taken`, or would be by that."""
+    used = {*taken}
+    own = columns.keys() - used
+    named = {}
+    for name, values in columns.items():
+        while name in used:
+            name = prefix + name
+            if name in own:
+                name = prefix + name
+        used.add(name)
+        named[name] = values
+    return named

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from atomizer_dask.display.text import plain, shorten
-from atomizer_dask.frame import HINTS, Part
-from atomizer_dask.outcome import Failure
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.part import Part
+from atomizer_dask.frame import HINTS
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell
 

@@ -18,15 +18,19 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, loads
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batch import Batch, Origin
-from atomizer_dask.conductors.base import Conductor, check_electron
+from atomizer_dask.conductor import Conductor, check_electron
 from atomizer_dask.electron import Electron
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Lease, OvertimeError, Site, TimeIsUp
+from atomizer_dask.execution.batch import Batch, Origin
+from atomizer_dask.execution.lease import Lease, Site
+from atomizer_dask.execution.nested_processes import let_code_travel_on
+from atomizer_dask.execution.packing import Packed, dumps, pack_outcome
+from atomizer_dask.execution.timeout import OvertimeError, TimeIsUp
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.nested import let_code_travel_on
-from atomizer_dask.packing import Packed, dumps, pack_outcome
-from atomizer_dask.quarantine import BEGAN, COUNT, INJECT_AFTER, LOOK_SECONDS, OFFSET
+
+INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
+LOOK_SECONDS = 0.05
+OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
 
 
 def serve(connection: Connection, cursor: memoryview[float]) -> None:

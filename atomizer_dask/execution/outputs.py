@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.outcome import Column, Failure, Outcome
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.outcome import Column, Outcome
 from atomizer_dask.sweeps.columns import Values, as_objects, column, concatenate
 
 

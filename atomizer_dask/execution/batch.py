@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -275,3 +275,6 @@ class Batch:
             cut["stream"] = self.stream[start:stop]
         inputs, positions = self.cut(start, stop), self.positions[start:stop]
         return replace(self, inputs=inputs, positions=positions, **cut)  # type: ignore[arg-type]
+
+
+Positions: TypeAlias = range | np.ndarray

@@ -18,8 +18,11 @@ import numpy as np
 
 from atomizer_dask.atoms import pickling
 from atomizer_dask.atoms.namespaces import HOME, inside, loads
+from atomizer_dask.errors import AtomizerError
+from atomizer_dask.events import Event
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.outcome import Column, Outcome, Stored
 from atomizer_dask.interruptible import is_interrupt
-from atomizer_dask.outcome import Column, Failure, Outcome, Stored
 
 LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
 _SAMPLE = 3  # results whose classes are taken for those of all
@@ -273,3 +276,14 @@ def _are_plain(values: list[Any]) -> bool:
     if types == {np.ndarray}:
         return not any(value.dtype.hasobject for value in values)
     return False
+
+
+def dump_events(events: list[Event]) -> bytes:
+    """Return events as bytes, with texts for fields that cannot travel."""
+    data = dumps(events)
+    return dumps(list(map(Event.as_text, events))) or b"" if data is None else data
+
+
+def dump_error(error: AtomizerError) -> bytes:
+    """Return an error as bytes, without what is behind it where that cannot travel."""
+    return dumps(error) or dumps(AtomizerError(error.event)) or b""

@@ -42,6 +42,7 @@ import psutil
 if TYPE_CHECKING:
     Link = Connection[Any, Any]
 
+
 _CURSOR_BYTES = 32  # four doubles
 _CHILD_SECONDS = 1.0  # for a child to return once its connection is closed
 _ZYGOTE_SECONDS = 5.0  # for the zygote to reap its children
@@ -49,7 +50,8 @@ _LOOK_SECONDS = 1.0  # how often the zygote looks whether its owner is still its
 _PR_SET_PDEATHSIG = 1
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[4:]; "
-    "from atomizer_dask.nursery import run_zygote; run_zygote(*sys.argv[1:4])"
+    "from atomizer_dask.execution.quarantine.fork_server import run_zygote; "
+    "run_zygote(*sys.argv[1:4])"
 )
 
 

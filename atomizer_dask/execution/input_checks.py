@@ -9,9 +9,9 @@ import numpy as np
 
 from atomizer_dask.atoms.global_generators import is_generator
 from atomizer_dask.atoms.pickling import dumps
-from atomizer_dask.batch import Batch
 from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError, UnpicklableError, text_of
+from atomizer_dask.execution.batch import Batch
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.sweep import Sweep

@@ -2,7 +2,7 @@
 
 ::
 
-    worker thread (Quarantine)                      child process (`atomizer_dask.child`)
+    worker thread (`parent`)                        child process (`child`)
     piece of a batch          ── connection ────▶   executes it electron by electron
     outcome, events, sends    ◀── connection ────
     who runs, and since when  ◀── shared memory ──  the cursor
@@ -33,26 +33,24 @@ import psutil
 
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import loads
-from atomizer_dask.batch import Batch
-from atomizer_dask.claims import Claims
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
-from atomizer_dask.execute import Keeper, Lease, Site
-from atomizer_dask.nursery import Child, Nursery
-from atomizer_dask.outcome import CANCELLED, Failure, Outcome
-from atomizer_dask.packing import dumps, pack, unpack_outcome
+from atomizer_dask.execution.batch import Batch
+from atomizer_dask.execution.failure import CANCELLED, Failure
+from atomizer_dask.execution.lease import Keeper, Lease, Site
+from atomizer_dask.execution.outcome import Outcome
+from atomizer_dask.execution.packing import dumps, pack, unpack_outcome
+from atomizer_dask.execution.quarantine.child import BEGAN, COUNT, LOOK_SECONDS, OFFSET
+from atomizer_dask.execution.quarantine.fork_server import Child, Nursery
+from atomizer_dask.execution.remaining import Claims
 from atomizer_dask.properties import Properties
 
-INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
+logger = logging.getLogger(__name__)
 KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
-LOOK_SECONDS = 0.05
 STARTS = 3  # attempts to start a child
 SPACES = 32  # that a child keeps
 FORGOTTEN = 1000  # versions of atoms that children in use have still to forget
-OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
-
-logger = logging.getLogger(__name__)
 
 
 class IsolatingSite(Site):
@@ -68,7 +66,10 @@ class IsolatingSite(Site):
 
     def __init__(self) -> None:
         super().__init__()
-        self._nursery = Nursery("atomizer_dask.child:serve", preload=("atomizer_dask.child",))
+        self._nursery = Nursery(
+            "atomizer_dask.execution.quarantine.child:serve",
+            preload=("atomizer_dask.execution.quarantine.child",),
+        )
         self._idle: list[Inmate] = []
         self._idle_lock = threading.Lock()
         self._forgotten: deque[str] = deque(maxlen=FORGOTTEN)

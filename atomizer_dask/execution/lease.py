@@ -16,7 +16,7 @@ from functools import partial
 from itertools import repeat
 from math import inf
 from time import perf_counter, time_ns
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,7 @@ from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import TURN
 from atomizer_dask.atoms.random_streams import Positioned, Stream
-from atomizer_dask.batch import Batch, Origin
-from atomizer_dask.claims import Claims
-from atomizer_dask.cuts import Cuts, fault_of, longest_stretch, warning_of
+from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import (
     AtomizerError,
     DependentRowsError,
@@ -36,9 +34,20 @@ from atomizer_dask.errors import (
     text_of,
 )
 from atomizer_dask.events import Event
+from atomizer_dask.execution.batch import Batch, Origin
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.outcome import Column, Outcome
+from atomizer_dask.execution.outputs import (
+    Results,
+    errors_of_slice,
+    join,
+    join_outcomes,
+    outputs_of_slice,
+)
+from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.row_dependence import Cuts, fault_of, longest_stretch, warning_of
+from atomizer_dask.execution.timeout import OvertimeError, TimeIsUp, Watch
 from atomizer_dask.interruptible import is_interrupt
-from atomizer_dask.outcome import Column, Failure, Outcome
-from atomizer_dask.outputs import Results, errors_of_slice, join, join_outcomes, outputs_of_slice
 from atomizer_dask.sweeps.columns import (
     as_objects,
     column,
@@ -63,41 +72,6 @@ _REMEMBERED = 10_000  # runs that were stopped
 
 _Arguments = Callable[[int, int], list[Any]]
 Pieces = Iterator[Outcome]
-
-
-class OvertimeError(Exception):
-    """An electron ran out of time; `tier` says what it took to end it."""
-
-    def __init__(self, message: str, tier: str) -> None:
-        super().__init__(message, tier)
-        self.message = message
-        self.tier = tier
-
-
-class TimeIsUp(BaseException):
-    """Raised in the middle of an electron that has no time left."""
-
-
-class Watch(Protocol):
-    """Whoever watches over the time that electrons take, where one does."""
-
-    def left(self) -> float | None:
-        """Return the seconds that the running electron has left; None for no limit."""
-
-    def begin(self, offset: int, count: int) -> None:
-        """Note that `count` electrons begin."""
-
-    def end(self) -> None:
-        """Note that they have ended.
-
-        Raises
-        ------
-        OvertimeError
-            Where they had no time left.
-        """
-
-    def overtime(self) -> OvertimeError:
-        """Return the error of electrons in which `TimeIsUp` was raised."""
 
 
 class Keeper:
@@ -906,3 +880,6 @@ class LateConductor:
 
     def __repr__(self) -> str:
         return repr(self._context.conductor)
+
+
+Conductor.register(LateConductor)  # which stands for the one that it makes

@@ -1,0 +1,1 @@
+"""Child processes, in which electrons may crash and harm nothing else."""

@@ -1,0 +1,40 @@
+"""Electrons that take too long: who watches them, and what they are told."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class OvertimeError(Exception):
+    """An electron ran out of time; `tier` says what it took to end it."""
+
+    def __init__(self, message: str, tier: str) -> None:
+        super().__init__(message, tier)
+        self.message = message
+        self.tier = tier
+
+
+class TimeIsUp(BaseException):
+    """Raised in the middle of an electron that has no time left."""
+
+
+class Watch(Protocol):
+    """Whoever watches over the time that electrons take, where one does."""
+
+    def left(self) -> float | None:
+        """Return the seconds that the running electron has left; None for no limit."""
+
+    def begin(self, offset: int, count: int) -> None:
+        """Note that `count` electrons begin."""
+
+    def end(self) -> None:
+        """Note that they have ended.
+
+        Raises
+        ------
+        OvertimeError
+            Where they had no time left.
+        """
+
+    def overtime(self) -> OvertimeError:
+        """Return the error of electrons in which `TimeIsUp` was raised."""
