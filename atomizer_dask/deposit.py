@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.execution.batch import Batch, Sink
-from atomizer_dask.execution.outcome import Outcome, Stored
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Outcome, Part, Stored
 from atomizer_dask.folder import Folder
 from atomizer_dask.holder import HOLDER
 from atomizer_dask.sweeps.columns import Values, column, size_of

@@ -11,8 +11,7 @@ import numpy as np
 
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import utc
-from atomizer_dask.execution.outcome import Column
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Column, Part
 from atomizer_dask.sweeps.columns import (
     METADATA_PREFIX,
     OUTPUT_PREFIX,

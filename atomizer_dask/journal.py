@@ -23,8 +23,7 @@ from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError, StoreChangedError
 from atomizer_dask.execution.batch import Positions
-from atomizer_dask.execution.outcome import Outcome, Stored
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Outcome, Part, Stored
 from atomizer_dask.schemas import common_schema, joined, recoded, with_notes
 from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
 from atomizer_dask.stored import File, StoredPart

@@ -24,8 +24,7 @@ from atomizer_dask.errors import (
 )
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Positions, Terms
-from atomizer_dask.execution.outcome import Outcome, Stored
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Outcome, Part, Stored
 from atomizer_dask.journal import Journal
 from atomizer_dask.keeping import check_code, keep_atom
 from atomizer_dask.ledger import Ledger, State

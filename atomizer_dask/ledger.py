@@ -17,7 +17,7 @@ from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
 from atomizer_dask.execution.batch import Batch, Origin, Terms
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.stored import StoredPart

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from atomizer_dask.errors import StoreError
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 from atomizer_dask.frame import errors_frame, failures_frame, to_frame
 from atomizer_dask.interruptible import wait_for
 from atomizer_dask.ledger import Ledger

@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 
 MOST_SPANS = 4_000  # that are drawn, in all lanes together
 MOST_LOOKED_AT = 200_000  # of a worker, one by one

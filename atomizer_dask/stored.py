@@ -13,8 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
-from atomizer_dask.execution.outcome import Column
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Column, Part
 from atomizer_dask.folder import Folder
 from atomizer_dask.frame import frame_of_columns
 from atomizer_dask.selection import Selection

@@ -25,8 +25,7 @@ from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, t
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, Stored
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Outcome, Part, Stored
 from atomizer_dask.ledger import Ledger, State
 from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.sweeps.stream import Streamed

@@ -30,8 +30,7 @@ from atomizer_dask.codec import Coded
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Column, Outcome
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Column, Outcome, Part
 from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, Values, numpy_values, renamed
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 

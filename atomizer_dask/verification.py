@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.execution.batch import Terms
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 from atomizer_dask.stored import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 from atomizer_dask.sweeps.columns import look_up, numpy_values
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep

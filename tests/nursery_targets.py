@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from atomizer_dask.execution.quarantine.fork_server import Nursery
+from atomizer_dask.execution.quarantine.fork_server import ForkServer
 
 
 def serve(connection, cursor):
@@ -68,7 +68,7 @@ def deaf(connection, cursor):
 
 def own(answers):
     """Have a child, in a process that may not have children by multiprocessing's rules."""
-    nursery = Nursery("nursery_targets:serve")
+    nursery = ForkServer("nursery_targets:serve")
     child = nursery.start()
     child.connection.send_bytes(b"hello")
     answers.send((child.pid, child.connection.recv_bytes()))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from atomizer_dask import atom
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.execution import lease, remaining
+from atomizer_dask.execution import remaining, vector_loop
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.lease import Site
 from atomizer_dask.execution.outcome import Outcome
+from atomizer_dask.execution.site import Site
 from atomizer_dask.sweeps.inputs import Rows
 from atomizer_dask.sweeps.make import as_sweep
 
@@ -314,7 +314,7 @@ def test_wrong_length_is_not_bisected():
 
 
 def test_vectorised_batch_can_be_stopped_between_slices(monkeypatch):
-    monkeypatch.setattr(lease, "_FIRST_SLICE", 10)
+    monkeypatch.setattr(vector_loop, "_FIRST_SLICE", 10)
     monkeypatch.setattr(remaining, "LARGEST_PIECE", 10)
     site = Here()
 

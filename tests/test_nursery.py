@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from atomizer_dask.execution.quarantine import fork_server as module
-from atomizer_dask.execution.quarantine.fork_server import Exit, Nursery
+from atomizer_dask.execution.quarantine.fork_server import Exit, ForkServer
 
 SECONDS = 20
 
@@ -21,14 +21,14 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture(scope="module")
 def shared():
-    nursery = Nursery("nursery_targets:serve", preload=("numpy",))
+    nursery = ForkServer("nursery_targets:serve", preload=("numpy",))
     yield nursery
     nursery.close()
 
 
 @pytest.fixture
 def nursery():
-    nursery = Nursery("nursery_targets:serve")
+    nursery = ForkServer("nursery_targets:serve")
     yield nursery
     nursery.close()
 
@@ -116,7 +116,7 @@ def test_an_exit_says_how_a_child_ended(child, message, end, text):
 
 
 def test_an_exception_is_printed_to_stderr(capfd):
-    nursery = Nursery("nursery_targets:serve")
+    nursery = ForkServer("nursery_targets:serve")
     child = nursery.start()
     child.connection.send_bytes(b"raise")
     assert child.exit(SECONDS) == Exit(1, None)
@@ -202,7 +202,7 @@ def test_close_wakes_a_thread_that_receives(child):
 
 
 def test_close_kills_a_child_that_does_not_return():
-    nursery = Nursery("nursery_targets:deaf")
+    nursery = ForkServer("nursery_targets:deaf")
     child = nursery.start()
     child.close()
     assert child.exit(SECONDS) == Exit(None, 9)
@@ -217,7 +217,7 @@ def test_a_child_that_nobody_refers_to_is_killed(shared):
 
 
 def test_closing_a_nursery_ends_everything():
-    nursery = Nursery("nursery_targets:deaf")
+    nursery = ForkServer("nursery_targets:deaf")
     children = [nursery.start() for _ in range(3)]
     zygote = zygote_of(children[0])
     nursery.close()
@@ -230,7 +230,7 @@ def test_closing_a_nursery_ends_everything():
 
 
 def test_a_nursery_that_nobody_refers_to_ends():
-    nursery = Nursery("nursery_targets:deaf")
+    nursery = ForkServer("nursery_targets:deaf")
     child = nursery.start()
     zygote = zygote_of(child)
     del nursery
@@ -253,8 +253,8 @@ def test_a_killed_zygote_takes_its_children_along_and_is_replaced(nursery):
 PARENT = """
 import sys, threading
 sys.path[:] = {path!r}
-from atomizer_dask.execution.quarantine.fork_server import Nursery
-nursery = Nursery("nursery_targets:deaf")
+from atomizer_dask.execution.quarantine.fork_server import ForkServer
+nursery = ForkServer("nursery_targets:deaf")
 children = [nursery.start() for _ in range(2)]
 import psutil
 print(psutil.Process(children[0].pid).ppid(), *(child.pid for child in children), flush=True)
@@ -307,7 +307,7 @@ def test_ctrl_c_reaches_the_owner_only():
     ],
 )
 def test_what_cannot_be_imported_is_named(target, preload, message):
-    nursery = Nursery(target, preload)
+    nursery = ForkServer(target, preload)
     for _ in range(2):
         with pytest.raises(ImportError, match=message):
             nursery.start()
@@ -316,7 +316,7 @@ def test_what_cannot_be_imported_is_named(target, preload, message):
 
 def test_a_zygote_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "_BOOT", "raise SystemExit(3)")
-    nursery = Nursery("nursery_targets:serve")
+    nursery = ForkServer("nursery_targets:serve")
     with pytest.raises(ChildProcessError, match="died while it started"):
         nursery.start()
     nursery.close()
@@ -427,6 +427,6 @@ def test_a_child_is_the_first_that_the_kernel_takes(child):
 
 def test_a_child_works_where_its_owner_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    nursery = Nursery("nursery_targets:serve")
+    nursery = ForkServer("nursery_targets:serve")
     assert ask(nursery.start(), "where") == str(tmp_path.resolve())
     nursery.close()

@@ -14,8 +14,7 @@ import pytest
 from atomizer_dask import Atomizer, DaskConductor, Run, atom, grid, zipped
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Outcome, Part
 from atomizer_dask.spans import durations_of, schedule, spans_of, spans_of_attempts
 
 pytest.importorskip("matplotlib").use("Agg")

@@ -38,8 +38,10 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
+from atomizer_dask.execution.calls import replay
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.lease import Lease, Site, replay
+from atomizer_dask.execution.lease import Lease
+from atomizer_dask.execution.site import Site
 from atomizer_dask.exiting import watch
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy

@@ -35,7 +35,7 @@ from distributed.deploy import Cluster
 from distributed.nanny import WorkerProcess
 from distributed.process import AsyncProcess
 
-from atomizer_dask.execution.quarantine.fork_server import blocked, end_group, heed_not
+from atomizer_dask.execution.quarantine.signals import blocked, end_group, heed_not
 from atomizer_dask.interruptible import SLICE_SECONDS
 
 GRACE = 0.6  # of the time that Dask gives a worker to end; after 0.8 of it it would warn

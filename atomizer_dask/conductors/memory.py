@@ -28,7 +28,7 @@ from atomizer_dask.errors import ConductorError, text_of, where_raised
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.lease import Keeper, Lease
+from atomizer_dask.execution.lease import Lease, SingletonSlot
 from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.turns import urgency
@@ -173,9 +173,9 @@ class _MemorySite(IsolatingSite):
             known = self._codes[batch.version] = _Code(name, data, watched)
         return known.name, known.data
 
-    def keeper(self, batch: Batch) -> Keeper:
+    def singleton(self, batch: Batch) -> SingletonSlot:
         definition: Definition = batch.version
-        return self._keepers.setdefault(definition.identity, Keeper())
+        return self._singletons.setdefault(definition.identity, SingletonSlot())
 
     def give_back(self, batch: Batch, kept: int) -> None:
         if (post := self.posts.get(batch.key)) is not None:

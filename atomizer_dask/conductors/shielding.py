@@ -17,7 +17,7 @@ import psutil
 from distributed import Client, Nanny, NannyPlugin, Worker, WorkerPlugin
 
 from atomizer_dask.conductors.asking import ask_workers, install, successes
-from atomizer_dask.execution.quarantine.fork_server import heed_not
+from atomizer_dask.execution.quarantine.signals import heed_not
 
 
 def shield(client: Client) -> None:

@@ -20,6 +20,7 @@ from distributed.utils import sync
 
 from atomizer_dask.atoms import namespaces
 from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.conductors.base import ChildConductor
@@ -31,11 +32,10 @@ from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
 from atomizer_dask.execution.lease import Lease
-from atomizer_dask.execution.nested_processes import let_code_travel_on
 from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, unpack_outcome
-from atomizer_dask.execution.quarantine.fork_server import heed_not
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
+from atomizer_dask.execution.quarantine.signals import heed_not
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor
@@ -282,7 +282,7 @@ class DaskSite(IsolatingSite):
             namespaces.forget(space)
         for version in versions:
             self._forgotten_bytes += len(self._codes.pop(version, b""))
-            self._keepers.pop(version, None)
+            self._singletons.pop(version, None)
         self.forget_in_children(gone)
         if self._forgotten_bytes > LARGE:
             self._forgotten_bytes = 0

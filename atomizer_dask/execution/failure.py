@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import UTC, datetime
 from time import time_ns
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.namespaces import HOME, loads
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import ElectronError, Kind
+from atomizer_dask.errors import AtomizerError, ElectronError, InvalidPayloadError, Kind, text_of
 from atomizer_dask.events import Event
+from atomizer_dask.execution.timeout import OvertimeError
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.properties import Properties
 
@@ -72,3 +74,86 @@ def _exception_of(travelled: Any, space: str) -> BaseException | None:
 def utc(nanoseconds: int) -> datetime:
     """Return nanoseconds since the epoch as a timezone-aware time."""
     return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+
+
+class FailureLog:
+    """The electrons of a batch that failed, and why: a million alike failures stay small.
+
+    Attributes
+    ----------
+    offsets
+        Offsets in the batch of the electrons that failed, ascending.
+    codes
+        For each of them the index of its failure in `distinct`.
+    distinct
+        The failures, each once.
+    """
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.codes: list[int] = []
+        self.distinct: list[Failure] = []
+        self._known: dict[tuple[Any, ...], int] = {}
+        self._stacks: dict[Any, str] = {}
+
+    def add(self, offset: int, error: BaseException, *, is_cancelled: bool) -> None:
+        """Note that an electron failed with an error, after it had been cancelled or not."""
+        try:
+            alike, tier = self._described(error, is_cancelled), ""
+            if isinstance(error, OvertimeError):
+                tier = error.tier
+        except BaseException as broken:  # of the exception itself, which is a class of the user's
+            if is_interrupt(broken):
+                raise
+            how = f"<showing it raised {type(broken).__name__}>"
+            alike, tier = ("exception", type(error).__qualname__, how, ""), ""
+            error = RuntimeError(how)
+        # The first exception stands for all of the same text.
+        if alike not in self._known:
+            self._known[alike] = len(self.distinct)
+            self.distinct.append(Failure(*alike, error.with_traceback(None), tier))
+        self.offsets.append(offset)
+        self.codes.append(self._known[alike])
+
+    def drop_from(self, offset: int) -> None:
+        """Forget the failures from an offset on: these electrons fail with something else."""
+        known = self.count_before(offset)
+        del self.offsets[known:], self.codes[known:]
+
+    def count_before(self, offset: int) -> int:
+        """Return how many electrons before an offset failed."""
+        return sum(failed < offset for failed in self.offsets) if self.offsets else 0
+
+    def _described(self, error: BaseException, is_cancelled: bool) -> tuple[Kind, str, str, str]:
+        """Return kind, type, message and traceback of a failure; raises what `error` raises."""
+        kind: Kind = "invalid_payload" if isinstance(error, InvalidPayloadError) else "exception"
+        name, message = type(error).__qualname__, ""
+        if isinstance(error, OvertimeError):
+            kind, name, message = "timeout", "TimeoutError", error.message
+        elif is_cancelled:
+            kind = "cancelled"  # it heeded
+        message = message or (
+            error.event.message if isinstance(error, AtomizerError) else text_of(error)
+        )
+        return kind, name, message, self._traceback_of(error)
+
+    def _traceback_of(self, error: BaseException) -> str:
+        """Return the traceback of an atom's error, without the frames of those who called it."""
+        if isinstance(error, OvertimeError) and error.__cause__ is not None:
+            error = error.__cause__  # where the atom was when its time was up
+        inner = error.__traceback__
+        while inner is not None and _is_of_caller(inner.tb_frame.f_globals.get("__name__")):
+            inner = inner.tb_next
+        if error.__cause__ is not None or error.__context__ is not None:
+            return "".join(traceback.format_exception(type(error), error, inner))
+        # Formatting costs 50 microseconds, and failures of a run mostly share their stack.
+        lines = tuple((frame.f_code, line) for frame, line in traceback.walk_tb(inner))
+        if lines not in self._stacks:
+            self._stacks[lines] = "".join(traceback.format_tb(inner))
+        head = "Traceback (most recent call last):\n" if lines else ""
+        return head + self._stacks[lines] + "".join(traceback.format_exception_only(error))
+
+
+def _is_of_caller(module: Any) -> bool:
+    """Return whether a module is one of those that call atoms: the files of this folder."""
+    return str(module).startswith(f"{__package__}.")

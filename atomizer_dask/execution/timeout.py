@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import itertools
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from typing import Any, Protocol
 
 
 class OvertimeError(Exception):
@@ -38,3 +41,29 @@ class Watch(Protocol):
 
     def overtime(self) -> OvertimeError:
         """Return the error of electrons in which `TimeIsUp` was raised."""
+
+
+def watched(
+    call: Callable[..., Any], watch: Watch, offset: int | None = None, count: int = 1
+) -> Callable[..., Any]:
+    """Return a call that is watched; without an `offset` it counts the electrons itself."""
+    offsets: Iterable[int] = repeat(offset) if offset is not None else itertools.count()
+    following = iter(offsets).__next__
+
+    def call_watched(*values: Any, **named: Any) -> Any:
+        watch.begin(following(), count)
+        try:
+            try:
+                result = call(*values, **named)
+            except BaseException as error:
+                try:
+                    watch.end()
+                except OvertimeError as overtime:
+                    raise overtime from error
+                raise
+            watch.end()
+        except TimeIsUp as error:  # raised just after the call
+            raise watch.overtime() from error
+        return result
+
+    return call_watched

@@ -6,7 +6,7 @@ from typing import Any
 
 from atomizer_dask.display.text import plain, shorten
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 from atomizer_dask.frame import HINTS
 from atomizer_dask.run import Run
 from atomizer_dask.widgets.text import cell

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.display.text import plain
-from atomizer_dask.execution.part import Part
+from atomizer_dask.execution.outcome import Part
 from atomizer_dask.ledger import GOING
 from atomizer_dask.run import Run
 from atomizer_dask.stored import StoredPart

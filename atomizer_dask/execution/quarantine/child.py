@@ -16,15 +16,16 @@ from typing import Any
 from atomizer_dask.atoms import pickling
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, loads
+from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.conductor import Conductor, check_electron
 from atomizer_dask.electron import Electron
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
-from atomizer_dask.execution.lease import Lease, Site
-from atomizer_dask.execution.nested_processes import let_code_travel_on
+from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.packing import Packed, dumps, pack_outcome
+from atomizer_dask.execution.site import Site
 from atomizer_dask.execution.timeout import OvertimeError, TimeIsUp
 from atomizer_dask.future import ElectronFuture
 
@@ -91,7 +92,7 @@ class ChildSite(Site):
     def _forget(self, versions: list[str]) -> None:
         for version in versions:
             self._atoms.pop(version, None)
-            self._keepers.pop(version, None)
+            self._singletons.pop(version, None)
             forget(version)
 
     def lease(self, batch: Batch) -> Lease:  # noqa: D102
@@ -113,8 +114,8 @@ class ChildSite(Site):
 
     def children(  # noqa: D102
         self, origin: Origin, root: str, stream: Stream, lease: Lease
-    ) -> ChildsConductor:
-        return ChildsConductor(self, (origin, root, stream), lease)
+    ) -> IsolatedConductor:
+        return IsolatedConductor(self, (origin, root, stream), lease)
 
     def post(self, message: tuple[Any, ...]) -> None:
         """Send a message to the parent."""
@@ -157,7 +158,7 @@ class ChildSite(Site):
             lease.cancelled_ones.add(offset)
 
 
-class ChildsConductor(Conductor):
+class IsolatedConductor(Conductor):
     """The conductor that an electron in a child process is given: the parent sends for it."""
 
     id = "quarantine"

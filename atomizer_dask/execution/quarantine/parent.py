@@ -37,12 +37,13 @@ from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.failure import CANCELLED, Failure
-from atomizer_dask.execution.lease import Keeper, Lease, Site
+from atomizer_dask.execution.lease import Lease, SingletonSlot
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.packing import dumps, pack, unpack_outcome
 from atomizer_dask.execution.quarantine.child import BEGAN, COUNT, LOOK_SECONDS, OFFSET
-from atomizer_dask.execution.quarantine.fork_server import Child, Nursery
+from atomizer_dask.execution.quarantine.fork_server import ChildProcess, ForkServer
 from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.site import Site
 from atomizer_dask.properties import Properties
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,11 @@ class IsolatingSite(Site):
 
     def __init__(self) -> None:
         super().__init__()
-        self._nursery = Nursery(
+        self._fork_server = ForkServer(
             "atomizer_dask.execution.quarantine.child:serve",
             preload=("atomizer_dask.execution.quarantine.child",),
         )
-        self._idle: list[Inmate] = []
+        self._idle: list[IsolatedChild] = []
         self._idle_lock = threading.Lock()
         self._forgotten: deque[str] = deque(maxlen=FORGOTTEN)
 
@@ -85,7 +86,7 @@ class IsolatingSite(Site):
         worker died with them; and where their atom asks for it.
         """
         terms = batch.terms
-        if definition.singleton and self.keeper(batch).inmate is not None:
+        if definition.singleton and self.singleton(batch).child is not None:
             return True  # where it is, there it stays
         return bool(terms.deaths or terms.timeout is not None or definition.isolation)
 
@@ -93,8 +94,8 @@ class IsolatingSite(Site):
         self, lease: Lease, definition: Definition, claims: Claims
     ) -> Iterator[Outcome]:
         """Execute a batch piece by piece in a child process."""
-        keeper = self.keeper(lease.batch) if definition.singleton else None
-        stay = _Stay(self, lease, keeper)
+        singleton = self.singleton(lease.batch) if definition.singleton else None
+        stay = _IsolatedBatch(self, lease, singleton)
         offset = 0
         try:
             while count := claims.draw():
@@ -105,38 +106,38 @@ class IsolatingSite(Site):
         finally:
             stay.leave()
 
-    def admit(self, *, fresh: bool) -> Inmate:
+    def admit(self, *, fresh: bool) -> IsolatedChild:
         """Return a child that nobody else uses."""
         with self._idle_lock:
             if self._idle and not fresh:
                 return self._idle.pop()
         for _ in range(STARTS - 1):
             try:
-                return Inmate(self._nursery.start())
+                return IsolatedChild(self._fork_server.start())
             except ChildProcessError as error:  # what starts them was killed just then
                 logger.info("a child process could not be started: %s", error)
-        return Inmate(self._nursery.start())
+        return IsolatedChild(self._fork_server.start())
 
-    def dismiss(self, inmate: Inmate) -> None:
+    def dismiss(self, child: IsolatedChild) -> None:
         """Keep a child for the next one."""
         with self._idle_lock:
-            inmate.forget(self._forgotten)
-            self._idle.append(inmate)
+            child.forget(self._forgotten)
+            self._idle.append(child)
 
     def forget_in_children(self, versions: list[str]) -> None:
         """Have children forget versions of atoms: now, or when they are idle."""
         with self._idle_lock:
             self._forgotten.extend(versions)
-            for inmate in self._idle:
-                inmate.forget(versions)
+            for child in self._idle:
+                child.forget(versions)
 
     def close(self) -> None:
         """End all children."""
-        self._nursery.close()
+        self._fork_server.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Fallen:
+class ChildDeath:
     """A child that is no more.
 
     Parameters
@@ -159,14 +160,14 @@ class Fallen:
     verdict: bool
 
 
-class _Stay:
+class _IsolatedBatch:
     """One batch in quarantine."""
 
-    def __init__(self, site: IsolatingSite, lease: Lease, keeper: Keeper | None) -> None:
+    def __init__(self, site: IsolatingSite, lease: Lease, singleton: SingletonSlot | None) -> None:
         self._site = site
         self._lease = lease
-        self._keeper = keeper
-        self._inmate: Inmate | None = None
+        self._singleton = singleton
+        self._inmate: IsolatedChild | None = None
         self._code = site.code_of(lease.batch)
 
     def settle(self, start: int, stop: int) -> Iterator[Outcome]:
@@ -205,29 +206,29 @@ class _Stay:
 
     def leave(self) -> None:
         """Give the child up to others."""
-        if self._inmate is not None and self._keeper is None:
+        if self._inmate is not None and self._singleton is None:
             self._site.dismiss(self._inmate)
 
-    def _execute(self, start: int, stop: int, *, fresh: bool) -> Outcome | Fallen:
-        inmate = self._child(fresh)
+    def _execute(self, start: int, stop: int, *, fresh: bool) -> Outcome | ChildDeath:
+        child = self._child(fresh)
         piece = self._lease.batch.part(start, stop)
-        ended = inmate.execute(piece, self._lease, start, self._code, self._site)
-        if isinstance(ended, Fallen):
-            inmate.cancel_sent()
-        if isinstance(ended, Fallen) and self._keeper is not None:
-            self._keeper.inmate = None
+        ended = child.execute(piece, self._lease, start, self._code, self._site)
+        if isinstance(ended, ChildDeath):
+            child.cancel_sent()
+        if isinstance(ended, ChildDeath) and self._singleton is not None:
+            self._singleton.child = None
             self._tell(f"singleton lost its state: {ended.failure.message}; re-initialised next")
         return ended
 
-    def _child(self, fresh: bool) -> Inmate:
-        if self._keeper is not None:
-            if self._keeper.inmate is None:
-                self._keeper.inmate = self._site.admit(fresh=True)
-                if self._keeper.instance is not None:
-                    self._keeper.instance = None
+    def _child(self, fresh: bool) -> IsolatedChild:
+        if self._singleton is not None:
+            if self._singleton.child is None:
+                self._singleton.child = self._site.admit(fresh=True)
+                if self._singleton.instance is not None:
+                    self._singleton.instance = None
                     self._tell("singleton moved to a child process; re-initialised there")
-            inmate: Inmate = self._keeper.inmate
-            return inmate
+            child: IsolatedChild = self._singleton.child
+            return child
         if fresh:
             self.leave()
             self._inmate = None
@@ -260,10 +261,10 @@ class _Stay:
         )
 
 
-class Inmate:
+class IsolatedChild:
     """A child process that executes pieces, one at a time."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self._child = child
         self._sending = threading.Lock()
         self._known: dict[str, None] = {}  # spaces with an atom, the latest last
@@ -273,13 +274,13 @@ class Inmate:
 
     def execute(
         self, piece: Batch, lease: Lease, first: int, code: tuple[str, bytes], site: IsolatingSite
-    ) -> Outcome | Fallen:
+    ) -> Outcome | ChildDeath:
         """Execute a piece, which begins at offset `first` of its batch."""
         name, data = code
         self._child.cursor[OFFSET] = -1.0
         piece = replace(piece, version=name, code="", seconds=float("inf"))
         memory = self._share * (site.memory_limit or machine_memory())
-        guard = _Guard(self._child, lease, first, piece.terms.timeout, memory)
+        guard = _ChildGuard(self._child, lease, first, piece.terms.timeout, memory)
         # Of a worker's batch its code among the inputs has come in a space of its own already.
         packed = pack(piece, space=name, brings_code="/" not in name)
         new = None if packed.space in self._known else data
@@ -377,11 +378,11 @@ class Inmate:
         return True
 
 
-class _Guard:
+class _ChildGuard:
     """Looks after one piece in a child, and ends the child where nothing else helps."""
 
     def __init__(
-        self, child: Child, lease: Lease, first: int, timeout: float | None, memory: float
+        self, child: ChildProcess, lease: Lease, first: int, timeout: float | None, memory: float
     ) -> None:
         self._child = child
         self._lease = lease
@@ -391,7 +392,7 @@ class _Guard:
         self._cancelled: float | None = None
         self._looked = perf_counter()
 
-    def look(self, post: Any) -> Fallen | None:
+    def look(self, post: Any) -> ChildDeath | None:
         """Return what became of the child where it had to be ended."""
         now = perf_counter()
         if now - self._looked < LOOK_SECONDS:
@@ -416,12 +417,12 @@ class _Guard:
                 return self._end(CANCELLED)
         return None
 
-    def _end(self, failure: Failure, *, verdict: bool = True) -> Fallen:
+    def _end(self, failure: Failure, *, verdict: bool = True) -> ChildDeath:
         self._child.kill()
         self._child.exit()
         return self._fallen(failure, verdict=verdict)
 
-    def fallen(self) -> Fallen:
+    def fallen(self) -> ChildDeath:
         """Return what became of a child that died by itself."""
         ended = self._child.exit(timeout=5)
         why = f"its process died: {ended}"
@@ -429,13 +430,13 @@ class _Guard:
             why += ", which is what the system does where memory runs out"
         return self._fallen(Failure("killed", "ProcessDied", why), verdict=False)
 
-    def _fallen(self, failure: Failure, *, verdict: bool) -> Fallen:
+    def _fallen(self, failure: Failure, *, verdict: bool) -> ChildDeath:
         offset, count, began = (self._child.cursor[i] for i in (OFFSET, COUNT, BEGAN))
         now = perf_counter()
         self._child.close()
         if offset < 0:
-            return Fallen(0, 0, now, now, failure, verdict=False)
-        return Fallen(int(offset), int(count), began, now, failure, verdict)
+            return ChildDeath(0, 0, now, now, failure, verdict=False)
+        return ChildDeath(int(offset), int(count), began, now, failure, verdict)
 
 
 @cache

@@ -1,0 +1,79 @@
+"""Executing the electrons of a batch one after another."""
+
+from __future__ import annotations
+
+from time import perf_counter, time_ns
+from typing import Any
+
+import numpy as np
+
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.execution.calls import bond, seeded
+from atomizer_dask.execution.lease import Lease
+from atomizer_dask.execution.outcome import Outcome
+from atomizer_dask.execution.outputs import (
+    Results,
+)
+from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.timeout import watched
+
+_AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
+
+
+def run_each(lease: Lease, definition: Definition) -> Outcome:
+    """Execute one electron after another."""
+    start = time_ns(), perf_counter()
+    call, arguments = bond(lease, definition)
+    if definition.draws_from:
+        call = seeded(lease, call, definition.draws_from)
+    if lease.watch is not None:
+        call = watched(call, lease.watch)
+    claims = Claims(len(lease.batch), _AT_ONCE)
+    outputs = Results(as_they_are=lease.batch.ids is not None)
+    times: list[np.ndarray] = []
+    results: list[Any] = []
+    ends: list[float] = []
+    clock = perf_counter
+
+    def so_far() -> Outcome:
+        # What was stamped is complete, for that is the last thing done about an electron.
+        stamped = np.array(ends)
+        done = sum(map(len, times))
+        failed = sum(done <= offset < done + len(stamped) for offset in lease.failures.offsets)
+        joined, scalar = outputs.joined(results[: len(stamped) - failed])
+        return lease.outcome(joined, start, _concatenated([*times, stamped]), scalar=scalar)
+
+    lease.begin(claims, so_far)
+    offset = 0
+    # Piece by piece, so that arguments and results are in the cache, and become columns
+    # before they are millions of objects.
+    while count := claims.draw():
+        keep, stamp = results.append, ends.append
+        first, *others = arguments(offset, offset + count)
+        calls = map(call, claims.each_of(first), *others)
+        while True:
+            try:
+                for result in calls:
+                    keep(result)
+                    stamp(clock())
+            except BaseException as error:  # noqa: BLE001 - SystemExit is an atom's failure too
+                lease.fail(offset + len(ends), error)
+                stamp(clock())
+                continue
+            if len(ends) == claims.drawn_of_piece():
+                break
+            # `for` took a StopIteration that the atom raised for the end of its electrons.
+            lease.fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
+            stamp(clock())
+        offset += len(ends)
+        with lease.lock:  # `so_far` must not see one changed and not the other
+            outputs.add(results)
+            times.append(np.fromiter(ends, dtype=np.float64, count=len(ends)))
+            results.clear()
+            ends.clear()
+    joined, scalar = outputs.joined()
+    return lease.outcome(joined, start, _concatenated(times), scalar=scalar)
+
+
+def _concatenated(times: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(times) if times else np.empty(0)
