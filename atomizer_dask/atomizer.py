@@ -34,27 +34,28 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.input_checks import check_generators
 from atomizer_dask.execution.options import Options, limit_of, policy_of
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.keeping import (
-    Kept,
-    accept_environment,
-    begin,
-    check_code,
-    drop,
-    resume,
-    stored_atom,
-)
-from atomizer_dask.ledger import GOING, Ledger
+from atomizer_dask.ledger import Ledger
 from atomizer_dask.loading import recover
 from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import OnFailure, Policy, priority_of
 from atomizer_dask.properties import Properties
-from atomizer_dask.provenance import surroundings
 from atomizer_dask.receiving import Receiver, answered
 from atomizer_dask.run import Run
+from atomizer_dask.store.code_check import check_code
+from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.layout import GOING
+from atomizer_dask.store.provenance import surroundings
+from atomizer_dask.store.stored_run import (
+    Kept,
+    accept_environment,
+    begin,
+    drop,
+    resume,
+    stored_atom,
+)
 from atomizer_dask.sweeps.make import as_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
-from atomizer_dask.view import View
 
 if TYPE_CHECKING:
     from atomizer_dask.widgets.explore import Explorer

@@ -23,12 +23,12 @@ from atomizer_dask.commandline import (
 from atomizer_dask.console import console
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.execution.options import policy_of
-from atomizer_dask.keeping import check_usable
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node
 from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.policy import DECISIONS, seconds_of
 from atomizer_dask.run import Run
+from atomizer_dask.store.stored_run import check_usable
 from atomizer_dask.surviving import resume, status
 
 if TYPE_CHECKING:

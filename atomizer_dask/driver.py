@@ -37,7 +37,7 @@ from atomizer_dask.turns import due_after
 UNKNOWN_RATE = 2.0  # electrons per second and thread, as Dask assumes of tasks
 STUCK_SECONDS = 5.0  # in one action: the dispatcher's thread is not waited for any longer
 STORING_SECONDS = 20.0  # likewise where it writes to a store
-STORING = "atomizer_dask.journal"  # what does so
+STORING = "atomizer_dask.store.writer"  # what does so
 SLICE_SECONDS = 0.1  # between two looks at it
 
 logger = logging.getLogger(__name__)

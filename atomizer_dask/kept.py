@@ -14,7 +14,6 @@ import numpy as np
 
 from atomizer_dask.adoption import adopt
 from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
-from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import (
     AtomizerError,
     StoreError,
@@ -25,12 +24,13 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.journal import Journal
-from atomizer_dask.keeping import check_code, keep_atom
-from atomizer_dask.ledger import Ledger, State
+from atomizer_dask.ledger import Ledger
 from atomizer_dask.plan import Listeners, Plan, Today
-from atomizer_dask.store import Store
-from atomizer_dask.stored import StoredPart
+from atomizer_dask.store.code_check import check_code, keep_atom
+from atomizer_dask.store.layout import INCOMING, State
+from atomizer_dask.store.store import Store
+from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.writer import Journal
 from atomizer_dask.supply import Supply
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.stream import Streamed

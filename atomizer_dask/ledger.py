@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from time import monotonic
-from typing import Literal
 
 import numpy as np
 
@@ -20,13 +19,12 @@ from atomizer_dask.execution.batch import Batch, Origin, Terms
 from atomizer_dask.execution.outcome import Part
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
-from atomizer_dask.stored import StoredPart
+from atomizer_dask.store.layout import State
+from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.tables import Failed
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.inputs import Columns
-from atomizer_dask.tables import Failed
 
-State = Literal["running", "paused", "finished", "cancelled", "failed", "suspended", "detached"]
-GOING: tuple[State, ...] = ("running", "paused")
 RATE_SECONDS = 5.0
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import StoreCorruptedError
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.journal import Journal, finish_failed, finish_merge
 from atomizer_dask.ledger import Ledger
-from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
-from atomizer_dask.stored import File, StoredPart
+from atomizer_dask.store.layout import FAILED, FAILURES, INCOMING, MERGING, PROPERTIES
+from atomizer_dask.store.store import Store
+from atomizer_dask.store.stored_part import File, StoredPart
+from atomizer_dask.store.tables import Failed, failures_of, part_of_failed, unstored_of
+from atomizer_dask.store.writer import Journal, finish_failed, finish_merge
 from atomizer_dask.sweeps.columns import look_up
-from atomizer_dask.tables import Failed, failures_of, part_of_failed, unstored_of
 
 Attempts = dict[int, dict[int, Failed]]
 

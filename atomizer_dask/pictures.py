@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from atomizer_dask.execution.outcome import Part
 from atomizer_dask.frame import to_frame
 from atomizer_dask.results import Results
-from atomizer_dask.stored import StoredPart, read_parts
+from atomizer_dask.runs.frames.read import read_parts
+from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, renamed
 
 if TYPE_CHECKING:

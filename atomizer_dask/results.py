@@ -15,11 +15,12 @@ from atomizer_dask.frame import errors_frame, failures_frame, to_frame
 from atomizer_dask.interruptible import wait_for
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.properties import Properties
+from atomizer_dask.runs.frames.read import add_work, read_parts, to_dask, work_of
 from atomizer_dask.selection import Selection
-from atomizer_dask.store import Store
-from atomizer_dask.stored import StoredPart, add_work, read_parts, to_dask, work_of
+from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.store import Store
+from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
-from atomizer_dask.view import View
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,8 +26,9 @@ from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.ledger import Ledger, State
+from atomizer_dask.ledger import Ledger
 from atomizer_dask.plan import Listeners, Plan, Today
+from atomizer_dask.store.layout import State
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.stream_reader import Drawing
 

@@ -19,10 +19,10 @@ from atomizer_dask.commandline import (
     show_failures,
     wait_for,
 )
-from atomizer_dask.keeping import check_usable, stored_target
 from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.progress import Progress
 from atomizer_dask.run import Run
+from atomizer_dask.store.stored_run import check_usable, stored_target
 
 WATCH_SECONDS = 1.0
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from atomizer_dask.execution.batch import Terms
 from atomizer_dask.execution.outcome import Part
-from atomizer_dask.stored import StoredPart
+from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
 
 if TYPE_CHECKING:

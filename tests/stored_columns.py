@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from atomizer_dask.codec import decode, encode
+from atomizer_dask.store.arrow.codec import decode, encode
 
 
 def written(array, note):

@@ -21,7 +21,6 @@ from atomizer_dask import (
     atom,
     driver,
     grid,
-    journal,
     kept,
     zipped,
 )
@@ -29,10 +28,11 @@ from atomizer_dask.batching import Sizing
 from atomizer_dask.conductors.sending import ElectronSource
 from atomizer_dask.driver import Driver
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.folder import Folder
-from atomizer_dask.journal import Journal
 from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.store import writer
+from atomizer_dask.store.writer import Journal
 from atomizer_dask.supply import Supply
 from atomizer_dask.sweeps.equality import alike
 from atomizer_dask.widgets.facts import run_facts
@@ -640,7 +640,7 @@ def test_store_that_goes_away_ends_the_run_in_a_few_lines(name, monkeypatch, tmp
 
 
 def test_merging_that_raises_ends_the_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(journal, "FLUSH_ROWS", 10)
+    monkeypatch.setattr(writer, "FLUSH_ROWS", 10)
     monkeypatch.setattr("atomizer_dask.kept.MERGE_AT_END", 1)
     monkeypatch.setattr(Journal, "_merge", raising_at(Journal._merge, 1, SystemExit))
     with Atomizer(MemoryConductor(2), third) as atomizer:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_columns import ANY, OBJECTS, facts, there_and_back, written
 
-from atomizer_dask.codec import RefusedError, decode, encode
 from atomizer_dask.errors import StoreError, UnstorableError
+from atomizer_dask.store.arrow.codec import RefusedError, decode, encode
 from atomizer_dask.sweeps.columns import as_objects, column, python_values
 
 

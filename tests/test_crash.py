@@ -38,7 +38,7 @@ from atomizer_dask import (
 )
 from atomizer_dask.conductors.once import ONCE
 from atomizer_dask.execution.row_dependence import MOST_ROWS
-from atomizer_dask.journal import Journal
+from atomizer_dask.store.writer import Journal
 
 ORPHAN_NS = 5_000_000_000  # in which a worker ends whose scheduler is gone
 ELECTRONS = 5000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from stored_columns import ANY, row_facts
 
-from atomizer_dask.exactjson import InexactError, from_json, to_json
+from atomizer_dask.store.arrow.exact_json import InexactError, from_json, to_json
 
 
 @given(ANY)

@@ -16,7 +16,7 @@ from patience import wait_until
 from atomizer_dask import Atomizer, DaskConductor, MemoryConductor, Run, atom, grid
 from atomizer_dask.conductors.once import is_trouble
 from atomizer_dask.errors import ConductorError, RegistrationError
-from atomizer_dask.signature import is_own, sign
+from atomizer_dask.store.signature import is_own, sign
 
 SCRIPT = """
 import os, sys, threading, time

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from stored_columns import facts, stored, there_and_back
 
-from atomizer_dask.codec import RefusedError, decode, encode
 from atomizer_dask.errors import UnstorableError
-from atomizer_dask.forms import common, recode
+from atomizer_dask.store.arrow.codec import RefusedError, decode, encode
+from atomizer_dask.store.arrow.common_form import common, recode
 from atomizer_dask.sweeps.columns import as_objects
 
 EXTENSIONS = [

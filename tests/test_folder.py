@@ -17,7 +17,7 @@ from pandas.testing import assert_frame_equal
 
 from atomizer_dask import Run, atom, grid, zipped
 from atomizer_dask.errors import StoreCorruptedError, StoreError
-from atomizer_dask.folder import Folder
+from atomizer_dask.store.filesystem.folder import Folder
 
 
 @atom(id="tests.some_fail")

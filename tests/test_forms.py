@@ -18,10 +18,10 @@ from stored_columns import (
     stored,
 )
 
-from atomizer_dask.codec import RefusedError, decode, encode
-from atomizer_dask.coded import BYTES, TEXT
 from atomizer_dask.errors import UnstorableError
-from atomizer_dask.forms import common, recode
+from atomizer_dask.store.arrow.codec import RefusedError, decode, encode
+from atomizer_dask.store.arrow.common_form import common, recode
+from atomizer_dask.store.arrow.encoded import BYTES, TEXT
 from atomizer_dask.sweeps.columns import as_objects, column, concatenate
 
 

@@ -19,8 +19,9 @@ from pandas.testing import assert_frame_equal
 
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreError, StoreHeldError
-from atomizer_dask.folder import Folder
-from atomizer_dask.holder import HOLDER, Holder, let_go, read_holder, take_hold
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.filesystem.lock import Holder, let_go, read_holder, take_hold
+from atomizer_dask.store.layout import HOLDER
 
 
 @atom(id="tests.waiting")

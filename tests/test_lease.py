@@ -14,9 +14,10 @@ from patience import wait_until
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.cli import main
 from atomizer_dask.errors import StoreChangedError, StoreError, StoreHeldError
-from atomizer_dask.folder import Folder
-from atomizer_dask.holder import HOLDER, Holder, read_holder, take_hold
-from atomizer_dask.lease import BEAT, batch_job
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.filesystem.heartbeat import BEAT, batch_job
+from atomizer_dask.store.filesystem.lock import Holder, read_holder, take_hold
+from atomizer_dask.store.layout import HOLDER
 
 ELSEWHERE = {"host": "node-of-another-name", "machine": "another"}
 
@@ -79,7 +80,7 @@ def test_lease_is_the_one_that_the_holder_gave(folder, configure):
 
 def test_clock_of_this_host_does_not_matter(folder, monkeypatch):
     held_elsewhere(folder, 61)
-    monkeypatch.setattr("atomizer_dask.holder.time", lambda: 0.0)
+    monkeypatch.setattr("atomizer_dask.store.filesystem.lock.time", lambda: 0.0)
     take_hold(folder, Holder.here())
 
 

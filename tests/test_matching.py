@@ -13,7 +13,7 @@ from pandas.testing import assert_frame_equal
 
 from atomizer_dask import Run, atom, grid, zipped
 from atomizer_dask.errors import InvalidSweepError, StoreError
-from atomizer_dask.matching import match
+from atomizer_dask.store.inputs.row_matching import match
 from atomizer_dask.sweeps.inputs import Columns
 
 

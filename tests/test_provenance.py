@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from atomizer_dask.provenance import differences, surroundings
+from atomizer_dask.store.provenance import differences, surroundings
 
 
 @pytest.fixture

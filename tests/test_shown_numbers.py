@@ -13,21 +13,12 @@ import pytest
 from click.testing import CliRunner
 from patience import wait_until
 
-from atomizer_dask import (
-    Atomizer,
-    MemoryConductor,
-    Run,
-    StoreError,
-    atom,
-    grid,
-    keeping,
-    kept,
-    zipped,
-)
+from atomizer_dask import Atomizer, MemoryConductor, Run, StoreError, atom, grid, kept, zipped
 from atomizer_dask.cli import main
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.ledger import Ledger
 from atomizer_dask.progress import Progress
+from atomizer_dask.store.store import stored_run
 from atomizer_dask.widgets import preview as previews
 from atomizer_dask.widgets.course import Course
 from atomizer_dask.widgets.crew import Crew
@@ -56,8 +47,8 @@ def often_fails(x):
 def many_files(monkeypatch, configure):
     """Runs whose results come in many small files, none of which are merged."""
     configure({"batches.largest": 20 * 8})
-    monkeypatch.setattr("atomizer_dask.journal.FLUSH_ROWS", 1)
-    monkeypatch.setattr("atomizer_dask.journal.MERGE_AT", 10**6)
+    monkeypatch.setattr("atomizer_dask.store.writer.FLUSH_ROWS", 1)
+    monkeypatch.setattr("atomizer_dask.store.writer.MERGE_AT", 10**6)
     monkeypatch.setattr(kept, "MERGE_AT_END", 10**6)
     monkeypatch.setattr(kept, "FLUSH_SECONDS", 0.0)
 
@@ -211,7 +202,7 @@ def test_run_that_ends_as_it_is_opened_has_not_been_left(local, tmp_path, monkey
     run = local.map(noise, grid(x=range(10)), store=tmp_path / "s").wait()
     opened = Run.open(tmp_path / "s")
     opened._store.manifest["state"] = "running"  # as it was read a moment ago
-    assert keeping.state_of(opened._store) == run.state == "finished"
+    assert stored_run.state_of(opened._store) == run.state == "finished"
 
 
 def test_run_that_goes_on_elsewhere_is_running(local, tmp_path, gate):

@@ -15,18 +15,11 @@ import polars
 import pytest
 from pandas.testing import assert_frame_equal
 
-from atomizer_dask import (
-    Atomizer,
-    Run,
-    atom,
-    grid,
-    journal,
-    zipped,
-)
+from atomizer_dask import Atomizer, Run, atom, grid, zipped
 from atomizer_dask.errors import StoreError
-from atomizer_dask.folder import Folder
-from atomizer_dask.journal import Journal
-from atomizer_dask.store import Store
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.store import Store, writer
+from atomizer_dask.store.writer import Journal
 
 # -- atoms -------------------------------------------------------------------------------------
 
@@ -477,7 +470,7 @@ def test_run_ends_although_merging_takes_its_time(local, tmp_path, configure, mo
 
 def test_run_fails_where_merging_does(local, tmp_path, configure, monkeypatch):
     configure({"store.gather-rows": 1})
-    monkeypatch.setattr(journal, "MERGE_AT", 4)
+    monkeypatch.setattr(writer, "MERGE_AT", 4)
 
     def full(self, names):
         raise StoreError("no space left")

@@ -12,7 +12,7 @@ from patience import wait_until
 
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreCorruptedError, StoreError
-from atomizer_dask.folder import Folder
+from atomizer_dask.store.filesystem.folder import Folder
 
 
 @atom(id="tests.urls.same")

@@ -27,7 +27,6 @@ from atomizer_dask.conductors.base import ChildConductor
 from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
 from atomizer_dask.conductors.versions import LARGE, collect
 from atomizer_dask.conductors.walltime import Leaving, WallTime
-from atomizer_dask.deposit import Depository
 from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
@@ -36,6 +35,7 @@ from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, unpack_outcome
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.execution.quarantine.signals import heed_not
+from atomizer_dask.store.worker_writer import Depository
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.dask import WorkerConductor

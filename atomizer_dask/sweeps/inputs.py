@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.sweeps.columns import Values, as_objects, loop_values, numpy_values
+from atomizer_dask.sweeps.columns import (
+    Values,
+    as_objects,
+    column,
+    loop_values,
+    numpy_values,
+)
 from atomizer_dask.sweeps.copies import own_copy, own_payload
 
 
@@ -130,3 +136,11 @@ def numpy_or_extension(values: Values) -> Any:
 def as_array(values: Values) -> Values:
     """Return a column as a vectorised atom is given it: a range stays one."""
     return values if isinstance(values, range) else numpy_values(values)
+
+
+def columns_of(inputs: Inputs) -> dict[str, Values]:
+    """Return inputs as columns; of rows with different fields, those that all have."""
+    if not isinstance(inputs, Rows):
+        return inputs.columns()
+    names = dict.fromkeys(name for row in inputs.payloads for name in row)
+    return {name: column([row.get(name) for row in inputs.payloads]) for name in names}

@@ -10,8 +10,8 @@ import ipywidgets
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.display.text import counted
 from atomizer_dask.errors import AtomizerError, ElectronError
-from atomizer_dask.ledger import GOING
 from atomizer_dask.properties import Properties
+from atomizer_dask.store.layout import GOING
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.widgets.controls import controls_of, size_of, sweep_of
 from atomizer_dask.widgets.latest import Fate, Latest, Request

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from atomizer_dask import extensions, objects, typed
-from atomizer_dask.codec import decode, encode
-from atomizer_dask.coded import (
+from atomizer_dask.store.arrow import numpy_columns, object_columns, pandas_columns
+from atomizer_dask.store.arrow.codec import decode, encode
+from atomizer_dask.store.arrow.encoded import (
     BYTES,
     LARGE,
     TEXT,
@@ -24,11 +24,12 @@ from atomizer_dask.coded import (
     refusal,
     spread,
 )
-from atomizer_dask.objects import JSON, PICKLE, pickled, texts
+from atomizer_dask.store.arrow.object_columns import JSON, PICKLE, pickled, texts
 from atomizer_dask.sweeps.columns import common_dtype, objects_of
 
 if TYPE_CHECKING:
-    from atomizer_dask.coded import Array
+    from atomizer_dask.store.arrow.encoded import Array
+
 
 _OBJECT = np.dtype(object)
 _SMALL = {large: small for small, large in LARGE.items()}
@@ -60,7 +61,7 @@ def _common(a: Form, b: Form) -> Form:
     dtypes = {_dtype_of(one), _dtype_of(other)}
     dtype = common_dtype(dtypes)
     if dtype != _OBJECT:
-        array, note = typed.encode(np.zeros(1, dtype))
+        array, note = numpy_columns.encode(np.zeros(1, dtype))
         has_ticks = dtype.kind in "mM" and pa.int64() in (one[0], other[0])
         leaf = (pa.int64() if has_ticks else array.type), note
     elif shape is None or dtypes != {_OBJECT}:
@@ -103,7 +104,7 @@ def _common_of_extensions(a: Form, b: Form) -> Form:
         return _common_of_objects(a, b)
     if isinstance(dtype, pd.CategoricalDtype):  # of both
         return a
-    array, note = extensions.encode(pd.Series([], dtype=dtype).array, allow_pickle=False)
+    array, note = pandas_columns.encode(pd.Series([], dtype=dtype).array, allow_pickle=False)
     return array.type, note
 
 
@@ -186,8 +187,8 @@ def _into(values: Any, type: Any, note: Note, allow_pickle: bool) -> pa.Array:
     if dtype != _OBJECT:
         values = values.astype(dtype)
         has_ticks = dtype.kind in "mM" and type == pa.int64()
-        return typed.ticks(values) if has_ticks else typed.encode(values).array
-    return objects.encode(objects_of(values), allow_pickle=allow_pickle).array
+        return numpy_columns.ticks(values) if has_ticks else numpy_columns.encode(values).array
+    return object_columns.encode(objects_of(values), allow_pickle=allow_pickle).array
 
 
 def _mixed(values: Any) -> list[Any]:

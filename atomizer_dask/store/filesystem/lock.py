@@ -20,12 +20,9 @@ import psutil
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError, StoreHeldError
-from atomizer_dask.folder import Folder
-from atomizer_dask.lease import BEAT, PROBE, age_of, batch_job
-
-HOLDER = "holder.json"
-OURS = "holder-"  # begins the names of all others
-CLAIM = "holder-after-"  # begins the names of files of those who take over
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.filesystem.heartbeat import BEAT, PROBE, age_of, batch_job
+from atomizer_dask.store.layout import CLAIM, HOLDER
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from atomizer_dask import extensions, objects, typed
-from atomizer_dask.coded import Coded, RefusedError, combined, fixed_lists, of_inputs, refusal
 from atomizer_dask.errors import UnstorableError
+from atomizer_dask.store.arrow import numpy_columns, object_columns, pandas_columns
+from atomizer_dask.store.arrow.encoded import (
+    Coded,
+    RefusedError,
+    combined,
+    fixed_lists,
+    of_inputs,
+    refusal,
+)
 from atomizer_dask.sweeps.columns import Values, as_objects, column, numpy_values
 
 if TYPE_CHECKING:
-    from atomizer_dask.coded import Array
+    from atomizer_dask.store.arrow.encoded import Array
+
 
 __all__ = ["Coded", "RefusedError", "decode", "encode", "encode_inputs"]
 
@@ -72,16 +80,18 @@ def _encode(values: Any, allow_pickle: bool) -> Coded:
     if isinstance(dtype, pd.CategoricalDtype):
         return _encode_categorical(values, allow_pickle)
     if not isinstance(values, np.ndarray):
-        return extensions.encode(values, allow_pickle=allow_pickle)
+        return pandas_columns.encode(values, allow_pickle=allow_pickle)
     if values.ndim > 1:
         return _encode_rows(values, allow_pickle)
     if dtype.kind == "O":
-        return objects.encode(values.tolist(), allow_pickle=allow_pickle)
+        return object_columns.encode(values.tolist(), allow_pickle=allow_pickle)
     if dtype.kind == "T" or (dtype.kind == "V" and not allow_pickle):
         raise refusal(range(len(values)), list(values[:1]), repr(dtype))
     if dtype.kind == "V":
-        return Coded(objects.pickled(list(values)), {**objects.PICKLE, "stack": str(dtype)})
-    return typed.encode(values)
+        return Coded(
+            object_columns.pickled(list(values)), {**object_columns.PICKLE, "stack": str(dtype)}
+        )
+    return numpy_columns.encode(values)
 
 
 def _encode_rows(values: np.ndarray, allow_pickle: bool) -> Coded:
@@ -102,7 +112,7 @@ def _encode_categorical(values: Any, allow_pickle: bool) -> Coded:
     try:
         categories, note = encode(values.categories.array)
     except RefusedError:
-        return extensions.encode(values, allow_pickle=allow_pickle)
+        return pandas_columns.encode(values, allow_pickle=allow_pickle)
     codes = np.asarray(values.codes)
     note = {
         "pandas": "categorical",
@@ -140,14 +150,14 @@ def decode(array: Array, note: Mapping[str, Any], *, allow_pickle: bool = False)
     if note.get("pandas") == "categorical":
         return cast(Values, _decode_categorical(array, note))
     if "pandas" in note:
-        return cast(Values, extensions.decode(array, note, allow_pickle=allow_pickle))
+        return cast(Values, pandas_columns.decode(array, note, allow_pickle=allow_pickle))
     if "shape" in note:
         return _decode_rows(array, dict(note), allow_pickle)
     if "form" not in note and "dtype" in note:
-        return typed.decode(array, np.dtype(note["dtype"]))
+        return numpy_columns.decode(array, np.dtype(note["dtype"]))
     if "form" not in note and np.dtype(array.type.to_pandas_dtype()) != object:
-        return typed.decode(array)
-    values = objects.decode(array, note, allow_pickle=allow_pickle)
+        return numpy_columns.decode(array)
+    values = object_columns.decode(array, note, allow_pickle=allow_pickle)
     if note.get("mixed"):
         return column(values)
     return np.stack(values) if "stack" in note and values else as_objects(values)

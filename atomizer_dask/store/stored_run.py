@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import os
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
@@ -15,9 +13,8 @@ import numpy as np
 
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.pickling import dump_atom, load_atom
+from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import seed_of
-from atomizer_dask.deposit import INCOMING
 from atomizer_dask.errors import (
     RegistrationError,
     StoreChangedError,
@@ -26,35 +23,30 @@ from atomizer_dask.errors import (
 )
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.execution.options import Options
-from atomizer_dask.extending import extend, rows_writer, sweeps_of
-from atomizer_dask.folder import Folder
-from atomizer_dask.holder import living_holder, read_holder
-from atomizer_dask.journal import Journal
-from atomizer_dask.ledger import GOING, State
 from atomizer_dask.policy import OnFailure, Policy
-from atomizer_dask.provenance import differences, versions
-from atomizer_dask.signature import is_own, sign
-from atomizer_dask.store import FAILURES, MANIFEST, MERGING, PROPERTIES, Store, now
-from atomizer_dask.sweepfile import save_sweep
+from atomizer_dask.store.code_check import check_code, code_entry, keep_atom, target_of
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.filesystem.lock import living_holder, read_holder
+from atomizer_dask.store.inputs.extend import extend, sweeps_of
+from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.sweep_files import rows_writer, save_sweep
+from atomizer_dask.store.layout import (
+    ATOM,
+    FAILURES,
+    GOING,
+    INCOMING,
+    MANIFEST,
+    MERGING,
+    PROPERTIES,
+    State,
+)
+from atomizer_dask.store.signature import is_own
+from atomizer_dask.store.store import Store, now
+from atomizer_dask.store.writer import Journal
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
-from atomizer_dask.view import View
 
 logger = logging.getLogger(__name__)
-
-ATOM = "atom.pickle"
-
-
-def target_of(definition: Definition) -> str:
-    """Return where an atom can be loaded from, ``FILE:NAME``; nothing where that is unknown."""
-    made_of = getattr(definition, "function", None) or getattr(definition, "cls", None)
-    name = getattr(made_of, "__qualname__", "")
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(made_of)) if callable(made_of) else None
-    except TypeError:
-        file = None
-    known = file is not None and os.path.exists(file) and "<" not in name
-    return f"{os.path.abspath(file)}:{name}" if known and file is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,22 +276,11 @@ def _create(
         "created": now(),
         "state": "running",
         "options": options.to_json(),
-        "codes": [_code(code)],
+        "codes": [code_entry(code)],
         "sweeps": [{**described, "first": 0}],
         "sessions": [],
     }
     keep_atom(store, definition)
-
-
-def keep_atom(store: Store, definition: Definition) -> None:
-    """Keep the atom in a store, for who asks for pickles, and for processes of this user."""
-    data = dump_atom(definition)
-    store.write_bytes(ATOM, data)
-    store.manifest.setdefault("atom", {})["signature"] = sign(data)
-
-
-def _code(code: Code) -> dict[str, Any]:
-    return {**code.to_json(), "since": now(), "versions": versions()}
 
 
 def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
@@ -314,42 +295,6 @@ def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
             f"{url} was made with seed {manifest['seed']}, not {seed}: give that one, or none, or "
             "another folder"
         )
-
-
-def check_code(
-    store: Store, code: Code, *, accept: bool
-) -> Literal["none", "accepted"] | StoreChangedError:
-    """Compare the atom and what it runs on with what the store was made with.
-
-    Returns whether they differ, and that is accepted; or the error for `accept_environment`, where
-    the atom is the same and what it runs on is not.
-
-    Raises
-    ------
-    StoreChangedError
-        Where the atom differs, and that is not accepted; the message shows what changed.
-    """
-    last = store.manifest["codes"][-1]
-    before = Code.from_json(last)
-    changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
-    others = differences(last["versions"], versions())
-    if before.fingerprint == code.fingerprint and not others:
-        return "none"
-    if accept:
-        store.manifest["codes"].append(_code(code))
-        return "accepted"
-    what = "\n".join([*others, changes or ""]).strip() or "the code of the atom"
-    is_atom = before.fingerprint != code.fingerprint
-    error = StoreChangedError(
-        f"{store.folder.url} was made with another {'atom' if is_atom else 'environment'}:\n"
-        f"{what}\n"
-        "Results of both would stand side by side. Give another store, undo the change, or go on "
-        "with accept_changes=True, of map and attach (--accept-changes): to_frame(metadata=True) "
-        "then says in the column 'code' which electrons ran under which."
-    )
-    if is_atom:
-        raise error
-    return error
 
 
 def accept_environment(

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.execution.batch import Batch, Sink
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.folder import Folder
-from atomizer_dask.holder import HOLDER
-from atomizer_dask.sweeps.columns import Values, column, size_of
-from atomizer_dask.sweeps.inputs import Inputs, Rows, numpy_or_extension
-from atomizer_dask.tables import encode_outputs, table_of_good
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.layout import HOLDER, INCOMING
+from atomizer_dask.store.tables import encode_outputs, table_of_good, write_table
+from atomizer_dask.sweeps.columns import size_of
+from atomizer_dask.sweeps.inputs import columns_of, numpy_or_extension
 
 logger = logging.getLogger(__name__)
-
-INCOMING = "incoming"
 
 
 class Depository:
@@ -109,29 +104,4 @@ def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
         name=name,
         offsets=np.flatnonzero(bad) + outcome.first,
         failed=outcome.pick(bad) if bad.any() else Outcome.none(),
-    )
-
-
-def columns_of(inputs: Inputs) -> dict[str, Values]:
-    """Return inputs as columns; of rows with different fields, those that all have."""
-    if not isinstance(inputs, Rows):
-        return inputs.columns()
-    names = dict.fromkeys(name for row in inputs.payloads for name in row)
-    return {name: column([row.get(name) for row in inputs.payloads]) for name in names}
-
-
-def write_table(table: pa.Table, where: Any) -> None:
-    """Write a table of properties as Parquet."""
-    texts = [
-        field.name
-        for field in table.schema
-        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type)
-    ]
-    pq.write_table(
-        table,
-        where,
-        compression="none",  # numbers hardly shrink, and it takes as long again
-        use_dictionary=texts or False,
-        write_statistics=["electron"],
-        write_page_checksum=True,
     )

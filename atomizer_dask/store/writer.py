@@ -17,25 +17,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from atomizer_dask.coded import Coded
 from atomizer_dask.config import setting
-from atomizer_dask.deposit import INCOMING, columns_of
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError, StoreChangedError
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.schemas import common_schema, joined, recoded, with_notes
-from atomizer_dask.store import FAILED, FAILURES, MERGING, PROPERTIES, Store
-from atomizer_dask.stored import File, StoredPart
-from atomizer_dask.sweeps.columns import numpy_values
-from atomizer_dask.sweeps.inputs import Inputs
-from atomizer_dask.tables import (
+from atomizer_dask.store.arrow.encoded import Coded
+from atomizer_dask.store.common_schema import common_schema, joined, recoded, with_notes
+from atomizer_dask.store.layout import FAILED, FAILURES, INCOMING, MERGING, PROPERTIES
+from atomizer_dask.store.store import Store
+from atomizer_dask.store.stored_part import File, StoredPart
+from atomizer_dask.store.tables import (
     Encoded,
     encode_outputs,
     table_of_failed,
     table_of_failures,
     table_of_good,
 )
+from atomizer_dask.sweeps.columns import numpy_values
+from atomizer_dask.sweeps.inputs import Inputs, columns_of
 
 FLUSH_ROWS = 2**18
 MERGE_AT = 32  # small files

@@ -15,6 +15,7 @@ from atomizer_dask.events import Event
 if TYPE_CHECKING:
     Array: TypeAlias = pa.Array | pa.ChunkedArray
 
+
 Note: TypeAlias = dict[str, Any]
 Form: TypeAlias = tuple[Any, Note]
 

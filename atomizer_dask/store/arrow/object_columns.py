@@ -16,16 +16,26 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from atomizer_dask import typed
 from atomizer_dask.atoms.namespaces import loads
 from atomizer_dask.atoms.pickling import dumps
-from atomizer_dask.coded import BYTES, TEXT, Coded, Note, RefusedError, array_of, combined, refusal
 from atomizer_dask.errors import StoreError, UnstorableError
-from atomizer_dask.exactjson import InexactError, from_json, to_json
 from atomizer_dask.interruptible import is_interrupt
+from atomizer_dask.store.arrow import numpy_columns
+from atomizer_dask.store.arrow.encoded import (
+    BYTES,
+    TEXT,
+    Coded,
+    Note,
+    RefusedError,
+    array_of,
+    combined,
+    refusal,
+)
+from atomizer_dask.store.arrow.exact_json import InexactError, from_json, to_json
 
 if TYPE_CHECKING:
-    from atomizer_dask.coded import Array
+    from atomizer_dask.store.arrow.encoded import Array
+
 
 JSON: Note = {"form": "json"}
 PICKLE: Note = {"form": "pickle"}
@@ -107,7 +117,7 @@ def _encode_arrays(values: list[Any]) -> Coded | None:
     dtype = arrays[0].dtype
     if dtype.kind in "VOT" or any(a.ndim != 1 or a.dtype != dtype for a in arrays):
         return None
-    flat, note = typed.encode(np.concatenate(arrays))
+    flat, note = numpy_columns.encode(np.concatenate(arrays))
     lengths = [0 if value is None else len(value) for value in values]
     offsets = pa.array(np.cumsum([0, *lengths]), pa.int64())
     empty = pa.array([value is None for value in values])
@@ -116,7 +126,7 @@ def _encode_arrays(values: list[Any]) -> Coded | None:
 
 
 def _decode_arrays(array: pa.Array, note: Note) -> list[Any]:
-    flat = typed.decode(array.flatten(), np.dtype(note["dtype"]) if note else None)
+    flat = numpy_columns.decode(array.flatten(), np.dtype(note["dtype"]) if note else None)
     lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     bounds = pairwise(np.cumsum([0, *lengths]).tolist())
     here = zip(bounds, array.is_valid().to_pylist(), strict=True)
@@ -128,7 +138,7 @@ def _encode_pandas_times(values: list[Any]) -> Coded | None:
     if len({time.unit for time in times}) > 1 or any(getattr(t, "tzinfo", None) for t in times):
         return None
     ticks = [None if value is None else value.asm8 for value in values]
-    array, note = typed.encode(np.array(ticks, times[0].asm8.dtype))
+    array, note = numpy_columns.encode(np.array(ticks, times[0].asm8.dtype))
     return Coded(array, {"form": "times", **note})
 
 
@@ -188,7 +198,7 @@ def decode(array: Array, note: Mapping[str, Any], *, allow_pickle: bool) -> list
     if form == "arrays":
         return _decode_arrays(combined(array), note["of"])
     if form == "times":
-        found = pd.Series(typed.decode(array, np.dtype(note["dtype"])))
+        found = pd.Series(numpy_columns.decode(array, np.dtype(note["dtype"])))
         return [None if value is pd.NaT else value for value in found]
     if form == "pickle":
         return unpickled(array.to_pylist(), allow_pickle=allow_pickle)

@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from atomizer_dask import codec
 from atomizer_dask.errors import InvalidSweepError, StoreError, UnstorableError
-from atomizer_dask.store import SWEEP, Store
-from atomizer_dask.sweeps.columns import Values
+from atomizer_dask.store.arrow import codec
+from atomizer_dask.store.layout import ROWS, SWEEP
+from atomizer_dask.store.store import Store
+from atomizer_dask.sweeps.columns import Values, as_objects, python_values
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.received import Given, restored
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
 from atomizer_dask.sweeps.table import Table
+
+
+def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:
+    """Return what writes rows of a streamed sweep that have been drawn and are not yet written."""
+    written = sweep.drawn
+
+    def write() -> None:
+        nonlocal written
+        drawn = sweep.drawn
+        if drawn > written:
+            rows = as_objects(sweep.rows[written:drawn])
+            coded = codec.encode_inputs("rows of the sweep", rows, allow_pickle=allow_pickle)
+            table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
+            store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)
+            written = drawn
+
+    return write
+
+
+def load_rows(store: Store, *, allow_pickle: bool) -> list[Mapping[str, Any]]:
+    """Return the rows of a streamed sweep that were written."""
+    rows: list[Mapping[str, Any]] = []
+    for path in store.folder.files(SWEEP):
+        if path.startswith(f"{SWEEP}/{ROWS}"):
+            table = store.read(path)
+            note = json.loads(table.schema.metadata[b"note"])
+            rows += python_values(
+                codec.decode(table.column("row"), note, allow_pickle=allow_pickle)
+            )
+    return rows
+
 
 _NOTE = b"atomizer"
 

@@ -16,7 +16,7 @@ from typing import Any
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError
-from atomizer_dask.urls import file_system_of
+from atomizer_dask.store.filesystem.urls import file_system_of
 
 _ABOUT_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 UNFINISHED = ".unfinished-"  # begins the name of what is being written

@@ -8,8 +8,8 @@ from functools import reduce
 
 import pyarrow as pa
 
-from atomizer_dask import forms
-from atomizer_dask.tables import OURS, facts_of
+from atomizer_dask.store.arrow import common_form
+from atomizer_dask.store.tables import OURS, facts_of
 
 
 def with_notes(schema: pa.Schema) -> list[tuple[str, str, str]]:
@@ -33,7 +33,7 @@ def common_schema(one: pa.Schema, other: pa.Schema) -> pa.Schema:
             fields.append(a)
             continue
         facts_a = facts_of(a)
-        kind, note = forms.common(
+        kind, note = common_form.common(
             (a.type, facts_a.get("note", {})), (b.type, facts_of(b).get("note", {}))
         )
         ours = json.dumps({**facts_a, "note": note}, sort_keys=True)
@@ -58,7 +58,7 @@ def recoded(table: pa.Table, target: pa.Schema, allow_pickle: bool) -> pa.Table:
             arrays.append(column.combine_chunks())
         else:
             arrays.append(
-                forms.recode(column, note, field.type, to_note, allow_pickle=allow_pickle)
+                common_form.recode(column, note, field.type, to_note, allow_pickle=allow_pickle)
             )
     return pa.Table.from_arrays(arrays, schema=target).replace_schema_metadata(
         table.schema.metadata

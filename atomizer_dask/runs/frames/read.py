@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from functools import partial
-from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -14,130 +12,13 @@ import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.execution.outcome import Column, Part
-from atomizer_dask.folder import Folder
 from atomizer_dask.frame import frame_of_columns
 from atomizer_dask.selection import Selection
-from atomizer_dask.store import FAILED, PROPERTIES, Store
-from atomizer_dask.sweeps.columns import look_up
-from atomizer_dask.tables import decode, fields_of, parts_of
-
-MERGE_SECONDS = 1.0  # in which a file that was merged has its new name
-
-
-@dataclass(slots=True)
-class File:
-    """Rows of a store: a file that was written at once, wherever it is by now.
-
-    Parameters
-    ----------
-    name
-        Of the file they are in.
-    first, count
-        Which rows of it.
-    """
-
-    name: str
-    first: int
-    count: int
-
-
-class StoredPart:
-    """Good electrons whose results are in a store.
-
-    Parameters
-    ----------
-    store
-        Which one.
-    file
-        The rows of it.
-    start, count
-        Which of these rows.
-    allow_pickle
-        Whether columns of pickles may be read.
-    """
-
-    __slots__ = (
-        "_count",
-        "_file",
-        "_rows",
-        "_start",
-        "allow_pickle",
-        "attempt",
-        "replaced",
-        "store",
-        "wanted",
-    )
-
-    def __init__(
-        self, store: Store, file: File, start: int, count: int, *, allow_pickle: bool
-    ) -> None:
-        self.store = store
-        self._file = file
-        self._start = start
-        self._rows = self._count = count
-        self.allow_pickle = allow_pickle
-        self.attempt = 1
-        self.replaced = None
-        self.wanted: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    def failed_positions(self) -> np.ndarray:
-        """Return none."""
-        return np.empty(0, dtype=np.int64)
-
-    def among(self, wanted: np.ndarray, positions: np.ndarray) -> StoredPart:
-        """Return it such that of its electrons, at `positions`, those of a mask count."""
-        self.wanted = wanted
-        self._count = int(look_up(wanted, positions, False).sum())
-        return self
-
-    @property
-    def name(self) -> str:
-        """The file that it is in by now."""
-        return self._file.name
-
-    def columns(
-        self, metadata: bool, outputs: Collection[str] | None, inputs: Collection[str] = ()
-    ) -> list[str]:
-        """Return which columns of its file to read."""
-        schema = self.store.schema_of(f"{PROPERTIES}/{self.name}")
-        facts = ["start", "end", "worker", "attempts", "code"] if metadata else []
-        wanted = [
-            field.physical
-            for field in fields_of(schema)
-            if (field.name in inputs if field.role == "input" else _is_in(field.name, outputs))
-        ]
-        return ["electron", *wanted, *facts]
-
-    def load(self) -> list[Part]:
-        """Return it with its results."""
-        until = monotonic() + MERGE_SECONDS
-        while True:
-            name, first = self._file.name, self._file.first
-            try:
-                table = self.store.read(f"{PROPERTIES}/{name}")
-            except FileNotFoundError as error:
-                if self._file.name == name and monotonic() > until:
-                    raise StoreError(
-                        f"{self.store.folder.url} has been changed by another process: "
-                        "Run.open(store) shows it as it is now",
-                        error,
-                    ) from error
-                sleep(0.01)
-                continue  # it was merged a moment ago
-            here = np.zeros(len(table), dtype=bool)
-            here[first + self._start : first + self._start + self._rows] = True
-            if self.wanted is not None:
-                here &= look_up(self.wanted, table.column("electron").to_numpy(), False)
-            # Not a slice: of sliced arrays of arrays, Arrow's filter and take give other elements.
-            rows = table.filter(pa.array(here))
-            return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
-
-
-def _is_in(name: str, names: Collection[str] | None) -> bool:
-    return names is None or name in names
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.layout import FAILED, PROPERTIES
+from atomizer_dask.store.store import Store
+from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.tables import decode, fields_of, parts_of
 
 
 def read_parts(

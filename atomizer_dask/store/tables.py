@@ -24,14 +24,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from atomizer_dask import codec
-from atomizer_dask.codec import Coded
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Column, Outcome, Part
-from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, Values, numpy_values, renamed
+from atomizer_dask.store.arrow import codec
+from atomizer_dask.store.arrow.codec import Coded
+from atomizer_dask.sweeps.columns import (
+    OUTPUT_PREFIX,
+    Values,
+    numpy_values,
+    renamed,
+)
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")
@@ -418,3 +424,20 @@ def part_of_failed(those: Sequence[tuple[int, Failed]]) -> Part:
     )
     positions = np.array([position for position, _ in those], dtype=np.int64)
     return Part(positions, outcome, those[0][1].attempt)
+
+
+def write_table(table: pa.Table, where: Any) -> None:
+    """Write a table of properties as Parquet."""
+    texts = [
+        field.name
+        for field in table.schema
+        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type)
+    ]
+    pq.write_table(
+        table,
+        where,
+        compression="none",  # numbers hardly shrink, and it takes as long again
+        use_dictionary=texts or False,
+        write_statistics=["electron"],
+        write_page_checksum=True,
+    )

@@ -14,7 +14,7 @@ from time import monotonic
 
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError
-from atomizer_dask.folder import Folder
+from atomizer_dask.store.filesystem.folder import Folder
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.atoms.pickling import dumps
-from atomizer_dask.coded import Coded, combined, refusal
-from atomizer_dask.objects import pickled, unpickled
+from atomizer_dask.store.arrow.encoded import Coded, combined, refusal
+from atomizer_dask.store.arrow.object_columns import pickled, unpickled
 
 if TYPE_CHECKING:
-    from atomizer_dask.coded import Array
+    from atomizer_dask.store.arrow.encoded import Array
 
 
 def encode(values: Any, *, allow_pickle: bool) -> Coded:

@@ -29,19 +29,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atomizer_dask.deposit import INCOMING, write_table
 from atomizer_dask.errors import StoreCorruptedError, StoreError, StoreHeldError
-from atomizer_dask.folder import Folder
-from atomizer_dask.holder import HOLDER, OURS, Holder, let_go, read_holder, take_hold
-from atomizer_dask.lease import Heart
-from atomizer_dask.tables import FACTS
+from atomizer_dask.store.filesystem.folder import Folder
+from atomizer_dask.store.filesystem.heartbeat import Heart
+from atomizer_dask.store.filesystem.lock import Holder, let_go, read_holder, take_hold
+from atomizer_dask.store.layout import (
+    CORRUPTED,
+    FAILURES,
+    HOLDER,
+    INCOMING,
+    LOCK_FILES,
+    MANIFEST,
+    MERGING,
+    PROPERTIES,
+    SWEEP,
+)
+from atomizer_dask.store.tables import FACTS, write_table
 
-MANIFEST = "run.json"
-CORRUPTED = "corrupted"
-PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "sweep"
 FORMAT = 1
 CHECK_SECONDS = 0.05  # between two looks at who holds it, where each goes over a network
-FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
 _OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
 _OURS |= {CORRUPTED}
 _KEYS = {"run", "atom", "seed", "state", "options", "codes", "sweeps", "sessions"}
@@ -102,7 +108,7 @@ class Store:
         try:
             manifest: dict[str, Any] = self.folder.read_json(MANIFEST)
         except FileNotFoundError:
-            names = {name for name in self.folder.names() if not name.startswith(OURS)}
+            names = {name for name in self.folder.names() if not name.startswith(LOCK_FILES)}
             others = names - _OURS
             if others:
                 shown = ", ".join(sorted(others)[:3])

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from atomizer_dask.coded import BYTES, TEXT, Coded, array_of, combined, fixed_lists, refusal
+from atomizer_dask.store.arrow.encoded import (
+    BYTES,
+    TEXT,
+    Coded,
+    array_of,
+    combined,
+    fixed_lists,
+    refusal,
+)
 
 if TYPE_CHECKING:
-    from atomizer_dask.coded import Array
+    from atomizer_dask.store.arrow.encoded import Array
+
 
 # Parquet knows no times in seconds.
 _STAND_INS = {"M8[D]": "M8[D]", "M8[s]": "M8[ms]", "m8[s]": "m8[s]"}

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from atomizer_dask import codec
 from atomizer_dask.errors import InvalidSweepError, StoreError
-from atomizer_dask.matching import match
-from atomizer_dask.store import SWEEP, Store
-from atomizer_dask.sweepfile import load_defaults, load_sweep, save_defaults, save_sweep
-from atomizer_dask.sweeps.columns import Values, as_objects, python_values
+from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.row_matching import match
+from atomizer_dask.store.inputs.sweep_files import (
+    load_defaults,
+    load_rows,
+    load_sweep,
+    save_defaults,
+    save_sweep,
+)
+from atomizer_dask.store.layout import SWEEP
+from atomizer_dask.store.store import Store
+from atomizer_dask.sweeps.columns import Values
 from atomizer_dask.sweeps.combined import Chained, Filled, Picked
 from atomizer_dask.sweeps.equality import same_columns
 from atomizer_dask.sweeps.grid import Grid
@@ -23,9 +29,6 @@ from atomizer_dask.sweeps.inputs import Columns, GridSlice, Rows
 from atomizer_dask.sweeps.received import Given, of_list
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
-from atomizer_dask.view import View
-
-ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
 
 
 def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
@@ -225,33 +228,3 @@ def _dtype_of(values: Values) -> Any:
     """Return a dtype, in the byte order that a store has."""
     dtype: Any = getattr(values, "dtype", np.dtype(np.int64))
     return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
-
-
-def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:
-    """Return what writes rows of a streamed sweep that have been drawn and are not yet written."""
-    written = sweep.drawn
-
-    def write() -> None:
-        nonlocal written
-        drawn = sweep.drawn
-        if drawn > written:
-            rows = as_objects(sweep.rows[written:drawn])
-            coded = codec.encode_inputs("rows of the sweep", rows, allow_pickle=allow_pickle)
-            table = pa.table({"row": coded.array}, metadata={b"note": json.dumps(coded.note)})
-            store.write(f"{SWEEP}/{ROWS}{written:012d}.parquet", table)
-            written = drawn
-
-    return write
-
-
-def load_rows(store: Store, *, allow_pickle: bool) -> list[Mapping[str, Any]]:
-    """Return the rows of a streamed sweep that were written."""
-    rows: list[Mapping[str, Any]] = []
-    for path in store.folder.files(SWEEP):
-        if path.startswith(f"{SWEEP}/{ROWS}"):
-            table = store.read(path)
-            note = json.loads(table.schema.metadata[b"note"])
-            rows += python_values(
-                codec.decode(table.column("row"), note, allow_pickle=allow_pickle)
-            )
-    return rows

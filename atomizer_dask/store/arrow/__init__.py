@@ -1,0 +1,1 @@
+"""Columns of any values as Arrow, and back."""

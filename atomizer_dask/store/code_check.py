@@ -1,0 +1,80 @@
+"""The atom in a store, and whether it is still the same."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any, Literal
+
+from atomizer_dask.atoms.code.fingerprint import Code
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.pickling import dump_atom
+from atomizer_dask.errors import (
+    StoreChangedError,
+)
+from atomizer_dask.store.layout import (
+    ATOM,
+)
+from atomizer_dask.store.provenance import differences, versions
+from atomizer_dask.store.signature import sign
+from atomizer_dask.store.store import Store, now
+
+
+def target_of(definition: Definition) -> str:
+    """Return where an atom can be loaded from, ``FILE:NAME``; nothing where that is unknown."""
+    made_of = getattr(definition, "function", None) or getattr(definition, "cls", None)
+    name = getattr(made_of, "__qualname__", "")
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(made_of)) if callable(made_of) else None
+    except TypeError:
+        file = None
+    known = file is not None and os.path.exists(file) and "<" not in name
+    return f"{os.path.abspath(file)}:{name}" if known and file is not None else ""
+
+
+def keep_atom(store: Store, definition: Definition) -> None:
+    """Keep the atom in a store, for who asks for pickles, and for processes of this user."""
+    data = dump_atom(definition)
+    store.write_bytes(ATOM, data)
+    store.manifest.setdefault("atom", {})["signature"] = sign(data)
+
+
+def code_entry(code: Code) -> dict[str, Any]:
+    """Return what a manifest says of the code that begins to run."""
+    return {**code.to_json(), "since": now(), "versions": versions()}
+
+
+def check_code(
+    store: Store, code: Code, *, accept: bool
+) -> Literal["none", "accepted"] | StoreChangedError:
+    """Compare the atom and what it runs on with what the store was made with.
+
+    Returns whether they differ, and that is accepted; or the error for `accept_environment`, where
+    the atom is the same and what it runs on is not.
+
+    Raises
+    ------
+    StoreChangedError
+        Where the atom differs, and that is not accepted; the message shows what changed.
+    """
+    last = store.manifest["codes"][-1]
+    before = Code.from_json(last)
+    changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
+    others = differences(last["versions"], versions())
+    if before.fingerprint == code.fingerprint and not others:
+        return "none"
+    if accept:
+        store.manifest["codes"].append(code_entry(code))
+        return "accepted"
+    what = "\n".join([*others, changes or ""]).strip() or "the code of the atom"
+    is_atom = before.fingerprint != code.fingerprint
+    error = StoreChangedError(
+        f"{store.folder.url} was made with another {'atom' if is_atom else 'environment'}:\n"
+        f"{what}\n"
+        "Results of both would stand side by side. Give another store, undo the change, or go on "
+        "with accept_changes=True, of map and attach (--accept-changes): to_frame(metadata=True) "
+        "then says in the column 'code' which electrons ran under which."
+    )
+    if is_atom:
+        raise error
+    return error

@@ -1,0 +1,23 @@
+"""How a store is laid out: the names of its folders and files, and the states in its manifest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MANIFEST = "run.json"
+CORRUPTED = "corrupted"
+PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "sweep"
+FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
+
+HOLDER = "holder.json"
+LOCK_FILES = "holder-"  # begins the names of all others
+CLAIM = "holder-after-"  # begins the names of files of those who take over
+
+ATOM = "atom.pickle"
+
+ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
+
+INCOMING = "incoming"
+
+State = Literal["running", "paused", "finished", "cancelled", "failed", "suspended", "detached"]
+GOING: tuple[State, ...] = ("running", "paused")
