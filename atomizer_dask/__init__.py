@@ -6,8 +6,8 @@ from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.decorator import atom
 from atomizer_dask.atoms.registry import register
 from atomizer_dask.conductor import Conductor
-from atomizer_dask.conductors.amqp import AmqpConductor
-from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.conductors.amqp.conductor import AmqpConductor
+from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import (

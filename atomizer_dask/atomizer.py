@@ -17,8 +17,9 @@ from atomizer_dask.atoms.definition import Definition, as_definition
 from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.atoms.registry import Registry, registered
 from atomizer_dask.conductor import Conductor, check_electron, refuse_annotations
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.memory import MemoryConductor
+from atomizer_dask.conductors.receiver import Receiver, answered
 from atomizer_dask.config import check, setting
 from atomizer_dask.display.live import Shown, widgets
 from atomizer_dask.electron import Electron, new_id
@@ -39,7 +40,6 @@ from atomizer_dask.loading import recover
 from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import OnFailure, Policy, priority_of
 from atomizer_dask.properties import Properties
-from atomizer_dask.receiving import Receiver, answered
 from atomizer_dask.run import Run
 from atomizer_dask.store.code_check import check_code
 from atomizer_dask.store.inputs.row_map import View

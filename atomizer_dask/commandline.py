@@ -20,7 +20,7 @@ import click
 
 from atomizer_dask import config
 from atomizer_dask.atoms.definition import Definition, as_definition
-from atomizer_dask.conductors.address import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
+from atomizer_dask.conductors.amqp.address import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.placing import say
 from atomizer_dask.policy import MOST_PRIORITY

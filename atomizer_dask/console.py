@@ -22,7 +22,7 @@ from atomizer_dask.commandline import (
     errors_as_text,
     heeding_termination,
 )
-from atomizer_dask.conductors.amqp import AmqpConductor
+from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.display.text import one_line
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError

@@ -8,7 +8,7 @@ from typing import Any
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.namespaces import forget, inside, loads
 from atomizer_dask.atoms.pickling import load_atom
-from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.errors import StoreHeldError
 from atomizer_dask.policy import Policy
 

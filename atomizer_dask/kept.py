@@ -13,7 +13,7 @@ from time import time_ns
 import numpy as np
 
 from atomizer_dask.adoption import adopt
-from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
+from atomizer_dask.conductors.batch_conductor import HEED_SECONDS, BatchConductor
 from atomizer_dask.errors import (
     AtomizerError,
     StoreError,

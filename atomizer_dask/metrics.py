@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from atomizer_dask.conductors.amqp import AmqpConductor
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.amqp.conductor import AmqpConductor
+from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.errors import ConductorError
 
 _COUNTERS = {

@@ -27,8 +27,8 @@ from atomizer_dask.commandline import (
     leave,
     load_atom,
 )
-from atomizer_dask.conductors.amqp import AmqpConductor
-from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.conductors.amqp.conductor import AmqpConductor
+from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.config import setting
 from atomizer_dask.metrics import serve_metrics
 from atomizer_dask.nodelog import NodeLog, logging_to_stderr

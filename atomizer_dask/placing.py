@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from atomizer_dask import config
-from atomizer_dask.conductors.dask import DaskConductor
+from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.jobs import Jobs
 
 

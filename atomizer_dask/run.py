@@ -16,7 +16,8 @@ import numpy as np
 
 from atomizer_dask.atoms.definition import as_it_is_now
 from atomizer_dask.conductor import refuse_annotations
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.batch_conductor import BatchConductor
+from atomizer_dask.conductors.child_conductor import replay
 from atomizer_dask.config import setting
 from atomizer_dask.display.live import Shown
 from atomizer_dask.electron import new_id
@@ -638,7 +639,7 @@ class Run(Shown, Pictures):
         only = range(position, position + 1)
         course = self._driven
         batch = course.supply.batch(f"replay-{self.id}", only, Terms(attempt), inf)
-        return course.conductor.replay(batch, course.plan.definition)
+        return replay(course.conductor, batch, course.plan.definition)
 
     def _position_of(self, electron: Any) -> int:
         """Return which electron of the run a label of the index, or an id, stands for."""

@@ -17,10 +17,11 @@ import numpy as np
 
 from atomizer_dask.adoption import spans
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batching import Size
-from atomizer_dask.conductors.base import HEED_SECONDS, BatchConductor
+from atomizer_dask.conductors.batch_conductor import HEED_SECONDS, BatchConductor
+from atomizer_dask.conductors.batch_size import Size
+from atomizer_dask.conductors.dispatcher import as_error
+from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.display.text import counted
-from atomizer_dask.driver import Driver, as_error
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, text_of
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch, Positions, Terms

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Any
 
-from atomizer_dask.driver import Arrived, Driver, GivenBack
+from atomizer_dask.conductors.driver import Driver
+from atomizer_dask.conductors.reports import Arrived, GivenBack
 from atomizer_dask.execution.batch import FIRST, Origin
 from benchmarks.fresh import Sample
 from benchmarks.work import scaled

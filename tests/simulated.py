@@ -20,7 +20,7 @@ from math import inf
 
 import numpy as np
 
-from atomizer_dask.batching import Sizing
+from atomizer_dask.conductors.batch_size import Sizing
 
 MESSAGE = 0.005
 ABSENCE = 2.0

@@ -3,7 +3,7 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.conductors.acks import Acks
+from atomizer_dask.conductors.amqp.acknowledgements import Acks
 
 # What becomes of a delivery: acknowledged, returned by us, or returned before we saw it.
 FATES = st.lists(st.sampled_from(["done", "done", "done", "returned", "missed"]), max_size=40)

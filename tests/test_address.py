@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.conductors.address import Address, Tls
-from atomizer_dask.conductors.amqp import Route
+from atomizer_dask.conductors.amqp.address import Address, Tls
+from atomizer_dask.conductors.amqp.conductor import Route
+from atomizer_dask.conductors.amqp.messages import Limits
 from atomizer_dask.execution.batch import Origin
 from atomizer_dask.execution.packing import pack
-from atomizer_dask.wire import Limits
 
 SECRET = "s3cr3t-pässwörd"
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated import Simulation
 
-from atomizer_dask.batching import Sizing
+from atomizer_dask.conductors.batch_size import Sizing
 
 
 def learned(rate, row_bytes=0.0):

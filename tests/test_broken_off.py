@@ -19,14 +19,14 @@ from atomizer_dask import (
     DaskConductor,
     MemoryConductor,
     atom,
-    driver,
     grid,
     kept,
     zipped,
 )
-from atomizer_dask.batching import Sizing
+from atomizer_dask.conductors import driver
+from atomizer_dask.conductors.batch_size import Sizing
+from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.conductors.sending import ElectronSource
-from atomizer_dask.driver import Driver
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.kept import KeptSupply
 from atomizer_dask.ledger import Ledger

@@ -33,7 +33,13 @@ from atomizer_dask import (
     zipped,
 )
 from atomizer_dask.atoms.random_streams import Positioned, Stream
-from atomizer_dask.conductors.once import ADOPTED, ONCE, SETTLED, OutcomeLostError, is_lost
+from atomizer_dask.conductors.dask.scheduler_plugin import (
+    ADOPTED,
+    ONCE,
+    SETTLED,
+    OutcomeLostError,
+    is_lost,
+)
 
 
 @atom(id="tests.double")
@@ -945,7 +951,9 @@ def test_registering_again_takes_what_the_atom_refers_to_now(atomizer):
 
 def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin():
     # The scheduler raises in its place what the first of its clients brought along, by value.
-    code = "import pickle, sys; from atomizer_dask.conductors.once import ByValue; "
+    code = (
+        "import pickle, sys; from atomizer_dask.conductors.dask.scheduler_plugin import ByValue; "
+    )
     code += "sys.stdout.buffer.write(pickle.dumps(ByValue()))"
     command = [sys.executable, "-c", code]
     brought = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout

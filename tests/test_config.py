@@ -12,7 +12,7 @@ import yaml
 
 import atomizer_dask
 from atomizer_dask import Atomizer, ConfigurationError, MemoryConductor, atom
-from atomizer_dask.batching import Sizing
+from atomizer_dask.conductors.batch_size import Sizing
 from atomizer_dask.config import check, rules, sections, setting, target
 
 HERE = Path(atomizer_dask.__file__).parent

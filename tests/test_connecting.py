@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from local_jobs import cluster_of_jobs
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
-from atomizer_dask.conductors import scheduler_file
+from atomizer_dask.conductors.dask.cluster import scheduler_file
 
 SECONDS = 120  # to start processes on a machine that does much else
 

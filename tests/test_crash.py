@@ -36,7 +36,7 @@ from atomizer_dask import (
     grid,
     supply,
 )
-from atomizer_dask.conductors.once import ONCE
+from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
 from atomizer_dask.execution.row_dependence import MOST_ROWS
 from atomizer_dask.store.writer import Journal
 

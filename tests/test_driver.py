@@ -8,7 +8,9 @@ import pytest
 
 from atomizer_dask import ConductorError
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.driver import Arrived, Dispatcher, Driver, GivenBack, Lost
+from atomizer_dask.conductors.dispatcher import Dispatcher
+from atomizer_dask.conductors.driver import Driver
+from atomizer_dask.conductors.reports import Arrived, GivenBack, Lost
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.outcome import Column, Outcome
 from atomizer_dask.sweeps.inputs import Columns

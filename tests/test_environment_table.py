@@ -14,10 +14,16 @@ import pytest
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
 from atomizer_dask.atoms.pickling import dump_atom
 from atomizer_dask.atoms.required_modules import needs_of
-from atomizer_dask.conductors.environment import Difference, Environment, Group, look, table
-from atomizer_dask.conductors.fitness import Fitness
-from atomizer_dask.conductors.once import METADATA, NOBODY
-from atomizer_dask.conductors.placement import Placement
+from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
+from atomizer_dask.conductors.dask.cluster.environment import (
+    Difference,
+    Environment,
+    Group,
+    look,
+    table,
+)
+from atomizer_dask.conductors.dask.placement import Placement
+from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, NOBODY
 
 SECONDS = 120  # to start processes on a machine that does much else
 

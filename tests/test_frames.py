@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties, frame, spec
 
-from atomizer_dask.conductors.frames import delivered, end_of_frame, published
+from atomizer_dask.conductors.amqp.frames import delivered, end_of_frame, published
 
 CHANNELS = st.integers(1, 65_535)
 NAMES = st.text(min_size=1, max_size=60)

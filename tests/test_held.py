@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomizer_dask import Electron
-from atomizer_dask.conductors.held import REMEMBERED, REMEMBERED_BYTES, Answer, Hands, Held
+from atomizer_dask.conductors.amqp.unanswered import (
+    REMEMBERED,
+    REMEMBERED_BYTES,
+    Answer,
+    Hands,
+    Held,
+)
 
 
 def held(id="e1", sender="replies", body=b"{}", tag=1):

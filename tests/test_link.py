@@ -15,7 +15,7 @@ from patience import wait_until
 from peers import TOSS, GoAgent, Peer
 
 from atomizer_dask import AmqpConductor, ConductorError, Electron, Properties
-from atomizer_dask.conductors import link
+from atomizer_dask.conductors.amqp.conductor import connection
 
 pytestmark = pytest.mark.amqp
 
@@ -311,7 +311,7 @@ def test_consumers_that_are_done_are_forgotten(broker, queue):
 
 def test_waits_longer_after_each_failure_but_not_for_ever(monkeypatch):
     waited = []
-    it = link.Link(None, "test", is_up=None, is_down=None, is_blocked=None, on_problem=None)
+    it = connection.Link(None, "test", is_up=None, is_down=None, is_blocked=None, on_problem=None)
     monkeypatch.setattr(it, "call_later", lambda seconds, _: waited.append(seconds))
     for _ in range(2000):
         it._retry()

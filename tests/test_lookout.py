@@ -16,7 +16,7 @@ from distributed import LocalCluster
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
-from atomizer_dask.conductors.lookout import SILENT, Idle, Lookout
+from atomizer_dask.conductors.dask.idle_workers import SILENT, Idle, Lookout
 from atomizer_dask.widgets.facts import run_facts
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.conductors.prefetch import Prefetch
+from atomizer_dask.conductors.amqp.prefetch import Prefetch
 
 TICK = 0.1
 

@@ -23,7 +23,7 @@ from local_jobs import cluster_of_jobs
 from patience import wait_until
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, Run, atom, grid
-from atomizer_dask.conductors.credentials import as_client
+from atomizer_dask.conductors.dask.cluster.credentials import as_client
 
 SECONDS = 120  # to start processes on a machine that does much else
 

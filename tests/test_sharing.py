@@ -12,9 +12,9 @@ from distributed import Client, LocalCluster
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom, grid
-from atomizer_dask.conductors.once import ONCE
+from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
+from atomizer_dask.conductors.fair_share import due_after
 from atomizer_dask.policy import priority_of
-from atomizer_dask.turns import due_after
 
 SECOND = Path(__file__).with_name("second_notebook.py")
 WITHIN = 60.0  # seconds, in which anything must happen

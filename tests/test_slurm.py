@@ -17,7 +17,7 @@ from slurm_atoms import marking
 
 import atomizer_dask
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
-from atomizer_dask.conductors.worker import wall_time
+from atomizer_dask.conductors.dask.worker import wall_time
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dask, pytest.mark.timeout(240)]

@@ -14,8 +14,8 @@ from shortlived import counted, marked, workers_with
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batching import Sizing
-from atomizer_dask.conductors.walltime import Leaving, WallTime
+from atomizer_dask.conductors.batch_size import Sizing
+from atomizer_dask.conductors.dask.walltime import Leaving, WallTime
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.sweeps.inputs import Columns
 

@@ -19,8 +19,7 @@ from atomizer_dask import (
     Properties,
     WireError,
 )
-from atomizer_dask.execution.failure import Failure
-from atomizer_dask.wire import (
+from atomizer_dask.conductors.amqp.messages import (
     ExpiredError,
     Limits,
     Sender,
@@ -31,6 +30,7 @@ from atomizer_dask.wire import (
     encode_properties,
     recognise,
 )
+from atomizer_dask.execution.failure import Failure
 
 # What the Go console and the Go agent sent and accepted, byte for byte.
 REQUEST = (

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, Future, LocalCluster
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, atom, grid
-from atomizer_dask.conductors.once import is_batch
+from atomizer_dask.conductors.dask.scheduler_plugin import is_batch
 
 pytestmark = pytest.mark.dask
 PACE = threading.Event()  # never set: for electrons that take a while

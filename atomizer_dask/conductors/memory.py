@@ -19,9 +19,11 @@ from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.pickling import dump_watched, look_at
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.conductors.base import BatchConductor, ChildConductor
+from atomizer_dask.conductors.batch_conductor import BatchConductor
+from atomizer_dask.conductors.child_conductor import ChildConductor
+from atomizer_dask.conductors.fair_share import urgency
+from atomizer_dask.conductors.reports import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
-from atomizer_dask.driver import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError, text_of, where_raised
 from atomizer_dask.events import Event
@@ -31,7 +33,6 @@ from atomizer_dask.execution.lease import Lease, SingletonSlot
 from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.store.worker_writer import Depository
-from atomizer_dask.turns import urgency
 
 
 class MemoryConductor(BatchConductor):

@@ -10,8 +10,8 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.batching import Size
-from atomizer_dask.driver import Driver
+from atomizer_dask.conductors.batch_size import Size
+from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.execution.batch import FIRST, Batch, Origin, Terms

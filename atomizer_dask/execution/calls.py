@@ -212,7 +212,7 @@ def own_array(values: np.ndarray) -> np.ndarray:
     return values.copy()
 
 
-def replay(batch: Batch, definition: Definition, site: Place) -> Any:
+def execute_first(batch: Batch, definition: Definition, site: Place) -> Any:
     """Execute a batch of one electron in this thread, with nothing between it and a debugger.
 
     Raises

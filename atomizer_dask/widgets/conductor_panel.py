@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.widgets.crew import Crew
 from atomizer_dask.widgets.facts import conductor_facts, status_of

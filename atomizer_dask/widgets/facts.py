@@ -9,8 +9,8 @@ from dask.utils import format_bytes
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.conductors.amqp import AmqpConductor
-from atomizer_dask.conductors.base import BatchConductor
+from atomizer_dask.conductors.amqp.conductor import AmqpConductor
+from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.display.text import counted, plain
 from atomizer_dask.errors import AtomizerError

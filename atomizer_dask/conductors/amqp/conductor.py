@@ -22,10 +22,11 @@ from time import monotonic
 from typing import Any
 
 from atomizer_dask.conductor import Conductor, Listener, check_electron
-from atomizer_dask.conductors.address import Address, Tls
-from atomizer_dask.conductors.desk import Desk
-from atomizer_dask.conductors.requests import Requests
-from atomizer_dask.conductors.service import DEAD, Service
+from atomizer_dask.conductors.amqp.address import Address, Tls
+from atomizer_dask.conductors.amqp.consumer import DEAD, Service
+from atomizer_dask.conductors.amqp.messages import LONGEST_NAME, Limits
+from atomizer_dask.conductors.amqp.publisher import Requests
+from atomizer_dask.conductors.amqp.session import Desk
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.config import check, setting
 from atomizer_dask.display import markup
@@ -35,7 +36,6 @@ from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.interruptible import wait
 from atomizer_dask.properties import Properties
-from atomizer_dask.wire import LONGEST_NAME, Limits
 
 CLOSE_SECONDS = 5.0  # for the broker to confirm what it was sent
 PATIENCE_SECONDS = 30.0  # of a worker, for the broker may be away just as an atom first sends

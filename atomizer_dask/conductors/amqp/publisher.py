@@ -13,15 +13,19 @@ from collections.abc import Mapping
 from itertools import compress
 from typing import Any
 
-from atomizer_dask.conductors.desk import Desk
-from atomizer_dask.conductors.link import NO_CONNECTION, REFUSED_SECONDS, Message
+from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, REFUSED_SECONDS, Message
+from atomizer_dask.conductors.amqp.messages import (
+    decode_properties,
+    encode_electron,
+    recognise_reply,
+)
+from atomizer_dask.conductors.amqp.session import Desk
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, WireError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
-from atomizer_dask.wire import decode_properties, encode_electron, recognise_reply
 
 OURS = "atomizer_dask."  # begins the names of our own queues, and tells operators whose they are
 REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge

@@ -14,6 +14,7 @@ from distributed.protocol.pickle import dumps
 if TYPE_CHECKING:
     from distributed import Client, NannyPlugin, WorkerPlugin
 
+
 logger = logging.getLogger(__name__)
 
 INSTALL_SECONDS = 5.0  # for workers to have a plugin, before those that do not answer may be late

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.atoms.required_modules import Needs
-from atomizer_dask.conductors.asking import ask_workers
-from atomizer_dask.conductors.environment import (
+from atomizer_dask.conductors.dask.ask_workers import ask_workers
+from atomizer_dask.conductors.dask.cluster.environment import (
     PACKAGES,
     Difference,
     Environment,
@@ -24,6 +24,7 @@ from atomizer_dask.events import Event
 
 if TYPE_CHECKING:
     from distributed import Client
+
 
 logger = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ from distributed.deploy import Cluster
 from distributed.security import Security
 
 from atomizer_dask import config
-from atomizer_dask.conductors import scheduler_file
-from atomizer_dask.conductors.credentials import (
+from atomizer_dask.conductors.dask.cluster import scheduler_file
+from atomizer_dask.conductors.dask.cluster.credentials import (
     as_client,
     check_security,
     of_local_cluster,
     trouble_with,
 )
-from atomizer_dask.conductors.local import check_main_is_done, start_cluster
-from atomizer_dask.conductors.scheduler_file import NoSchedulerFileError, NotYetError
+from atomizer_dask.conductors.dask.cluster.local_cluster import check_main_is_done, start_cluster
+from atomizer_dask.conductors.dask.cluster.scheduler_file import NoSchedulerFileError, NotYetError
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event

@@ -16,24 +16,24 @@ from queue import Empty, SimpleQueue
 from time import monotonic, time_ns
 from typing import Any
 
-from atomizer_dask.conductors.acks import Acks
-from atomizer_dask.conductors.desk import Desk
-from atomizer_dask.conductors.frames import PERSISTENT
-from atomizer_dask.conductors.held import Answer, Hands, Held
-from atomizer_dask.conductors.link import NO_CONNECTION, Message
-from atomizer_dask.conductors.prefetch import Prefetch
-from atomizer_dask.conductors.requests import OURS
-from atomizer_dask.electron import Electron
-from atomizer_dask.errors import WireError
-from atomizer_dask.execution.failure import Failure, utc
-from atomizer_dask.properties import Properties
-from atomizer_dask.wire import (
+from atomizer_dask.conductors.amqp.acknowledgements import Acks
+from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, Message
+from atomizer_dask.conductors.amqp.frames import PERSISTENT
+from atomizer_dask.conductors.amqp.messages import (
     ExpiredError,
     decode_electron,
     details_of,
     encode_properties,
     recognise,
 )
+from atomizer_dask.conductors.amqp.prefetch import Prefetch
+from atomizer_dask.conductors.amqp.publisher import OURS
+from atomizer_dask.conductors.amqp.session import Desk
+from atomizer_dask.conductors.amqp.unanswered import Answer, Hands, Held
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import WireError
+from atomizer_dask.execution.failure import Failure, utc
+from atomizer_dask.properties import Properties
 
 TICK_SECONDS = 0.1
 SENDERS = 100_000  # whose reply queue is known to have been there

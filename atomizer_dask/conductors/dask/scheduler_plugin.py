@@ -40,8 +40,10 @@ TOPICS = "atomizer-"  # how all topics of ours begin
 KEEPER = "atomizer-"  # and the names of clients that keep the tasks of runs
 OF_RUN = "·"  # within the name under which tasks of ours are shown
 HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # as opposed to: which workers
-UNLOAD = b"catomizer_dask.conductors.worker\nunload\n."  # a pickle: schedulers may lack the package
-FORGET = b"catomizer_dask.conductors.worker\nforget\n."  # likewise
+UNLOAD = (
+    b"catomizer_dask.conductors.dask.worker\nunload\n."  # a pickle: schedulers may lack the package
+)
+FORGET = b"catomizer_dask.conductors.dask.worker\nforget\n."  # likewise
 UNLOAD_SECONDS = 20.0  # for a worker to hand over what it has; it waits for electrons a margin long
 JOINED_SECONDS = 3.0  # in which a worker has all its wall time before it
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers

@@ -6,8 +6,8 @@
     reply    {"electronId","atomId","starttime","endtime","error","result"}
 
 Keys are read in any case, the last of several wins and unknown ones are ignored, as Go's
-encoding/json does. `atomizer_dask.jsonform` says how Python values are written. Nothing is ever
-pickled or evaluated.
+encoding/json does. `json_writer` says how Python values are written. Nothing is ever pickled or
+evaluated.
 
 ==================  ==============================================================================
 senderid            text: the queue that is answered to, of 1 to 255 bytes
@@ -45,11 +45,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple, get_args
 
-from atomizer_dask.display.text import shorten
-from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ElectronError, InvalidPayloadError, Kind, WireError
-from atomizer_dask.events import Event
-from atomizer_dask.gojson import (
+from atomizer_dask.conductors.amqp.json_reader import (
     NotJsonError,
     folded,
     kind_of,
@@ -59,7 +55,11 @@ from atomizer_dask.gojson import (
     utf8,
     whole_text,
 )
-from atomizer_dask.jsonform import FormError, to_text
+from atomizer_dask.conductors.amqp.json_writer import FormError, to_text
+from atomizer_dask.display.text import shorten
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import AtomizerError, ElectronError, InvalidPayloadError, Kind, WireError
+from atomizer_dask.events import Event
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.properties import Properties
 

@@ -8,16 +8,17 @@ from hashlib import blake2b
 from math import inf
 from typing import TYPE_CHECKING
 
-from atomizer_dask.conductors.asking import ask_workers, successes
-from atomizer_dask.conductors.fitness import Fitness
-from atomizer_dask.conductors.once import FRESH, METADATA, NOBODY
-from atomizer_dask.conductors.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
-from atomizer_dask.conductors.worker import wall_time
+from atomizer_dask.conductors.dask.ask_workers import ask_workers, successes
+from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
+from atomizer_dask.conductors.dask.scheduler_plugin import FRESH, METADATA, NOBODY
+from atomizer_dask.conductors.dask.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
+from atomizer_dask.conductors.dask.worker import wall_time
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
 
 if TYPE_CHECKING:
     from distributed import Client
+
 
 LOOK_SECONDS = 1.0  # how often we look whether there are workers by now
 

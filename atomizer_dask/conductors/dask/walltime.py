@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from atomizer_dask.conductors.once import JOINED_SECONDS, LEAVING, is_batch, is_kept
+from atomizer_dask.conductors.dask.scheduler_plugin import (
+    JOINED_SECONDS,
+    LEAVING,
+    is_batch,
+    is_kept,
+)
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
@@ -31,6 +36,9 @@ from atomizer_dask.execution.packing import Packed
 
 if TYPE_CHECKING:
     from distributed import Worker
+
+
+logger = logging.getLogger(__name__)
 
 SAFETY = 1.2  # times what electrons took so far, they may take
 MOST_SHARE = 0.5  # of a worker's life it refuses nothing: else one long electron would idle it
@@ -41,8 +49,6 @@ LOOK_SECONDS = 0.05
 LIFETIME_PATIENCE = 10.0  # for the scheduler to part with a worker that nobody will kill
 REASON = "atomizer-wall-time"
 ASK_SECONDS = 20.0  # for the batch system to say when the job ends
-
-logger = logging.getLogger(__name__)
 
 
 class WallTime(NamedTuple):

@@ -214,7 +214,7 @@ def _form(value: Any, room: _Room, level: int) -> Any:
     kind = type(value).__name__
     raise _StuckError(
         f"is of type {kind}, which has no JSON form; convert it to numbers, texts, lists, dicts, "
-        f"arrays, times or another of the forms in the documentation of atomizer_dask.jsonform"
+        f"arrays, times or another of the forms that the documentation of {__name__} has"
     )
 
 

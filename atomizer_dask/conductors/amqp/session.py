@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from atomizer_dask.conductors.link import NO_CONNECTION, REFUSED_SECONDS, Link, Message
+from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, REFUSED_SECONDS, Link, Message
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event, Level
 
 if TYPE_CHECKING:
     from atomizer_dask.conductor import Listener
-    from atomizer_dask.conductors.address import Address
-    from atomizer_dask.wire import Limits
+    from atomizer_dask.conductors.amqp.address import Address
+    from atomizer_dask.conductors.amqp.messages import Limits
 
 
 class Desk:

@@ -25,7 +25,7 @@ from functools import partial
 from time import time
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, SpecCluster, Worker, wait
+from distributed import Client, Future, KilledWorker, SpecCluster, wait
 from distributed.deploy import Cluster
 from distributed.security import Security
 
@@ -35,15 +35,16 @@ from atomizer_dask.atoms.namespaces import HOME, forget, loads
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.required_modules import needs_of
 from atomizer_dask.conductor import Listener
-from atomizer_dask.conductors.asking import ask_workers, install, successes
-from atomizer_dask.conductors.base import JOIN_SECONDS, BatchConductor
-from atomizer_dask.conductors.connecting import connect
-from atomizer_dask.conductors.crew import Crew
-from atomizer_dask.conductors.fitness import Fitness
-from atomizer_dask.conductors.keys import kept_key, key_of
-from atomizer_dask.conductors.lookout import IDLE, LookoutByValue, keys_in
-from atomizer_dask.conductors.lost import LostWorkers
-from atomizer_dask.conductors.once import (
+from atomizer_dask.conductors.batch_conductor import JOIN_SECONDS, BatchConductor
+from atomizer_dask.conductors.dask.ask_workers import ask_workers, install, successes
+from atomizer_dask.conductors.dask.atom_versions import Version, Versions
+from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
+from atomizer_dask.conductors.dask.cluster.connect import connect
+from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
+from atomizer_dask.conductors.dask.cluster.shielding import shield
+from atomizer_dask.conductors.dask.idle_workers import IDLE, LookoutByValue, keys_in
+from atomizer_dask.conductors.dask.placement import Placement, is_singleton
+from atomizer_dask.conductors.dask.scheduler_plugin import (
     ADOPTED,
     CLAIMS,
     DEMAND,
@@ -60,13 +61,9 @@ from atomizer_dask.conductors.once import (
     kept_tasks,
     knows,
 )
-from atomizer_dask.conductors.placement import Placement, is_singleton
-from atomizer_dask.conductors.sending import Sent
-from atomizer_dask.conductors.shielding import shield
-from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
-from atomizer_dask.conductors.versions import Version, Versions
-from atomizer_dask.conductors.walltime import WallTimeError
-from atomizer_dask.conductors.worker import (
+from atomizer_dask.conductors.dask.task_keys import kept_key, key_of
+from atomizer_dask.conductors.dask.walltime import WallTimeError
+from atomizer_dask.conductors.dask.worker import (
     Undisturbed,
     census,
     drive_detached,
@@ -75,8 +72,9 @@ from atomizer_dask.conductors.worker import (
     sees,
     stop,
 )
-from atomizer_dask.config import setting
-from atomizer_dask.driver import (
+from atomizer_dask.conductors.dask.worker_list import Crew
+from atomizer_dask.conductors.fair_share import urgency
+from atomizer_dask.conductors.reports import (
     Arrived,
     Died,
     Dropped,
@@ -87,6 +85,9 @@ from atomizer_dask.driver import (
     Partly,
     Report,
 )
+from atomizer_dask.conductors.sending import Sent
+from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
+from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import (
     AtomizerError,
@@ -102,16 +103,12 @@ from atomizer_dask.execution.input_checks import check_picklable, why_not_sent
 from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.execution.packing import (
     Packed,
-    dump_error,
-    dump_events,
-    dumps,
     pack,
     unpack_outcome,
 )
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy
 from atomizer_dask.sweeps.sweep import Sweep
-from atomizer_dask.turns import urgency
 
 logger = logging.getLogger(__name__)
 
@@ -903,64 +900,3 @@ def _unpacked(packed: Packed, batch: Batch) -> Any:
 def _failure_of_task(error: Exception) -> Failure:
     why = f"the worker could not take it: {text_of(error)}"
     return Failure("rejected", type(error).__name__, why)
-
-
-class WorkerConductor(DaskConductor):
-    """A worker's conductor for what its electrons send; it reports to whom they descend from."""
-
-    def __init__(self, worker: Worker, client: Client) -> None:
-        BatchConductor.__init__(self, "dask")
-        self._worker, self._name = worker, "scheduler"
-        self._client, self._cluster = client, None
-        self._owns_client = self._owns_cluster = False
-        self._prepare()
-
-    @property
-    def own_threads(self) -> int:
-        """How many threads its worker has."""
-        return int(self._worker.state.nthreads)
-
-    def _tell(self, message: str, level: Level = "info", **fields: Any) -> None:
-        """Tell nobody which workers there are: the conductor of the client does."""
-
-    def emit(self, channel: str, event: Event) -> None:  # noqa: D102
-        self._worker.log_event(channel, ("events", dump_events([event])))
-
-    def tell_waiting(self, channel: str, electron_id: str) -> None:  # noqa: D102
-        self._worker.log_event(channel, ("waiting", electron_id))
-
-    def hand_on(self, *, all: bool) -> int:
-        """Have whom they descend from send what no electron here waits for; return what is left.
-
-        To be called on the dispatcher's thread.
-        """
-        orphans = list(self._outbox)
-        self._outbox.clear()
-        for source, _ in self._sources.values():
-            orphans += source.orphans(all=all)
-        for sent in orphans:
-            data = dumps((*sent[:1], None, *sent[2:]))
-            if data is None:
-                event = Event(f"{sent.electron.id} cannot be sent on", level="error")
-                self.report(sent.origin.channel, AtomizerError(event))
-            else:
-                self._worker.log_event(sent.origin.channel, ("orphan", data))
-        return sum(source.unfinished for source, _ in self._sources.values())
-
-    def leave(self) -> None:
-        """Do nothing where the worker's process ends: the worker has said that it leaves."""
-
-    async def part(self) -> None:
-        """Leave the scheduler, for its worker closes; on the client's event loop."""
-        self._closed = True
-        self._posts.clear()  # what waits here for them is executed elsewhere by now
-        if self._watch is not None:
-            self._watch.cancel()
-        with suppress(OSError):  # the scheduler is gone
-            await self._client.close()
-
-    def report(self, channel: str, error: AtomizerError) -> None:  # noqa: D102
-        if channel:
-            self._worker.log_event(channel, ("error", dump_error(error)))
-        else:
-            logger.error("%s", error)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from distributed import Client, Nanny, NannyPlugin, Worker, WorkerPlugin
 
-from atomizer_dask.conductors.asking import ask_workers, install, successes
+from atomizer_dask.conductors.dask.ask_workers import ask_workers, install, successes
 from atomizer_dask.execution.quarantine.signals import heed_not
 
 

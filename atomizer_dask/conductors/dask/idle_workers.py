@@ -21,7 +21,12 @@ from distributed import SchedulerPlugin
 from distributed.protocol import deserialize
 from distributed.scheduler import Scheduler, TaskState, WorkerState, heartbeat_interval
 
-from atomizer_dask.conductors.once import ByValue, RunOnce, is_batch, packed_by_value
+from atomizer_dask.conductors.dask.scheduler_plugin import (
+    ByValue,
+    RunOnce,
+    is_batch,
+    packed_by_value,
+)
 
 IDLE = "atomizer-idle"  # the topic on which clients are told what was taken back, and why
 LOOK_SECONDS = 1.0

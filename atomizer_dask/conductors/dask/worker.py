@@ -23,10 +23,10 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.conductors.base import ChildConductor
-from atomizer_dask.conductors.once import METADATA, SEND_SECONDS
-from atomizer_dask.conductors.versions import LARGE, collect
-from atomizer_dask.conductors.walltime import Leaving, WallTime
+from atomizer_dask.conductors.child_conductor import ChildConductor
+from atomizer_dask.conductors.dask.atom_versions import LARGE, collect
+from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, SEND_SECONDS
+from atomizer_dask.conductors.dask.walltime import Leaving, WallTime
 from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
@@ -38,7 +38,7 @@ from atomizer_dask.execution.quarantine.signals import heed_not
 from atomizer_dask.store.worker_writer import Depository
 
 if TYPE_CHECKING:
-    from atomizer_dask.conductors.dask import WorkerConductor
+    from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
 
 
 logger = logging.getLogger(__name__)
@@ -322,7 +322,7 @@ class DaskSite(IsolatingSite):
         # Not the lock of the events: while a client is made, the event loop sends these.
         with self._opening:
             if self._conductor is None:
-                from atomizer_dask.conductors.dask import WorkerConductor
+                from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
 
                 self._conductor = WorkerConductor(self._worker, self._open_client())
         return ChildConductor(self._conductor, origin, root, stream, lease)

@@ -15,8 +15,8 @@ from pika import (
 from pika.adapters.select_connection import IOLoop
 from pika.spec import Basic
 
-from atomizer_dask.conductors.address import Address
-from atomizer_dask.conductors.frames import (
+from atomizer_dask.conductors.amqp.address import Address
+from atomizer_dask.conductors.amqp.frames import (
     HEADER,
     PERSISTENT,
     delivered,

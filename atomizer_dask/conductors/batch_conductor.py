@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
@@ -21,28 +20,20 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.atoms.registry import registered
-from atomizer_dask.conductor import Conductor, Listener, Route, Sender, check_electron
+from atomizer_dask.conductor import Conductor, Listener, Route, check_electron
+from atomizer_dask.conductors.dispatcher import SLICE_SECONDS, Dispatcher, as_error
+from atomizer_dask.conductors.driver import Driver, Source
+from atomizer_dask.conductors.process_end import watch
+from atomizer_dask.conductors.reports import Report
 from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.display.live import Shown
-from atomizer_dask.driver import (
-    SLICE_SECONDS,
-    Dispatcher,
-    Driver,
-    Report,
-    Source,
-    as_error,
-)
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
-from atomizer_dask.execution.calls import replay
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.lease import Lease
-from atomizer_dask.execution.site import Site
-from atomizer_dask.exiting import watch
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy
 from atomizer_dask.sweeps.sweep import Sweep
@@ -177,10 +168,6 @@ class BatchConductor(Shown, Conductor):
     def standstill(self, version: Any) -> str:
         """Return why an atom can be executed nowhere just now; nothing where it can."""
         return ""
-
-    def replay(self, batch: Batch, definition: Definition) -> Any:
-        """Execute a batch of one electron in this thread; return its result, or raise."""
-        return replay(batch, definition, _ReplaySite(self))
 
     @abstractmethod
     def version_of(self, definition: Definition) -> Any:
@@ -610,91 +597,6 @@ class BatchConductor(Shown, Conductor):
         return f"<{type(self).__name__} {self.id}: {self.threads} threads, {self.state}>"
 
 
-class ChildConductor(Conductor):
-    """The conductor that an executing electron is given: what it sends descends from it.
-
-    Children have random streams derived from their parent's and from the order in which it sends
-    them, so that a spawner gives the same bits wherever its children run.
-    """
-
-    def __init__(
-        self,
-        conductor: BatchConductor,
-        origin: Origin,
-        root: str,
-        stream: Stream,
-        lease: Lease,
-    ) -> None:
-        self.id = conductor.id
-        self._conductor = conductor
-        self._origin = origin
-        self._root = root
-        self._stream = stream
-        # Bound once: what 10,000 futures hold each keeps the garbage collector busy.
-        self._give_up_slot = lease.about_to_wait
-        self._order = itertools.count()
-        self._condition = threading.Condition()
-        self._has_told = False
-
-    @property
-    def shares_queue(self) -> bool:  # type: ignore[override]
-        """Whether what it sends may be executed by others, each on its own."""
-        return self._origin.route is not None
-
-    def send(self, electron: Electron) -> ElectronFuture:
-        """Have a child executed; waiting for its future gives the parent's slot to others."""
-        route = self._origin.route
-        if route is not None:
-            future = ElectronFuture(self._condition, self.about_to_wait)
-            sender: Sender = route.conductor()
-            return sender.send_with(electron, future)
-        future = ElectronFuture(self._condition, self._give_up_slot)
-        address = self._stream, next(self._order)
-        return self._conductor.send_child(electron, future, address, self._origin, self._root)
-
-    def about_to_wait(self) -> None:
-        """Give up the parent's slot, and have it known that it waits.
-
-        Or a node full of such parents would never receive what they wait for.
-        """
-        self._give_up_slot()
-        if self._origin.route is not None and not self._has_told:
-            self._has_told = True
-            self._conductor.tell_waiting(self._origin.channel, self._root)
-
-    def cancel(self, electron_id: str) -> None:
-        """Cancel a child."""
-        if self._origin.route is None:
-            self._conductor.cancel_electron(electron_id)
-
-    def close(self) -> None:
-        """Do nothing: it belongs to the site."""
-
-
 def _prioritised(origin: Origin, electron: Electron) -> Origin:
     """Return the origin of an electron that has a priority of its own, or inherits one."""
     return origin._replace(priority=electron.priority) if electron.priority else origin
-
-
-class _ReplaySite(Site):
-    """The place where an electron is replayed: the calling thread."""
-
-    def __init__(self, conductor: BatchConductor) -> None:
-        super().__init__()
-        self.name = "replay"
-        self._conductor = conductor
-
-    def find_atom(self, batch: Batch) -> Definition:
-        raise AssertionError("a replay brings its atom along")
-
-    def give_back(self, batch: Batch, kept: int) -> None:
-        raise AssertionError("a replay is executed whole")
-
-    def emit(self, channel: str, event: Event) -> None:
-        self._conductor.emit(channel, event)
-
-    def release_slot(self) -> None:
-        """There is none."""
-
-    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
-        return ChildConductor(self._conductor, origin, root, stream, lease)

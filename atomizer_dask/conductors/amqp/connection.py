@@ -17,11 +17,15 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from atomizer_dask.conductors.address import Address
+from atomizer_dask.conductors.amqp.address import Address
 from atomizer_dask.conductors.status import ConductorState
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError, text_of
 from atomizer_dask.events import Event
+
+if TYPE_CHECKING:
+    from atomizer_dask.conductors.amqp.pika_connection import OnMessage
+
 
 UNCONFIRMED = 8192  # messages that the broker has not confirmed yet, at most
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0  # seconds
@@ -30,9 +34,6 @@ NO_QUEUE, NO_CONNECTION = "there is no such queue", "the connection was lost"
 HANG_UP_SECONDS = 2.0  # for the broker to take leave of us; one that is blocked does not
 STEADY_SECONDS = 1.0  # that a connection must have held, or the next one waits longer
 ANSWER_SECONDS = 10.0  # for the thread to do what it is asked
-
-if TYPE_CHECKING:
-    from atomizer_dask.conductors.connection import OnMessage
 
 
 class Message:
@@ -149,13 +150,13 @@ class Link:
             Where that fails, with what to do.
         """
         try:
-            from atomizer_dask.conductors import connection
+            from atomizer_dask.conductors.amqp import pika_connection
         except ModuleNotFoundError as error:
             raise ConductorError(
                 "AMQP needs pika, which is not installed: pip install 'atomizer_dask[amqp]'"
             ) from error
-        self._pika = connection
-        self._loop = connection.IOLoop()
+        self._pika = pika_connection
+        self._loop = pika_connection.IOLoop()
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
         self._patient_until = monotonic() + patience

@@ -1,0 +1,117 @@
+"""The conductor of an electron that sends others."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any, TypeVar
+
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.conductor import Conductor, Sender
+from atomizer_dask.conductors.batch_conductor import BatchConductor
+from atomizer_dask.electron import Electron
+from atomizer_dask.events import Event
+from atomizer_dask.execution.batch import Batch, Origin
+from atomizer_dask.execution.calls import execute_first
+from atomizer_dask.execution.lease import Lease
+from atomizer_dask.execution.site import Site
+from atomizer_dask.future import ElectronFuture
+
+T = TypeVar("T")
+
+
+class ChildConductor(Conductor):
+    """The conductor that an executing electron is given: what it sends descends from it.
+
+    Children have random streams derived from their parent's and from the order in which it sends
+    them, so that a spawner gives the same bits wherever its children run.
+    """
+
+    def __init__(
+        self,
+        conductor: BatchConductor,
+        origin: Origin,
+        root: str,
+        stream: Stream,
+        lease: Lease,
+    ) -> None:
+        self.id = conductor.id
+        self._conductor = conductor
+        self._origin = origin
+        self._root = root
+        self._stream = stream
+        # Bound once: what 10,000 futures hold each keeps the garbage collector busy.
+        self._give_up_slot = lease.about_to_wait
+        self._order = itertools.count()
+        self._condition = threading.Condition()
+        self._has_told = False
+
+    @property
+    def shares_queue(self) -> bool:  # type: ignore[override]
+        """Whether what it sends may be executed by others, each on its own."""
+        return self._origin.route is not None
+
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have a child executed; waiting for its future gives the parent's slot to others."""
+        route = self._origin.route
+        if route is not None:
+            future = ElectronFuture(self._condition, self.about_to_wait)
+            sender: Sender = route.conductor()
+            return sender.send_with(electron, future)
+        future = ElectronFuture(self._condition, self._give_up_slot)
+        address = self._stream, next(self._order)
+        return self._conductor.send_child(electron, future, address, self._origin, self._root)
+
+    def about_to_wait(self) -> None:
+        """Give up the parent's slot, and have it known that it waits.
+
+        Or a node full of such parents would never receive what they wait for.
+        """
+        self._give_up_slot()
+        if self._origin.route is not None and not self._has_told:
+            self._has_told = True
+            self._conductor.tell_waiting(self._origin.channel, self._root)
+
+    def cancel(self, electron_id: str) -> None:
+        """Cancel a child."""
+        if self._origin.route is None:
+            self._conductor.cancel_electron(electron_id)
+
+    def close(self) -> None:
+        """Do nothing: it belongs to the site."""
+
+
+class _ReplaySite(Site):
+    """The place where an electron is replayed: the calling thread."""
+
+    def __init__(self, conductor: BatchConductor) -> None:
+        super().__init__()
+        self.name = "replay"
+        self._conductor = conductor
+
+    def find_atom(self, batch: Batch) -> Definition:
+        raise AssertionError("a replay brings its atom along")
+
+    def give_back(self, batch: Batch, kept: int) -> None:
+        raise AssertionError("a replay is executed whole")
+
+    def emit(self, channel: str, event: Event) -> None:
+        self._conductor.emit(channel, event)
+
+    def release_slot(self) -> None:
+        """There is none."""
+
+    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
+        return ChildConductor(self._conductor, origin, root, stream, lease)
+
+
+def replay(conductor: BatchConductor, batch: Batch, definition: Definition) -> Any:
+    """Execute a batch of one electron in this thread, with nothing between it and a debugger.
+
+    Raises
+    ------
+    Exception
+        Whatever the atom raises.
+    """
+    return execute_first(batch, definition, _ReplaySite(conductor))

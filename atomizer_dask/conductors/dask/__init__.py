@@ -1,0 +1,1 @@
+"""The conductor that executes on a Dask cluster."""

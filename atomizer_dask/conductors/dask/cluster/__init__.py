@@ -1,0 +1,1 @@
+"""The cluster that a conductor connects to: address, credentials, processes, packages."""

@@ -1,0 +1,134 @@
+"""The one thread on which all drivers of a conductor decide."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from heapq import heappop, heappush
+from queue import Empty, SimpleQueue
+from time import monotonic
+from traceback import walk_stack
+from typing import Any
+
+from atomizer_dask.errors import AtomizerError, where_raised
+from atomizer_dask.events import Event
+
+logger = logging.getLogger(__name__)
+STUCK_SECONDS = 5.0  # in one action: the dispatcher's thread is not waited for any longer
+STORING_SECONDS = 20.0  # likewise where it writes to a store
+STORING = "atomizer_dask.store.writer"  # what does so
+SLICE_SECONDS = 0.1  # between two looks at it
+
+
+def as_error(error: BaseException) -> AtomizerError:
+    """Return what was raised on the dispatcher's thread as the error of whom it concerns."""
+    if isinstance(error, AtomizerError):
+        return error
+    return AtomizerError(Event(f"it cannot go on: {where_raised(error)}", level="error"), error)
+
+
+class Dispatcher:
+    """One thread that does, in order, what is posted to it.
+
+    Parameters
+    ----------
+    name
+        Of the thread.
+    on_error
+        Told of an exception that an action raised; it never ends the thread.
+    """
+
+    def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+        self._inbox: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
+        self._later: list[tuple[float, int, Callable[[], Any]]] = []
+        self._order = itertools.count()
+        self._on_error = on_error
+        self._begun: float | None = None  # when the action did that is under way
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def post(self, action: Callable[[], Any]) -> None:
+        """Have `action` called soon."""
+        self._inbox.put(action)
+
+    def post_later(self, seconds: float, action: Callable[[], Any]) -> None:
+        """Have `action` called after some seconds; to be called on the thread itself."""
+        heappush(self._later, (monotonic() + seconds, next(self._order), action))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the one."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it will do what is posted."""
+        return self._thread.is_alive()
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the action has been under way that is; 0 where none is."""
+        begun = self._begun
+        return 0.0 if begun is None else monotonic() - begun
+
+    def whereabouts(self) -> str:
+        """Return which line of which function it is in, for whoever waits for it in vain."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None:
+            return "nowhere"
+        code = frame.f_code
+        return f"{code.co_qualname}, {code.co_filename}:{frame.f_lineno}"
+
+    def close(self) -> bool:
+        """End the thread once everything posted before has been done; return whether it has ended.
+
+        It is not waited for where it is stuck in one action, perhaps in a function of the user's;
+        for longer where that writes to a store, which may have much to write.
+        """
+        self._inbox.put(None)
+        if self.is_current:
+            return True
+        while self.is_alive and not self.is_stuck:
+            self._thread.join(SLICE_SECONDS)
+        return not self.is_alive
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has been in one action for so long that something is wrong."""
+        if self.busy_seconds < STUCK_SECONDS:
+            return False
+        return self.busy_seconds > STORING_SECONDS or not self._is_storing()
+
+    def _is_storing(self) -> bool:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        frames = walk_stack(frame) if frame is not None else ()
+        return any(each.f_globals.get("__name__") == STORING for each, _ in frames)
+
+    def _run(self) -> None:
+        while (action := self._next()) is not None:
+            self._begun = monotonic()
+            try:
+                action()
+            except BaseException as error:  # noqa: BLE001 - SystemExit too: others wait for this thread
+                self._tell(error)
+            self._begun = None
+            del action  # or the run it was about would live until the next one comes
+
+    def _tell(self, error: BaseException) -> None:
+        try:
+            self._on_error(error)
+        except BaseException:
+            logger.exception("an error of the dispatcher could not be told")
+
+    def _next(self) -> Callable[[], Any] | None:
+        """Return what to do next, None at the end."""
+        while self._later:
+            due = self._later[0][0] - monotonic()
+            try:
+                return self._inbox.get(timeout=max(due, 0)) if due > 0 else heappop(self._later)[2]
+            except Empty:
+                continue
+        return self._inbox.get()

@@ -1,0 +1,76 @@
+"""What a conductor tells its driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atomizer_dask.errors import ConductorError
+from atomizer_dask.execution.outcome import Outcome, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """A site gives back all but the first `kept` electrons of a batch."""
+
+    key: str
+    kept: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # in results there are the user's own `__eq__`
+class Partly:
+    """A batch has not ended, but its first electrons have."""
+
+    key: str
+    outcome: Outcome | Stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrived:
+    """A batch has ended."""
+
+    key: str
+    outcome: Outcome | Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The worker that had a batch died; it may have begun with it, or not."""
+
+    key: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expiring:
+    """The wall time of a worker is about to end, in the middle of an electron of a batch.
+
+    Where that ends after all, the batch arrives; else it is dropped.
+    """
+
+    key: str
+    ran: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The worker of a batch answers nobody, in the middle of one of its electrons."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A batch was taken back, before it began or because its worker left."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A batch will never end."""
+
+    key: str
+    error: ConductorError
+
+
+Report = GivenBack | Partly | Arrived | Expiring | Held | Died | Dropped | Lost
