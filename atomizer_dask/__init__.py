@@ -27,9 +27,9 @@ from atomizer_dask.errors import (
     WireError,
 )
 from atomizer_dask.events import Event, Stream
-from atomizer_dask.progress import Progress
 from atomizer_dask.properties import Properties
-from atomizer_dask.run import Run
+from atomizer_dask.runs.progress import Progress
+from atomizer_dask.runs.run import Run
 from atomizer_dask.sweeps.make import grid, zipped
 
 __version__ = "0.1.0"

@@ -35,12 +35,12 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.input_checks import check_generators
 from atomizer_dask.execution.options import Options, limit_of, policy_of
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.ledger import Ledger
-from atomizer_dask.loading import recover
-from atomizer_dask.plan import Listeners, Plan
 from atomizer_dask.policy import OnFailure, Policy, priority_of
 from atomizer_dask.properties import Properties
-from atomizer_dask.run import Run
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Listeners, Plan
+from atomizer_dask.runs.recovery import recover
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.code_check import check_code
 from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.layout import GOING

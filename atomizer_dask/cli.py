@@ -27,7 +27,7 @@ from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.node import node
 from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.policy import DECISIONS, seconds_of
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.stored_run import check_usable
 from atomizer_dask.surviving import resume, status
 
@@ -58,7 +58,7 @@ class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return int(value) if str(value).isdigit() else int(number)
 
 
-@main.command()
+@click.command()
 @click.option("--tosses", type=_Count(), default="1e9", show_default=True, help="How many.")
 @click.option("--seed", type=int, help="Fixes the result to the last bit.")
 @cluster_options
@@ -107,7 +107,7 @@ def _print_pi(run: Run, seconds: float) -> None:
     click.echo(shown.head().to_string())
 
 
-@main.command(name="map")
+@click.command(name="map")
 @click.argument("target", metavar="MODULE:ATOM")
 @click.option(
     "--sweep",
@@ -283,7 +283,5 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
     part.replace(out)
 
 
-main.add_command(status)
-main.add_command(resume)
-main.add_command(node)
-main.add_command(console)
+for _command in (pi, map_, status, resume, node, console):
+    main.add_command(_command)

@@ -24,7 +24,7 @@ from atomizer_dask.conductors.amqp.address import PASSWORD_VARIABLE, URL_VARIABL
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.placing import say
 from atomizer_dask.policy import MOST_PRIORITY
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

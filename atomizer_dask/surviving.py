@@ -20,8 +20,8 @@ from atomizer_dask.commandline import (
     wait_for,
 )
 from atomizer_dask.placing import Place, cluster_options, conductor_at
-from atomizer_dask.progress import Progress
-from atomizer_dask.run import Run
+from atomizer_dask.runs.progress import Progress
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.stored_run import check_usable, stored_target
 
 WATCH_SECONDS = 1.0

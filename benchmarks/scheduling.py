@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from atomizer_dask import Atomizer, atom, zipped
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from benchmarks.fresh import Sample
 from benchmarks.work import WORKERS, scaled, two_workers
 

@@ -20,7 +20,6 @@ from atomizer_dask import (
     MemoryConductor,
     atom,
     grid,
-    kept,
     zipped,
 )
 from atomizer_dask.conductors import driver
@@ -28,12 +27,13 @@ from atomizer_dask.conductors.batch_size import Sizing
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.conductors.sending import ElectronSource
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.kept import KeptSupply
-from atomizer_dask.ledger import Ledger
+from atomizer_dask.runs import stored_source
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.source import Supply
+from atomizer_dask.runs.stored_source import KeptSupply
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.store import writer
 from atomizer_dask.store.writer import Journal
-from atomizer_dask.supply import Supply
 from atomizer_dask.sweeps.equality import alike
 from atomizer_dask.widgets.facts import run_facts
 
@@ -93,7 +93,7 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0].__name__}.{place[1]}")
 def test_any_method_that_raises_leaves_nobody_waiting(place, monkeypatch, tmp_path):
     kind, name = place
-    monkeypatch.setattr(kept, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(stored_source, "FLUSH_SECONDS", 0.01)
     options = {"on_failure": "retry", "max_attempts": 2, "backoff": 0.01}
     number = 1 + PLACES.index(place) % 2
     atomizer = Atomizer(MemoryConductor(2), third)
@@ -132,7 +132,7 @@ RETRYING += [(Ledger, "reopen")]
 
 
 def test_retry_in_which_anything_raises_leaves_nobody_waiting(monkeypatch, tmp_path):
-    monkeypatch.setattr(kept, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(stored_source, "FLUSH_SECONDS", 0.01)
     with Atomizer(MemoryConductor(2), third) as atomizer:
         for number, (kind, name) in enumerate(RETRYING):
             for where in (None, tmp_path / f"{number}"):
@@ -641,7 +641,7 @@ def test_store_that_goes_away_ends_the_run_in_a_few_lines(name, monkeypatch, tmp
 
 def test_merging_that_raises_ends_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(writer, "FLUSH_ROWS", 10)
-    monkeypatch.setattr("atomizer_dask.kept.MERGE_AT_END", 1)
+    monkeypatch.setattr("atomizer_dask.runs.stored_source.MERGE_AT_END", 1)
     monkeypatch.setattr(Journal, "_merge", raising_at(Journal._merge, 1, SystemExit))
     with Atomizer(MemoryConductor(2), third) as atomizer:
         run = atomizer.map(third, grid(x=range(4000)), store=tmp_path / "s")

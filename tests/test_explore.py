@@ -453,7 +453,7 @@ def test_a_second_click_does_not_map_again(look):
 def test_the_panel_of_the_run_is_shown_below(look, monkeypatch):
     panel = ipywidgets.HTML("the run")
     explorer = look(area, width=(1, 3))
-    monkeypatch.setattr("atomizer_dask.run.Run.watch", lambda run: panel, raising=False)
+    monkeypatch.setattr("atomizer_dask.runs.run.Run.watch", lambda run: panel, raising=False)
     explorer.map()
     assert explorer.children[-1].children == (panel,)
 

@@ -15,7 +15,7 @@ from atomizer_dask import Atomizer, DaskConductor, Run, atom, grid, zipped
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Outcome, Part
-from atomizer_dask.spans import durations_of, schedule, spans_of, spans_of_attempts
+from atomizer_dask.runs.plots.schedule import durations_of, schedule, spans_of, spans_of_attempts
 
 pytest.importorskip("matplotlib").use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

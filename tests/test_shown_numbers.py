@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from patience import wait_until
 
-from atomizer_dask import Atomizer, MemoryConductor, Run, StoreError, atom, grid, kept, zipped
+from atomizer_dask import Atomizer, MemoryConductor, Run, StoreError, atom, grid, zipped
 from atomizer_dask.cli import main
 from atomizer_dask.conductors.status import ConductorStatus
-from atomizer_dask.ledger import Ledger
-from atomizer_dask.progress import Progress
+from atomizer_dask.runs import stored_source
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.progress import Progress
 from atomizer_dask.store.store import stored_run
 from atomizer_dask.widgets import preview as previews
 from atomizer_dask.widgets.course import Course
@@ -49,8 +50,8 @@ def many_files(monkeypatch, configure):
     configure({"batches.largest": 20 * 8})
     monkeypatch.setattr("atomizer_dask.store.writer.FLUSH_ROWS", 1)
     monkeypatch.setattr("atomizer_dask.store.writer.MERGE_AT", 10**6)
-    monkeypatch.setattr(kept, "MERGE_AT_END", 10**6)
-    monkeypatch.setattr(kept, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(stored_source, "MERGE_AT_END", 10**6)
+    monkeypatch.setattr(stored_source, "FLUSH_SECONDS", 0.0)
 
 
 # -- the results --------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("atomizer_dask.ledger.monotonic", clock)
+    monkeypatch.setattr("atomizer_dask.runs.ledger.monotonic", clock)
     return clock
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from atomizer_dask import Run, StoreError, atom, grid
-from atomizer_dask.verification import compare
+from atomizer_dask.runs.verification import compare
 
 
 @atom(id="tests.verification.reproducible")

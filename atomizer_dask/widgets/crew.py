@@ -9,7 +9,7 @@ from typing import Any
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.display.text import plain
 from atomizer_dask.execution.outcome import Part
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.widgets.text import rounded
 
 MOST_ROWS = 100  # that are sent; a message of more would be too large

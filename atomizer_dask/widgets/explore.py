@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from atomizer_dask.atomizer import Atomizer
-    from atomizer_dask.run import Run
+    from atomizer_dask.runs.run import Run
 
 MOST_MAPPED = 1_000_000  # electrons that a button sends
 _STYLE = """<style>

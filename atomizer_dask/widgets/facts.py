@@ -15,7 +15,7 @@ from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.display.text import counted, plain
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.widgets.text import cell, count_text, rounded
 

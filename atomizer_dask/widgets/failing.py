@@ -7,8 +7,8 @@ from typing import Any
 from atomizer_dask.display.text import plain, shorten
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Part
-from atomizer_dask.frame import HINTS
-from atomizer_dask.run import Run
+from atomizer_dask.runs.frames.frame import HINTS
+from atomizer_dask.runs.run import Run
 from atomizer_dask.widgets.text import cell
 
 GROUPS = 10  # the most frequent

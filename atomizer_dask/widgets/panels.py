@@ -7,7 +7,7 @@ import weakref
 from typing import Any
 
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.widgets.atomizer_panel import AtomizerPanel
 from atomizer_dask.widgets.conductor_panel import ConductorPanel
 from atomizer_dask.widgets.panel import Panel, refresher

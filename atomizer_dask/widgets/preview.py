@@ -10,7 +10,7 @@ import numpy as np
 
 from atomizer_dask.display.text import plain
 from atomizer_dask.execution.outcome import Part
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values

@@ -11,7 +11,7 @@ from typing import Any
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import EventLog
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.widgets.course import Course
 from atomizer_dask.widgets.crew import Crew

@@ -13,7 +13,7 @@ from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.display import markup
 from atomizer_dask.display.markup import Html
 from atomizer_dask.display.text import counted
-from atomizer_dask.run import Run
+from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.widgets.facts import atomizer_facts, conductor_facts, run_facts, status_of
 from atomizer_dask.widgets.failing import GROUPS, failure_groups

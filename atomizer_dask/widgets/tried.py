@@ -12,8 +12,8 @@ import numpy as np
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.outcome import Column
 from atomizer_dask.execution.outputs import outputs_of
-from atomizer_dask.frame import frame_of_columns
 from atomizer_dask.properties import Properties
+from atomizer_dask.runs.frames.frame import frame_of_columns
 from atomizer_dask.sweeps.columns import METADATA_PREFIX, as_objects, renamed
 from atomizer_dask.sweeps.make import zipped
 

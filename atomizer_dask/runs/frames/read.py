@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.execution.outcome import Column, Part
-from atomizer_dask.frame import frame_of_columns
-from atomizer_dask.selection import Selection
+from atomizer_dask.runs.frames.frame import frame_of_columns
+from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.layout import FAILED, PROPERTIES
 from atomizer_dask.store.store import Store

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.canvas import Heading, label, new_axes, pyplot, show_once, write_legend
-from atomizer_dask.places import Places, places_of
-from atomizer_dask.roles import Inputs, Roles, describe, names_of, values_of
+from atomizer_dask.runs.plots.axis import Places, places_of
+from atomizer_dask.runs.plots.figure import (
+    Heading,
+    label,
+    new_axes,
+    pyplot,
+    show_once,
+    write_legend,
+)
+from atomizer_dask.runs.plots.roles import Inputs, Roles, describe, names_of, values_of
 from atomizer_dask.sweeps.sweep import Sweep
 
 MOST_OUTPUTS = 12

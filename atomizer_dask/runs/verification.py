@@ -18,6 +18,7 @@ from atomizer_dask.sweeps.columns import numpy_values
 if TYPE_CHECKING:
     import pandas as pd
 
+
 Lots = list[tuple[np.ndarray, Terms]]
 COLUMNS = ["compared", "equal", "close", "different", "largest", "first"]
 

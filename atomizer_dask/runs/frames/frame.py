@@ -27,6 +27,7 @@ from atomizer_dask.sweeps.sweep import Sweep
 if TYPE_CHECKING:
     import pandas as pd
 
+
 _COPY_ON_WRITE = int(version("pandas").partition(".")[0]) >= 3
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.canvas import label
 from atomizer_dask.display.text import shorten
+from atomizer_dask.runs.plots.figure import label
 
 MOST_CATEGORIES = 200
 MOST_LABELS = 30

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.adoption import spans
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.conductors.batch_conductor import HEED_SECONDS, BatchConductor
 from atomizer_dask.conductors.batch_size import Size
@@ -27,8 +26,9 @@ from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.ledger import Ledger
-from atomizer_dask.plan import Listeners, Plan, Today
+from atomizer_dask.runs.in_flight import spans
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.store.layout import State
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.stream_reader import Drawing

@@ -12,7 +12,6 @@ from time import time_ns
 
 import numpy as np
 
-from atomizer_dask.adoption import adopt
 from atomizer_dask.conductors.batch_conductor import HEED_SECONDS, BatchConductor
 from atomizer_dask.errors import (
     AtomizerError,
@@ -24,14 +23,15 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.ledger import Ledger
-from atomizer_dask.plan import Listeners, Plan, Today
+from atomizer_dask.runs.in_flight import adopt
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Listeners, Plan, Today
+from atomizer_dask.runs.source import Supply
 from atomizer_dask.store.code_check import check_code, keep_atom
 from atomizer_dask.store.layout import INCOMING, State
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.store.writer import Journal
-from atomizer_dask.supply import Supply
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.stream import Streamed
 

@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.canvas import FAILED_COLOUR, Heading, label, new_axes, pyplot, write_legend
 from atomizer_dask.display.text import shorten
-from atomizer_dask.spans import Durations, Schedule, Spans, schedule
+from atomizer_dask.runs.plots.figure import (
+    FAILED_COLOUR,
+    Heading,
+    label,
+    new_axes,
+    pyplot,
+    write_legend,
+)
+from atomizer_dask.runs.plots.schedule import Durations, Schedule, Spans, schedule
 
 LONGEST_WORKER = 32
 MOST_WORKERS = 40  # whose names are written

@@ -10,14 +10,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atomizer_dask.execution.outcome import Part
-from atomizer_dask.frame import to_frame
-from atomizer_dask.results import Results
+from atomizer_dask.runs.frames.frame import to_frame
 from atomizer_dask.runs.frames.read import read_parts
+from atomizer_dask.runs.results import Results
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, renamed
 
 if TYPE_CHECKING:
-    from atomizer_dask.canvas import Heading
+    from atomizer_dask.runs.plots.figure import Heading
+
 
 T = TypeVar("T")
 LARGEST_SEED = 2**63  # that fits the integers of files
@@ -88,8 +89,8 @@ class Pictures(Results):
         --------
         ``run.plot("energy", x="temperature", hue="size")``
         """
-        from atomizer_dask.plotting import plot
-        from atomizer_dask.roles import names_of
+        from atomizer_dask.runs.plots.outputs import plot
+        from atomizer_dask.runs.plots.roles import names_of
 
         heading = self._heading()
         heading.check_ended(well=True)
@@ -129,8 +130,8 @@ class Pictures(Results):
         -----
         Spans that cannot be told apart are drawn as one: some thousands of the longest run.
         """
-        from atomizer_dask.spans import spans_of, spans_of_attempts
-        from atomizer_dask.timing import timeline
+        from atomizer_dask.runs.plots.schedule import spans_of, spans_of_attempts
+        from atomizer_dask.runs.plots.timeline import timeline
 
         heading = self._heading()
         heading.check_ended()
@@ -163,8 +164,8 @@ class Pictures(Results):
         ValueError
             Where no electron has run yet.
         """
-        from atomizer_dask.spans import durations_of
-        from atomizer_dask.timing import durations
+        from atomizer_dask.runs.plots.schedule import durations_of
+        from atomizer_dask.runs.plots.timeline import durations
 
         heading = self._heading()
         heading.check_ended()
@@ -196,7 +197,7 @@ class Pictures(Results):
         --------
         ``run.to_xarray()["energy"].mean("replica").sel(size=64)``
         """
-        from atomizer_dask.gridded import check_grid, to_dataset
+        from atomizer_dask.runs.plots.dataset import check_grid, to_dataset
 
         sweep = check_grid(self.id, self.sweep)
         parts = self._view.as_rows(self._parts(metadata=False))
@@ -210,7 +211,7 @@ class Pictures(Results):
         return to_dataset(sweep, outputs, attrs)
 
     def _heading(self) -> Heading:
-        from atomizer_dask.canvas import Heading
+        from atomizer_dask.runs.plots.figure import Heading
 
         ledger = self._ledger
         with ledger.changed:

@@ -14,6 +14,7 @@ from atomizer_dask.sweeps.columns import METADATA_PREFIX, OUTPUT_PREFIX
 if TYPE_CHECKING:
     import pandas as pd
 
+
 METADATA = {"id", "start", "end", "duration", "worker", "attempts", "code"}
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,

@@ -27,26 +27,26 @@ from atomizer_dask.events import Stream as EventStream
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import options_of
-from atomizer_dask.history import events_before, failed
-from atomizer_dask.kept import KeptSupply
-from atomizer_dask.ledger import Ledger
-from atomizer_dask.loading import load
-from atomizer_dask.pictures import Pictures
-from atomizer_dask.plan import Listeners, Plan, Today
 from atomizer_dask.policy import seconds_of
-from atomizer_dask.progress import Progress
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Listeners, Plan, Today
+from atomizer_dask.runs.plots.methods import Pictures
+from atomizer_dask.runs.progress import Progress
+from atomizer_dask.runs.recovery import events_before, failed, load
+from atomizer_dask.runs.source import Supply
+from atomizer_dask.runs.stored_source import KeptSupply
+from atomizer_dask.runs.verification import compare, draw
+from atomizer_dask.runs.waiting import bar, heard, interrupt, watch
 from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.layout import State
 from atomizer_dask.store.provenance import surroundings
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_run import Kept, described, look
 from atomizer_dask.store.writer import Journal
-from atomizer_dask.supply import Supply
-from atomizer_dask.verification import compare, draw
-from atomizer_dask.waiting import bar, heard, interrupt, watch
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from atomizer_dask.interruptible import noticing_signals
 
 if TYPE_CHECKING:
-    from atomizer_dask.progress import Progress
-    from atomizer_dask.run import Run
+    from atomizer_dask.runs.progress import Progress
+    from atomizer_dask.runs.run import Run
+
 
 UPDATE_SECONDS = 0.1
 TWICE_SECONDS = 1.0  # in which a second interrupt of a notebook belongs to the first

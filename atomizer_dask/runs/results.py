@@ -11,12 +11,12 @@ import numpy as np
 
 from atomizer_dask.errors import StoreError
 from atomizer_dask.execution.outcome import Part
-from atomizer_dask.frame import errors_frame, failures_frame, to_frame
 from atomizer_dask.interruptible import wait_for
-from atomizer_dask.ledger import Ledger
 from atomizer_dask.properties import Properties
+from atomizer_dask.runs.frames.frame import errors_frame, failures_frame, to_frame
 from atomizer_dask.runs.frames.read import add_work, read_parts, to_dask, work_of
-from atomizer_dask.selection import Selection
+from atomizer_dask.runs.frames.selection import Selection
+from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import StoredPart
@@ -24,6 +24,7 @@ from atomizer_dask.sweeps.columns import numpy_values
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.places import as_ordered, distinct_of
+from atomizer_dask.runs.plots.axis import as_ordered, distinct_of
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep

@@ -1,0 +1,1 @@
+"""Pictures of a run, and its outputs as an xarray Dataset."""
