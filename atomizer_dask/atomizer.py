@@ -58,7 +58,7 @@ from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
-    from atomizer_dask.widgets.explore import Explorer
+    from atomizer_dask.widgets.explore.explorer import Explorer
 
 
 logger = logging.getLogger(__name__)

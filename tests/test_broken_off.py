@@ -35,7 +35,7 @@ from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.store import writer
 from atomizer_dask.store.writer import Journal
 from atomizer_dask.sweeps.equality import alike
-from atomizer_dask.widgets.facts import run_facts
+from atomizer_dask.widgets.summary import run_facts
 
 SOON = 20  # seconds; the machine is busy
 

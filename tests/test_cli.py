@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from atomizer_dask.cli import main
+from atomizer_dask.cli.commands import main
 
 pytestmark = pytest.mark.dask
 

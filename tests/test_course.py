@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.widgets.course import POINTS, Course
+from atomizer_dask.widgets.rate_history import POINTS, Course
 
 
 def test_a_steady_run_has_one_rate_however_long_it_takes():

@@ -18,9 +18,9 @@ from atomizer_dask import (
     RegistrationError,
     atom,
 )
-from atomizer_dask.widgets import tried
-from atomizer_dask.widgets.latest import Latest
-from atomizer_dask.widgets.rendering import render
+from atomizer_dask.widgets.explore.explorer import tried
+from atomizer_dask.widgets.explore.latest_request import Latest
+from atomizer_dask.widgets.explore.render import render
 
 SECONDS = 30
 IMG = "<img src=x onerror=alert(1)>"

@@ -4,8 +4,8 @@ import pytest
 
 from atomizer_dask import Event, atom, grid
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
-from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import MESSAGE, event_row, run_facts
+from atomizer_dask.widgets.summary import MESSAGE, event_row, run_facts
+from atomizer_dask.widgets.workers import Crew
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from atomizer_dask import atom, grid
-from atomizer_dask.widgets.failing import EXAMPLES, GROUPS, INPUTS, failure_groups
+from atomizer_dask.widgets.failures import EXAMPLES, GROUPS, INPUTS, failure_groups
 
 IMG = "<img src=x onerror=alert(1)>"
 

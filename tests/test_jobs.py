@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from atomizer_dask import Atomizer, MemoryConductor, grid
-from atomizer_dask.cli import main
-from atomizer_dask.commandline import load_atom
+from atomizer_dask.cli.atoms import load_atom
+from atomizer_dask.cli.commands import main
 
 pytest.importorskip("dask_jobqueue")
 

@@ -12,7 +12,7 @@ import pytest
 from patience import wait_until
 
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
-from atomizer_dask.cli import main
+from atomizer_dask.cli.commands import main
 from atomizer_dask.errors import StoreChangedError, StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.filesystem.heartbeat import BEAT, batch_job

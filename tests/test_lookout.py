@@ -17,7 +17,7 @@ from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
 from atomizer_dask.conductors.dask.idle_workers import SILENT, Idle, Lookout
-from atomizer_dask.widgets.facts import run_facts
+from atomizer_dask.widgets.summary import run_facts
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]
 ELECTRONS = 100

@@ -4,9 +4,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from atomizer_dask.cli.metrics import serve_metrics
 from atomizer_dask.conductors.status import QueueStatus
 from atomizer_dask.errors import ConductorError
-from atomizer_dask.metrics import serve_metrics
 
 pytest.importorskip("prometheus_client")
 

@@ -19,7 +19,7 @@ from patience import wait_until
 from peers import MONTE_CARLO, TOSS, GoAgent, Peer
 
 from atomizer_dask import AmqpConductor, Atomizer, DaskConductor, Electron, atom
-from atomizer_dask.cli import main
+from atomizer_dask.cli.commands import main
 from atomizer_dask.montecarlopi import Toss
 
 pytestmark = [pytest.mark.amqp, pytest.mark.dask]

@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 
+from atomizer_dask.cli.node_log import NodeLog, logging_to_stderr
 from atomizer_dask.conductors.status import QueueStatus
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
-from atomizer_dask.nodelog import NodeLog, logging_to_stderr
 
 
 @pytest.fixture

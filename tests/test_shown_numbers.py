@@ -14,20 +14,20 @@ from click.testing import CliRunner
 from patience import wait_until
 
 from atomizer_dask import Atomizer, MemoryConductor, Run, StoreError, atom, grid, zipped
-from atomizer_dask.cli import main
+from atomizer_dask.cli.commands import main
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.runs import stored_source
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.progress import Progress
 from atomizer_dask.store.store import stored_run
 from atomizer_dask.widgets import preview as previews
-from atomizer_dask.widgets.course import Course
-from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import conductor_facts, run_facts
-from atomizer_dask.widgets.failing import failure_groups
+from atomizer_dask.widgets.failures import failure_groups
 from atomizer_dask.widgets.panels import panel_of
 from atomizer_dask.widgets.preview import preview
-from atomizer_dask.widgets.still import still_of
+from atomizer_dask.widgets.rate_history import Course
+from atomizer_dask.widgets.static_html import still_of
+from atomizer_dask.widgets.summary import conductor_facts, run_facts
+from atomizer_dask.widgets.workers import Crew
 
 
 @atom(id="tests.noise")

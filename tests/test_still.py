@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from atomizer_dask import Atomizer, MemoryConductor, atom, grid
-from atomizer_dask.widgets.still import still_of
+from atomizer_dask.widgets.static_html import still_of
 
 IMG = "<img src=x onerror=alert(1)>"
 

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from patience import wait_until
 
 from atomizer_dask import Run
-from atomizer_dask.cli import main
+from atomizer_dask.cli.commands import main
 
 pytestmark = pytest.mark.dask
 
-SCRIPT = "from atomizer_dask.cli import main; main()"
+SCRIPT = "from atomizer_dask.cli.map import main; main()"
 ATOMS = """
 import os, time
 

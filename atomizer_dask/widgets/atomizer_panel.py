@@ -6,8 +6,8 @@ from typing import Any
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.events import EventLog
-from atomizer_dask.widgets.facts import atomizer_facts
 from atomizer_dask.widgets.panel import Panel
+from atomizer_dask.widgets.summary import atomizer_facts
 
 ATOMIZER_SECONDS = 0.5
 

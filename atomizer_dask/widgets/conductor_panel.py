@@ -6,9 +6,9 @@ from typing import Any
 
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
-from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import conductor_facts, status_of
 from atomizer_dask.widgets.panel import Panel
+from atomizer_dask.widgets.summary import conductor_facts, status_of
+from atomizer_dask.widgets.workers import Crew
 
 CONDUCTOR_SECONDS = 1.0
 

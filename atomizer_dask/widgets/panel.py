@@ -25,9 +25,9 @@ from atomizer_dask.display.live import in_kernel
 from atomizer_dask.display.text import one_line
 from atomizer_dask.errors import text_of
 from atomizer_dask.events import Event, EventLog
-from atomizer_dask.widgets.facts import MESSAGE, event_row
 from atomizer_dask.widgets.refresher import Refresher
-from atomizer_dask.widgets.still import still_of
+from atomizer_dask.widgets.static_html import still_of
+from atomizer_dask.widgets.summary import MESSAGE, event_row
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps

@@ -12,7 +12,7 @@ from atomizer_dask.widgets.atomizer_panel import AtomizerPanel
 from atomizer_dask.widgets.conductor_panel import ConductorPanel
 from atomizer_dask.widgets.panel import Panel, refresher
 from atomizer_dask.widgets.run_panel import RunPanel
-from atomizer_dask.widgets.still import still_of
+from atomizer_dask.widgets.static_html import still_of
 
 _panels: weakref.WeakKeyDictionary[Any, Panel] = weakref.WeakKeyDictionary()
 _making = threading.Lock()

@@ -14,7 +14,7 @@ from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
-from atomizer_dask.widgets.text import cell, count_text
+from atomizer_dask.widgets.format import cell, count_text
 
 if TYPE_CHECKING:
     import pandas as pd

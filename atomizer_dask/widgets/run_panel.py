@@ -13,13 +13,13 @@ from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import EventLog
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
-from atomizer_dask.widgets.course import Course
-from atomizer_dask.widgets.crew import Crew
-from atomizer_dask.widgets.facts import run_facts
-from atomizer_dask.widgets.failing import failure_groups, type_text
+from atomizer_dask.widgets.failures import failure_groups, type_text
 from atomizer_dask.widgets.panel import Panel, described
 from atomizer_dask.widgets.preview import preview
+from atomizer_dask.widgets.rate_history import Course
 from atomizer_dask.widgets.refresher import Cost
+from atomizer_dask.widgets.summary import run_facts
+from atomizer_dask.widgets.workers import Crew
 
 logger = logging.getLogger(__name__)
 

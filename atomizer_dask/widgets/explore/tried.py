@@ -20,6 +20,7 @@ from atomizer_dask.sweeps.make import zipped
 if TYPE_CHECKING:
     import pandas as pd
 
+
 KEPT = 10_000
 
 

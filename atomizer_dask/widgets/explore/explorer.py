@@ -13,16 +13,17 @@ from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.properties import Properties
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.sweeps.grid import Grid
-from atomizer_dask.widgets.controls import controls_of, size_of, sweep_of
-from atomizer_dask.widgets.latest import Fate, Latest, Request
-from atomizer_dask.widgets.rendering import error_html, forget_figures, render
-from atomizer_dask.widgets.tried import Tried
+from atomizer_dask.widgets.explore.controls import controls_of, size_of, sweep_of
+from atomizer_dask.widgets.explore.latest_request import Fate, Latest, Request
+from atomizer_dask.widgets.explore.render import error_html, forget_figures, render
+from atomizer_dask.widgets.explore.tried import Tried
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from atomizer_dask.atomizer import Atomizer
     from atomizer_dask.runs.run import Run
+
 
 MOST_MAPPED = 1_000_000  # electrons that a button sends
 _STYLE = """<style>

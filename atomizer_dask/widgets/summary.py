@@ -17,7 +17,7 @@ from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
-from atomizer_dask.widgets.text import cell, count_text, rounded
+from atomizer_dask.widgets.format import cell, count_text, rounded
 
 MESSAGE = 240  # characters
 TROUBLE = 400

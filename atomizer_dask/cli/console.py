@@ -15,13 +15,8 @@ from time import monotonic
 
 import click
 
-from atomizer_dask.commandline import (
-    FAILED,
-    BrokerCommand,
-    broker_options,
-    errors_as_text,
-    heeding_termination,
-)
+from atomizer_dask.cli.ending import FAILED, errors_as_text, heeding_termination
+from atomizer_dask.cli.options import BrokerCommand, broker_options
 from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.display.text import one_line
 from atomizer_dask.electron import Electron

@@ -20,19 +20,15 @@ import click
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.registry import registered
-from atomizer_dask.commandline import (
-    BrokerCommand,
-    broker_options,
-    errors_as_text,
-    leave,
-    load_atom,
-)
+from atomizer_dask.cli.atoms import load_atom
+from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
+from atomizer_dask.cli.ending import errors_as_text, leave
+from atomizer_dask.cli.metrics import serve_metrics
+from atomizer_dask.cli.node_log import NodeLog, logging_to_stderr
+from atomizer_dask.cli.options import BrokerCommand, broker_options
 from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.config import setting
-from atomizer_dask.metrics import serve_metrics
-from atomizer_dask.nodelog import NodeLog, logging_to_stderr
-from atomizer_dask.placing import Place, cluster_options, conductor_at
 from atomizer_dask.policy import seconds_of
 
 LOOK_SECONDS = 0.2  # whether the workers are still there

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from atomizer_dask import config
+from atomizer_dask.cli.jobs import Jobs
 from atomizer_dask.conductors.dask.conductor import DaskConductor
-from atomizer_dask.jobs import Jobs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Part
 from atomizer_dask.runs.frames.frame import HINTS
 from atomizer_dask.runs.run import Run
-from atomizer_dask.widgets.text import cell
+from atomizer_dask.widgets.format import cell
 
 GROUPS = 10  # the most frequent
 EXAMPLES = 5

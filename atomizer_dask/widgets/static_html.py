@@ -15,9 +15,9 @@ from atomizer_dask.display.markup import Html
 from atomizer_dask.display.text import counted
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
-from atomizer_dask.widgets.facts import atomizer_facts, conductor_facts, run_facts, status_of
-from atomizer_dask.widgets.failing import GROUPS, failure_groups
-from atomizer_dask.widgets.text import count_text
+from atomizer_dask.widgets.failures import GROUPS, failure_groups
+from atomizer_dask.widgets.format import count_text
+from atomizer_dask.widgets.summary import atomizer_facts, conductor_facts, run_facts, status_of
 
 STILL_RUNS, STILL_WORKERS = 10, 20
 TONES: dict[str, markup.Tone] = {

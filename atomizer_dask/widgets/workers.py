@@ -10,7 +10,7 @@ from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.display.text import plain
 from atomizer_dask.execution.outcome import Part
 from atomizer_dask.runs.run import Run
-from atomizer_dask.widgets.text import rounded
+from atomizer_dask.widgets.format import rounded
 
 MOST_ROWS = 100  # that are sent; a message of more would be too large
 SAMPLES = 10  # of how many threads are busy; one a second

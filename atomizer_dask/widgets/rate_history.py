@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atomizer_dask.widgets.text import rounded
+from atomizer_dask.widgets.format import rounded
 
 POINTS = 90
 FIRST_STEP = 0.4  # seconds

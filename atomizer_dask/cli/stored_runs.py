@@ -10,16 +10,16 @@ from typing import Any
 import click
 
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.commandline import (
+from atomizer_dask.cli.atoms import load_atom
+from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
+from atomizer_dask.cli.ending import (
     errors_as_text,
     exit_code,
     heeding_termination,
-    load_atom,
-    priority_option,
     show_failures,
     wait_for,
 )
-from atomizer_dask.placing import Place, cluster_options, conductor_at
+from atomizer_dask.cli.options import priority_option
 from atomizer_dask.runs.progress import Progress
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.stored_run import check_usable, stored_target

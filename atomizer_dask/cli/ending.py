@@ -1,0 +1,112 @@
+"""How a command comes to its end: done, interrupted or terminated."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from atomizer_dask import config
+from atomizer_dask.cli.clusters import say
+from atomizer_dask.errors import AtomizerError
+from atomizer_dask.runs.run import Run
+
+LEAVE_SECONDS = 12.0  # for a batch system to take orders; it kills us after some 30
+FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
+
+
+@contextmanager
+def errors_as_text() -> Iterator[None]:
+    """Show our errors as people want to read them, those of the configuration first of all."""
+    try:
+        config.check()
+        yield
+    except AtomizerError as error:
+        raise click.ClickException(str(error).removeprefix("atomizer error ")) from error
+    except ValueError as error:  # an option that makes no sense
+        raise click.UsageError(str(error)) from error
+
+
+class _TerminatedError(BaseException):
+    """Raised in the main thread where the process shall end."""
+
+
+@contextmanager
+def heeding_termination() -> Iterator[None]:
+    """Exit as with what is not all done where the process is told to end, as batch systems do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)  # once is enough
+        raise _TerminatedError
+
+    # A terminal that is closed hangs up; nohup would have that ignored.
+    told = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, terminate) for number in told}
+    try:
+        yield
+    except _TerminatedError:
+        say("terminated before it was done")
+        leave(INCOMPLETE)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit without waiting for the workers of a local cluster, which end with this process.
+
+    Jobs of a batch system do not, and are cancelled. To be called on the main thread, also by what
+    handles a signal there, and so whatever it was about.
+    """
+    ending = threading.Thread(target=click.get_current_context().close, daemon=True)
+    ending.start()
+    ending.join(LEAVE_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def wait_for(run: Run) -> None:
+    """Wait for a run; interrupted twice it is cancelled, terminated it is suspended."""
+    try:
+        with suppress(KeyboardInterrupt):  # by now it is cancelled
+            run.wait()
+    except _TerminatedError:
+        if run.store is None:
+            raise
+        run.suspend()
+        p = run.progress
+        say(
+            f"{run.id} is suspended, {p.done + p.failed:,} electrons have ended; "
+            f"atomizer-dask resume {run.store} goes on"
+        )
+        leave(INCOMPLETE)
+
+
+def exit_code(run: Run) -> int:
+    """Return 0 where all is done, 3 where all is done but some failed, 4 where not all is done."""
+    p = run.progress
+    if run.state != "finished" or p.total is None or p.done + p.failed < p.total:
+        return INCOMPLETE
+    return FAILED if p.failed else 0
+
+
+def show_failures(run: Run) -> None:
+    """Print the most frequent failures."""
+    errors = run.errors
+    counts = errors.groupby(["kind", "type", "message"]).size().nlargest(5)
+    for count, row in zip(counts, counts.index.to_frame().itertuples(index=False), strict=True):
+        text = ": ".join(filter(None, (str(row.type), str(row.message))))
+        click.echo(f"  {count:,} x {row.kind!s}: {text}", err=True)
