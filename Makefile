@@ -26,10 +26,10 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks $(ARGS)
 
 picture: .venv/ready
-	$(BIN)/python tests/picture.py
+	$(BIN)/python tests/support/picture.py
 
 docs: .venv/ready
-	$(BIN)/python tests/configuration_page.py
+	$(BIN)/python tests/support/configuration_page.py
 
 .venv/ready: pyproject.toml
 	$(if $(PYTHON),,$(error Python 3.11 or newer is needed: install it, or name it with make PYTHON=...))

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.fresh import ROOT, Sample
 from benchmarks.memory import status
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 MINUTES = 10
 SETTLED = 2  # minutes until all that is bounded is full

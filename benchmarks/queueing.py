@@ -18,7 +18,7 @@ from atomizer_dask import AmqpConductor, Electron
 from benchmarks.fresh import ROOT, Sample
 from benchmarks.work import WORKERS, scaled, seconds
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 QUEUE = "benchmark"
 ANSWER_SECONDS = 300

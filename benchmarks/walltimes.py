@@ -14,7 +14,7 @@ from atomizer_dask import Atomizer
 from benchmarks.fresh import ROOT, Sample
 from benchmarks.work import scaled, seconds
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 LIFETIME = "--lifetime 20s --lifetime-stagger 4s --lifetime-restart"
 WORKERS, THREADS = 2, 2

@@ -26,6 +26,8 @@ from atomizer_dask import (
 )
 from atomizer_dask.errors import StoreChangedError, StoreError, UnstorableError
 
+HERE = Path(__file__).parent
+
 
 @atom(id="tests.flaky")
 def flaky(x, log, *, context):
@@ -328,8 +330,8 @@ def gated_now(x, path, free=0):
 
 STREAM = """
 import os, sys, time
-sys.path.insert(0, {tests!r})
-from test_journal import *
+sys.path[:0] = {tests!r}
+from test_writer import *
 
 def rows():
     for x in range(10):
@@ -347,7 +349,9 @@ os._exit(1)
 
 
 def test_streamed_sweep_whose_process_died(local, store, gate):
-    script = STREAM.format(tests=str(Path(__file__).parent), path=gate.path, store=str(store))
+    script = STREAM.format(
+        tests=[str(HERE), str(HERE.parent / "support")], path=gate.path, store=str(store)
+    )
     subprocess.run([sys.executable, "-c", script], check=False, timeout=60)
     gate.open()
     assert Run.open(store).progress.done == 6

@@ -106,7 +106,7 @@ def test_ends_with_the_process_that_started_it(broker, tmp_path):
         [sys.executable, "-c", STARTS, str(tmp_path / "broker")],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[2] / "support",
     )
     with starting:
         url = starting.stdout.readline().strip()

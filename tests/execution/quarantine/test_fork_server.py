@@ -21,14 +21,14 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture(scope="module")
 def shared():
-    nursery = ForkServer("nursery_targets:serve", preload=("numpy",))
+    nursery = ForkServer("fork_server_targets:serve", preload=("numpy",))
     yield nursery
     nursery.close()
 
 
 @pytest.fixture
 def nursery():
-    nursery = ForkServer("nursery_targets:serve")
+    nursery = ForkServer("fork_server_targets:serve")
     yield nursery
     nursery.close()
 
@@ -116,7 +116,7 @@ def test_an_exit_says_how_a_child_ended(child, message, end, text):
 
 
 def test_an_exception_is_printed_to_stderr(capfd):
-    nursery = ForkServer("nursery_targets:serve")
+    nursery = ForkServer("fork_server_targets:serve")
     child = nursery.start()
     child.connection.send_bytes(b"raise")
     assert child.exit(SECONDS) == Exit(1, None)
@@ -202,7 +202,7 @@ def test_close_wakes_a_thread_that_receives(child):
 
 
 def test_close_kills_a_child_that_does_not_return():
-    nursery = ForkServer("nursery_targets:deaf")
+    nursery = ForkServer("fork_server_targets:deaf")
     child = nursery.start()
     child.close()
     assert child.exit(SECONDS) == Exit(None, 9)
@@ -217,7 +217,7 @@ def test_a_child_that_nobody_refers_to_is_killed(shared):
 
 
 def test_closing_a_nursery_ends_everything():
-    nursery = ForkServer("nursery_targets:deaf")
+    nursery = ForkServer("fork_server_targets:deaf")
     children = [nursery.start() for _ in range(3)]
     zygote = zygote_of(children[0])
     nursery.close()
@@ -230,7 +230,7 @@ def test_closing_a_nursery_ends_everything():
 
 
 def test_a_nursery_that_nobody_refers_to_ends():
-    nursery = ForkServer("nursery_targets:deaf")
+    nursery = ForkServer("fork_server_targets:deaf")
     child = nursery.start()
     zygote = zygote_of(child)
     del nursery
@@ -254,7 +254,7 @@ PARENT = """
 import sys, threading
 sys.path[:] = {path!r}
 from atomizer_dask.execution.quarantine.fork_server import ForkServer
-nursery = ForkServer("nursery_targets:deaf")
+nursery = ForkServer("fork_server_targets:deaf")
 children = [nursery.start() for _ in range(2)]
 import psutil
 print(psutil.Process(children[0].pid).ppid(), *(child.pid for child in children), flush=True)
@@ -301,9 +301,9 @@ def test_ctrl_c_reaches_the_owner_only():
     ("target", "preload", "message"),
     [
         ("no_such_module:serve", (), "no_such_module"),
-        ("nursery_targets:no_such_function", (), "no_such_function"),
-        ("nursery_targets", (), "module:function"),
-        ("nursery_targets:serve", ("no_such_module",), "no_such_module"),
+        ("fork_server_targets:no_such_function", (), "no_such_function"),
+        ("fork_server_targets", (), "module:function"),
+        ("fork_server_targets:serve", ("no_such_module",), "no_such_module"),
     ],
 )
 def test_what_cannot_be_imported_is_named(target, preload, message):
@@ -316,7 +316,7 @@ def test_what_cannot_be_imported_is_named(target, preload, message):
 
 def test_a_zygote_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(module, "_BOOT", "raise SystemExit(3)")
-    nursery = ForkServer("nursery_targets:serve")
+    nursery = ForkServer("fork_server_targets:serve")
     with pytest.raises(ChildProcessError, match="died while it started"):
         nursery.start()
     nursery.close()
@@ -324,11 +324,11 @@ def test_a_zygote_that_cannot_start_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_a_daemonic_process_may_have_children(method):
-    import nursery_targets
+    import fork_server_targets
 
     context = multiprocessing.get_context(method)
     answers, theirs = context.Pipe()
-    process = context.Process(target=nursery_targets.own, args=(theirs,), daemon=True)
+    process = context.Process(target=fork_server_targets.own, args=(theirs,), daemon=True)
     process.start()
     assert answers.poll(SECONDS)
     pid, answer = answers.recv()
@@ -339,12 +339,12 @@ def test_a_daemonic_process_may_have_children(method):
 
 
 def test_a_forked_copy_of_the_owner_leaves_its_zygote_alone(nursery):
-    import nursery_targets
+    import fork_server_targets
 
     child = nursery.start()
     context = multiprocessing.get_context("fork")
     answers, theirs = context.Pipe()
-    process = context.Process(target=nursery_targets.forked, args=(nursery, child, theirs))
+    process = context.Process(target=fork_server_targets.forked, args=(nursery, child, theirs))
     process.start()
     assert answers.poll(SECONDS)
     assert answers.recv() == ("unknown exit", b"copy")
@@ -427,6 +427,6 @@ def test_a_child_is_the_first_that_the_kernel_takes(child):
 
 def test_a_child_works_where_its_owner_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    nursery = ForkServer("nursery_targets:serve")
+    nursery = ForkServer("fork_server_targets:serve")
     assert ask(nursery.start(), "where") == str(tmp_path.resolve())
     nursery.close()

@@ -21,7 +21,7 @@ from atomizer_dask.conductors.dask.worker import wall_time
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dask, pytest.mark.timeout(240)]
-EXAMPLE = Path(__file__).parent.parent / "examples" / "slurm.sh"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "slurm.sh"
 PACKAGE = Path(atomizer_dask.__file__).parent.parent
 SECONDS = 0.02  # that an electron takes, at least
 # What a worker may have begun without having said so: of the batch that it executes, and of one

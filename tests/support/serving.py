@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KERNEL = "of-the-tests"  # a name of our own, which no kernel of the machine can shadow
 PAGES = {"lab": "lab/tree/{}?reset&", "notebook": "notebooks/{}?"}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}

@@ -5,7 +5,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-SCREENSHOTS = Path(__file__).parent / "screenshots"
+SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MODULES = ("ipykernel", "ipywidgets", "jupyterlab", "nbformat", "notebook", "playwright", "voila")
 SECONDS = 60  # until it is given up to wait for something on a page

@@ -15,7 +15,7 @@ from patience import wait_until
 from peers import TOSS, GoAgent, Peer
 
 from atomizer_dask import AmqpConductor, ConductorError, Electron, Properties
-from atomizer_dask.conductors.amqp.conductor import connection
+from atomizer_dask.conductors.amqp import connection
 
 pytestmark = pytest.mark.amqp
 

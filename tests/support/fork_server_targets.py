@@ -1,4 +1,4 @@
-"""Main functions of the children that test_nursery.py starts."""
+"""Main functions of the children that test_fork_server.py starts."""
 
 import ctypes
 import multiprocessing
@@ -68,7 +68,7 @@ def deaf(connection, cursor):
 
 def own(answers):
     """Have a child, in a process that may not have children by multiprocessing's rules."""
-    nursery = ForkServer("nursery_targets:serve")
+    nursery = ForkServer("fork_server_targets:serve")
     child = nursery.start()
     child.connection.send_bytes(b"hello")
     answers.send((child.pid, child.connection.recv_bytes()))

@@ -18,7 +18,7 @@ from atomizer_dask import (
     RegistrationError,
     atom,
 )
-from atomizer_dask.widgets.explore.explorer import tried
+from atomizer_dask.widgets.explore import tried
 from atomizer_dask.widgets.explore.latest_request import Latest
 from atomizer_dask.widgets.explore.render import render
 

@@ -31,8 +31,8 @@ from atomizer_dask.runs import stored_source
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.source import Supply
 from atomizer_dask.runs.stored_source import KeptSupply
+from atomizer_dask.store import writer
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.store import writer
 from atomizer_dask.store.writer import Journal
 from atomizer_dask.sweeps.equality import alike
 from atomizer_dask.widgets.summary import run_facts

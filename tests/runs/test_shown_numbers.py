@@ -19,7 +19,7 @@ from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.runs import stored_source
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.progress import Progress
-from atomizer_dask.store.store import stored_run
+from atomizer_dask.store import stored_run
 from atomizer_dask.widgets import preview as previews
 from atomizer_dask.widgets.failures import failure_groups
 from atomizer_dask.widgets.panels import panel_of

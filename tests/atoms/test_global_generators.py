@@ -60,7 +60,7 @@ def not_random(i, context):
 @atom
 def waits(i, *, context):
     before = np.random.random()
-    child = context.conductor.send(Electron("test_randomness.of_numpy", {"i": i}))
+    child = context.conductor.send(Electron("test_global_generators.of_numpy", {"i": i}))
     return {"before": before, "child": child.result().value(), "after": np.random.random()}
 
 

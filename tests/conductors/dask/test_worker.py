@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.conductors.dask.conductor import conductor, worker
+from atomizer_dask.conductors.dask import conductor, worker
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin
 

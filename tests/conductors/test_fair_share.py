@@ -16,7 +16,7 @@ from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
 from atomizer_dask.conductors.fair_share import due_after
 from atomizer_dask.policy import priority_of
 
-SECOND = Path(__file__).with_name("second_notebook.py")
+SECOND = Path(__file__).parents[1] / "support" / "second_notebook.py"
 WITHIN = 60.0  # seconds, in which anything must happen
 LONG = 10**6  # electrons of 10 ms, which nobody waits for
 
