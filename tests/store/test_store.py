@@ -17,8 +17,9 @@ from pandas.testing import assert_frame_equal
 
 from atomizer_dask import Atomizer, Run, atom, grid, zipped
 from atomizer_dask.errors import StoreError
+from atomizer_dask.store import writer
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.store import Store, writer
+from atomizer_dask.store.store import Store
 from atomizer_dask.store.writer import Journal
 
 # -- atoms -------------------------------------------------------------------------------------
