@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from atomizer_dask.atoms.definition import Definition, as_definition
 from atomizer_dask.atoms.random_streams import seed_of
@@ -21,7 +21,7 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.conductors.receiver import Receiver, answered
 from atomizer_dask.config import check, setting
-from atomizer_dask.display.live import Shown, widgets
+from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
 from atomizer_dask.electron import Electron, new_id
 from atomizer_dask.errors import (
     AtomizerError,
@@ -57,16 +57,12 @@ from atomizer_dask.sweeps.make import as_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
 
-if TYPE_CHECKING:
-    from atomizer_dask.widgets.explore.explorer import Explorer
-
-
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 2.0  # for running electrons to heed that they are cancelled
 
 
-class Atomizer(Shown):
+class Atomizer(LiveDisplay):
     """The runtime: a registry of atoms and conductors, and the streams of what happens.
 
     Parameters
@@ -392,7 +388,7 @@ class Atomizer(Shown):
         run.start(range(0 if inputs.length is None else inputs.length))
         return run
 
-    def explore(self, atom: Any, /, **ranges: Any) -> Explorer:
+    def explore(self, atom: Any, /, **ranges: Any) -> ExplorerWidget:
         """Return controls for an atom's parameters, with what it returns shown beside them.
 
         Whenever a control changes, one electron is sent, and those that nobody waits for any more
@@ -442,8 +438,7 @@ class Atomizer(Shown):
         1      4       2       8
         """
         definition = self._definition_of(atom, self._sweeper())
-        explorer: Explorer = widgets().Explorer(self, definition, ranges)
-        return explorer
+        return widgets().Explorer(self, definition, ranges)
 
     def attach(
         self,
@@ -863,7 +858,7 @@ class Atomizer(Shown):
             events.close()
         for errors in self._error_streams:
             errors.close()
-        self._look_anew()
+        self._refresh_panel()
 
     def __enter__(self) -> Self:
         return self.exec()

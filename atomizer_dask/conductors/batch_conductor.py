@@ -28,7 +28,7 @@ from atomizer_dask.conductors.reports import Report
 from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
-from atomizer_dask.display.live import Shown
+from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
@@ -48,7 +48,7 @@ LEAVE_SECONDS = 10.0  # for runs to be left where the interpreter ends
 MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
 
 
-class BatchConductor(Shown, Conductor):
+class BatchConductor(LiveDisplay, Conductor):
     """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
 
     space = HOME  # where outcomes arrive of what is sent from here; see `spaces`
@@ -467,7 +467,7 @@ class BatchConductor(Shown, Conductor):
         if already:
             return
         watch.discard(self)
-        self._look_anew()
+        self._refresh_panel()
         self._pause.set()
         error = ConductorError(Event("the conductor was closed", conductor_id=self.id))
         if self._dispatcher is not None:

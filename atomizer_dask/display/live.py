@@ -1,19 +1,74 @@
-"""The one way up, from the handles of a user to the widgets that show them.
+"""How a handle finds the widget that shows it: the one door up, from all rooms to `widgets`.
 
-A worker has handles too and never shows one: ipywidgets is loaded when somebody first looks.
+Widgets import the handles that they show: runs, atomizers, conductors. Handles that imported
+their widgets would close a circle, so they find them by name when somebody first looks, as pandas
+finds a plotting backend. `Front` is what they expect behind that name. A worker has handles too,
+and never shows one: ipywidgets is not loaded there.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FRONT = "atomizer_dask.widgets"
 
 
-def widgets() -> Any:
+class ExplorerWidget(Protocol):
+    """What `Atomizer.explore` returns: a widget with a control for each parameter of an atom."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The values that the controls have now."""
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """What was tried, a row each: inputs and outputs."""
+
+    @property
+    def sweep(self) -> Any:
+        """The `Grid` of the ranges of all controls."""
+
+    def map(self, **options: Any) -> Any:
+        """Start a `Run` over the sweep, with the options of `Atomizer.map`."""
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Return when what was last tried is shown."""
+
+    def close(self) -> None:
+        """Cancel what is under way, and try nothing more."""
+
+
+class Front(Protocol):
+    """What the package of the widgets offers to handles."""
+
+    def Explorer(self, atomizer: Any, definition: Any, ranges: Any) -> ExplorerWidget:  # noqa: N802
+        """Return a widget with a control for each parameter of an atom."""
+
+    def panel_of(self, handle: Any) -> Any:
+        """Return the live panel of a handle; always the same one."""
+
+    def display(self, handle: Any) -> None:
+        """Show the live panel of a handle in the cell that is being executed."""
+
+    def html_of(self, handle: Any) -> str:
+        """Return a handle as HTML, as it is now."""
+
+    def refresh(self, handle: Any) -> None:
+        """Have the panel of a handle, where there is one, show what has just changed."""
+
+    def update_saved_output(self, handle: Any) -> None:
+        """Bring what a saved notebook keeps of a panel, where there is one, up to date."""
+
+
+def widgets() -> Front:
     """Return the package of the widgets, loaded when first asked for."""
-    import atomizer_dask.widgets
-
-    return atomizer_dask.widgets
+    front: Any = importlib.import_module(FRONT)
+    return front  # type: ignore[no-any-return]
 
 
 def in_kernel() -> bool:
@@ -23,20 +78,22 @@ def in_kernel() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-class Shown:
-    """What a notebook shows as a live panel, and anything else as it is at the moment."""
+class LiveDisplay:
+    """A handle that a notebook shows as a live panel, and others as it is at the moment."""
 
     def watch(self) -> Any:
         """Return its live panel, a widget to be displayed anywhere and as often as one likes."""
         return widgets().panel_of(self)
 
-    def _look_anew(self) -> None:
+    def _refresh_panel(self) -> None:
         """Have its panel, where there is one, show what has just changed."""
-        _call_loaded("look_anew", self)
+        if (loaded := _loaded("refresh")) is not None:
+            loaded(self)
 
-    def _settle(self) -> None:
-        """Have what a saved notebook keeps of its panel brought up to date before going on."""
-        _call_loaded("settle", self)
+    def _update_saved_output(self) -> None:
+        """Bring what a saved notebook keeps of its panel up to date before going on."""
+        if (loaded := _loaded("update_saved_output")) is not None:
+            loaded(self)
 
     def _ipython_display_(self) -> None:
         if not in_kernel():
@@ -44,12 +101,9 @@ class Shown:
         widgets().display(self)
 
     def _repr_html_(self) -> str:
-        html: str = widgets().still(self)
-        return html
+        return widgets().html_of(self)
 
 
-def _call_loaded(name: str, thing: Any) -> None:
-    """Call a function of the widgets if these are loaded; they may be just about to be."""
-    function = getattr(sys.modules.get("atomizer_dask.widgets"), name, None)
-    if function is not None:
-        function(thing)
+def _loaded(name: str) -> Any:
+    """Return a function of the widgets if these are loaded; they may be just about to be."""
+    return getattr(sys.modules.get(FRONT), name, None)

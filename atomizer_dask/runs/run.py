@@ -19,7 +19,7 @@ from atomizer_dask.conductor import refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import replay
 from atomizer_dask.config import setting
-from atomizer_dask.display.live import Shown
+from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, StoreError
 from atomizer_dask.events import Event, EventLog
@@ -63,7 +63,7 @@ class Course:
     supply: Supply
 
 
-class Run(Shown, Pictures):
+class Run(LiveDisplay, Pictures):
     """Many electrons of one atom over one sweep, under way.
 
     Made by `Atomizer.map`. It can be waited for, awaited, and iterated; what is finished can be
@@ -326,7 +326,7 @@ class Run(Shown, Pictures):
             except KeyboardInterrupt:
                 with heard():
                     interrupt(self)
-        self._settle()
+        self._update_saved_output()
         if not ended:
             p = self.progress
             obstacle = "" if self.conductor is None else self.conductor.obstacle
@@ -720,11 +720,11 @@ class Run(Shown, Pictures):
         self._driven.listeners.on_failure(failure, position)
 
     def _reopen(self) -> None:
-        self._look_anew()
+        self._refresh_panel()
         self.events = EventStream(setting("events.run-buffer"), self._driven.listeners.on_problem)
 
     def _close(self) -> None:
-        self._look_anew()
+        self._refresh_panel()
         self.events.close()
         if self._ledger.failed and self.state == "finished":
             self._warn_of_failures()

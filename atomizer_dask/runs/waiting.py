@@ -8,18 +8,51 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from atomizer_dask.interruptible import noticing_signals
-
-if TYPE_CHECKING:
-    from atomizer_dask.runs.progress import Progress
-    from atomizer_dask.runs.run import Run
-
+from atomizer_dask.runs.progress import Progress
+from atomizer_dask.sweeps.sweep import Sweep
 
 UPDATE_SECONDS = 0.1
 TWICE_SECONDS = 1.0  # in which a second interrupt of a notebook belongs to the first
 CANCEL_SECONDS = 3.0  # for a cancelled run to end
+
+
+class Waitable(Protocol):
+    """What waiting asks of a run."""
+
+    @property
+    def id(self) -> str:
+        """Names it in what is said about it."""
+
+    @property
+    def atom_id(self) -> str:
+        """Id of its atom."""
+
+    @property
+    def sweep(self) -> Sweep:
+        """Its inputs."""
+
+    @property
+    def state(self) -> str:
+        """What it does: running, paused, ..."""
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait, and return whether it has ended."""
+
+    def pause(self) -> None:
+        """Begin no more electrons."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+    def cancel(self) -> None:
+        """End it; what has ended by then is kept."""
 
 
 @contextmanager
@@ -41,7 +74,7 @@ def heard() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def watch(run: Run, until: float | None, update: Callable[[Progress], object]) -> bool:
+def watch(run: Waitable, until: float | None, update: Callable[[Progress], object]) -> bool:
     """Wait for a run, telling `update` how far it is, and return whether it has ended."""
     while True:
         left = UPDATE_SECONDS if until is None else min(UPDATE_SECONDS, until - monotonic())
@@ -52,7 +85,7 @@ def watch(run: Run, until: float | None, update: Callable[[Progress], object]) -
 
 
 @contextmanager
-def bar(run: Run) -> Iterator[Callable[[Progress], None]]:
+def bar(run: Waitable) -> Iterator[Callable[[Progress], None]]:
     """Show a progress bar on stderr; yields what moves it."""
     import click
 
@@ -73,7 +106,7 @@ def bar(run: Run) -> Iterator[Callable[[Progress], None]]:
         yield update
 
 
-def interrupt(run: Run) -> None:
+def interrupt(run: Waitable) -> None:
     """Pause a run that somebody interrupts, and cancel one that is paused.
 
     Returns where waiting shall go on.
@@ -97,7 +130,7 @@ def interrupt(run: Run) -> None:
         raise KeyboardInterrupt(f"{run.id} is paused; run.resume() goes on") from None
 
 
-def _ask(run: Run) -> bool:
+def _ask(run: Waitable) -> bool:
     """Say how to go on, and return whether to leave the run alone; interrupted, cancel it."""
     if _in_ipython():
         _say("run.resume() goes on, run.cancel() ends it. Interrupt again to cancel now.")
@@ -113,7 +146,7 @@ def _ask(run: Run) -> bool:
     return False
 
 
-def _cancel(run: Run) -> NoReturn:
+def _cancel(run: Waitable) -> NoReturn:
     run.cancel()
     run.join(CANCEL_SECONDS)
     _say(f"{run.id} is cancelled; what had ended is kept.")

@@ -26,7 +26,7 @@ from atomizer_dask.display.text import one_line
 from atomizer_dask.errors import text_of
 from atomizer_dask.events import Event, EventLog
 from atomizer_dask.widgets.refresher import Refresher
-from atomizer_dask.widgets.static_html import still_of
+from atomizer_dask.widgets.static_html import html_of
 from atomizer_dask.widgets.summary import MESSAGE, event_row
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -275,7 +275,7 @@ class Panel(anywidget.AnyWidget):
         thing = self.thing
         if thing is None:
             return {"text/plain": GONE, "text/html": f"<div>{GONE}</div>"}
-        return {"text/plain": repr(thing), "text/html": still_of(thing, live)}
+        return {"text/plain": repr(thing), "text/html": html_of(thing, live)}
 
     def _keep_still(self) -> int:
         """Bring what a saved notebook keeps up to date, every now and then and at the end.
@@ -289,7 +289,7 @@ class Panel(anywidget.AnyWidget):
             return 0
         return self.keep_still()
 
-    def settle(self) -> None:
+    def update_saved_output(self) -> None:
         """Show all that is new, here and now, also in what a saved notebook keeps.
 
         Nothing is raised: whoever goes on with a run must not fail because it is shown.

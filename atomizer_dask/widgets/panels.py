@@ -12,7 +12,6 @@ from atomizer_dask.widgets.atomizer_panel import AtomizerPanel
 from atomizer_dask.widgets.conductor_panel import ConductorPanel
 from atomizer_dask.widgets.panel import Panel, refresher
 from atomizer_dask.widgets.run_panel import RunPanel
-from atomizer_dask.widgets.static_html import still_of
 
 _panels: weakref.WeakKeyDictionary[Any, Panel] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
@@ -35,18 +34,13 @@ def display(thing: Any) -> None:
     panel_of(thing).show_here()
 
 
-def look_anew(thing: Any) -> None:
+def refresh(thing: Any) -> None:
     """Have the panel of a thing, if there is one, show what has just changed."""
     if (panel := _panels.get(thing)) is not None:
         refresher.look_at(panel)
 
 
-def settle(thing: Any) -> None:
+def update_saved_output(thing: Any) -> None:
     """Bring what a saved notebook keeps of a thing up to date, before anything else happens."""
     if (panel := _panels.get(thing)) is not None:
-        panel.settle()
-
-
-def still(thing: Any) -> str:
-    """Return a thing as HTML, as it is now."""
-    return still_of(thing)
+        panel.update_saved_output()

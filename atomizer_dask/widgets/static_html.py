@@ -34,7 +34,7 @@ TONES: dict[str, markup.Tone] = {
 BAR: dict[str, markup.Tone] = {"done": "busy", "failed": "bad", "running": "plain"}
 
 
-def still_of(thing: Any, live: str = "") -> str:
+def html_of(thing: Any, live: str = "") -> str:
     """Return a run, an atomizer or a conductor as HTML.
 
     Parameters

@@ -25,7 +25,7 @@ from atomizer_dask.widgets.failures import failure_groups
 from atomizer_dask.widgets.panels import panel_of
 from atomizer_dask.widgets.preview import preview
 from atomizer_dask.widgets.rate_history import Course
-from atomizer_dask.widgets.static_html import still_of
+from atomizer_dask.widgets.static_html import html_of
 from atomizer_dask.widgets.summary import conductor_facts, run_facts
 from atomizer_dask.widgets.workers import Crew
 
@@ -184,7 +184,7 @@ def test_panel_of_a_run_whose_process_died_says_so(left):
     assert "is gone" in facts["error"]
     assert "atomizer.attach" in facts["error"]
     assert facts["elapsed"] == run.seconds
-    assert "is gone" in still_of(run)
+    assert "is gone" in html_of(run)
     assert panel.pace > 1  # somebody may go on with it
     panel.close()
 

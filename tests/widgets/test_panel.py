@@ -58,11 +58,11 @@ class Page:
         """Press a button, and wait until what it stands for has been done."""
         before = set(threading.enumerate())
         self.say(do=what, **more)
-        self.panel.settle()
+        self.panel.update_saved_output()
         for thread in set(threading.enumerate()) - before:
             if thread.name == "atomizer-button":
                 thread.join(SECONDS)
-        self.panel.settle()
+        self.panel.update_saved_output()
 
     @property
     def rows(self):
@@ -77,7 +77,7 @@ def page():
 
     def page(thing):
         pages.append(Page(panel_of(thing)))
-        pages[-1].panel.settle()
+        pages[-1].panel.update_saved_output()
         return pages[-1]
 
     yield page
@@ -113,10 +113,10 @@ def test_a_run_is_shown_from_its_beginning_to_its_end(atomizer, page, gate):
 
 def test_after_the_end_nothing_is_sent_any_more(local, page):
     opened = page(local.map(square, grid(x=range(10))).wait())
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     sent = len(opened.sent)
     for _ in range(3):
-        opened.panel.settle()
+        opened.panel.update_saved_output()
     assert len(opened.sent) == sent
     assert opened.panel.refresh() is None
 
@@ -125,7 +125,7 @@ def test_nothing_is_sent_where_only_time_goes_on(local, page, gate):
     run = local.map(wait_for_gate, grid(x=[1], gate=[gate.path]))
     opened = page(run)
     wait_until(lambda: opened.panel.state["running"] == 1)
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     sent = len(opened.sent)
     opened.panel._status = None
     opened.say(tabs=["events"])
@@ -176,13 +176,13 @@ def test_buttons_pause_resume_and_cancel(atomizer, page, gate):
     opened = page(run)
     opened.press("pause")
     wait_until(lambda: run.state == "paused")
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert opened.panel.state["can"] == ["resume", "cancel"]
     opened.press("resume")
     wait_until(lambda: run.state == "running")
     opened.press("cancel")
     run.join(SECONDS)
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     state = opened.panel.state
     assert state["state"] == "cancelled"
     assert state["failed"] + state["done"] + state["cancelled"] == 1000
@@ -215,7 +215,7 @@ def test_a_tab_that_cannot_be_shown_costs_nothing_else(local, page, monkeypatch)
     assert_sendable(opened.panel)
     monkeypatch.undo()
     opened.say(tabs=["results"])
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert opened.panel.state["note"] == ""
     assert opened.panel.results["columns"] == ["x", "result"]
 
@@ -229,10 +229,10 @@ def test_a_panel_that_fails_says_so_and_waiting_goes_on(local, page, monkeypatch
 
     monkeypatch.setattr(run_panel_module, "run_facts", broken)
     assert run.wait() is run
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert "cannot be brought up to date: ValueError: no facts" in opened.panel.state["note"]
     monkeypatch.undo()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert (opened.panel.state["state"], opened.panel.state["note"]) == ("finished", "")
 
 
@@ -285,9 +285,9 @@ def test_a_page_that_comes_later_gets_all_events(local, page):
     run.wait()
     known = set(opened.rows)
     opened.say(hello=True)
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     later = Page(opened.panel)  # has the state as it is, and what is sent from then on
-    later.panel.settle()
+    later.panel.update_saved_output()
     assert set(later.rows) == known
 
 
@@ -296,7 +296,7 @@ def test_an_output_is_chosen(local, page):
     opened = page(run)
     assert opened.panel.results["column"] == IMG
     opened.say(column="b")
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert opened.panel.results["chart"]["labels"] == ["t"]
 
 
@@ -316,9 +316,9 @@ def test_a_panel_that_no_page_shows_keeps_no_run_alive(local, page, tmp_path):
     local.map(square, grid(x=range(3)), store=tmp_path / "run").wait()
     opened = page(Run.open(tmp_path / "run"))
     opened.say(views=0)
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     wait_until(lambda: gc.collect() is not None and opened.panel.thing is None)
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert opened.panel.state["can"] == []
     assert opened.panel.state["note"].startswith("no variable holds this")
     assert "no variable holds this" in opened.panel._repr_mimebundle_()["text/html"]
@@ -348,7 +348,7 @@ def test_buttons_and_waiting_from_many_threads(local, page):
     def press(what):
         for _ in range(10):
             opened.say(do=what)
-            opened.panel.settle()
+            opened.panel.update_saved_output()
 
     threads = [threading.Thread(target=press, args=(w,)) for w in ("pause", "resume", "retry")]
     for thread in threads:
@@ -360,7 +360,7 @@ def test_buttons_and_waiting_from_many_threads(local, page):
             thread.join(SECONDS)
     run.resume()
     run.wait()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     state = opened.panel.state
     assert (state["state"], state["done"], state["failed"]) == ("finished", 10_000, 10_000)
 
@@ -388,7 +388,7 @@ def test_a_run_that_is_under_way_elsewhere_is_followed(local, page, tmp_path, ga
     assert (opened.panel.state["state"], opened.panel.state["can"]) == ("running", [])
     gate.open()
     run.wait()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert (opened.panel.state["state"], opened.panel.state["done"]) == ("finished", 4)
     opened.press("cancel")
     assert "atomizer.attach" in opened.panel.state["note"]
@@ -400,7 +400,7 @@ def test_a_run_that_was_suspended_says_so_and_its_history_is_shown_when_attached
     run = local.map(wait_for_gate, grid(x=range(40), gate=[gate.path]), store=tmp_path / "run")
     opened = page(run)
     run.suspend()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert (opened.panel.state["state"], opened.panel.state["can"]) == ("suspended", [])
     gate.open()
     local.register(wait_for_gate)
@@ -416,7 +416,7 @@ def test_an_atomizer_shows_its_runs_atoms_conductors_and_events(atomizer, page):
     opened = page(atomizer)
     atomizer.register(square, odd)
     run = atomizer.map(odd, grid(x=range(4))).wait()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     state = opened.panel.state
     assert (state["state"], state["run_count"]) == ("open", 1)
     assert (state["runs"][0]["id"], state["runs"][0]["label"]) == (run.id, "finished, 2 failed")
@@ -425,7 +425,7 @@ def test_an_atomizer_shows_its_runs_atoms_conductors_and_events(atomizer, page):
     assert opened.rows
     assert_sendable(opened.panel)
     atomizer.close()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert opened.panel.state["state"] == "closed"
     assert opened.panel.pace is None
 
@@ -452,7 +452,7 @@ def test_a_conductor_shows_its_workers_until_it_is_closed(conductor, page):
     assert state["threads"] == sum(row["threads"] for row in opened.panel.workers) == 2
     assert_sendable(opened.panel)
     conductor.close()
-    opened.panel.settle()
+    opened.panel.update_saved_output()
     assert opened.panel.state["state"] == "closed"
     assert opened.panel.pace is None
 
@@ -467,7 +467,7 @@ def test_a_cluster_that_is_gone_is_told(page, gate):
     wait_until(lambda: run.state == "failed")
     wait_until(lambda: conductor.state == "gone")
     for opened in (shown, watched):
-        opened.panel.settle()
+        opened.panel.update_saved_output()
     assert shown.panel.state["state"] == "gone"
     assert (watched.panel.state["state"], watched.panel.state["can"]) == ("failed", [])
     assert watched.panel.state["error"]

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from atomizer_dask import Atomizer, MemoryConductor, atom, grid
-from atomizer_dask.widgets.static_html import still_of
+from atomizer_dask.widgets.static_html import html_of
 
 IMG = "<img src=x onerror=alert(1)>"
 
@@ -34,7 +34,7 @@ class Tags(HTMLParser):
 
 def test_a_run_that_has_ended_is_shown_with_its_failures(local):
     run = local.map(atom(lambda x: 1 // x, id="dividing"), grid(x=range(4))).wait()
-    shown = Tags(still_of(run)).text
+    shown = Tags(html_of(run)).text
     for text in ("dividing", run.id, "finished, 1 failed", "3 of 4", "ZeroDivisionError", "x=0"):
         assert text in shown
     assert "as of" not in shown
@@ -46,12 +46,12 @@ def test_a_run_that_goes_on_says_when_that_was(local, gate):
             pass
 
     run = local.map(atom(waiting, id="waiting"), grid(x=range(4)))
-    shown = Tags(still_of(run)).text
+    shown = Tags(html_of(run)).text
     assert "running" in shown
     assert "as of" in shown
     run.cancel()
     run.join()
-    assert "did not end" in Tags(still_of(run)).text
+    assert "did not end" in Tags(html_of(run)).text
 
 
 def test_everything_that_comes_from_outside_is_escaped():
@@ -62,27 +62,27 @@ def test_everything_that_comes_from_outside_is_escaped():
     with Atomizer(MemoryConductor(1, id=IMG), atom(fail, id=IMG)) as atomizer:
         run = atomizer.map(IMG, grid(x=[IMG])).wait()
         for thing in (run, atomizer, *atomizer.conductors.values()):
-            page = Tags(still_of(thing, live='"><img>'))
+            page = Tags(html_of(thing, live='"><img>'))
             assert not page.tags & {"img", "script"}
-        assert IMG in Tags(still_of(run)).text
+        assert IMG in Tags(html_of(run)).text
 
 
 def test_an_atomizer_shows_its_runs_conductors_and_atoms(local):
     run = local.map(atom(lambda x: x, id="same"), grid(x=range(4))).wait()
-    shown = Tags(still_of(local)).text
+    shown = Tags(html_of(local)).text
     for text in (run.id, "4 of 4", "MemoryConductor", "connected"):
         assert text in shown
 
 
 def test_a_conductor_shows_its_state_and_workers(conductor):
-    shown = Tags(still_of(conductor)).text
+    shown = Tags(html_of(conductor)).text
     assert "2 threads" in shown
     assert "connected" in shown
     conductor.close()
-    assert "closed" in Tags(still_of(conductor)).text
+    assert "closed" in Tags(html_of(conductor)).text
 
 
 @pytest.mark.parametrize("total", [1, 7])
 def test_the_bar_is_full_when_all_have_ended(local, total):
     run = local.map(atom(lambda x: x, id="same"), grid(x=range(total))).wait()
-    assert "width:100.00%" in still_of(run)
+    assert "width:100.00%" in html_of(run)
