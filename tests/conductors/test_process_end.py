@@ -251,7 +251,7 @@ def test_trouble_is_told_from_what_atoms_and_inputs_raise(error, expected):
 @pytest.mark.parametrize("times", [2, 100])
 def test_trouble_with_a_batch_is_no_outcome(dask, tmp_path, monkeypatch, times):
     """It is executed again, or the run ends where that is in vain."""
-    left, submit = [times], dask._submit
+    left, submit = [times], dask._tasks._submit
 
     async def troubled(batch):
         if left[0]:
@@ -259,7 +259,7 @@ def test_trouble_with_a_batch_is_no_outcome(dask, tmp_path, monkeypatch, times):
             raise RuntimeError("cannot schedule new futures after shutdown")
         return await submit(batch)
 
-    monkeypatch.setattr(dask, "_submit", troubled)
+    monkeypatch.setattr(dask._tasks, "_submit", troubled)
     with Atomizer(dask, slow) as atomizer:
         run = atomizer.map(slow, grid(x=range(20)), store=tmp_path / "store")
         if times == 2:

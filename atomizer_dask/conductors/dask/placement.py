@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Callable
 from hashlib import blake2b
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.dask.ask_workers import ask_workers, successes
 from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
 from atomizer_dask.conductors.dask.scheduler_plugin import FRESH, METADATA, NOBODY
 from atomizer_dask.conductors.dask.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
-from atomizer_dask.conductors.dask.worker import wall_time
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
 
@@ -30,6 +29,8 @@ class Placement:
     ----------
     client
         Through which scheduler and workers are asked.
+    wall_time
+        What a worker calls to tell how many seconds it has left, and had at first.
     emit
         Puts an event on a channel.
     tell_of_lost_state
@@ -47,6 +48,7 @@ class Placement:
     def __init__(
         self,
         client: Client,
+        wall_time: Callable[..., Any],
         emit: Callable[[str, Event], None],
         tell_of_lost_state: Callable[[Batch, str], None],
     ) -> None:
@@ -54,6 +56,7 @@ class Placement:
         self.working: set[str] = set()
         self.fitness: Fitness | None = None
         self._client = client
+        self._wall_time = wall_time
         self._emit = emit
         self._tell_of_lost_state = tell_of_lost_state
 
@@ -98,7 +101,7 @@ class Placement:
         needs = batch.terms.needs
         times: dict[str, tuple[float, float]] = {}
         while is_wanted() and not times:
-            times = successes(await ask_workers(self._client, wall_time))
+            times = successes(await ask_workers(self._client, self._wall_time))
             if not times:
                 await asyncio.sleep(LOOK_SECONDS)
         life = max((life for _, life in times.values()), default=inf)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from atomizer_dask.conductors.dask.messages import BatchExpiring, to_topic
 from atomizer_dask.conductors.dask.scheduler_plugin import (
     JOINED_SECONDS,
     LEAVING,
@@ -287,8 +288,8 @@ class Leaving:
         self._tell_scheduler(final=False)
         await self._hand_over()
         for lease in self._leases():
-            message = ("expiring", lease.batch.key, lease.ran())
-            self._worker.log_event(self._channel_of(lease.batch), message)
+            message = BatchExpiring(lease.batch.key, lease.ran())
+            self._worker.log_event(self._channel_of(lease.batch), to_topic(message))
 
     async def _until_told(self) -> None:
         """Wait until the scheduler has all that was told, which may be large."""

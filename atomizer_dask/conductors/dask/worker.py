@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
 from distributed.utils import sync
@@ -25,8 +24,18 @@ from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.conductors.child_conductor import ChildConductor
 from atomizer_dask.conductors.dask.atom_versions import LARGE, collect
+from atomizer_dask.conductors.dask.carrier import WorkerCalls
+from atomizer_dask.conductors.dask.messages import (
+    BatchArrived,
+    BatchGivenBack,
+    BatchPartly,
+    EventsEmitted,
+    Message,
+    to_topic,
+)
 from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, SEND_SECONDS
 from atomizer_dask.conductors.dask.walltime import Leaving, WallTime
+from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
 from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
@@ -36,10 +45,6 @@ from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, u
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.execution.quarantine.signals import heed_not
 from atomizer_dask.store.worker_writer import Depository
-
-if TYPE_CHECKING:
-    from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
-
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +220,7 @@ class DaskSite(IsolatingSite):
             self._flush()
         packed = pack_outcome(self._deposit(batch, outcome))
         if packed.nbytes <= SMALL_OUTCOME:
-            self._worker.log_event(channel, ("arrived", batch.key, packed.whole()))
+            self._send(channel, BatchArrived(batch.key, packed.whole()))
         return packed
 
     def _deposit(self, batch: Batch, outcome: Outcome) -> Outcome | Stored:
@@ -297,7 +302,7 @@ class DaskSite(IsolatingSite):
             return False
         channel = self._channels.get(batch.key)
         if channel is not None:
-            self._worker.log_event(channel, ("partly", batch.key, packed.whole()))
+            self._send(channel, BatchPartly(batch.key, packed.whole()))
         return True
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
@@ -309,7 +314,7 @@ class DaskSite(IsolatingSite):
 
     def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
         if (channel := self._channels.get(batch.key)) is not None:
-            self._worker.log_event(channel, ("given back", batch.key, kept))
+            self._send(channel, BatchGivenBack(batch.key, kept))
 
     def release_slot(self) -> None:  # noqa: D102
         # Not followed by rejoin(): that would wait for a thread to fall free, at each level of a
@@ -322,9 +327,7 @@ class DaskSite(IsolatingSite):
         # Not the lock of the events: while a client is made, the event loop sends these.
         with self._opening:
             if self._conductor is None:
-                from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
-
-                self._conductor = WorkerConductor(self._worker, self._open_client())
+                self._conductor = WorkerConductor(self._worker, self._open_client(), CALLS)
         return ChildConductor(self._conductor, origin, root, stream, lease)
 
     def _open_client(self) -> Client:
@@ -379,4 +382,10 @@ class DaskSite(IsolatingSite):
         with self._guard:
             events, self._events = self._events, {}
         for channel, those in events.items():
-            self._worker.log_event(channel, ("events", dump_events(those)))
+            self._send(channel, EventsEmitted(dump_events(those)))
+
+    def _send(self, channel: str, message: Message) -> None:
+        self._worker.log_event(channel, to_topic(message))
+
+
+CALLS = WorkerCalls(run_batch, stop, census, wall_time)

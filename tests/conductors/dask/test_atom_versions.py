@@ -288,7 +288,7 @@ def test_a_version_that_is_needed_again_is_there_again(dask):
     for _ in range(5):
         assert once() == [3, 6]
         gc.collect()
-        dask._versions.release_unneeded()
+        dask._atoms.release_unneeded()
 
 
 def divided(x):

@@ -1,0 +1,100 @@
+"""The atoms that a scheduler keeps, by version, for all who are connected to it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distributed import Client
+
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import forget
+from atomizer_dask.atoms.pickling import load_atom
+from atomizer_dask.atoms.required_modules import needs_of
+from atomizer_dask.conductors.dask.atom_versions import Version, Versions
+from atomizer_dask.conductors.dask.placement import Placement
+from atomizer_dask.conductors.dask.scheduler_plugin import CLAIMS, METADATA
+
+
+class AtomTable:
+    """Atoms in the scheduler's metadata: the versions of this process, and those of others.
+
+    Parameters
+    ----------
+    client
+        Connected to the scheduler.
+    ask
+        Calls what asks the scheduler, and raises `ConductorError` where that is gone.
+    placement
+        Whose compatibility check is to know what each atom needs installed.
+    """
+
+    def __init__(self, client: Client, ask: Callable[..., Any], placement: Placement) -> None:
+        self._client = client
+        self._ask = ask
+        self._placement = placement
+        self._versions = Versions(self._keep, self._name, self._release)
+
+    def version_of(self, definition: Definition) -> Version:
+        """Return the version that an atom has now, which the scheduler keeps as long as needed."""
+        return self._versions.of(definition)
+
+    def publish(self, definition: Definition) -> None:
+        """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        self._versions.register(definition)
+
+    @property
+    def catalog(self) -> Mapping[str, str]:
+        """The versions that descendants of an electron find, by atom id."""
+        return self._versions.catalog
+
+    def release_unneeded(self, *, is_idle: bool = True) -> None:
+        """Release the versions that nobody here refers to any more."""
+        self._versions.release_unneeded(is_idle=is_idle)
+
+    def find_version(self, atom_id: str) -> str | None:
+        """Return the version of an atom that another client of the scheduler made known."""
+        digest: str | None = self._ask(
+            self._client.get_metadata, [METADATA, f"id:{atom_id}"], default=None
+        )
+        return digest
+
+    def fetch(self, atom_id: str) -> Definition | None:
+        """Return an atom that another client of the scheduler made known."""
+        version = self.find_version(atom_id)
+        data = version and self._ask(self._client.get_metadata, [METADATA, version], default=None)
+        # Not at home: modules of the same names here are others than those of that client.
+        if not data:
+            return None
+        space = f"fetched {version}"
+        definition = load_atom(data, space=space)
+        weakref.finalize(definition, forget, space).atexit = False
+        return definition
+
+    def code_of(self, version: str) -> bytes:
+        """Return the bytes of a version."""
+        code: bytes = self._ask(self._client.get_metadata, [METADATA, version])
+        return code
+
+    def _keep(self, digest: str, definition: Definition, data: bytes) -> None:
+        fitness = self._placement.fitness
+        if fitness is not None:
+            self._ask(fitness.require, definition.id, digest, needs_of(definition, data))
+        self._claim([digest], [])
+        self._ask(self._client.set_metadata, [METADATA, digest], data)
+
+    def _name(self, atom_id: str, version: str) -> None:
+        self._ask(self._client.set_metadata, [METADATA, f"id:{atom_id}"], version)
+
+    def _release(self, versions: list[str]) -> None:
+        if self._placement.fitness is not None:
+            self._placement.fitness.forget_atoms(versions)
+        if self._client.status == "running":
+            self._claim([], versions)
+
+    def _claim(self, needed: list[str], unneeded: list[str]) -> None:
+        """Tell the scheduler which versions it is to keep for this client, and which no longer."""
+        msg = {"client": self._client.id, "needed": needed, "unneeded": unneeded}
+        ask = self._client.scheduler.log_event
+        self._ask(self._client.sync, ask, topic=CLAIMS, msg=msg)

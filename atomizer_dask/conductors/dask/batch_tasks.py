@@ -1,0 +1,392 @@
+"""Batches as tasks of Dask: submitted, followed until they end, and dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+from functools import partial
+from time import time
+from typing import Any, Protocol
+
+from distributed import Client, Future, KilledWorker, wait
+
+from atomizer_dask.atoms.namespaces import HOME
+from atomizer_dask.conductors.dask.idle_workers import keys_in
+from atomizer_dask.conductors.dask.placement import Placement, is_singleton
+from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, FRESH, is_lost, is_trouble
+from atomizer_dask.conductors.dask.task_keys import key_of
+from atomizer_dask.conductors.dask.walltime import WallTimeError
+from atomizer_dask.conductors.fair_share import urgency
+from atomizer_dask.conductors.reports import (
+    Arrived,
+    Died,
+    Dropped,
+    Expiring,
+    GivenBack,
+    Held,
+    Lost,
+    Partly,
+    Report,
+)
+from atomizer_dask.errors import ConductorError, UnpicklableError, text_of, where_raised
+from atomizer_dask.execution.batch import Batch
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.input_checks import why_not_sent
+from atomizer_dask.execution.outcome import Outcome
+from atomizer_dask.execution.packing import Packed, pack, unpack_outcome
+
+logger = logging.getLogger(__name__)
+
+MANY_TROUBLES = 5  # in a row, after which a run ends
+RELEASE_SECONDS, RELEASE_AT = 0.25, 100
+
+
+class Owner(Protocol):
+    """The conductor whose batches these are."""
+
+    @property
+    def channel(self) -> str:
+        """The topic on which it listens to workers."""
+
+    def error(self, message: str) -> ConductorError:
+        """Return an error that names its scheduler."""
+
+    def lose(self, error: ConductorError) -> None:
+        """Note that the scheduler is gone."""
+
+    def note_death(self, batch: Batch, worker: str) -> None:
+        """Note that a worker died with a batch."""
+
+
+class BatchTasks:
+    """The batches that a conductor has under way, each a task of Dask.
+
+    Submitting and forgetting are for any thread; whatever follows a task runs on the client's
+    event loop.
+
+    Parameters
+    ----------
+    client
+        Connected to the scheduler.
+    owner
+        Is told what concerns more than a batch.
+    run_batch
+        The function that executes a batch on a worker, from its packed form and a channel.
+    placement
+        Chooses the workers that may take a batch.
+    clock_offset
+        Seconds by which the scheduler's clock is ahead of this one: batches of different machines
+        are due on the scheduler's.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        owner: Owner,
+        run_batch: Callable[[Packed, str], Packed],
+        placement: Placement,
+        clock_offset: float,
+    ) -> None:
+        self._client = client
+        self._owner = owner
+        self._run_batch = run_batch
+        self._placement = placement
+        self._clock_offset = clock_offset
+        self._direct = client.direct_to_workers is not False
+        self._posts: dict[str, Callable[[Report], None]] = {}
+        self._arrived: set[str] = set()
+        self._tasks: dict[str, Future] = {}
+        self._spaces: dict[str, str] = {}  # where the outcome of a batch arrives, if not at home
+        self._pinned: dict[str, set[str]] = {}
+        self._dropping: set[str] = set()
+        self._finished: list[Future] = []
+        self._troubles = 0  # of Dask's own, in a row
+
+    def __len__(self) -> int:
+        return len(self._posts)
+
+    # -- what the conductor asks --------------------------------------------------------------
+
+    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have a batch executed by some worker, and `post` what becomes of it."""
+        self._posts[batch.key] = post
+        if batch.origin.space:
+            self._spaces[batch.key] = batch.origin.space
+        self._client.loop.add_callback(self._carry, batch)
+
+    def adopt(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """`post` what becomes of a batch that another process submitted."""
+        self._posts[batch.key] = post
+        self._client.loop.add_callback(self._carry, batch, True)
+
+    def forget(self, key: str) -> None:
+        """Tell no more of a batch, which goes on."""
+        self._posts.pop(key, None)
+
+    def forget_all(self) -> None:
+        """Tell no more of any batch."""
+        self._posts.clear()
+
+    def retract(self, key: str) -> None:
+        """Forget a batch, and cancel its task: nobody waits for it any more."""
+        self._posts.pop(key, None)
+        self._client.loop.add_callback(self._drop, key)
+
+    def drop_all(self) -> None:
+        """Cancel all tasks; their batches are dropped."""
+        for key in list(self._posts):
+            self._client.loop.add_callback(self._drop, key)
+
+    async def drop_unplaced(self, workers: set[str]) -> None:
+        """Cancel tasks that may go to some workers only, of which none is there any more."""
+        for key, wanted in list(self._pinned.items()):
+            if not wanted & workers:
+                await self._drop(key)
+
+    def is_awaited(self, key: str) -> bool:
+        """Return whether somebody waits for a batch."""
+        return key in self._posts
+
+    def post(self, key: str, report: Report) -> None:
+        """Post what has become of a batch to whoever waits for it."""
+        post = self._posts.get(key)
+        if post is not None:
+            if not isinstance(report, GivenBack | Partly | Expiring | Held):
+                del self._posts[key]
+            post(report)
+
+    def post_partly(self, key: str, outcome: bytes) -> None:
+        """Post the packed outcome of the first electrons of a batch."""
+        self.post(key, Partly(key, self._unpack(key, outcome)))
+
+    def post_arrived(self, key: str, outcome: bytes) -> None:
+        """Post the packed outcome of a batch, ahead of the end of its task."""
+        if key in self._posts or key in self._tasks:  # else it was taken back
+            report = Arrived(key, self._unpack(key, outcome))
+            self.post(key, report)
+            self._arrived.add(key)  # afterwards: else nobody would tell of it where that raises
+
+    def post_idle(self, message: Mapping[str, Any]) -> None:
+        """Post what the scheduler's side took back from an idle worker."""
+        batches = {future.key: key for key, future in self._tasks.items()}
+        reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
+            ("dropped", Dropped),
+            ("died", partial(Died, worker=message["worker"])),
+            ("held", Held),
+        )
+        for how, report in reports:
+            for key in (batches[task] for task in keys_in(message, how) if task in batches):
+                if how != "held":
+                    self._dropping.add(key)
+                self.post(key, report(key))
+
+    def release_finished(self) -> None:
+        """Release the futures of outcomes that have been delivered."""
+        self._finished.clear()
+
+    # -- on the client's event loop -----------------------------------------------------------
+
+    async def _drop(self, key: str) -> None:
+        if (task := self._tasks.get(key)) is not None:
+            self._dropping.add(key)
+            await task.cancel(asynchronous=True, force=False, msg="dropped")
+
+    async def _carry(self, batch: Batch, is_submitted: bool = False) -> None:
+        try:
+            await self._carry_out(batch, is_submitted)
+        except BaseException as error:  # on Dask's event loop, which SystemExit would end for all
+            self._clear(batch.key)
+            message = f"a batch of {batch.atom_id} is lost: {where_raised(error)}"
+            self.post(batch.key, Lost(batch.key, self._owner.error(message)))
+            if isinstance(error, asyncio.CancelledError | GeneratorExit):  # the loop itself ends
+                raise
+
+    async def _carry_out(self, batch: Batch, is_submitted: bool) -> None:
+        """Follow a batch until it has ended, and post what has become of it."""
+        future, generation = None, self._client.generation
+        fitness = self._placement.fitness
+        verdicts = 0 if fitness is None else fitness.verdicts
+        try:
+            future = await (self._adopt(batch) if is_submitted else self._submit(batch))
+            self._tasks[batch.key] = future
+            with self._client.as_current():
+                ended = wait(future)
+            await ended
+            if batch.key in self._arrived:
+                self._troubles = 0
+                self._clear(batch.key)
+                self._release_soon(future)
+                return
+            packed = await self._client.gather(future, direct=self._direct, asynchronous=True)
+            report: Report = Arrived(batch.key, _unpacked(packed, batch))
+        except UnpicklableError as error:
+            if len(batch) > 1:
+                await self._carry_half(batch)
+                return
+            failure = Failure("invalid_payload", "UnpicklableError", error.event.message)
+            report = Arrived(batch.key, Outcome.all_failed(1, failure))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again there
+            report = await self._report_of(error, batch, future, generation, verdicts)
+        if isinstance(report, Arrived):
+            self._troubles = 0
+        self._clear(batch.key)
+        self.post(batch.key, report)
+        if future is not None:
+            future.release()
+
+    async def _report_of(
+        self,
+        error: BaseException,
+        batch: Batch,
+        future: Future | None,
+        generation: int,
+        verdicts: int,
+    ) -> Report:
+        """Return what it means for a batch that its task ended with an error, or never began.
+
+        Raises
+        ------
+        Exception
+            The error, where it is neither the task's nor trouble of Dask's.
+        """
+        if isinstance(error, asyncio.CancelledError | CancelledError):
+            return self._dropped(batch, generation)
+        if isinstance(error, KilledWorker):
+            worker = getattr(error.last_worker, "address", str(error.last_worker))
+            self._owner.note_death(batch, worker)
+            return Died(batch.key, worker)
+        if isinstance(error, WallTimeError):
+            failure = Failure("timeout", "WallTimeError", str(error))
+            return Arrived(batch.key, Outcome.all_failed(len(batch), failure))
+        assert isinstance(error, Exception)
+        is_of_task = future is not None and future.status == "error"
+        if is_lost(error) or await self._is_unfit_since(verdicts):
+            return Dropped(batch.key)
+        if self._client.status != "running":
+            return self._lost(batch, text_of(error))
+        if future is None and not is_trouble(error):  # no task could have ended with it
+            raise error
+        if not is_of_task or is_trouble(error):
+            return self._troubled(batch, error)
+        return Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
+
+    async def _adopt(self, batch: Batch) -> Future:
+        """Return a future of a task that another client submitted."""
+        key = key_of(batch)
+        future = Future(key, self._client)
+        msg = {"key": key, "client": self._client.id}
+        await self._client.scheduler.log_event(topic=ADOPTED, msg=msg)
+        return future
+
+    async def _submit(self, batch: Batch) -> Future:
+        # A group of its own for each task: Dask would queue a large group on the scheduler, and
+        # let workers idle for a round trip between any two of it.
+        try:
+            # What came along a route was JSON.
+            packed = pack(
+                batch,
+                is_plain=batch.origin.route is not None,
+                space=batch.version,
+                brings_code=not is_singleton(batch.version),  # which keeps its instance
+            )
+        except BaseException as error:
+            raise UnpicklableError(why_not_sent(batch, error)) from error
+        workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
+        if batch.key not in self._posts:  # nobody waits for it any more
+            raise CancelledError
+        if workers and workers != {FRESH}:
+            self._pinned[batch.key] = workers
+        return self._client.submit(
+            self._run_batch,
+            packed,
+            self._owner.channel,
+            key=key_of(batch),
+            pure=False,
+            priority=urgency(batch.origin.priority, time() + self._clock_offset + batch.due_after),
+            workers=sorted(workers) or None,
+        )
+
+    async def _carry_half(self, batch: Batch) -> None:
+        """Narrow down which input cannot travel: give half of them back, carry the other half."""
+        kept = len(batch) // 2
+        self.post(batch.key, GivenBack(batch.key, kept))
+        await self._carry_out(batch.part(0, kept), False)
+
+    async def _is_unfit_since(self, verdicts: int) -> bool:
+        """Return whether a worker turned out to lack what all need since a batch was sent."""
+        fitness = self._placement.fitness
+        if fitness is None or self._client.status != "running":
+            return False
+        try:
+            await fitness.welcome(await self._client.nthreads())
+        except (OSError, RuntimeError):  # the scheduler is gone, which is told elsewhere
+            return False
+        return fitness.verdicts > verdicts
+
+    def _dropped(self, batch: Batch, generation: int) -> Report:
+        """Return what a cancelled task means: whether it was we who cancelled it, or not.
+
+        Whoever restarts all workers, perhaps for another's sake, has Dask forget all tasks of all
+        clients, which is as if each worker had left.
+        """
+        if self._client.generation > generation and self._client.status == "running":
+            # What was on its way to the scheduler just then it has, and the client wants no more.
+            self._client._release_key(key_of(batch))
+            return Dropped(batch.key)
+        if batch.key in self._dropping or batch.key not in self._posts:
+            return Dropped(batch.key)
+        return self._lost(batch, "its task was cancelled from outside")
+
+    def _troubled(self, batch: Batch, error: Exception) -> Report:
+        """Return what trouble of Dask's own means, which is no outcome of any electron.
+
+        The batch is executed again, unless that has been in vain several times in a row.
+        """
+        self._troubles += 1
+        logger.info("a batch of %s met trouble", batch.atom_id, exc_info=error)
+        if self._troubles < MANY_TROUBLES:
+            return Dropped(batch.key)
+        return self._lost(batch, f"{type(error).__name__}: {error}")
+
+    def _lost(self, batch: Batch, reason: str) -> Lost:
+        if self._client.status == "running":
+            message = f"a batch of {batch.atom_id} is lost: {reason}"
+            return Lost(batch.key, self._owner.error(message))
+        gone = self._owner.error("the scheduler is gone")
+        self._owner.lose(gone)
+        return Lost(batch.key, gone)
+
+    def _release_soon(self, future: Future) -> None:
+        """Release futures of small outcomes many at a time: each costs three messages."""
+        self._finished.append(future)
+        if len(self._finished) == 1:
+            self._client.loop.call_later(RELEASE_SECONDS, self.release_finished)
+        elif len(self._finished) > RELEASE_AT:
+            self.release_finished()
+
+    def _unpack(self, key: str, data: bytes) -> Any:
+        return unpack_outcome(Packed.of(data), self._spaces.get(key, HOME))
+
+    def _clear(self, key: str) -> None:
+        """Forget the task of a batch, which has ended."""
+        self._tasks.pop(key, None)
+        self._spaces.pop(key, None)
+        self._pinned.pop(key, None)
+        self._dropping.discard(key)
+        self._arrived.discard(key)
+
+
+def _unpacked(packed: Packed, batch: Batch) -> Any:
+    """Return the outcome of a batch; its electrons failed where their results cannot be read."""
+    try:
+        return unpack_outcome(packed, batch.origin.space)
+    except Exception as error:  # noqa: BLE001 - whatever the user's objects raise
+        message = f"the results cannot be read here: {error}"
+        return Outcome.all_failed(len(batch), Failure("rejected", type(error).__name__, message))
+
+
+def _failure_of_task(error: Exception) -> Failure:
+    why = f"the worker could not take it: {text_of(error)}"
+    return Failure("rejected", type(error).__name__, why)

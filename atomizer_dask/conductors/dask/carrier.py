@@ -1,0 +1,335 @@
+"""What the conductors of a client and of a worker have in common: both carry batches by Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from time import time
+from typing import Any, NamedTuple
+
+from distributed import Client
+from distributed.deploy import Cluster
+
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import loads
+from atomizer_dask.conductors.batch_conductor import BatchConductor
+from atomizer_dask.conductors.dask.ask_workers import ask_workers, successes
+from atomizer_dask.conductors.dask.atom_table import AtomTable
+from atomizer_dask.conductors.dask.atom_versions import Version
+from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
+from atomizer_dask.conductors.dask.messages import (
+    BatchArrived,
+    BatchExpiring,
+    BatchGivenBack,
+    BatchPartly,
+    ErrorReported,
+    EventsEmitted,
+    Message,
+    SentOn,
+    SpawnerWaiting,
+    from_topic,
+)
+from atomizer_dask.conductors.dask.placement import Placement
+from atomizer_dask.conductors.dask.scheduler_plugin import DEMAND, SEND_SECONDS
+from atomizer_dask.conductors.dask.worker_list import Crew
+from atomizer_dask.conductors.dask.worker_watch import WorkerWatch
+from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
+from atomizer_dask.conductors.sending import Sent
+from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
+from atomizer_dask.electron import new_id
+from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
+from atomizer_dask.events import Event, Level
+from atomizer_dask.execution.batch import FIRST, Batch
+from atomizer_dask.execution.input_checks import check_picklable
+from atomizer_dask.execution.packing import Packed
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.sweeps.sweep import Sweep
+
+TELL_SECONDS = 1.0  # for workers to hear of something
+
+
+class WorkerCalls(NamedTuple):
+    """What a conductor has workers call; it is handed these, for they make conductors themselves.
+
+    Parameters
+    ----------
+    run_batch
+        Executes a batch, from its packed form and the channel of whoever sent it.
+    stop
+        Gives back what has not begun, of a run or an electron.
+    census
+        Counts what electrons of a channel have sent.
+    wall_time
+        Tells how many seconds a worker has left, and had at first.
+    """
+
+    run_batch: Callable[[Packed, str], Packed]
+    stop: Callable[..., Any]
+    census: Callable[..., Any]
+    wall_time: Callable[..., Any]
+
+
+class DaskCarrier(BatchConductor):
+    """Carries batches to the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    id
+        Names it.
+    client
+        Connected to the scheduler.
+    calls
+        What workers call.
+    cluster
+        Whose workers are replaced where it gives them up; None where it is not known.
+    """
+
+    def __init__(
+        self, id: str, client: Client, calls: WorkerCalls, cluster: Cluster | None = None
+    ) -> None:
+        super().__init__(id)
+        self.channel = f"atomizer-{new_id()}"
+        self._client = client
+        self._calls = calls
+        self._channels: set[str] = {self.channel}
+        self._demand = (0, 0.0)  # as last told
+        client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
+        self._address = client.scheduler.address
+        # On the scheduler's clock batches are due that come from different machines.
+        clock_offset = self._ask(client.run_on_scheduler, time) - time()
+        self._placement = Placement(client, calls.wall_time, self.emit, self._note_lost_state)
+        self._atoms = AtomTable(client, self._ask, self._placement)
+        self._tasks = BatchTasks(client, self, calls.run_batch, self._placement, clock_offset)
+        self._watch = WorkerWatch(client, self, self._tasks, self._placement, cluster)
+        self._watch.note(Crew(self._ask(client.nthreads)))
+        client.subscribe_topic(self.channel, self._on_message)
+        self._watch.start()
+
+    # -- what the driver needs --------------------------------------------------------------
+
+    @property
+    def client(self) -> Client:
+        """The `distributed.Client` it works through."""
+        return self._client
+
+    @property
+    def threads(self) -> int:
+        """How many threads the workers have together that do something, as last seen."""
+        return self._watch.crew.threads
+
+    def standstill(self, version: Any) -> str:  # noqa: D102
+        fitness = self._placement.fitness
+        return self._watch.crew.standstill(set() if fitness is None else fitness.unfit_for(version))
+
+    @property
+    def state(self) -> ConductorState:
+        """Whether electrons can be sent: ``connected``, ``reconnecting``, ``closed``, ``gone``."""
+        state = super().state
+        if state == "connected" and self._client.status != "running":
+            return "reconnecting"
+        return state
+
+    def status(self) -> ConductorStatus:
+        """Return how it is and who its workers are, asking the scheduler where it answers."""
+        state = self.state
+        if state != "connected":
+            return ConductorStatus(state, self._address)
+        known = self._ask(self._client.scheduler_info, n_workers=-1)["workers"]
+        workers = tuple(_status_of(address, facts) for address, facts in known.items())
+        return ConductorStatus(state, self._address, workers, self._client.dashboard_link or "")
+
+    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have a batch executed by some worker."""
+        self._tasks.submit(batch, post)
+
+    def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
+        """Have told what becomes of a batch that another process submitted."""
+        if batch.origin.channel not in self._channels:  # where its worker tells of it
+            self._channels.add(batch.origin.channel)
+            self._client.subscribe_topic(batch.origin.channel, self._on_message)
+        self._tasks.adopt(batch, post)
+
+    def forget(self, key: str) -> None:
+        """Tell no more of a batch, which goes on; see `in_flight`."""
+        self._tasks.forget(key)
+
+    def retract(self, key: str) -> None:
+        """Forget a batch: nobody waits for it any more."""
+        self._tasks.retract(key)
+
+    def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
+        """Have what has not been begun of a run, or of descendants, given back."""
+        if cancel:
+            self.cancel_descendants(root)
+        if self._watch.workers:
+            self._tell_workers(self._calls.stop, root, epoch, cancel)
+        else:  # nobody has begun, and nobody is there to tell
+            self._tasks.drop_all()
+
+    def release_finished(self) -> None:
+        """Release the futures of outcomes that have been delivered."""
+        self._tasks.release_finished()
+
+    def count_all(self) -> tuple[int, int]:
+        """Return the census of its channel, here and on all workers."""
+        alive, sent = super().count_all()
+        if self._client.status != "running":
+            return alive, sent
+        counts = self._ask_workers(self._calls.census, self.channel)
+        return (
+            alive + sum(alive_there for alive_there, _ in counts.values()),
+            sent + sum(sent_there for _, sent_there in counts.values()),
+        )
+
+    # -- atoms ------------------------------------------------------------------------------
+
+    def version_of(self, definition: Definition) -> Version:
+        """Return the version that an atom has now, which the scheduler keeps as long as needed."""
+        return self._atoms.version_of(definition)
+
+    def check_inputs(self, sweep: Sweep) -> None:
+        """Raise where inputs cannot be pickled, with the column and the row."""
+        check_picklable(sweep)
+
+    def publish(self, definition: Definition) -> None:
+        """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        self._atoms.publish(definition)
+
+    def find_version(self, atom_id: str) -> str | None:
+        """Return the version of an atom that another client of the scheduler made known."""
+        return self._atoms.find_version(atom_id)
+
+    def fetch(self, atom_id: str) -> Definition | None:
+        """Return an atom that another client of the scheduler made known."""
+        return self._atoms.fetch(atom_id)
+
+    def catalog(self) -> Mapping[str, str]:
+        """Return the versions that descendants of an electron shall find, by atom id."""
+        return self._atoms.catalog
+
+    # -- what workers tell -------------------------------------------------------------------
+
+    def _on_message(self, message: tuple[float, Any]) -> None:
+        try:
+            self._heed(from_topic(message[1]))
+        except BaseException as error:  # noqa: BLE001 - of objects in events, on Dask's event loop
+            # What is told of a batch comes again with its future; an event has nobody waiting.
+            what = f"the workers told something that cannot be read: {where_raised(error)}"
+            self.report(
+                "", AtomizerError(Event(what, conductor_id=self.id, level="warning"), error)
+            )
+
+    def _heed(self, message: Message) -> None:
+        match message:
+            case BatchArrived(key, outcome):
+                self._tasks.post_arrived(key, outcome)
+            case BatchGivenBack(key, kept):
+                self._tasks.post(key, GivenBack(key, kept))
+            case BatchPartly(key, outcome):
+                self._tasks.post_partly(key, outcome)
+            case BatchExpiring(key, ran):
+                self._tasks.post(key, Expiring(key, ran))
+            case SentOn(sent):
+                self._take_in(Sent(*loads(sent)))
+            case SpawnerWaiting(electron_id):
+                self.tell_waiting(self.channel, electron_id)
+            case EventsEmitted(events):
+                for event in loads(events):
+                    self.emit(self.channel, event)
+            case ErrorReported(error):
+                self.report(self.channel, loads(error))
+
+    def _take_in(self, sent: Sent) -> None:
+        """Send what an electron had sent whose worker leaves; nobody waits for its outcome."""
+        if self._closed or sent.origin.channel != self.channel:  # others may listen to it as well
+            return
+        future, terms = ElectronFuture(), FIRST
+        if sent.terms != FIRST:
+            ElectronFuture.start_all([future])
+            terms = sent.terms
+        self._outbox.append(sent._replace(future=future, terms=terms))
+        self.post(self._flush)
+
+    # -- what its tasks and its watch tell it -------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
+
+    def note_death(self, batch: Batch, worker: str) -> None:
+        """Note that a worker died with a batch."""
+        self._watch.note_death(batch, worker)
+
+    def note_look(self) -> None:
+        """Do what is due once a second."""
+        self.post(self._tell_demand)
+        self.post(self._release_unneeded)
+
+    def note_gone(self) -> None:
+        """Note that the scheduler is gone."""
+        self.lose(self.error("the scheduler is gone"))
+
+    def _note_lost_state(self, batch: Batch, worker: str) -> None:
+        self._watch.note_lost_state(batch, worker)
+
+    def _release_unneeded(self) -> None:
+        self._atoms.release_unneeded(is_idle=not self.demand()[0])
+
+    def _tell_demand(self) -> None:
+        """Have clusters that adapt know what is still to be done, if that has changed."""
+        demand = self.demand()
+        if demand != self._demand:
+            self._demand = demand
+            msg = {"client": self._client.id, "electrons": demand[0], "seconds": demand[1]}
+            self._client.loop.add_callback(self._client.scheduler.log_event, topic=DEMAND, msg=msg)
+
+    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+        """Emit an event about the cluster."""
+        event = Event(message, conductor_id=self.id, level=level, fields=fields)
+        self.emit(self.channel, event)
+
+    def error(self, message: str) -> ConductorError:
+        """Return an error that names the scheduler."""
+        return ConductorError(
+            Event(f"{message} ({self._address})", conductor_id=self.id, level="error")
+        )
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call what asks the scheduler; it may be gone, which nothing else has noticed yet."""
+        try:
+            return ask(*args, **options)
+        except OSError as error:
+            gone = self.error("the scheduler is gone")
+            gone.internal = error
+            raise gone from error
+
+    def _ask_workers(self, *function: Any, **options: Any) -> dict[str, Any]:
+        """Have a function run on all workers, and return what those say that answer."""
+        answers: dict[str, Any] = self._client.sync(ask_workers, self._client, *function, **options)
+        return successes(answers)
+
+    def _tell_workers(self, what: Callable[..., Any], *args: Any) -> None:
+        """Call something on all workers, without waiting for those that do not answer.
+
+        A worker does not where its electron holds the interpreter lock.
+        """
+        call = partial(ask_workers, self._client, what, *args)
+        with suppress(TimeoutError):
+            self._client.sync(call, callback_timeout=TELL_SECONDS)
+
+
+def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
+    """Return what the scheduler knows of a worker; it has no metrics before its first heartbeat."""
+    metrics = facts.get("metrics", {})
+    return WorkerStatus(
+        address=address,
+        host=facts["host"],
+        threads=facts["nthreads"],
+        executing=metrics.get("task_counts", {}).get("executing", 0),
+        memory=metrics.get("memory", 0),
+        memory_limit=facts.get("memory_limit") or None,
+    )

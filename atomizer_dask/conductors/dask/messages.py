@@ -1,0 +1,100 @@
+"""What workers tell a conductor, on the topic that is the conductor's channel.
+
+Dask's topics carry numbers, texts, bytes and tuples of these, so that a record travels as its
+kind and its fields. Whatever of the user's own goes along is pickled in a field.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class BatchGivenBack(NamedTuple):
+    """The worker keeps the first `kept` electrons of a batch; the rest is free for others."""
+
+    key: str
+    kept: int
+
+
+class BatchPartly(NamedTuple):
+    """The first electrons of a batch have ended; `outcome` is packed."""
+
+    key: str
+    outcome: bytes
+
+
+class BatchArrived(NamedTuple):
+    """A batch has ended; its outcome is small enough to ride along, packed."""
+
+    key: str
+    outcome: bytes
+
+
+class BatchExpiring(NamedTuple):
+    """The worker's wall time is about to end, `ran` seconds into an electron of a batch."""
+
+    key: str
+    ran: float
+
+
+class SentOn(NamedTuple):
+    """What an electron sent is handed on, for its worker leaves; `sent` is a pickled `Sent`."""
+
+    sent: bytes
+
+
+class SpawnerWaiting(NamedTuple):
+    """An electron that came from a queue waits for others that it sent."""
+
+    electron_id: str
+
+
+class EventsEmitted(NamedTuple):
+    """Electrons emitted events; `events` is a pickled list of them."""
+
+    events: bytes
+
+
+class ErrorReported(NamedTuple):
+    """Something went wrong that is no electron's failure; `error` is a pickled exception."""
+
+    error: bytes
+
+
+Message = (
+    BatchGivenBack
+    | BatchPartly
+    | BatchArrived
+    | BatchExpiring
+    | SentOn
+    | SpawnerWaiting
+    | EventsEmitted
+    | ErrorReported
+)
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        BatchGivenBack, BatchPartly, BatchArrived, BatchExpiring,
+        SentOn, SpawnerWaiting, EventsEmitted, ErrorReported,
+    )
+}  # fmt: skip
+
+
+def to_topic(message: Message) -> tuple[Any, ...]:
+    """Return a message as it travels.
+
+    >>> to_topic(BatchGivenBack("batch", 3))
+    ('BatchGivenBack', 'batch', 3)
+    """
+    return type(message).__name__, *message
+
+
+def from_topic(parts: Any) -> Message:
+    """Return the message that came as these parts.
+
+    >>> from_topic(["BatchGivenBack", "batch", 3])
+    BatchGivenBack(key='batch', kept=3)
+    """
+    kind, *fields = parts
+    message: Message = _TYPES[kind](*fields)
+    return message

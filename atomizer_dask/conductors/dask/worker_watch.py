@@ -1,0 +1,213 @@
+"""Watching the workers of a cluster: who is there, who does something, who has gone and how."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from distributed import Client, SpecCluster
+from distributed.deploy import Cluster
+
+from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
+from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
+from atomizer_dask.conductors.dask.idle_workers import IDLE
+from atomizer_dask.conductors.dask.placement import Placement, is_singleton
+from atomizer_dask.conductors.dask.scheduler_plugin import LEAVING
+from atomizer_dask.conductors.dask.worker_list import Crew
+from atomizer_dask.errors import AtomizerError, where_raised
+from atomizer_dask.events import Event, Level
+from atomizer_dask.execution.batch import Batch
+
+WATCH_SECONDS = 1.0  # how often we look which workers there are
+LEFT_IN_TIME = "left, before its wall time was over"
+_Heard = tuple[dict[str, str], "weakref.WeakSet[WorkerWatch]"]
+_LISTENING: weakref.WeakKeyDictionary[Client, _Heard] = weakref.WeakKeyDictionary()
+
+
+class Owner(Protocol):
+    """The conductor whose workers these are."""
+
+    id: str
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed."""
+
+    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+        """Emit an event about the workers."""
+
+    def emit(self, channel: str, event: Event) -> None:
+        """Put an event on a channel."""
+
+    def report(self, channel: str, error: AtomizerError) -> None:
+        """Put an error on a channel."""
+
+    def note_look(self) -> None:
+        """Do what is due once in a while; on the client's event loop."""
+
+    def note_gone(self) -> None:
+        """Note that the scheduler is gone."""
+
+
+class WorkerWatch:
+    """Looks once a second which workers there are, and listens to what becomes of them.
+
+    Parameters
+    ----------
+    client
+        Connected to the scheduler.
+    owner
+        Is told what happens.
+    tasks
+        Lose what was placed on workers that have gone.
+    placement
+        Is kept informed which workers there are.
+    cluster
+        Whose workers are replaced where it gives them up; None where it is not known.
+
+    Attributes
+    ----------
+    crew
+        The workers as last seen.
+    workers
+        The addresses of those that are there, but for those that are known to have died.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        owner: Owner,
+        tasks: BatchTasks,
+        placement: Placement,
+        cluster: Cluster | None,
+    ) -> None:
+        self.crew, self.workers = Crew({}), set[str]()
+        self._client = client
+        self._owner = owner
+        self._tasks = tasks
+        self._placement = placement
+        has_spec = isinstance(cluster, SpecCluster)
+        self._lost_workers = LostWorkers(cluster) if has_spec else None
+        self._without_state: set[tuple[str, str]] = set()  # singletons whose worker has gone
+        self._leaving = _listen(self)
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Go on looking, on the client's event loop."""
+        self._client.loop.add_callback(self._start)
+
+    def cancel(self) -> None:
+        """Look no more; on the client's event loop."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _start(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while self._client.status in ("running", "connecting"):
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._client.status == "running":
+                try:
+                    self.note(Crew(**await self._client.scheduler.atomizer_crew()))
+                except (OSError, RuntimeError):  # the latter where it closes just now
+                    continue  # the client notices by itself, and so does the loop's condition
+                except Exception as error:  # noqa: BLE001 - whoever watches goes on to
+                    what = f"the workers cannot be looked at: {where_raised(error)}"
+                    event = Event(what, conductor_id=self._owner.id)
+                    self._owner.report("", AtomizerError(event, error))
+                    continue
+                if self._lost_workers is not None:
+                    self._lost_workers.replace()
+                self._owner.note_look()
+                await self._tasks.drop_unplaced(self.workers)
+        if not self._owner.is_closed:
+            self._owner.note_gone()
+
+    def note(self, crew: Crew) -> None:
+        """Take note of which workers there are."""
+        before, self.workers = self.workers, crew.workers
+        had, self.crew = self.crew.working, crew
+        self._placement.workers, self._placement.working = crew.workers, crew.working
+        for worker in sorted(before - self.workers):
+            if (how := self._leaving.get(worker)) is not None:
+                self._owner.tell(f"worker {worker} {how}", worker=worker)
+                continue
+            level: Level = "warning" if len(self._tasks) else "info"
+            self._owner.tell(f"worker {worker} left", level, worker=worker)
+        for worker in sorted(self.workers - before):
+            self._owner.tell(f"worker {worker} joined", worker=worker)
+        if self._placement.fitness is not None:
+            self._placement.fitness.forget(before - self.workers)
+            self._client.loop.add_callback(self._placement.fitness.welcome, self.workers)
+        if before and not crew.workers and len(self._tasks):
+            message = "no workers are left; what is under way waits for new ones"
+            self._owner.tell(message, "warning")
+        elif had and not crew.working and len(self._tasks):
+            self._owner.tell(crew.standstill(set()), "warning")
+
+    def note_idle(self, message: Mapping[str, Any]) -> None:
+        """Take note of what the scheduler's side did about an idle worker."""
+        if message.get("restarted") and self._lost_workers is not None:
+            self._lost_workers.restarted.add(message["name"])
+        if message["text"]:
+            self._owner.tell(message["text"], message["level"], worker=message["worker"])
+        self._tasks.post_idle(message)
+
+    def note_death(self, batch: Batch, worker: str) -> None:
+        """Take note that a worker died with a batch."""
+        if worker in self.workers:
+            self.workers.discard(worker)
+            message = f"worker {worker} died; what it had in hands is executed again"
+            self._owner.tell(message, "warning", worker=worker)
+        is_seen = self._placement.fitness is None or self._placement.fitness.knows(worker)
+        if not is_seen and ("", worker) not in self._without_state:
+            self._without_state.add(("", worker))
+            message = (
+                f"worker {worker} died of its first electrons, as it does where atomizer_dask "
+                "is not installed; its log says why"
+            )
+            self._owner.tell(message, "warning", worker=worker)
+        if is_singleton(batch.version):
+            self.note_lost_state(batch, worker, "died")
+
+    def note_lost_state(self, batch: Batch, worker: str, how: str = "") -> None:
+        """Tell whom a batch is of that a worker has gone, and a singleton's state with it."""
+        key = batch.version, worker
+        if key in self._without_state or not self._tasks.is_awaited(batch.key):
+            return
+        self._without_state.add(key)
+        how = how or self._leaving.get(worker, "left")
+        message = f"singleton lost its state: its worker {worker} {how}; re-initialised next"
+        event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
+        self._owner.emit(batch.origin.channel, event)
+
+
+def _listen(watch: WorkerWatch) -> dict[str, str]:
+    """Have a watch told of idle workers, and return how workers go that are going.
+
+    A client has one listener to a topic, and may have several conductors.
+    """
+    client = watch._client
+    if client not in _LISTENING:
+        leaving: dict[str, str] = {}
+        watches: weakref.WeakSet[WorkerWatch] = weakref.WeakSet()
+
+        def note(message: tuple[float, Any]) -> None:
+            is_retired = message[1].get("retired", False)
+            leaving[message[1]["worker"]] = "was retired" if is_retired else LEFT_IN_TIME
+
+        def note_idle(message: tuple[float, Any]) -> None:
+            if message[1].get("restarted"):
+                leaving[message[1]["worker"]] = "has ended, to be restarted"
+            for each in list(watches):
+                each.note_idle(message[1])
+
+        client.subscribe_topic(LEAVING, note)
+        client.subscribe_topic(IDLE, note_idle)
+        _LISTENING[client] = leaving, watches
+    leaving, watches = _LISTENING[client]
+    watches.add(watch)
+    return leaving
