@@ -4,7 +4,6 @@ from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.base import Atom
 from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.decorator import atom
-from atomizer_dask.atoms.registry import register
 from atomizer_dask.conductor import Conductor
 from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.conductors.dask.conductor import DaskConductor
@@ -28,6 +27,7 @@ from atomizer_dask.errors import (
 )
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.properties import Properties
+from atomizer_dask.registry import register
 from atomizer_dask.runs.progress import Progress
 from atomizer_dask.runs.run import Run
 from atomizer_dask.sweeps.make import grid, zipped

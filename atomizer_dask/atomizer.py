@@ -3,59 +3,37 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
-from dataclasses import replace
 from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from atomizer_dask.atoms.definition import Definition, as_definition
-from atomizer_dask.atoms.random_streams import seed_of
-from atomizer_dask.atoms.registry import Registry, registered
 from atomizer_dask.conductor import Conductor, check_electron, refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
-from atomizer_dask.conductors.memory import MemoryConductor
-from atomizer_dask.conductors.receiver import Receiver, answered
-from atomizer_dask.config import check, setting
+from atomizer_dask.conductors.receiver import answered
+from atomizer_dask.conductors.roster import Roster
+from atomizer_dask.config import check
 from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
 from atomizer_dask.electron import Electron, new_id
-from atomizer_dask.errors import (
-    AtomizerError,
-    ConductorError,
-    RegistrationError,
-    StoreError,
-)
+from atomizer_dask.errors import AtomizerError, ConductorError, RegistrationError, StoreError
 from atomizer_dask.events import Event, EventLog, Stream
-from atomizer_dask.execution.batch import Origin, Sink
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.input_checks import check_generators
-from atomizer_dask.execution.options import Options, limit_of, policy_of
+from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.policy import OnFailure, Policy, priority_of
+from atomizer_dask.policy import OnFailure, priority_of
 from atomizer_dask.properties import Properties
-from atomizer_dask.runs.ledger import Ledger
-from atomizer_dask.runs.plan import Listeners, Plan
-from atomizer_dask.runs.recovery import recover
+from atomizer_dask.registry import Registry, registered
 from atomizer_dask.runs.run import Run
+from atomizer_dask.runs.start import check_inputs, detach_at_once, start, start_stored
 from atomizer_dask.store.code_check import check_code
-from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.layout import GOING
-from atomizer_dask.store.provenance import surroundings
-from atomizer_dask.store.stored_run import (
-    Kept,
-    accept_environment,
-    begin,
-    drop,
-    resume,
-    stored_atom,
-)
+from atomizer_dask.store.stored_run import accept_environment, begin, drop, resume, stored_atom
+from atomizer_dask.streams import Streams
 from atomizer_dask.sweeps.make import as_sweep
-from atomizer_dask.sweeps.stream import Streamed
-from atomizer_dask.sweeps.sweep import Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +47,6 @@ class Atomizer(LiveDisplay):
     ----------
     *values
         Atoms (functions, `Atom` subclasses, instances of them) and conductors.
-
-    Attributes
-    ----------
-    recent
-        The newest events, for whoever looks: reading takes none away.
 
     Raises
     ------
@@ -99,20 +72,14 @@ class Atomizer(LiveDisplay):
 
     def __init__(self, *values: Any) -> None:
         check()
-        self.recent = EventLog()
+        self._streams = Streams()
         self._registry = Registry()
         self._executing = False
         self._closed = False
         self._lock = threading.RLock()
-        self._event_streams: list[Stream[Event]] = []
-        self._error_streams: list[Stream[AtomizerError]] = []
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
         self._under_way: set[Future[Properties]] = set()
-        self._receivers: dict[str, Receiver] = {}
-        self._given: dict[str, Any] = {}
-        self._inner: MemoryConductor | None = None
-        self._known_executor: BatchConductor | None = None
-        self._lost: dict[str, ConductorError] = {}
+        self._roster = Roster(self, self._under_way)
         self.register(*values)
 
     # -- registering ----------------------------------------------------------------------------
@@ -132,18 +99,15 @@ class Atomizer(LiveDisplay):
         with self._lock:
             for value in values:
                 kept = self._registry.register(value)
-                if not isinstance(kept, Definition):
-                    self._given[kept.id] = kept
-                    self._known_executor = None
+                if isinstance(kept, Definition):
                     if self._executing:
-                        self._attach(kept)
-                        for receiving in list(self._registry.conductors.values()):
-                            self._start_receiving(receiving)
-                elif self._executing:
-                    for conductor in self._batch_conductors():
-                        conductor.publish(kept)
-                    for receiving in self._registry.conductors.values():
-                        self._start_receiving(receiving)
+                        self._roster.publish(kept)
+                else:
+                    self._roster.add(kept)
+                    if self._executing:
+                        self._roster.attach(kept)
+                if self._executing:
+                    self._roster.start_receiving()
 
     def exec(self) -> Self:
         """Begin to work, and to receive from conductors that receive; once is enough.
@@ -160,36 +124,13 @@ class Atomizer(LiveDisplay):
                 raise ConductorError("this atomizer is closed; make a new one")
             if self._executing:
                 return self
-            for conductor in registered.conductors.values():
-                self._registry.conductors.setdefault(conductor.id, conductor)
-            conductors = list(self._registry.conductors.values())
+            self._roster.add_shared(registered.conductors.values())
             # All know their atoms before any may receive an electron.
-            for conductor in conductors:
-                self._attach(conductor)
-            for conductor in conductors:
-                self._start_receiving(conductor)
+            for conductor in list(self._roster.conductors.values()):
+                self._roster.attach(conductor)
+            self._roster.start_receiving()
             self._executing = True
         return self
-
-    def _attach(self, conductor: Any) -> None:
-        if isinstance(conductor, Conductor):
-            conductor.attach(self)
-        if isinstance(conductor, BatchConductor):
-            for definition in self.atoms.values():
-                conductor.publish(definition)
-
-    def _start_receiving(self, conductor: Any) -> None:
-        """Receive from a conductor, unless that is so or we would take from others in vain."""
-        before = self._receivers.get(conductor.id)
-        if before is not None and before.conductor is conductor and not before.has_given_up:
-            return
-        if getattr(conductor, "shares_queue", False) and not self.atoms:
-            return
-        receiver = self._receivers[conductor.id] = Receiver(conductor, self, self._under_way)
-        receiver.start()
-
-    def _batch_conductors(self) -> list[BatchConductor]:
-        return [c for c in self._registry.conductors.values() if isinstance(c, BatchConductor)]
 
     # -- sending --------------------------------------------------------------------------------
 
@@ -231,22 +172,11 @@ class Atomizer(LiveDisplay):
         if definition is not None:
             definition.check_payload(electron.payload)
             definition.check_copy_state(electron.copy_state)
-        future = self._send(electron, definition)
-        future.report_to(self._report_problem)
+        future = self._roster.send(electron, definition)
+        future.report_to(self._streams.report_problem)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future
-
-    def _send(self, electron: Electron, definition: Definition | None) -> ElectronFuture:
-        """Have the first conductor that takes it carry an electron."""
-        while True:
-            conductor = self._carrier()
-            try:
-                if isinstance(conductor, BatchConductor) and definition is not None:
-                    return conductor.send_as(electron, definition)
-                return _awaitable(conductor.send(electron))
-            except ConductorError as error:
-                self._lost[conductor.id] = error
 
     def map(
         self,
@@ -347,46 +277,37 @@ class Atomizer(LiveDisplay):
             Where the store is held by another process, is of another run, or cannot be written;
             `StoreChangedError` where the atom has changed since.
         """
-        policy = policy_of(on_failure, max_attempts, backoff)
-        limit = limit_of(timeout)
-        urgent = priority_of(priority)
+        options = MapOptions.of(
+            timeout=timeout,
+            on_failure=on_failure,
+            max_attempts=max_attempts,
+            backoff=backoff,
+            copy_state=copy_state,
+            allow_pickle=allow_pickle,
+            priority=priority,
+        )
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
         conductor = self._sweeper()
         definition = self._definition_of(atom, conductor)
         inputs = as_sweep(sweep)
-        inputs.check_values()
-        check_generators(inputs)
-        conductor.check_inputs(inputs)
-        if not isinstance(inputs, Streamed):
-            definition.check_fields(inputs.names)
-            definition.check_outputs(inputs.names)
-        definition.check_copy_state(copy_state)
-        if definition.vectorized and store is None:
-            inputs = inputs.as_arrays()
+        check_inputs(inputs, definition, conductor, options)
         run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
-        options = Options(limit, policy, copy_state, allow_pickle, urgent)
-        if store is not None:
-            code = conductor.code_of(definition)
-            kept = begin(
-                store,
-                run_id,
-                definition,
-                code,
-                inputs,
-                seed,
-                options,
-                takeover=takeover,
-                accept_changes=accept_changes,
-            )
-            run = self._start_kept(kept, definition, conductor, options)
-            return _detached(run) if detached else run
-        plan = self._plan(run_id, definition, conductor, inputs, seed_of(seed), options)
-        ledger = Ledger(run_id, definition.id)
-        run = Run.begin(plan, conductor, self._listeners_of(plan), View(inputs), ledger)
-        self._runs[run.id] = run
-        run.start(range(0 if inputs.length is None else inputs.length))
-        return run
+        if store is None:
+            return start(self, conductor, run_id, definition, inputs, seed, options)
+        kept = begin(
+            store,
+            run_id,
+            definition,
+            conductor.code_of(definition),
+            inputs,
+            seed,
+            options,
+            takeover=takeover,
+            accept_changes=accept_changes,
+        )
+        run = start_stored(self, conductor, kept, definition, options)
+        return detach_at_once(run) if detached else run
 
     def explore(self, atom: Any, /, **ranges: Any) -> ExplorerWidget:
         """Return controls for an atom's parameters, with what it returns shown beside them.
@@ -507,84 +428,13 @@ class Atomizer(LiveDisplay):
                 for name in drop(kept.store):
                     logger.warning("%s is damaged: its electrons are executed again", name)
             kept = accept_environment(kept, definition, told)
-            options = kept.options_with(on_failure)
+            options = kept.options_with(on_failure).with_priority(urgent)
             if urgent is not None:
-                options = replace(options, priority=urgent)
                 kept.store.manifest["options"]["priority"] = urgent
         except BaseException:
             kept.store.let_go()
             raise
-        return self._start_kept(kept, definition, conductor, options)
-
-    def go_on(self, store: Any, definition: Definition, *, policy: Policy, detached: str) -> Run:
-        """Go on with a run on the cluster itself, in the task `detached`; see `Run.detach`."""
-        conductor = self._sweeper()
-        kept = resume(store, detached=detached)
-        options = replace(kept.options_with("fail"), policy=policy)
-        return self._start_kept(kept, definition, conductor, options)
-
-    def _start_kept(
-        self, kept: Kept, definition: Definition, conductor: BatchConductor, options: Options
-    ) -> Run:
-        """Start a run that is kept in a store, which is held by now."""
-        store, run_id = kept.store, kept.run_id
-        try:
-            assert store.holder is not None
-            universe = kept.universe.as_arrays() if definition.vectorized else kept.universe
-            sink = Sink(
-                store.folder.url,
-                store.holder.token,
-                kept.code,
-                options.allow_pickle,
-                setting("store.gather-rows"),
-                setting("store.gather-bytes"),
-            )
-            plan = self._plan(run_id, definition, conductor, universe, kept.seed, options, sink)
-            ledger = Ledger(run_id, kept.atom_id)
-            # Before anybody looks at the store: what ends in between is in there.
-            in_flight = conductor.in_flight(run_id)
-            journal = kept.journal(universe)
-            wanted = kept.view.mask()
-            seconds = kept.seconds_before  # before files are moved and written
-            recover(store, ledger, journal, wanted)
-            ledger.begin(seconds)
-            store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
-            listeners = self._listeners_of(plan)
-            run = Run.begin(plan, conductor, listeners, kept.view, ledger, journal, in_flight)
-            self._runs[run_id] = run
-            run.start(kept.to_do(journal))
-        except BaseException:
-            store.let_go()
-            raise
-        return run
-
-    def _plan(
-        self,
-        run_id: str,
-        definition: Definition,
-        conductor: BatchConductor,
-        sweep: Sweep,
-        seed: int,
-        options: Options,
-        sink: Sink | None = None,
-    ) -> Plan:
-        return Plan(
-            run_id=run_id,
-            definition=definition,
-            version=conductor.version_of(definition),
-            sweep=sweep,
-            seed=seed,
-            origin=Origin(
-                conductor.channel,
-                conductor.catalog(),
-                priority=options.priority,
-                space=conductor.space,
-            ),
-            copy_state=options.copy_state,
-            policy=options.policy,
-            timeout=options.timeout,
-            sink=sink,
-        )
+        return start_stored(self, conductor, kept, definition, options)
 
     def _resolve(self, atom: Any) -> tuple[str, Definition | None]:
         if isinstance(atom, str):
@@ -597,7 +447,7 @@ class Atomizer(LiveDisplay):
             )
         # An atom that is registered under this very object keeps its version; see `version_of`.
         known = self.find(definition.id)
-        same = known is not None and _stands_for_the_same(known, definition)
+        same = known is not None and known.identity == definition.identity
         return definition.id, known if same else definition
 
     def _definition_of(self, atom: Any, conductor: BatchConductor) -> Definition:
@@ -612,35 +462,7 @@ class Atomizer(LiveDisplay):
         """Return the conductor that a sweep goes through, at work."""
         refuse_annotations()
         self.exec()
-        conductor = self._carrier(for_sweep=True)
-        assert isinstance(conductor, BatchConductor)
-        return conductor
-
-    def _carrier(self, *, for_sweep: bool = False) -> Conductor:
-        """Return the first conductor that is still there."""
-        conductors: list[Any] = (
-            [*self._batch_conductors()] if for_sweep else [*self._registry.conductors.values()]
-        )
-        if not conductors:
-            what = "that can run a sweep " if for_sweep and self._registry.conductors else ""
-            raise ConductorError(
-                f"no conductor {what}is registered; give the atomizer one: "
-                "Atomizer(DaskConductor(), ...) or Atomizer(MemoryConductor(), ...)"
-            )
-        for conductor in conductors:
-            if conductor.id in self._lost:
-                continue
-            try:
-                if isinstance(conductor, BatchConductor):
-                    conductor.check_open()
-            except ConductorError as error:
-                self._lost[conductor.id] = error
-            else:
-                carrier: Conductor = conductor
-                return carrier
-        raise ConductorError(
-            f"no conductor is left: {', '.join(str(self._lost[c.id].event) for c in conductors)}"
-        )
+        return self._roster.for_sweep()
 
     # -- receiving ------------------------------------------------------------------------------
 
@@ -656,39 +478,11 @@ class Atomizer(LiveDisplay):
             failure = Failure("unknown_atom", "RegistrationError", message)
             return answered(failure.properties(electron))
         definition.check_copy_state(electron.copy_state)
-        try:
-            return self._executor().send_as(electron, definition, route)
-        except ConductorError:  # it has just been lost, perhaps not the only one
-            self._known_executor = None
-            return self._executor().send_as(electron, definition, route)
+        return self._roster.execute(electron, definition, route)
 
-    def _executor(self) -> BatchConductor:
-        """Return what executes received electrons: the first conductor that can, or this process.
-
-        Looked up anew where one was registered or lost, for this is done 10,000 times a second.
-        """
-        known = self._known_executor
-        if known is None:
-            if self._batch_conductors():
-                carrier = self._carrier(for_sweep=True)
-                assert isinstance(carrier, BatchConductor)
-                known = carrier
-            else:
-                known = self._in_here()
-            self._known_executor = known
-        return known
-
-    def _in_here(self) -> MemoryConductor:
-        """Return what executes electrons in this process, where no conductor of ours does."""
-        with self._lock:
-            if self._inner is None:
-                self._inner = MemoryConductor(id="inner")
-                self._inner.attach(self)
-            return self._inner
-
-    def lose(self, conductor: Any, error: ConductorError) -> None:
+    def lose(self, conductor: Conductor, error: ConductorError) -> None:
         """Note that a conductor has failed; the others go on."""
-        self._lost[conductor.id] = error
+        self._roster.lose(conductor, error)
         self.report(error)
 
     # -- what conductors tell -------------------------------------------------------------------
@@ -700,14 +494,11 @@ class Atomizer(LiveDisplay):
     @property
     def threads(self) -> int:
         """How many electrons its conductors execute at a time, as last seen."""
-        threads = sum(c.threads for c in self._batch_conductors() if c.id not in self._lost)
-        return threads or os.cpu_count() or 1
+        return self._roster.threads
 
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others that it sent, for whoever received it."""
-        for conductor in self._registry.conductors.values():
-            if isinstance(conductor, Conductor):
-                conductor.note_waiting(electron_id)
+        self._roster.note_waiting(electron_id)
 
     def emit(self, event: Event) -> None:
         """Note an event: on the atomizer's streams, and on those of its run."""
@@ -718,31 +509,37 @@ class Atomizer(LiveDisplay):
             for other in self.runs:
                 if other.state in GOING:
                     other.overhear(event)
-        self._put_event(event)
+        self._streams.put(event)
 
     def report(self, error: AtomizerError) -> None:
         """Note an error: on the error streams, and in the log where nobody listens."""
-        for stream in self._error_streams:
-            stream.put(error)
-        if not self._error_streams:
-            logger.info("%s", error)
+        self._streams.report(error)
 
-    def _put_event(self, event: Event) -> None:
-        self.recent.note(event)
-        for stream in self._event_streams:
-            stream.put(event)
+    # -- what runs tell -------------------------------------------------------------------------
 
-    def _listeners_of(self, plan: Plan) -> Listeners:
-        def on_failure(failure: Failure, position: int) -> None:
-            if self._error_streams:
-                self.report(failure.error(f"{plan.run_id}-{position}", plan.definition.id))
+    def add_run(self, run: Run) -> None:
+        """Keep a run that is about to start, as long as somebody has a handle of it."""
+        self._runs[run.id] = run
 
-        return Listeners(self._put_event, on_failure, self._report_problem)
+    def put_event(self, event: Event) -> None:
+        """Put an event of a run on the streams."""
+        self._streams.put(event)
 
-    def _report_problem(self, message: str, error: BaseException) -> None:
-        """Note what went wrong in a function of the user that is not an atom."""
-        logger.warning("%s", message, exc_info=error)
-        self.report(AtomizerError(Event(message, level="error"), error))
+    def report_failure(self, error: Callable[[], AtomizerError]) -> None:
+        """Report an electron that failed for good, where somebody listens."""
+        if self._streams.has_error_streams:
+            self.report(error())
+
+    def report_problem(self, message: str, error: BaseException) -> None:
+        """Report what went wrong in a function of the user that is not an atom."""
+        self._streams.report_problem(message, error)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def recent(self) -> EventLog:
+        """The newest events, for whoever looks: reading takes none away."""
+        return self._streams.recent
 
     @property
     def state(self) -> Literal["open", "closed"]:
@@ -760,9 +557,9 @@ class Atomizer(LiveDisplay):
         return {**registered.atoms, **self._registry.atoms}
 
     @property
-    def conductors(self) -> dict[str, Any]:
+    def conductors(self) -> dict[str, Conductor]:
         """Its conductors, by id."""
-        return dict(self._registry.conductors)
+        return dict(self._roster.conductors)
 
     def _hint(self, atom_id: str) -> str:
         known = Registry()
@@ -779,9 +576,7 @@ class Atomizer(LiveDisplay):
             How many unread ones are kept, 1,000 unless configured; further ones displace the
             oldest, which are counted.
         """
-        stream: Stream[Event] = Stream(_buffer(buffer), self._report_problem)
-        self._event_streams.append(stream)
-        return stream
+        return self._streams.events(buffer)
 
     def errors(self, buffer: int | None = None) -> Stream[AtomizerError]:
         """Return a stream of the errors from now on; iterate over it.
@@ -792,9 +587,7 @@ class Atomizer(LiveDisplay):
             How many unread ones are kept, 1,000 unless configured; further ones displace the
             oldest, which are counted.
         """
-        stream: Stream[AtomizerError] = Stream(_buffer(buffer), self._report_problem)
-        self._error_streams.append(stream)
-        return stream
+        return self._streams.errors(buffer)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -820,11 +613,10 @@ class Atomizer(LiveDisplay):
         pending = wait(list(self._under_way), _left(until)).not_done
         if pending:
             raise TimeoutError(f"{len(pending):,} electrons have not ended within {timeout} s")
-        for conductor in self._batch_conductors():
-            if conductor.id not in self._lost and not conductor.join(_left(until)):
-                raise TimeoutError(f"children of free spawners have not ended within {timeout} s")
-        if self._executing and self._registry.conductors and not self._closed:
-            self._carrier()
+        if not self._roster.join(lambda: _left(until)):
+            raise TimeoutError(f"children of free spawners have not ended within {timeout} s")
+        if self._executing and not self._closed:
+            self._roster.check_any()
         return self
 
     def close(self) -> None:
@@ -843,22 +635,11 @@ class Atomizer(LiveDisplay):
         until = monotonic() + _CLOSE_SECONDS
         for run in running:
             run.join(_left(until))
-        with ExitStack() as stack:  # each is closed, whatever another one raises
-            stack.callback(self._close_streams)
-            if self._inner is not None:
-                stack.callback(self._inner.close)
-            for attached in self._registry.conductors.values():
-                if isinstance(attached, Conductor):
-                    stack.callback(attached.detach, self)
-            for conductor in self._given.values():
-                stack.callback(conductor.close)
-
-    def _close_streams(self) -> None:
-        for events in self._event_streams:
-            events.close()
-        for errors in self._error_streams:
-            errors.close()
-        self._refresh_panel()
+        try:
+            self._roster.close()
+        finally:
+            self._streams.close()
+            self._refresh_panel()
 
     def __enter__(self) -> Self:
         return self.exec()
@@ -877,53 +658,10 @@ class Atomizer(LiveDisplay):
             self.close()
 
     def __repr__(self) -> str:
-        conductors = ", ".join(self._registry.conductors) or "none"
+        conductors = ", ".join(self._roster.conductors) or "none"
         state = ", closed" if self._closed else ""
         return f"<Atomizer: {len(self._registry.atoms)} atoms, conductors: {conductors}{state}>"
 
 
-def _buffer(buffer: int | None) -> int:
-    return int(setting("events.buffer")) if buffer is None else buffer
-
-
-def _detached(run: Run) -> Run:
-    """Have the cluster go on with a run that nobody has a handle of yet."""
-    try:
-        return run.detach()
-    except AtomizerError:
-        run.suspend()
-        raise
-
-
-def _awaitable(future: Future[Properties]) -> ElectronFuture:
-    """Return what a conductor gave as a future that can be awaited."""
-    if isinstance(future, ElectronFuture):
-        return future
-    awaitable = ElectronFuture()
-
-    def copy(done: Future[Properties]) -> None:
-        if done.cancelled():
-            awaitable.cancel()
-            return
-        error = done.exception()
-        if error is None:
-            awaitable.set_result(done.result())
-        else:
-            awaitable.set_exception(error)
-
-    future.add_done_callback(copy)
-    return awaitable
-
-
 def _left(until: float | None) -> float | None:
     return None if until is None else max(0.0, until - monotonic())
-
-
-def _stands_for_the_same(known: Definition, definition: Definition) -> bool:
-    """Whether both were made of the same function or class."""
-    if known is definition:
-        return True
-    if type(known) is not type(definition):
-        return False
-    parts = ("function", "cls", "instance", "vectorized", "isolation", "singleton")
-    return all(getattr(known, p, None) is getattr(definition, p, None) for p in parts)

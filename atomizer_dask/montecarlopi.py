@@ -18,9 +18,9 @@ import numpy as np
 
 from atomizer_dask.atoms.base import Atom
 from atomizer_dask.atoms.context import Context
-from atomizer_dask.atoms.registry import register
 from atomizer_dask.electron import Electron
 from atomizer_dask.properties import Properties
+from atomizer_dask.registry import register
 
 TOSSES_PER_ELECTRON = 2**22  # about 50 ms; fixed, for the bits must not depend on the cluster
 _UNDER_WAY = 20_000  # electrons: enough for any cluster, few enough for the memory

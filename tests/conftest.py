@@ -17,7 +17,7 @@ from distributed import LocalCluster
 from hypothesis import settings
 
 from atomizer_dask import Atomizer, DaskConductor, MemoryConductor
-from atomizer_dask.atoms.registry import registered
+from atomizer_dask.registry import registered
 
 # Signals mean to what tests start what they mean to what a user starts: a shell has its background
 # jobs ignore Ctrl-C, and nohup a terminal that is closed, and so would all that they start. And

@@ -34,8 +34,11 @@ class Definition(ABC):
 
     @property
     @abstractmethod
-    def identity(self) -> Hashable:
-        """What it was made of: two of the same are the same atom."""
+    def identity(self) -> tuple[Hashable, ...]:
+        """Tells whether two definitions are the same atom, as long as both exist.
+
+        They are where they were made of the same objects, and execute in the same way.
+        """
 
     @abstractmethod
     def check_fields(self, names: Iterable[str]) -> None:
@@ -111,8 +114,8 @@ class FunctionAtom(Definition):
         functools.update_wrapper(self, function, updated=())
 
     @property
-    def identity(self) -> Hashable:  # noqa: D102
-        return self.function
+    def identity(self) -> tuple[Hashable, ...]:  # noqa: D102
+        return "function", id(self.function), self.vectorized, self.isolation, self.singleton
 
     @property
     def defaults(self) -> Mapping[str, Any]:  # noqa: D102
@@ -222,8 +225,9 @@ class ClassAtom(Definition):
             )
 
     @property
-    def identity(self) -> Hashable:  # noqa: D102
-        return self.cls, None if self.instance is None else id(self.instance)
+    def identity(self) -> tuple[Hashable, ...]:  # noqa: D102
+        instance = None if self.instance is None else id(self.instance)
+        return "class", id(self.cls), instance, self.isolation, self.singleton
 
     def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102
         pass  # what a payload means is known to its process method alone

@@ -31,6 +31,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 HOME = ""
+_PACKAGE = __name__.partition(".")[0]
 _ARRIVED = "__arrived__"  # in globals that have arrived: their name
 
 Place = tuple[str, str] | None  # module and qualified name, where these lead to a thing
@@ -276,8 +277,8 @@ def _load(data: bytes, buffers: Any) -> Any:
     """Unpickle; modules that were renamed since a store was written are found as well."""
     try:
         return pickle.loads(data, buffers=buffers)  # noqa: S301 - of our own, or asked for
-    except ModuleNotFoundError as missing:
-        if not (missing.name or "").startswith("atomizer_dask.") or buffers is not None:
+    except (ModuleNotFoundError, AttributeError) as missing:
+        if f"{_PACKAGE}." not in str(missing) or buffers is not None:
             raise
         return _RenamingUnpickler(io.BytesIO(data)).load()
 
@@ -288,11 +289,10 @@ class _RenamingUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle calls by module and name."""
         package, _, rest = module.partition(".")
-        if package == __package__.partition(".")[0] and rest in _RENAMED:
+        if package == _PACKAGE and rest in _RENAMED:
             here = _RENAMED[rest].get(name)
-            if here is None:  # a public name, which may have come along with a function
-                return super().find_class(package, name)
-            return super().find_class(f"{package}.{here}", name)
+            # A name that is not listed is a public one, which came along with a function.
+            module = package if here is None else f"{package}.{here}"
         return super().find_class(module, name)
 
 

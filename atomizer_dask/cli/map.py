@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +18,8 @@ from atomizer_dask.cli.ending import (
     wait_for,
 )
 from atomizer_dask.cli.options import priority_option
-from atomizer_dask.execution.options import policy_of
-from atomizer_dask.policy import DECISIONS, seconds_of
+from atomizer_dask.execution.options import MapOptions
+from atomizer_dask.policy import DECISIONS
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.stored_run import check_usable
 
@@ -99,8 +99,12 @@ def map_(
     with heeding_termination(), errors_as_text():
         limit = _number_or_text(timeout)
         pause = _number_or_text(backoff)
-        policy_of(on_failure, max_attempts, pause)
-        seconds_of(limit, "timeout")
+        how: dict[str, Any] = {
+            "on_failure": on_failure,
+            "max_attempts": max_attempts,
+            "backoff": pause,
+        }
+        MapOptions.of(timeout=limit, **how)
         atom = load_atom(target)
         sweep = _read(source)
         if out is not None:
@@ -114,9 +118,7 @@ def map_(
                 sweep,
                 seed=seed,
                 timeout=limit,
-                on_failure=on_failure,
-                max_attempts=max_attempts,
-                backoff=pause,
+                **how,
                 priority=priority or 0,
                 store=store,
                 allow_pickle=allow_pickle,

@@ -19,7 +19,6 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.registry import registered
 from atomizer_dask.cli.atoms import load_atom
 from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
 from atomizer_dask.cli.ending import errors_as_text, leave
@@ -30,6 +29,7 @@ from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.config import setting
 from atomizer_dask.policy import seconds_of
+from atomizer_dask.registry import registered
 
 LOOK_SECONDS = 0.2  # whether the workers are still there
 SWITCH_SECONDS = 0.001

@@ -19,7 +19,6 @@ from atomizer_dask.atoms.code.fingerprint import Code, code_of
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.atoms.registry import registered
 from atomizer_dask.conductor import Conductor, Listener, Route, check_electron
 from atomizer_dask.conductors.dispatcher import SLICE_SECONDS, Dispatcher, as_error
 from atomizer_dask.conductors.driver import Driver, Source
@@ -36,6 +35,7 @@ from atomizer_dask.execution.batch import Batch, Origin, Sink
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy
+from atomizer_dask.registry import registered
 from atomizer_dask.sweeps.sweep import Sweep
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,9 @@ class BatchConductor(LiveDisplay, Conductor):
         """Return the code that electrons of an atom execute, which may have changed since."""
         return code_of(definition)
 
-    def detach_run(self, run_id: str, sink: Sink, version: Any, policy: Policy) -> None:
+    def detach_run(
+        self, run_id: str, sink: Sink, version: Any, policy: Policy, drive: Callable[..., str]
+    ) -> None:
         """Have a run go on without this process."""
         raise NotImplementedError
 

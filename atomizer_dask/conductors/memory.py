@@ -154,6 +154,7 @@ class _Code(NamedTuple):
 class _MemorySite(IsolatingSite):
     def __init__(self, conductor: MemoryConductor) -> None:
         super().__init__()
+        self._definitions: dict[Any, Definition] = {}
         self.name = f"memory://{os.getpid()}"
         self.posts: dict[str, Callable[[Report], None]] = {}
         self.depository = Depository()
@@ -176,6 +177,7 @@ class _MemorySite(IsolatingSite):
 
     def singleton(self, batch: Batch) -> SingletonSlot:
         definition: Definition = batch.version
+        self._definitions[definition.identity] = definition  # as long as there is its identity
         return self._singletons.setdefault(definition.identity, SingletonSlot())
 
     def give_back(self, batch: Batch, kept: int) -> None:

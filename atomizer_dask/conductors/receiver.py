@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ class Executor(Protocol):
     def execute(self, electron: Electron, route: Any) -> ElectronFuture:
         """Have an electron executed, and what it sends go along a route."""
 
-    def lose(self, conductor: Any, error: ConductorError) -> None:
+    def lose(self, conductor: Conductor, error: ConductorError) -> None:
         """Note that a conductor has failed."""
 
     def report(self, error: AtomizerError) -> None:
@@ -43,13 +44,13 @@ class Receiver(threading.Thread):
     """
 
     def __init__(
-        self, conductor: Any, executor: Executor, under_way: set[Future[Properties]]
+        self, conductor: Conductor, executor: Executor, under_way: set[Future[Properties]]
     ) -> None:
         super().__init__(name=f"receive-{conductor.id}", daemon=True)
         self.conductor = conductor
         self._executor = executor
         self._under_way = under_way
-        self._route = getattr(conductor, "route", None)
+        self._route = conductor.route
         self.has_given_up = False  # for nobody was left to execute what comes
 
     def run(self) -> None:
@@ -76,9 +77,8 @@ class Receiver(threading.Thread):
         future.add_done_callback(partial(self._complete, electron))
 
     def _give_up(self, electron: Any, error: ConductorError) -> None:
-        if isinstance(self.conductor, Conductor):
-            self.has_given_up = True
-            self.conductor.stop_receiving()
+        self.has_given_up = True
+        self.conductor.stop_receiving()
         self._give_back(electron, error)
         self._executor.report(error)
 
@@ -101,12 +101,9 @@ class Receiver(threading.Thread):
 
     def _give_back(self, electron: Electron, error: ConductorError) -> None:
         """Return what was received and is not executed here, or answer that it is not."""
-        try:
-            if isinstance(self.conductor, Conductor):
-                self.conductor.give_back(electron.id)
-                return
-        except ConductorError:  # it takes nothing back
-            pass
+        with suppress(ConductorError):  # it takes nothing back
+            self.conductor.give_back(electron.id)
+            return
         try:
             failure = Failure("rejected", type(error).__name__, str(error))
             self.conductor.complete(failure.properties(electron))

@@ -2,55 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from atomizer_dask.config import setting
-from atomizer_dask.policy import Policy, seconds_of
+from atomizer_dask.policy import OnFailure, Policy, priority_of, seconds_of
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """The options of `Atomizer.map`, but for those that name things."""
+class MapOptions:
+    """How the electrons of a run are executed.
+
+    Parameters
+    ----------
+    timeout
+        Seconds of each attempt; None for no limit.
+    policy
+        What becomes of an electron that failed.
+    copy_state
+        Whether an atom in class form processes with copies of the registered instance.
+    allow_pickle
+        Whether a store may keep what has no Arrow type as pickles.
+    priority
+        What is higher goes first.
+    """
 
     timeout: float | None
     policy: Policy
-    copy_state: bool
-    allow_pickle: bool
+    copy_state: bool = False
+    allow_pickle: bool = False
     priority: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        timeout: float | str | None = None,
+        on_failure: OnFailure | None = None,
+        max_attempts: int | None = None,
+        backoff: float | str | None = None,
+        copy_state: bool = False,
+        allow_pickle: bool = False,
+        priority: int = 0,
+    ) -> MapOptions:
+        """Return the options that a user gave, and what is configured for the rest.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where one makes no sense.
+        """
+        policy = Policy.of(
+            setting("map.on-failure") if on_failure is None else on_failure,
+            setting("map.max-attempts") if max_attempts is None else max_attempts,
+            setting("map.backoff") if backoff is None else backoff,
+        )
+        limit = setting("map.timeout") if timeout is None else seconds_of(timeout, "timeout")
+        limit = None if limit == inf else limit
+        return cls(limit, policy, copy_state, allow_pickle, priority_of(priority))
 
     def to_json(self) -> dict[str, Any]:
         """Return them as they stand in a manifest; a function as policy is not kept."""
-        options = options_of(self.timeout, self.policy, self.copy_state, self.priority)
-        return {**options, "allow_pickle": self.allow_pickle}
+        on_failure = self.policy.on_failure
+        return {
+            "timeout": self.timeout,
+            "on_failure": on_failure if isinstance(on_failure, str) else None,
+            "max_attempts": self.policy.max_attempts,
+            "backoff": self.policy.backoff,
+            "copy_state": self.copy_state,
+            "priority": self.priority,
+            "allow_pickle": self.allow_pickle,
+        }
 
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any], on_failure: OnFailure) -> MapOptions:
+        """Return the options that stand in a manifest, with the policy that applies now."""
+        attempts = kept["max_attempts"] if kept["on_failure"] != "fail" else None
+        return cls(
+            kept["timeout"],
+            Policy.of(on_failure, attempts, kept["backoff"]),
+            kept["copy_state"],
+            kept["allow_pickle"],
+            kept.get("priority", 0),
+        )
 
-def options_of(
-    timeout: float | None, policy: Policy, copy_state: bool, priority: int
-) -> dict[str, Any]:
-    """Return options of `Atomizer.map` as JSON; a function as policy is not kept."""
-    on_failure = policy.on_failure
-    return {
-        "timeout": timeout,
-        "on_failure": on_failure if isinstance(on_failure, str) else None,
-        "max_attempts": policy.max_attempts,
-        "backoff": policy.backoff,
-        "copy_state": copy_state,
-        "priority": priority,
-    }
-
-
-def policy_of(on_failure: Any, max_attempts: Any, backoff: Any) -> Policy:
-    """Return the policy that is asked for, and for the rest that which is configured."""
-    return Policy.of(
-        setting("map.on-failure") if on_failure is None else on_failure,
-        setting("map.max-attempts") if max_attempts is None else max_attempts,
-        setting("map.backoff") if backoff is None else backoff,
-    )
-
-
-def limit_of(timeout: Any) -> float | None:
-    """Return how many seconds an electron may take, as asked for or configured; None for any."""
-    limit = setting("map.timeout") if timeout is None else seconds_of(timeout, "timeout")
-    return None if limit == inf else limit
+    def with_priority(self, priority: int | None) -> MapOptions:
+        """Return them with another priority; as they are where it is None."""
+        return self if priority is None else replace(self, priority=priority)

@@ -1,17 +1,18 @@
-"""What is to be done in a run, and who is told of it."""
+"""What is to be done in a run, and who hears of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin, Sink
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.policy import Policy
+from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.sweeps.sweep import Sweep
 
 
@@ -31,8 +32,8 @@ class Plan:
         Of the random streams.
     origin
         Whom the electrons descend from.
-    copy_state, policy, timeout
-        The options of `Atomizer.map`.
+    options
+        Those of `Atomizer.map`.
     sink
         The store that workers may write to.
     root
@@ -45,9 +46,7 @@ class Plan:
     sweep: Sweep
     seed: int
     origin: Origin
-    copy_state: bool
-    policy: Policy
-    timeout: float | None
+    options: MapOptions
     sink: Sink | None = None
     root: str = ""
 
@@ -74,16 +73,16 @@ class Today:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Whom a run tells what happens.
+    """What a source calls when something happens: the run whose electrons it has.
 
     Parameters
     ----------
     on_event
-        Of every event of the run itself.
+        With every event of the run itself.
     on_failure
-        Of an electron that failed for good: a `Failure` and its position.
+        With a `Failure` and its position: an electron failed for good.
     on_problem
-        Of a function of the user, other than the atom, that raised.
+        With a message and an error: a function of the user, other than the atom, raised.
     on_end, on_reopen
         When nothing more will come, and when it goes on after all.
     """
@@ -93,3 +92,19 @@ class Listeners:
     on_problem: Callable[[str, BaseException], None]
     on_end: Callable[[], None] = lambda: None
     on_reopen: Callable[[], None] = lambda: None
+
+
+class Host(Protocol):
+    """What a run calls when something happens: the atomizer that started it."""
+
+    def add_run(self, run: Any) -> None:
+        """Keep a run that is about to start, so that events find it."""
+
+    def put_event(self, event: Event) -> None:
+        """Put an event of the run on the streams."""
+
+    def report_failure(self, error: Callable[[], AtomizerError]) -> None:
+        """Report an electron that failed for good; its error is made if somebody listens."""
+
+    def report_problem(self, message: str, error: BaseException) -> None:
+        """Report that a function of the user, other than the atom, raised."""

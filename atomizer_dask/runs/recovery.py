@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from heapq import nlargest
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.store.layout import FAILED, FAILURES, INCOMING, MERGING, PROPERTIES
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import File, StoredPart
+from atomizer_dask.store.stored_run import Kept
 from atomizer_dask.store.tables import Failed, failures_of, part_of_failed, unstored_of
 from atomizer_dask.store.writer import Journal, finish_failed, finish_merge
 from atomizer_dask.sweeps.columns import look_up
+
+RENAME_SECONDS = 0.01  # between removing files that were merged and having them under a new name
 
 Attempts = dict[int, dict[int, Failed]]
 
@@ -246,3 +250,23 @@ def _failures(ledger: Ledger) -> Iterator[tuple[int, int, Failure]]:
             positions, part.outcome.failed, part.outcome.codes, strict=True
         ):
             yield int(ends[offset]), position, part.outcome.failures[code]
+
+
+def ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
+    """Return what stands in a store, which somebody may be writing."""
+    while True:
+        ledger = Ledger(kept.run_id, kept.atom_id)
+        try:
+            load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
+        except FileNotFoundError:  # files were merged a moment ago
+            sleep(RENAME_SECONDS)
+            continue
+        ledger.look(kept.state, kept.seconds)
+        return ledger
+
+
+def interruption_of(kept: Kept) -> str:
+    """Return who left a run in the middle without a word, and how to go on; else nothing."""
+    gone = kept.gone
+    go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"
+    return f"{gone} is gone, and had not ended it: {go_on}" if gone else ""

@@ -5,43 +5,44 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from math import inf
 from numbers import Integral
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.atoms.definition import as_it_is_now
 from atomizer_dask.conductor import refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
-from atomizer_dask.conductors.child_conductor import replay
 from atomizer_dask.config import setting
 from atomizer_dask.display.live import LiveDisplay
-from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, StoreError
+from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
 from atomizer_dask.events import Event, EventLog
 from atomizer_dask.events import Stream as EventStream
-from atomizer_dask.execution.batch import Batch, Positions, Terms
+from atomizer_dask.execution.batch import Batch, Positions
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.options import options_of
 from atomizer_dask.policy import seconds_of
+from atomizer_dask.runs.driving import Control, Drive, Driven, Opened
 from atomizer_dask.runs.ledger import Ledger
-from atomizer_dask.runs.plan import Listeners, Plan, Today
+from atomizer_dask.runs.plan import Host, Listeners, Plan
 from atomizer_dask.runs.plots.methods import Pictures
 from atomizer_dask.runs.progress import Progress
-from atomizer_dask.runs.recovery import events_before, failed, load
+from atomizer_dask.runs.recovery import (
+    RENAME_SECONDS,
+    events_before,
+    failed,
+    interruption_of,
+    ledger_of,
+)
 from atomizer_dask.runs.source import Supply
 from atomizer_dask.runs.stored_source import KeptSupply
 from atomizer_dask.runs.verification import compare, draw
 from atomizer_dask.runs.waiting import bar, heard, interrupt, watch
 from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.layout import State
-from atomizer_dask.store.provenance import surroundings
 from atomizer_dask.store.store import Store
-from atomizer_dask.store.stored_run import Kept, described, look
+from atomizer_dask.store.stored_run import described, look
 from atomizer_dask.store.writer import Journal
 
 if TYPE_CHECKING:
@@ -49,18 +50,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-MERGE_SECONDS = 0.01  # between removing files and having them under another name
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """What drives a run: what is to be done, through whom, and who is told."""
-
-    plan: Plan
-    conductor: BatchConductor
-    listeners: Listeners
-    supply: Supply
 
 
 class Run(LiveDisplay, Pictures):
@@ -97,7 +86,7 @@ class Run(LiveDisplay, Pictures):
         *,
         store: Store | None = None,
         allow_pickle: bool = False,
-        course: Course | None = None,
+        control: Control | None = None,
     ) -> None:
         super().__init__(run_id, view, ledger, store, allow_pickle=allow_pickle)
         self.atom_id = atom_id
@@ -105,7 +94,7 @@ class Run(LiveDisplay, Pictures):
         self.events: EventStream[Event] = EventStream(setting("events.run-buffer"))
         self.recent = EventLog()
         self.interruption = ""
-        self._course = course
+        self._control = control or Opened(run_id, "" if store is None else store.folder.url)
         self._told_failure: Failure | None = None
 
     @classmethod
@@ -113,11 +102,12 @@ class Run(LiveDisplay, Pictures):
         cls,
         plan: Plan,
         conductor: BatchConductor,
-        listeners: Listeners,
+        host: Host,
         view: View,
         ledger: Ledger,
         journal: Journal | None = None,
         in_flight: Sequence[Batch] = (),
+        drive: Drive | None = None,
     ) -> Run:
         """Return a run that can be started: what `Atomizer.map` does."""
         run = cls(
@@ -129,19 +119,19 @@ class Run(LiveDisplay, Pictures):
             store=None if journal is None else journal.store,
             allow_pickle=journal is not None and journal.allow_pickle,
         )
-        told = Listeners(
+        listeners = Listeners(
             on_event=run._tell,
             on_failure=run._tell_failure,
-            on_problem=listeners.on_problem,
+            on_problem=host.report_problem,
             on_end=run._close,
             on_reopen=run._reopen,
         )
-        supply = (
-            Supply(plan, conductor, ledger, told)
+        source = (
+            Supply(plan, conductor, ledger, listeners)
             if journal is None
-            else KeptSupply(plan, conductor, ledger, told, journal, in_flight)
+            else KeptSupply(plan, conductor, ledger, listeners, journal, in_flight)
         )
-        run._course = Course(plan, conductor, listeners, supply)
+        run._control = Driven(plan, conductor, host, ledger, source, drive)
         run._reopen()
         if journal is not None:
             run._recall(journal.store.manifest["sessions"][:-1])  # the last one is our own
@@ -177,11 +167,11 @@ class Run(LiveDisplay, Pictures):
             kept.atom_id,
             kept.seed,
             kept.view,
-            _ledger_of(kept, allow_pickle),
+            ledger_of(kept, allow_pickle),
             store=kept.store,
             allow_pickle=allow_pickle,
         )
-        run.interruption = _interruption_of(kept)
+        run.interruption = interruption_of(kept)
         run._recall(kept.store.manifest["sessions"])
         return run
 
@@ -192,23 +182,12 @@ class Run(LiveDisplay, Pictures):
 
     def start(self, electrons: Positions) -> None:
         """Begin to send electrons, but for those of batches that are in flight already."""
-        self._driven.supply.start(electrons)
+        self._driven.source.start(electrons)
 
     @property
-    def _driven(self) -> Course:
-        """What drives it here.
-
-        Raises
-        ------
-        StoreError
-            Where nothing does: it was opened to be looked at.
-        """
-        if self._course is None:
-            where = "" if self._store is None else repr(self._store.folder.url)
-            raise StoreError(
-                f"{self.id} was opened to be looked at; atomizer.attach({where}) goes on with it"
-            )
-        return self._course
+    def _driven(self) -> Driven:
+        """What drives it here; raises `StoreError` where nothing does."""
+        return self._control.driven()
 
     @property
     def state(self) -> State:
@@ -244,46 +223,40 @@ class Run(LiveDisplay, Pictures):
     @property
     def is_driven(self) -> bool:
         """Whether it can be paused, cancelled and retried: not where it is only looked at."""
-        return self._course is not None
+        return self._control.is_driven
 
     @property
     def conductor(self) -> BatchConductor | None:
         """What carries its electrons; None where it is only looked at."""
-        return None if self._course is None else self._course.conductor
+        return self._control.conductor
 
     def look_again(self) -> None:
         """Look at what has become of a run that was opened, and that is under way elsewhere."""
-        if self._course is None:
+        if not self._control.is_driven:
             kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
-            self._ledger = _ledger_of(kept, self._allow_pickle)
-            self.interruption = _interruption_of(kept)
+            self._ledger = ledger_of(kept, self._allow_pickle)
+            self.interruption = interruption_of(kept)
 
     @property
     def progress(self) -> Progress:
         """A snapshot of how far it is."""
-        ledger, supply = self._ledger, None if self._course is None else self._course.supply
+        ledger, control = self._ledger, self._control
         with ledger.changed:
             done, failed = ledger.done, ledger.failed
             left = max(self._view.count - done - failed, 0)
             # What is being delivered is for a moment neither with the workers nor among the ended.
-            running = 0 if supply is None else min(supply.running, left)
+            running = min(control.running, left)
             pending = left - running
             rate = ledger.rate()
         eta: float | None = (running + pending) / rate if rate else None
         if ledger.ended:
             eta = 0.0 if not running + pending else None
-        elif supply is None or not supply.all_drawn:
+        elif not control.all_drawn:
             eta = None
         left = running + pending or (self.sweep.length or 0) - done - failed  # before it has begun
-        why = self._standstill() if left else ""
+        why = control.standstill() if left else ""
         eta = None if why else eta
         return Progress(self.sweep.length, done, failed, running, pending, rate, eta, why)
-
-    def _standstill(self) -> str:
-        """Return why none of its electrons can be executed, where they shall be."""
-        if self._course is None or self.state != "running":
-            return ""
-        return self._course.conductor.standstill(self._course.plan.version)
 
     def wait(
         self,
@@ -338,8 +311,8 @@ class Run(LiveDisplay, Pictures):
             )
         if self._ledger.error is not None:
             raise self._ledger.error
-        if self._course is None and self.state == "running":
-            self._driven  # noqa: B018 - which says what to do instead
+        if self.state == "running":
+            self._control.driven()  # which says what to do instead, where it is driven elsewhere
         if self.state in ("detached", "suspended"):
             what = "goes on without this process" if self.state == "detached" else "is suspended"
             raise StoreError(f"{self.id} {what}: atomizer.attach({self.store!r}) goes on with it")
@@ -357,7 +330,7 @@ class Run(LiveDisplay, Pictures):
         try:
             function(progress)
         except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
-            self._driven.listeners.on_problem("a progress callback raised", error)
+            self._driven.host.report_problem("a progress callback raised", error)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however that is, and return whether it has."""
@@ -369,24 +342,21 @@ class Run(LiveDisplay, Pictures):
         Running electrons are told through ``context.cancelled``. The electrons that never ran are
         rows like any other, with an error of kind ``cancelled``.
         """
-        course = self._driven
-        if not self._ledger.ended:
-            course.conductor.do(course.supply.cancel)
+        driven = self._driven
+        driven.do(driven.source.cancel)
 
     def pause(self) -> None:
         """Send no more, and take back what the workers have not begun; `resume` goes on.
 
         Running electrons are not disturbed: they end, and are rows like any other.
         """
-        course = self._driven
-        if not self._ledger.ended:
-            course.conductor.do(course.supply.pause)
+        driven = self._driven
+        driven.do(driven.source.pause)
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        course = self._driven
-        if not self._ledger.ended:
-            course.conductor.do(course.supply.resume)
+        driven = self._driven
+        driven.do(driven.source.resume)
 
     def retry(
         self,
@@ -430,34 +400,14 @@ class Run(LiveDisplay, Pictures):
         ``run.retry(where=lambda e: e.kind == "timeout", timeout="60s").wait()``
         """
         refuse_annotations()
-        course = self._driven
-        course.conductor.check_open()
+        driven = self._driven
+        driven.conductor.check_open()
         seconds = seconds_of(timeout, "timeout")
-        limit = course.plan.timeout if seconds is None else seconds
-        if course.supply.stopping:  # it is being cancelled, which takes a second at most
-            self.join()
         if allow_pickle:
-            course.conductor.do(self._kept_supply("keeps pickles without a store").allow_pickle)
+            driven.conductor.do(driven.stored("keeps pickles without a store").allow_pickle)
             self._allow_pickle = True
-        today = self._today(course)
-        course.conductor.do(partial(course.supply.retry, where, limit, today))
-        if today is not None:
-            plan = replace(course.plan, definition=today.definition, version=today.version)
-            self._course = replace(course, plan=plan)
+        driven.retry(where, seconds)
         return self
-
-    def _today(self, course: Course) -> Today | None:
-        """Return the atom as it is now, None where it is what it was."""
-        conductor, plan = course.conductor, course.plan
-        definition = as_it_is_now(plan.definition)
-        version = conductor.version_of(definition)
-        is_same = version == plan.version
-        if is_same and (plan.sink is None or version is not definition):
-            return None
-        code = conductor.code_of(definition)
-        if is_same and plan.sink is not None and code.fingerprint == plan.sink.code:
-            return None
-        return Today(definition, version, conductor.catalog(), code)
 
     def verify(
         self, n: int = 100, *, tolerance: float = 1e-9, seed: int | None = None
@@ -490,8 +440,8 @@ class Run(LiveDisplay, Pictures):
         ConductorError
             Where the conductor is gone or closed.
         """
-        course = self._driven
-        course.conductor.check_open()
+        driven = self._driven
+        driven.conductor.check_open()
         if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(f"n must be a number of electrons, at least 1, got {n!r}")
         if not tolerance >= 0:
@@ -499,14 +449,7 @@ class Run(LiveDisplay, Pictures):
         if not self._ledger.done:
             raise ValueError(f"no electron of {self.id} has ended well: there is none to verify")
         sample = draw(self._ledger.snapshot(), int(n), seed)
-        plan = replace(course.plan, sink=None, root=f"{self.id}/verify-{new_id()}")
-        ledger = Ledger(self.id, self.atom_id)
-        listeners = replace(course.listeners, on_failure=_ignore_failure)
-        supply = Supply(plan, course.conductor, ledger, listeners)
-        supply.start_lots(sample.lots(plan.timeout))
-        ledger.join()
-        if ledger.error is not None:
-            raise ledger.error
+        ledger = driven.execute_again(sample)
         before = self.frame_of(self._view.as_rows(sample.parts))
         names = [name for name in before.columns if name not in self.sweep.names]
         after = self.frame_of(self.rows_of(ledger.snapshot()))
@@ -520,22 +463,8 @@ class Run(LiveDisplay, Pictures):
         where (host, Python, packages, git commit, workers), and electrons and seconds by worker.
         It can be written as JSON. Of a run without a store, what is true of this process.
         """
-        facts = described(self._store) if self._store is not None else self._described()
+        facts = self._driven.provenance() if self._store is None else described(self._store)
         return {**facts, "workers": self.work()}
-
-    def _described(self) -> dict[str, Any]:
-        plan = self._driven.plan
-        return {
-            "run_id": self.id,
-            "atom": self.atom_id,
-            "seed": self.seed,
-            "store": None,
-            "state": self.state,
-            "sweep": repr(self.sweep),
-            "options": options_of(plan.timeout, plan.policy, plan.copy_state, plan.origin.priority),
-            "codes": [{"fingerprint": self._driven.conductor.code_of(plan.definition).fingerprint}],
-            "sessions": [{**surroundings(), **self._driven.conductor.whereabouts()}],
-        }
 
     def suspend(self) -> Run:
         """Stop here, such that any process can go on; return the run.
@@ -549,21 +478,12 @@ class Run(LiveDisplay, Pictures):
         StoreError
             Where the run has no store, or it cannot be written.
         """
-        supply = self._kept_supply("stops here without a store")
-        if not self._ledger.ended:
-            self._driven.conductor.do(supply.suspend)
-            self.join()
-        if self._ledger.error is not None:
-            raise self._ledger.error
+        self._driven.suspend()
         return self
 
     def leave(self) -> None:
         """Suspend the run where it has a store, else cancel it, without waiting for that."""
-        course = self._driven
-        if not self._ledger.ended:
-            supply = course.supply
-            end = supply.suspend if isinstance(supply, KeptSupply) else supply.cancel
-            course.conductor.post(end)
+        self._driven.leave()
 
     def detach(self) -> Run:
         """Have the cluster go on without this process, and return the run.
@@ -579,27 +499,7 @@ class Run(LiveDisplay, Pictures):
         ConductorError
             Where the conductor cannot go on alone, or no worker sees the store.
         """
-        course, supply = self._driven, self._kept_supply("goes on without a store")
-        plan = course.plan
-        assert plan.sink is not None
-        if self._ledger.ended:
-            return self
-        if not supply.all_drawn:
-            raise StoreError(
-                f"the sweep of {self.id} is an iterator of this process that has not ended: wait "
-                "until run.progress.total is known, or make it a table"
-            )
-        try:
-            course.conductor.check_detachable(plan.sink)
-        except ConductorError:
-            if self._ledger.ended:  # meanwhile, so that nobody holds the store that was looked for
-                return self
-            raise
-        course.conductor.do(supply.detach)
-        if self.state == "detached":
-            course.conductor.detach_run(self.id, plan.sink, plan.version, plan.policy)
-        elif self._ledger.error is not None:
-            raise self._ledger.error
+        self._driven.detach()
         return self
 
     def check_held(self) -> None:
@@ -607,13 +507,7 @@ class Run(LiveDisplay, Pictures):
 
         Only of use where nothing comes back from the workers for long.
         """
-        self._driven.conductor.do(self._kept_supply("has a holder without a store").check_held)
-
-    def _kept_supply(self, what: str) -> KeptSupply:
-        supply = self._driven.supply
-        if not isinstance(supply, KeptSupply):
-            raise StoreError(f"{self.id} has no store, and nothing {what}: use map(..., store=...)")
-        return supply
+        self._driven.check_held()
 
     def replay(self, electron: Any) -> Any:
         """Execute one electron here, in this thread, so that a debugger works; return its result.
@@ -636,10 +530,7 @@ class Run(LiveDisplay, Pictures):
         """
         position = self._position_of(electron)
         attempt = 1 + len(self._ledger.history.get(position, ()))
-        only = range(position, position + 1)
-        course = self._driven
-        batch = course.supply.batch(f"replay-{self.id}", only, Terms(attempt), inf)
-        return replay(course.conductor, batch, course.plan.definition)
+        return self._driven.replay(position, attempt)
 
     def _position_of(self, electron: Any) -> int:
         """Return which electron of the run a label of the index, or an id, stands for."""
@@ -685,7 +576,7 @@ class Run(LiveDisplay, Pictures):
         return f"<Run {self.id} of {self.atom_id}: {how}{why}>"
 
     def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
-        if self._course is None:
+        if not self._control.is_driven:
             self.look_again()
         elif ended:
             raise StoreError(
@@ -694,7 +585,7 @@ class Run(LiveDisplay, Pictures):
                 error,
             ) from error
         else:
-            sleep(MERGE_SECONDS)
+            sleep(RENAME_SECONDS)
 
     # -- what happens to it ------------------------------------------------------------------
 
@@ -711,17 +602,18 @@ class Run(LiveDisplay, Pictures):
 
     def _tell(self, event: Event) -> None:
         self.note(event)
-        self._driven.listeners.on_event(event)
+        self._driven.host.put_event(event)
 
     def _tell_failure(self, failure: Failure, position: int) -> None:
         if failure is not self._told_failure:  # alike failures that came together are one object
             self._told_failure = failure
             self.recent.note(failed(self.id, self.atom_id, failure, position))
-        self._driven.listeners.on_failure(failure, position)
+        error = partial(failure.error, f"{self.id}-{position}", self.atom_id)
+        self._driven.host.report_failure(error)
 
     def _reopen(self) -> None:
         self._refresh_panel()
-        self.events = EventStream(setting("events.run-buffer"), self._driven.listeners.on_problem)
+        self.events = EventStream(setting("events.run-buffer"), self._driven.host.report_problem)
 
     def _close(self) -> None:
         self._refresh_panel()
@@ -741,26 +633,3 @@ class Run(LiveDisplay, Pictures):
             first.type or first.kind,
             first.message,
         )
-
-
-def _ignore_failure(failure: Failure, position: int) -> None:
-    """Tell nobody: what fails when it is verified is a row of what `Run.verify` returns."""
-
-
-def _ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
-    """Return what stands in a store, which somebody may be writing."""
-    while True:
-        ledger = Ledger(kept.run_id, kept.atom_id)
-        try:
-            load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
-        except FileNotFoundError:  # files were merged a moment ago
-            sleep(MERGE_SECONDS)
-            continue
-        ledger.look(kept.state, kept.seconds)
-        return ledger
-
-
-def _interruption_of(kept: Kept) -> str:
-    gone = kept.gone
-    go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"
-    return f"{gone} is gone, and had not ended it: {go_on}" if gone else ""

@@ -71,7 +71,7 @@ class Supply:
         self._stream = Stream(plan.seed)
         # A vectorised atom that reduces its arrays looks right where it is given one electron.
         self._at_least = 2 if plan.definition.vectorized else 1
-        self._first_terms = Terms(timeout=plan.timeout)
+        self._first_terms = Terms(timeout=plan.options.timeout)
         self._pending: deque[tuple[Positions, Terms]] = deque()
         self._delayed: dict[int, tuple[Positions, Terms]] = {}
         self._waiting = 0
@@ -184,7 +184,7 @@ class Supply:
             epoch=self._epoch,
             run_id=plan.run_id,
             root_id=self._root,
-            copy_state=plan.copy_state,
+            copy_state=plan.options.copy_state,
             seconds=seconds,
             sink=plan.sink,
         )
@@ -271,7 +271,7 @@ class Supply:
 
     def _try_again(self, part: Part, terms: Terms) -> None:
         """Have those of the failed electrons tried again for which the policy says so."""
-        outcome, policy = part.outcome, self._plan.policy
+        outcome, policy = part.outcome, self._plan.options.policy
         if policy.never or self.stopping or not len(outcome.failed):
             return
         errors = outcome.errors(self._ledger.told_of(part))
@@ -294,7 +294,7 @@ class Supply:
 
     def _decide(self, error: ElectronError) -> str:
         try:
-            return self._plan.policy.decide(error)
+            return self._plan.options.policy.decide(error)
         except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
             if (alike := (type(broken), text_of(broken))) not in self._broken_policy:
                 self._broken_policy.add(alike)  # of a million alike, the first is told

@@ -22,8 +22,8 @@ from atomizer_dask.errors import (
     UnstorableError,
 )
 from atomizer_dask.execution.batch import Positions
-from atomizer_dask.execution.options import Options
-from atomizer_dask.policy import OnFailure, Policy
+from atomizer_dask.execution.options import MapOptions
+from atomizer_dask.policy import OnFailure
 from atomizer_dask.store.code_check import check_code, code_entry, keep_atom, target_of
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.filesystem.lock import living_holder, read_holder
@@ -134,7 +134,7 @@ class Kept:
         folder = self.store.folder
         return [at for name in (PROPERTIES, FAILURES, INCOMING) for at in folder.written(name)]
 
-    def options_with(self, on_failure: OnFailure | None) -> Options:
+    def options_with(self, on_failure: OnFailure | None) -> MapOptions:
         """Return the options of the last `map`, perhaps with another policy.
 
         Raises
@@ -150,15 +150,7 @@ class Kept:
                 f"{self.run_id} had a function as on_failure, which {self.store.folder.url} does "
                 "not keep: give it again, attach(store, on_failure=...)"
             )
-        attempts = told["max_attempts"] if told["on_failure"] != "fail" else None
-        policy = Policy.of(on_failure, attempts, told["backoff"])
-        return Options(
-            told["timeout"],
-            policy,
-            told["copy_state"],
-            told["allow_pickle"],
-            told.get("priority", 0),  # which stores of earlier versions do not name
-        )
+        return MapOptions.from_json(told, on_failure)
 
     @property
     def code(self) -> str:
@@ -215,7 +207,7 @@ def begin(
     code: Code,
     sweep: Sweep,
     seed: int | None,
-    options: Options,
+    options: MapOptions,
     *,
     takeover: bool = False,
     accept_changes: bool = False,
@@ -249,7 +241,7 @@ def begin(
 
 
 def _extend(
-    store: Store, sweep: Sweep, definition: Definition, options: Options
+    store: Store, sweep: Sweep, definition: Definition, options: MapOptions
 ) -> tuple[Sweep, View]:
     defaults = definition.defaults
     return extend(store, sweep, allow_pickle=options.allow_pickle, defaults=defaults)
@@ -262,7 +254,7 @@ def _create(
     code: Code,
     sweep: Sweep,
     seed: int,
-    options: Options,
+    options: MapOptions,
 ) -> None:
     described = save_sweep(store, 0, sweep, allow_pickle=options.allow_pickle)
     store.manifest = {

@@ -22,7 +22,7 @@ from atomizer_dask import (
     grid,
     zipped,
 )
-from atomizer_dask.conductors import driver
+from atomizer_dask.conductors import dispatcher
 from atomizer_dask.conductors.batch_size import Sizing
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.conductors.sending import ElectronSource
@@ -531,7 +531,7 @@ def test_condition_of_a_retry_that_raises_changes_nothing(local):
 
 
 def test_closing_says_what_the_conductor_is_stuck_in(monkeypatch, caplog):
-    monkeypatch.setattr(driver, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(dispatcher, "STUCK_SECONDS", 0.3)
     stuck, over = threading.Event(), threading.Event()
 
     def hanging_policy(failure):
@@ -556,7 +556,7 @@ def test_closing_says_what_the_conductor_is_stuck_in(monkeypatch, caplog):
 
 
 def test_asking_a_conductor_that_is_stuck_says_so(monkeypatch):
-    monkeypatch.setattr(driver, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(dispatcher, "STUCK_SECONDS", 0.3)
     stuck, over = threading.Event(), threading.Event()
 
     def hanging_policy(failure):
@@ -578,8 +578,8 @@ def test_asking_a_conductor_that_is_stuck_says_so(monkeypatch):
 
 
 def test_closing_does_not_wait_for_a_file_system_that_hangs(monkeypatch, tmp_path):
-    monkeypatch.setattr(driver, "STUCK_SECONDS", 0.2)
-    monkeypatch.setattr(driver, "STORING_SECONDS", 0.6)
+    monkeypatch.setattr(dispatcher, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(dispatcher, "STORING_SECONDS", 0.6)
     hangs, over = threading.Event(), threading.Event()
 
     def hang(*_):

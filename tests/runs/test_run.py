@@ -18,7 +18,7 @@ from atomizer_dask import (
     grid,
     zipped,
 )
-from atomizer_dask.execution import lease, remaining
+from atomizer_dask.execution import remaining, scalar_loop, vector_loop
 
 IMG = "<img src=x onerror=alert(1)>"
 
@@ -359,8 +359,8 @@ def test_iterator_of_no_mappings_is_told(local):
 def tiny_batches(monkeypatch, configure):
     """Time boxes that end all the time, and pieces and slices that are small."""
     configure({"batches.first": 0.002, "batches.shortest": 0.01})
-    monkeypatch.setattr(lease, "_AT_ONCE", 7)
-    monkeypatch.setattr(lease, "_FIRST_SLICE", 3)
+    monkeypatch.setattr(scalar_loop, "_AT_ONCE", 7)
+    monkeypatch.setattr(vector_loop, "_FIRST_SLICE", 3)
     monkeypatch.setattr(remaining, "LARGEST_PIECE", 50)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from distributed import Client
@@ -199,7 +200,9 @@ class DaskConductor(DaskCarrier):
                 "it where they do, on a file system that they share or at a URL"
             )
 
-    def detach_run(self, run_id: str, sink: Sink, version: Any, policy: Policy) -> None:
+    def detach_run(
+        self, run_id: str, sink: Sink, version: Any, policy: Policy, drive: Callable[..., str]
+    ) -> None:
         """Have a worker that sees the store drive a run from now on."""
         code = self._atoms.code_of(version)
         seeing = [
@@ -208,6 +211,7 @@ class DaskConductor(DaskCarrier):
         name = f"drive-{new_id()}"
         future = self._client.submit(
             drive_detached,
+            drive,
             sink.url,
             code,
             pickling.dumps(policy),

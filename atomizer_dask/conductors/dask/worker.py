@@ -9,9 +9,9 @@ import random
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from types import ModuleType
 
 from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
@@ -81,13 +81,13 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     return site.carry_out(batch, channel)
 
 
-def drive_detached(url: str, atom: bytes, policy: bytes, task: str) -> str:
+def drive_detached(
+    drive: Callable[..., str], url: str, atom: bytes, policy: bytes, task: str
+) -> str:
     """Drive a run for which no client is there, without holding a slot of the worker."""
     client = get_client()
     secede()
-    # By name: it is made of what is made of this module.
-    state: str = import_module("atomizer_dask.detached").drive(client, url, atom, policy, task)
-    return state
+    return drive(client, url, atom, policy, task)
 
 
 async def sees(sink: Sink, dask_worker: Worker) -> bool:

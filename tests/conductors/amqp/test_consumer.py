@@ -26,9 +26,9 @@ from atomizer_dask import (
     Properties,
     atom,
 )
-from atomizer_dask.atoms.registry import registered
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.montecarlopi import MonteCarlo, Toss
+from atomizer_dask.registry import registered
 
 pytestmark = pytest.mark.amqp
 

@@ -244,7 +244,7 @@ def test_what_nobody_has_fetched_is_in_the_store_once_a_worker_has_left(tmp_path
         ) as cluster,
         closing(Atomizer(conductor := DaskConductor(cluster), marked)) as atomizer,
     ):
-        monkeypatch.setattr(conductor, "_post", lambda *_: None)  # nobody hears of it
+        monkeypatch.setattr(conductor._tasks, "post", lambda *_: None)  # nobody hears of it
         sweep = {"seconds": [0] * electrons, "folder": [str(marks)] * electrons}
         atomizer.map(marked, {"i": range(electrons), **sweep}, store=tmp_path / "store")
         (worker,) = cluster.scheduler.workers.values()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from atomizer_dask.atoms.random_streams import Stream
-from atomizer_dask.conductors.dask import conductor, worker
+from atomizer_dask.conductors.dask import worker
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin
 
@@ -42,8 +42,8 @@ def test_events_are_sent_while_the_client_of_a_spawner_is_made(site, monkeypatch
         assert flushed.wait(10), "the event loop waits for whoever waits for it"
 
     monkeypatch.setattr(worker, "Client", make_client)
-    monkeypatch.setattr(conductor, "WorkerConductor", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(worker, "WorkerConductor", lambda *_: SimpleNamespace())
     monkeypatch.setattr(worker, "ChildConductor", lambda *_: "children")
     site.emit("channel", Event("tossed"))
     assert site.children(Origin(), "root", Stream(0), None) == "children"
-    assert [what for _, (what, _) in site._worker.sent] == ["events"]
+    assert [what for _, (what, _) in site._worker.sent] == ["EventsEmitted"]

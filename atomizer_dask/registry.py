@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from atomizer_dask.atoms.definition import Definition, as_definition
+from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import RegistrationError
-
-
-@runtime_checkable
-class _Conductor(Protocol):
-    """What a conductor looks like from down here."""
-
-    id: str
-
-    def send(self, electron: Any) -> Any: ...
-    def receive(self) -> Any: ...
-    def complete(self, properties: Any) -> Any: ...
-    def close(self) -> Any: ...
 
 
 class Registry:
@@ -27,9 +16,9 @@ class Registry:
 
     def __init__(self) -> None:
         self.atoms: dict[str, Definition] = {}
-        self.conductors: dict[str, Any] = {}
+        self.conductors: dict[str, Conductor] = {}
 
-    def register(self, value: Any) -> Definition | Any:
+    def register(self, value: Any) -> Definition | Conductor:
         """Add an atom or a conductor and return it as it is kept.
 
         Raises
@@ -37,14 +26,14 @@ class Registry:
         RegistrationError
             Where it is neither.
         """
-        if isinstance(value, _Conductor) and not isinstance(value, type):
+        if isinstance(value, Conductor):
             self.conductors[value.id] = value
             return value
         definition = as_definition(value)
         if definition is None:
             raise RegistrationError(
                 f"cannot register {value!r} ({type(value).__name__}); expected an atom (a "
-                "function, an Atom subclass or an instance of one) or a conductor instance"
+                "function, an Atom subclass or an instance of one) or an instance of a Conductor"
             )
         self.atoms[definition.id] = definition
         return definition

@@ -1,0 +1,235 @@
+"""Starting runs: a new one, one that a store keeps, and one that the cluster goes on with alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.namespaces import forget, inside, loads
+from atomizer_dask.atoms.pickling import load_atom
+from atomizer_dask.atoms.random_streams import seed_of
+from atomizer_dask.conductors.batch_conductor import BatchConductor
+from atomizer_dask.conductors.dask.conductor import DaskConductor
+from atomizer_dask.config import setting
+from atomizer_dask.errors import AtomizerError, StoreHeldError
+from atomizer_dask.events import Event
+from atomizer_dask.execution.batch import Origin, Sink
+from atomizer_dask.execution.input_checks import check_generators
+from atomizer_dask.execution.options import MapOptions
+from atomizer_dask.policy import Policy
+from atomizer_dask.registry import registered
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Host, Plan
+from atomizer_dask.runs.recovery import recover
+from atomizer_dask.runs.run import Run
+from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.provenance import surroundings
+from atomizer_dask.store.stored_run import Kept, resume
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.sweep import Sweep
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0  # how often a detached driver looks whether somebody has attached
+
+
+def check_inputs(
+    sweep: Sweep, definition: Definition, conductor: BatchConductor, options: MapOptions
+) -> None:
+    """Raise where a sweep can never be executed by an atom, or sent by a conductor.
+
+    Raises
+    ------
+    InvalidSweepError, InvalidPayloadError, UnpicklableError, RegistrationError
+        With what to do about it.
+    """
+    sweep.check_values()
+    check_generators(sweep)
+    conductor.check_inputs(sweep)
+    if not isinstance(sweep, Streamed):
+        definition.check_fields(sweep.names)
+        definition.check_outputs(sweep.names)
+    definition.check_copy_state(options.copy_state)
+
+
+def start(
+    host: Host,
+    conductor: BatchConductor,
+    run_id: str,
+    definition: Definition,
+    sweep: Sweep,
+    seed: int | None,
+    options: MapOptions,
+) -> Run:
+    """Start a run that lives in this process alone."""
+    if definition.vectorized:
+        sweep = sweep.as_arrays()
+    plan = _plan(run_id, definition, conductor, sweep, seed_of(seed), options)
+    run = Run.begin(plan, conductor, host, View(sweep), Ledger(run_id, definition.id))
+    host.add_run(run)
+    run.start(range(0 if sweep.length is None else sweep.length))
+    return run
+
+
+def start_stored(
+    host: Host,
+    conductor: BatchConductor,
+    kept: Kept,
+    definition: Definition,
+    options: MapOptions,
+) -> Run:
+    """Start, or go on with, a run that a store keeps, which this process holds by now."""
+    store, run_id = kept.store, kept.run_id
+    try:
+        assert store.holder is not None
+        universe = kept.universe.as_arrays() if definition.vectorized else kept.universe
+        sink = Sink(
+            store.folder.url,
+            store.holder.token,
+            kept.code,
+            options.allow_pickle,
+            setting("store.gather-rows"),
+            setting("store.gather-bytes"),
+        )
+        plan = _plan(run_id, definition, conductor, universe, kept.seed, options, sink)
+        ledger = Ledger(run_id, kept.atom_id)
+        # Before anybody looks at the store: what ends in between is in there.
+        in_flight = conductor.in_flight(run_id)
+        journal = kept.journal(universe)
+        seconds = kept.seconds_before  # before files are moved and written
+        recover(store, ledger, journal, kept.view.mask())
+        ledger.begin(seconds)
+        store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
+        run = Run.begin(plan, conductor, host, kept.view, ledger, journal, in_flight, drive)
+        host.add_run(run)
+        run.start(kept.to_do(journal))
+    except BaseException:
+        store.let_go()
+        raise
+    return run
+
+
+def detach_at_once(run: Run) -> Run:
+    """Have the cluster go on with a run that nobody has a handle of yet."""
+    try:
+        return run.detach()
+    except AtomizerError:
+        run.suspend()
+        raise
+
+
+def _plan(
+    run_id: str,
+    definition: Definition,
+    conductor: BatchConductor,
+    sweep: Sweep,
+    seed: int,
+    options: MapOptions,
+    sink: Sink | None = None,
+) -> Plan:
+    origin = Origin(
+        conductor.channel,
+        conductor.catalog(),
+        priority=options.priority,
+        space=conductor.space,
+    )
+    version = conductor.version_of(definition)
+    return Plan(run_id, definition, version, sweep, seed, origin, options, sink)
+
+
+def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
+    """Go on with a run, on a worker, until it has ended or somebody has attached to it.
+
+    `Run.detach` hands this function to the conductor, which has a worker call it.
+
+    Parameters
+    ----------
+    client
+        A `distributed.Client` of the cluster.
+    url
+        The store.
+    atom
+        As `dump_atom` wrote it.
+    policy
+        What becomes of failures, pickled.
+    task
+        Names the task that this runs in.
+
+    Returns
+    -------
+    str
+        The state of the run; ``held`` where another process holds its store.
+    """
+    # A space of its own: other versions of the atom's modules may be here.
+    definition = load_atom(atom, space=task)
+    decides: Policy = loads(policy, space=task)
+    conductor = DaskConductor(client)
+    conductor.space = task
+    try:
+        conductor.attach(host := _DetachedHost(conductor, definition))
+        conductor.publish(definition)
+        try:
+            with inside(task):
+                kept = resume(url, detached=task)
+                options = replace(kept.options_with("fail"), policy=decides)
+                run = start_stored(host, conductor, kept, definition, options)
+        except StoreHeldError as error:
+            logger.info("not driven from here: %s", error)
+            return "held"
+        while not run.join(LOOK_SECONDS):
+            run.check_held()
+        return run.state
+    finally:
+        conductor.close()
+        forget(task)
+
+
+class _DetachedHost:
+    """Whoever a detached run and its conductor tell: nobody looks, and the log has what matters."""
+
+    def __init__(self, conductor: DaskConductor, definition: Definition) -> None:
+        self._conductor = conductor
+        self._definition = definition
+        self._run: Run | None = None
+
+    def add_run(self, run: Run) -> None:
+        """Note the run."""
+        self._run = run
+
+    def put_event(self, event: Event) -> None:
+        """Do nothing: the run has noted it."""
+
+    def report_failure(self, error: Callable[[], AtomizerError]) -> None:
+        """Do nothing: the store has it."""
+
+    def report_problem(self, message: str, error: BaseException) -> None:
+        """Log what went wrong in a function of the user that is not an atom."""
+        logger.warning("%s", message, exc_info=error)
+
+    @property
+    def threads(self) -> int:
+        """How many electrons the cluster executes at a time."""
+        return self._conductor.threads
+
+    def find(self, atom_id: str) -> Definition | None:
+        """Return the atom of the run, or one that is registered for all."""
+        if atom_id == self._definition.id:
+            return self._definition
+        return registered.atoms.get(atom_id)
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Do nothing: it receives no electrons."""
+
+    def emit(self, event: Event) -> None:
+        """Note an event of the run, or of the cluster that carries it."""
+        if self._run is not None and event.run_id == self._run.id:
+            self._run.note(event)
+        elif self._run is not None and event.conductor_id and not event.run_id:
+            self._run.overhear(event)
+
+    def report(self, error: AtomizerError) -> None:
+        """Log an error."""
+        logger.info("%s", error)
