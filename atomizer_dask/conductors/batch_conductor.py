@@ -7,11 +7,8 @@ import os
 import threading
 import weakref
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from functools import partial
-from itertools import groupby
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -21,10 +18,9 @@ from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.conductor import Conductor, Listener, Route, check_electron
 from atomizer_dask.conductors.dispatcher import SLICE_SECONDS, Dispatcher, as_error
-from atomizer_dask.conductors.driver import Driver, Source
+from atomizer_dask.conductors.driver import Carrier, Driver, Source
+from atomizer_dask.conductors.electron_sender import ElectronSender
 from atomizer_dask.conductors.process_end import watch
-from atomizer_dask.conductors.reports import Report
-from atomizer_dask.conductors.sending import ElectronSource, Sent, give_up, held
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
 from atomizer_dask.display.live import LiveDisplay
@@ -32,7 +28,6 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, Sink
-from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy
 from atomizer_dask.registry import registered
@@ -42,13 +37,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 JOIN_SECONDS = 0.05  # between two counts of what is left
-ACT_SECONDS = 60.0  # for the dispatcher to do what it is asked; it takes milliseconds
 HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
 LEAVE_SECONDS = 10.0  # for runs to be left where the interpreter ends
-MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
 
 
-class BatchConductor(LiveDisplay, Conductor):
+class BatchConductor(LiveDisplay, Conductor, Carrier):
     """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
 
     space = HOME  # where outcomes arrive of what is sent from here; see `spaces`
@@ -58,35 +51,16 @@ class BatchConductor(LiveDisplay, Conductor):
         self.id = id
         self.channel = ""
         self._listeners: list[Listener] = []
-        self._outbox: deque[Sent] = deque()
-        self._origin = Origin()
-        self._flushing = False
-        self._sources: dict[Any, tuple[ElectronSource, Driver]] = {}
-        self._many_sources = MANY_SOURCES
+        self._sender = ElectronSender(self)
         self._drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
         self._dispatcher: Dispatcher | None = None
         self._opening = threading.Lock()
-        self._sent = 0
         self._pause = threading.Event()  # set when closed
         self._closed = False
         self._gone: ConductorError | None = None
         self._withdrawn: ConductorError | None = None
 
     # -- what each of them gives ------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def threads(self) -> int:
-        """How many electrons can be executed at a time."""
-
-    @property
-    def own_threads(self) -> int:
-        """How many of these are of the process whose electrons it carries: all, for a client."""
-        return self.threads
-
-    @abstractmethod
-    def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Have a batch executed; `post` what becomes of it, from any thread."""
 
     @abstractmethod
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
@@ -101,18 +75,6 @@ class BatchConductor(LiveDisplay, Conductor):
         cancel
             Tell running electrons through ``context.cancelled``.
         """
-
-    @abstractmethod
-    def retract(self, key: str) -> None:
-        """Forget a batch: nobody waits for it any more."""
-
-    def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Have told what becomes of a batch that another process submitted; see `in_flight`."""
-        raise NotImplementedError
-
-    def forget(self, key: str) -> None:
-        """Tell no more of a batch, which goes on; see `in_flight`."""
-        self.retract(key)
 
     def check_detachable(self, sink: Sink) -> None:
         """Raise where a run cannot go on without this process.
@@ -220,10 +182,7 @@ class BatchConductor(LiveDisplay, Conductor):
 
         To be called on the dispatcher's thread.
         """
-        alive = sum(sent.origin.channel == channel for sent in self._outbox)
-        for source, _ in self._sources.values():
-            alive += source.unfinished if source.channel == channel else 0
-        return alive, self._sent
+        return self._sender.unfinished(channel), self._sender.count
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until nothing is left of what was sent one by one, or descends from it.
@@ -249,7 +208,7 @@ class BatchConductor(LiveDisplay, Conductor):
         counted = self.ask(lambda: self.census(self.channel))
         while not wait([counted], SLICE_SECONDS).done:  # however long something else takes
             if not self._dispatch().is_alive:
-                return 0, self._sent
+                return 0, self._sender.count
         return counted.result()
 
     def version_for(self, atom_id: str) -> Any:
@@ -291,60 +250,25 @@ class BatchConductor(LiveDisplay, Conductor):
         Exception
             Whatever the action raises.
         """
-        if self._dispatch().is_current:
-            self.post(action)
-            return
-        self._answer(self.ask(action))
+        self._dispatch().do(action)
 
     def ask(self, action: Callable[[], T]) -> Future[T]:
         """Have `action` called on the dispatcher's thread; the future has what that gives."""
-        answer: Future[T] = Future()
-
-        def act() -> None:
-            try:
-                result = action()
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)
-
-        self.post(act)
-        return answer
-
-    def _answer(self, answer: Future[T]) -> T:
-        """Wait for what was asked for, as long as the dispatcher's thread gets ahead."""
-        dispatcher, until = self._dispatch(), monotonic() + ACT_SECONDS
-        while not wait([answer], SLICE_SECONDS).done:
-            if not dispatcher.is_alive:
-                raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
-            if dispatcher.is_stuck or monotonic() > until:
-                raise ConductorError(self._stuck(dispatcher))
-        return answer.result()
+        return self._dispatch().ask(action)
 
     @property
     def obstacle(self) -> str:
         """Where the thread that directs all runs is stuck, in words; empty where it is not."""
         dispatcher = self._dispatcher
-        if dispatcher is None or not dispatcher.is_stuck:
-            return ""
-        return self._stuck(dispatcher).message
-
-    def _stuck(self, dispatcher: Dispatcher) -> Event:
-        message = (
-            f"the thread that directs all runs of the conductor has been busy for "
-            f"{dispatcher.busy_seconds:.0f} s in {dispatcher.whereabouts()}: a function such as "
-            "on_failure, or a file system, does not return"
-        )
-        return Event(message, conductor_id=self.id, level="error")
+        return dispatcher.obstacle.message if dispatcher and dispatcher.is_stuck else ""
 
     def cancel_descendants(self, root: str) -> None:
         """Answer as cancelled what `root` is or sent: at once, or a little later if it runs.
 
         To be called on the dispatcher's thread.
         """
-        for source, driver in list(self._sources.values()):
-            driver.act(source.cancel, root)
-        self.post_later(HEED_SECONDS, lambda: self._leave_behind(root))
+        self._sender.cancel(root)
+        self.post_later(HEED_SECONDS, lambda: self._sender.leave_behind(root))
 
     def cancel_electron(self, electron_id: str) -> None:
         """Cancel an electron that was sent from here, and what it sent; from any thread."""
@@ -357,17 +281,8 @@ class BatchConductor(LiveDisplay, Conductor):
         """
         error = ConductorError(Event("it was withdrawn before it began", conductor_id=self.id))
         self._withdrawn = error
-
-        def end_waiting() -> None:
-            for source, driver in list(self._sources.values()):
-                driver.act(source.withdraw, error)
-
-        self.do(end_waiting)
+        self.do(lambda: self._sender.withdraw(error))
         self.post(lambda: self.stop(self.channel, 0, cancel=False))
-
-    def _leave_behind(self, root: str) -> None:
-        for source, driver in list(self._sources.values()):
-            driver.act(source.leave_behind, root)
 
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
@@ -382,11 +297,7 @@ class BatchConductor(LiveDisplay, Conductor):
         """Tell the listeners that an electron waits for others that it sent."""
         for listener in self._listeners:
             listener.note_waiting(electron_id)
-        self.post(lambda: self._note_waiting(electron_id))
-
-    def _note_waiting(self, electron_id: str) -> None:
-        for _, driver in list(self._sources.values()):
-            driver.note_waiting(electron_id)
+        self.post(lambda: self._sender.note_waiting(electron_id))
 
     def emit(self, channel: str, event: Event) -> None:
         """Tell the listeners; `channel` says whose, where a conductor has several."""
@@ -403,29 +314,13 @@ class BatchConductor(LiveDisplay, Conductor):
     def send(self, electron: Electron) -> ElectronFuture:
         """Have an electron executed; see `Conductor.send`."""
         check_electron(electron)
-        return self._send_version(electron, self.version_for(electron.atom_id))
+        return self._sender.send(electron, self.version_for(electron.atom_id))
 
     def send_as(
         self, electron: Electron, definition: Definition, route: Route | None = None
     ) -> ElectronFuture:
         """Have an electron executed by just this atom, and what it sends go along a route."""
-        return self._send_version(electron, self.version_of(definition), route)
-
-    def _send_version(
-        self, electron: Electron, version: Any, route: Route | None = None
-    ) -> ElectronFuture:
-        future = ElectronFuture()
-        future.stop_with(self.cancel_electron, electron.id)
-        origin = _prioritised(self._origin_now(route), electron)
-        return self.enqueue(electron, future, None, origin, version)
-
-    def _origin_now(self, route: Route | None) -> Origin:
-        """Return the origin of what is sent by hand: the same object as long as it is the same."""
-        origin, catalog = self._origin, self.catalog()
-        same = origin.catalog is catalog and origin.route is route
-        if not (same and origin.channel == self.channel):
-            origin = self._origin = Origin(self.channel, catalog, route=route, space=self.space)
-        return origin
+        return self._sender.send(electron, self.version_of(definition), route)
 
     def send_child(
         self,
@@ -440,27 +335,7 @@ class BatchConductor(LiveDisplay, Conductor):
         version = origin.catalog.get(electron.atom_id)
         if version is None:
             version = self.version_for(electron.atom_id)
-        return self.enqueue(
-            electron, future, address, _prioritised(origin, electron), version, root
-        )
-
-    def enqueue(
-        self,
-        electron: Electron,
-        future: ElectronFuture,
-        address: tuple[Stream, int] | None,
-        origin: Origin,
-        version: Any,
-        root: str = "",
-    ) -> ElectronFuture:
-        """Have an electron executed, bundled with others that are sent about now."""
-        self.check_open()
-        self._outbox.append(Sent(held(electron), future, address, version, origin, root))
-        # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
-        if not self._flushing:
-            self._flushing = True
-            self.post(self._flush)
-        return future
+        return self._sender.send_child(electron, future, address, origin, root, version)
 
     def close(self) -> None:
         """End what is under way, and release what is held."""
@@ -475,7 +350,7 @@ class BatchConductor(LiveDisplay, Conductor):
         if self._dispatcher is not None:
             self._dispatcher.post(lambda: self._fail_all(error))
             if not self._dispatcher.close():
-                self._give_up(self._stuck(self._dispatcher))
+                self._give_up(self._dispatcher.obstacle)
 
     def leave(self) -> None:
         """Leave runs that have a store, fail what else is under way, and close.
@@ -518,7 +393,7 @@ class BatchConductor(LiveDisplay, Conductor):
         with self._opening:
             if self._dispatcher is None:
                 watch.add(self)
-                self._dispatcher = Dispatcher(f"atomizer-{self.id}", self._report_broken)
+                self._dispatcher = Dispatcher(self.id, self._report_broken)
             return self._dispatcher
 
     def _report_broken(self, error: BaseException) -> None:
@@ -534,71 +409,12 @@ class BatchConductor(LiveDisplay, Conductor):
         logger.error("%s", error)
         for driver in list(self._drivers):
             driver.give_up(error)
-        give_up([*self._outbox.copy()], error)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        taken = [self._outbox.popleft() for _ in range(len(self._outbox))]
-        self._sent += len(taken)
-        handed = 0
-        try:
-            for group, several in groupby(taken, Sent.group):
-                those = list(several)
-                self._hand_out(group, those)
-                handed += len(those)
-        except BaseException as error:  # noqa: BLE001 - of an option that cannot be compared, say
-            give_up(taken[handed:], as_error(error))
-
-    def _hand_out(self, group: Hashable, those: list[Sent]) -> None:
-        if those[0].version is None:
-            for sent in those:
-                self._answer_unknown(sent)
-            return
-        source, driver = self._source_for(group, those[0])
-        try:
-            source.add(those)
-        except BaseException as error:  # noqa: BLE001 - the source does not have them
-            give_up(those, as_error(error))
-        self.post(driver.pump)  # once the other groups have been handed out
-
-    def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
-        known = self._sources.get(key)
-        if known is None or known[1].has_failed:  # with what was under way; what comes is another
-            if len(self._sources) > self._many_sources:
-                self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
-                # Each may have a timeout of its own: to look at all for each took most of the time.
-                self._many_sources = max(MANY_SOURCES, 2 * len(self._sources))
-            report = partial(self.report, sent.origin.channel)
-            source = ElectronSource(sent, report)
-            driver = self.drive(source)
-            source.driver = driver
-            known = self._sources[key] = source, driver
-        return known
-
-    def _answer_unknown(self, sent: Sent) -> None:
-        electron = sent.electron
-        if not sent.future.set_running_or_notify_cancel():
-            return
-        failure = Failure("unknown_atom", "RegistrationError", self.unknown(electron.atom_id))
-        properties = failure.properties(electron)
-        sent.future.set_result(properties)
-        assert properties.error is not None
-        self.report(sent.origin.channel, properties.error)
-
-    def unknown(self, atom_id: str) -> str:
-        """Return the message about an atom id that means nothing here."""
-        return f"no atom {atom_id!r} is registered; {registered.hint(atom_id)}"
+        self._sender.give_up(error)
 
     def _fail_all(self, error: AtomizerError) -> None:
         for driver in list(self._drivers):
             driver.fail(error)
-        self._sources.clear()
-        give_up([self._outbox.popleft() for _ in range(len(self._outbox))], error)
+        self._sender.fail(error)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}: {self.threads} threads, {self.state}>"
-
-
-def _prioritised(origin: Origin, electron: Electron) -> Origin:
-    """Return the origin of an electron that has a priority of its own, or inherits one."""
-    return origin._replace(priority=electron.priority) if electron.priority else origin

@@ -7,20 +7,23 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from time import monotonic
 from traceback import walk_stack
-from typing import Any
+from typing import Any, TypeVar
 
-from atomizer_dask.errors import AtomizerError, where_raised
+from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event
 
 logger = logging.getLogger(__name__)
 STUCK_SECONDS = 5.0  # in one action: the dispatcher's thread is not waited for any longer
 STORING_SECONDS = 20.0  # likewise where it writes to a store
-STORING = "atomizer_dask.store.writer"  # what does so
+STORING = "atomizer_dask.store."  # begins the names of modules that do so
 SLICE_SECONDS = 0.1  # between two looks at it
+ACT_SECONDS = 60.0  # to do what it is asked; it takes milliseconds
+T = TypeVar("T")
 
 
 def as_error(error: BaseException) -> AtomizerError:
@@ -35,19 +38,22 @@ class Dispatcher:
 
     Parameters
     ----------
-    name
-        Of the thread.
+    conductor_id
+        Of the conductor, whose name the thread has.
     on_error
         Told of an exception that an action raised; it never ends the thread.
     """
 
-    def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(self, conductor_id: str, on_error: Callable[[BaseException], None]) -> None:
+        self._conductor_id = conductor_id
         self._inbox: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._later: list[tuple[float, int, Callable[[], Any]]] = []
         self._order = itertools.count()
         self._on_error = on_error
         self._begun: float | None = None  # when the action did that is under way
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"atomizer-{conductor_id}", daemon=True
+        )
         self._thread.start()
 
     def post(self, action: Callable[[], Any]) -> None:
@@ -57,6 +63,54 @@ class Dispatcher:
     def post_later(self, seconds: float, action: Callable[[], Any]) -> None:
         """Have `action` called after some seconds; to be called on the thread itself."""
         heappush(self._later, (monotonic() + seconds, next(self._order), action))
+
+    def ask(self, action: Callable[[], T]) -> Future[T]:
+        """Have `action` called soon; the future has what that gives, or raises."""
+        answer: Future[T] = Future()
+
+        def act() -> None:
+            try:
+                result = action()
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+        self.post(act)
+        return answer
+
+    def do(self, action: Callable[[], Any]) -> None:
+        """Have `action` called, and wait for it; on the thread itself it is called a little later.
+
+        Raises
+        ------
+        ConductorError
+            Where the thread is stuck in something else, or has ended.
+        Exception
+            Whatever the action raises.
+        """
+        if self.is_current:
+            self.post(action)
+            return
+        answer, until = self.ask(action), monotonic() + ACT_SECONDS
+        while not wait([answer], SLICE_SECONDS).done:
+            if not self.is_alive:
+                raise ConductorError(
+                    Event("the conductor is closed", conductor_id=self._conductor_id)
+                )
+            if self.is_stuck or monotonic() > until:
+                raise ConductorError(self.obstacle)
+        answer.result()
+
+    @property
+    def obstacle(self) -> Event:
+        """What the thread is busy with, for whoever waits for it in vain."""
+        message = (
+            f"the thread that directs all runs of the conductor has been busy for "
+            f"{self.busy_seconds:.0f} s in {self.whereabouts()}: a function such as "
+            "on_failure, or a file system, does not return"
+        )
+        return Event(message, conductor_id=self._conductor_id, level="error")
 
     @property
     def is_current(self) -> bool:
@@ -105,7 +159,7 @@ class Dispatcher:
     def _is_storing(self) -> bool:
         frame = sys._current_frames().get(self._thread.ident or 0)
         frames = walk_stack(frame) if frame is not None else ()
-        return any(each.f_globals.get("__name__") == STORING for each, _ in frames)
+        return any(str(each.f_globals.get("__name__")).startswith(STORING) for each, _ in frames)
 
     def _run(self) -> None:
         while (action := self._next()) is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,28 +96,34 @@ class Source(Protocol):
         """Fail in a forked process, whose parent goes on; no lock may be taken."""
 
 
-class Carrier(Protocol):
-    """What a driver needs of a conductor."""
+class Carrier(ABC):
+    """What a conductor does with the batches that drivers make: it has them executed."""
 
     @property
+    @abstractmethod
     def threads(self) -> int:
         """How many electrons can be executed at a time."""
 
     @property
     def own_threads(self) -> int:
-        """How many of these are of the process whose electrons it carries."""
+        """How many of these threads are of this process: on a worker its own, on a client all."""
+        return self.threads
 
+    @abstractmethod
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
         """Have a batch executed; `post` what becomes of it, from any thread."""
 
+    @abstractmethod
     def retract(self, key: str) -> None:
         """Forget a batch: nobody waits for it any more."""
 
     def forget(self, key: str) -> None:
-        """Tell no more of a batch, which goes on."""
+        """Tell no more of a batch, which goes on; see `BatchConductor.in_flight`."""
+        self.retract(key)
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Have told what becomes of a batch that another process submitted."""
+        """`post` what becomes of a batch of another process; see `BatchConductor.in_flight`."""
+        raise NotImplementedError
 
 
 @dataclass(slots=True, eq=False)

@@ -25,7 +25,7 @@ from atomizer_dask import (
 from atomizer_dask.conductors import dispatcher
 from atomizer_dask.conductors.batch_size import Sizing
 from atomizer_dask.conductors.driver import Driver
-from atomizer_dask.conductors.sending import ElectronSource
+from atomizer_dask.conductors.electron_source import ElectronSource
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.runs import stored_source
 from atomizer_dask.runs.ledger import Ledger

@@ -34,16 +34,15 @@ from atomizer_dask.conductors.dask.placement import Placement
 from atomizer_dask.conductors.dask.scheduler_plugin import DEMAND, SEND_SECONDS
 from atomizer_dask.conductors.dask.worker_list import Crew
 from atomizer_dask.conductors.dask.worker_watch import WorkerWatch
+from atomizer_dask.conductors.electron_source import Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
-from atomizer_dask.conductors.sending import Sent
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event, Level
-from atomizer_dask.execution.batch import FIRST, Batch
+from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.input_checks import check_picklable
 from atomizer_dask.execution.packing import Packed
-from atomizer_dask.future import ElectronFuture
 from atomizer_dask.sweeps.sweep import Sweep
 
 TELL_SECONDS = 1.0  # for workers to hear of something
@@ -244,12 +243,7 @@ class DaskCarrier(BatchConductor):
         """Send what an electron had sent whose worker leaves; nobody waits for its outcome."""
         if self._closed or sent.origin.channel != self.channel:  # others may listen to it as well
             return
-        future, terms = ElectronFuture(), FIRST
-        if sent.terms != FIRST:
-            ElectronFuture.start_all([future])
-            terms = sent.terms
-        self._outbox.append(sent._replace(future=future, terms=terms))
-        self.post(self._flush)
+        self._sender.send_again(sent)
 
     # -- what its tasks and its watch tell it -------------------------------------------------
 

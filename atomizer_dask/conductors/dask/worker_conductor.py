@@ -66,18 +66,14 @@ class WorkerConductor(DaskCarrier):
 
         To be called on the dispatcher's thread.
         """
-        orphans = list(self._outbox)
-        self._outbox.clear()
-        for source, _ in self._sources.values():
-            orphans += source.orphans(all=all)
-        for sent in orphans:
+        for sent in self._sender.orphans(all=all):
             data = dumps((*sent[:1], None, *sent[2:]))
             if data is None:
                 event = Event(f"{sent.electron.id} cannot be sent on", level="error")
                 self.report(sent.origin.channel, AtomizerError(event))
             else:
                 self._send(sent.origin.channel, SentOn(data))
-        return sum(source.unfinished for source, _ in self._sources.values())
+        return self._sender.left
 
     def leave(self) -> None:
         """Do nothing where the worker's process ends: the worker has said that it leaves."""

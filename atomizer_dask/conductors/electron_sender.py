@@ -1,0 +1,232 @@
+"""Electrons that are sent one by one: collected in an outbox, and handed to sources in bundles."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from itertools import groupby
+from typing import Any, Protocol
+
+from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.conductor import Route
+from atomizer_dask.conductors.dispatcher import as_error
+from atomizer_dask.conductors.driver import Driver, Source
+from atomizer_dask.conductors.electron_source import ElectronSource, Sent, give_up, held
+from atomizer_dask.electron import Electron
+from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.execution.batch import FIRST, Origin
+from atomizer_dask.execution.failure import Failure
+from atomizer_dask.future import ElectronFuture
+from atomizer_dask.registry import registered
+
+MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
+
+
+class Owner(Protocol):
+    """The conductor through which they are sent."""
+
+    channel: str
+    space: str
+
+    def catalog(self) -> Mapping[str, Any]:
+        """Return the versions that descendants of an electron find, by atom id."""
+
+    def check_open(self) -> None:
+        """Raise where nothing can be sent any more."""
+
+    def drive(self, source: Source) -> Driver:
+        """Return a driver that carries the electrons of a source."""
+
+    def post(self, action: Callable[[], Any]) -> None:
+        """Have an action called on the dispatcher's thread."""
+
+    def cancel_electron(self, electron_id: str) -> None:
+        """Cancel an electron, and what it sent."""
+
+    def report(self, channel: str, error: AtomizerError) -> None:
+        """Report a failure that is final."""
+
+
+class ElectronSender:
+    """What has been sent one by one through a conductor, and is not done.
+
+    `send` and `send_child` are for any thread; everything else runs on the dispatcher's.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._outbox: deque[Sent] = deque()
+        self._is_flushing = False
+        self._origin = Origin()
+        self._sources: dict[Any, tuple[ElectronSource, Driver]] = {}
+        self._many_sources = MANY_SOURCES
+        self.count = 0  # of all that have ever been sent
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, electron: Electron, version: Any, route: Route | None = None) -> ElectronFuture:
+        """Have an electron executed by this version of its atom, bundled with others."""
+        future = ElectronFuture()
+        future.stop_with(self._owner.cancel_electron, electron.id)
+        origin = _prioritised(self._origin_now(route), electron)
+        return self._enqueue(electron, future, None, origin, version)
+
+    def send_child(
+        self,
+        electron: Electron,
+        future: ElectronFuture,
+        address: tuple[Stream, int],
+        origin: Origin,
+        root: str,
+        version: Any,
+    ) -> ElectronFuture:
+        """Have an electron executed that another one sent, which descends from `root`."""
+        origin = _prioritised(origin, electron)
+        return self._enqueue(electron, future, address, origin, version, root)
+
+    def send_again(self, sent: Sent) -> None:
+        """Send what an electron elsewhere had sent, whose worker leaves."""
+        future, terms = ElectronFuture(), FIRST
+        if sent.terms != FIRST:
+            ElectronFuture.start_all([future])
+            terms = sent.terms
+        self._outbox.append(sent._replace(future=future, terms=terms))
+        self._owner.post(self._flush)
+
+    def _origin_now(self, route: Route | None) -> Origin:
+        """Return the origin of what is sent by hand: the same object as long as it is the same."""
+        owner, origin, catalog = self._owner, self._origin, self._owner.catalog()
+        same = origin.catalog is catalog and origin.route is route
+        if not (same and origin.channel == owner.channel):
+            origin = Origin(owner.channel, catalog, route=route, space=owner.space)
+            self._origin = origin
+        return origin
+
+    def _enqueue(
+        self,
+        electron: Electron,
+        future: ElectronFuture,
+        address: tuple[Stream, int] | None,
+        origin: Origin,
+        version: Any,
+        root: str = "",
+    ) -> ElectronFuture:
+        self._owner.check_open()
+        self._outbox.append(Sent(held(electron), future, address, version, origin, root))
+        # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._owner.post(self._flush)
+        return future
+
+    # -- handing out -----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        taken = self.empty()
+        self.count += len(taken)
+        handed = 0
+        try:
+            for group, several in groupby(taken, Sent.group):
+                those = list(several)
+                self._hand_out(group, those)
+                handed += len(those)
+        except BaseException as error:  # noqa: BLE001 - of an option that cannot be compared, say
+            give_up(taken[handed:], as_error(error))
+
+    def _hand_out(self, group: Hashable, those: list[Sent]) -> None:
+        if those[0].version is None:
+            for sent in those:
+                self._answer_unknown(sent)
+            return
+        source, driver = self._source_for(group, those[0])
+        try:
+            source.add(those)
+        except BaseException as error:  # noqa: BLE001 - the source does not have them
+            give_up(those, as_error(error))
+        self._owner.post(driver.pump)  # once the other groups have been handed out
+
+    def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
+        known = self._sources.get(key)
+        if known is None or known[1].has_failed:  # with what was under way; what comes is another
+            if len(self._sources) > self._many_sources:
+                self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
+                # Each may have a timeout of its own: to look at all for each took most of the time.
+                self._many_sources = max(MANY_SOURCES, 2 * len(self._sources))
+            report = partial(self._owner.report, sent.origin.channel)
+            source = ElectronSource(sent, report)
+            driver = self._owner.drive(source)
+            source.driver = driver
+            known = self._sources[key] = source, driver
+        return known
+
+    def _answer_unknown(self, sent: Sent) -> None:
+        electron = sent.electron
+        if not sent.future.set_running_or_notify_cancel():
+            return
+        atom_id = electron.atom_id
+        message = f"no atom {atom_id!r} is registered; {registered.hint(atom_id)}"
+        failure = Failure("unknown_atom", "RegistrationError", message)
+        properties = failure.properties(electron)
+        sent.future.set_result(properties)
+        assert properties.error is not None
+        self._owner.report(sent.origin.channel, properties.error)
+
+    # -- what is under way -----------------------------------------------------------------------
+
+    def unfinished(self, channel: str) -> int:
+        """Return how many electrons of a channel are not done."""
+        waiting = sum(sent.origin.channel == channel for sent in self._outbox)
+        sources = (source for source, _ in self._sources.values() if source.channel == channel)
+        return waiting + sum(source.unfinished for source in sources)
+
+    def note_waiting(self, electron_id: str) -> None:
+        """Note that an electron waits for others that it sent."""
+        for _, driver in list(self._sources.values()):
+            driver.note_waiting(electron_id)
+
+    def cancel(self, root: str) -> None:
+        """Answer as cancelled what of `root` has not begun, or will be given back."""
+        for source, driver in list(self._sources.values()):
+            driver.act(source.cancel, root)
+
+    def leave_behind(self, root: str) -> None:
+        """Answer as cancelled what of `root` has begun, whatever it still does."""
+        for source, driver in list(self._sources.values()):
+            driver.act(source.leave_behind, root)
+
+    def withdraw(self, error: ConductorError) -> None:
+        """End with an error what has not begun, now and when it is given back."""
+        for source, driver in list(self._sources.values()):
+            driver.act(source.withdraw, error)
+
+    def orphans(self, *, all: bool) -> list[Sent]:
+        """Give away what no electron waits for: what is not under way, or all of it."""
+        orphans = self.empty()
+        for source, _ in self._sources.values():
+            orphans += source.orphans(all=all)
+        return orphans
+
+    @property
+    def left(self) -> int:
+        """How many electrons the sources have that are not done."""
+        return sum(source.unfinished for source, _ in self._sources.values())
+
+    def empty(self) -> list[Sent]:
+        """Take everything out of the outbox."""
+        return [self._outbox.popleft() for _ in range(len(self._outbox))]
+
+    def fail(self, error: AtomizerError) -> None:
+        """Fail what has not been handed to a source; the drivers of sources fail the rest."""
+        self._sources.clear()
+        give_up(self.empty(), error)
+
+    def give_up(self, error: AtomizerError) -> None:
+        """Wake whoever waits for what is in the outbox; from any thread."""
+        give_up([*self._outbox.copy()], error)
+
+
+def _prioritised(origin: Origin, electron: Electron) -> Origin:
+    """Return the origin of an electron that has a priority of its own, or inherits one."""
+    return origin._replace(priority=electron.priority) if electron.priority else origin
