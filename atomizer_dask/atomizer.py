@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from atomizer_dask.conductors.receiver import answered
 from atomizer_dask.conductors.roster import Roster
 from atomizer_dask.config import check
 from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
-from atomizer_dask.electron import Electron, new_id
+from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError, RegistrationError, StoreError
 from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.execution.failure import Failure
@@ -28,14 +27,9 @@ from atomizer_dask.policy import OnFailure, priority_of
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import Registry, registered
 from atomizer_dask.runs.run import Run
-from atomizer_dask.runs.start import check_inputs, detach_at_once, start, start_stored
-from atomizer_dask.store.code_check import check_code
+from atomizer_dask.runs.start import Storing, go_on, start
 from atomizer_dask.store.layout import GOING
-from atomizer_dask.store.stored_run import accept_environment, begin, drop, resume, stored_atom
 from atomizer_dask.streams import Streams
-from atomizer_dask.sweeps.make import as_sweep
-
-logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 2.0  # for running electrons to heed that they are cancelled
 
@@ -288,26 +282,10 @@ class Atomizer(LiveDisplay):
         )
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
+        storing = Storing(store, takeover, accept_changes, detached)
         conductor = self._sweeper()
         definition = self._definition_of(atom, conductor)
-        inputs = as_sweep(sweep)
-        check_inputs(inputs, definition, conductor, options)
-        run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
-        if store is None:
-            return start(self, conductor, run_id, definition, inputs, seed, options)
-        kept = begin(
-            store,
-            run_id,
-            definition,
-            conductor.code_of(definition),
-            inputs,
-            seed,
-            options,
-            takeover=takeover,
-            accept_changes=accept_changes,
-        )
-        run = start_stored(self, conductor, kept, definition, options)
-        return detach_at_once(run) if detached else run
+        return start(self, conductor, definition, sweep, seed, options, storing, name)
 
     def explore(self, atom: Any, /, **ranges: Any) -> ExplorerWidget:
         """Return controls for an atom's parameters, with what it returns shown beside them.
@@ -418,23 +396,18 @@ class Atomizer(LiveDisplay):
         """
         urgent = None if priority is None else priority_of(priority)
         conductor = self._sweeper()
-        kept = resume(store, takeover=takeover, allow_pickle=allow_pickle)
-        try:
-            definition = self.find(kept.atom_id) or conductor.fetch(kept.atom_id)
-            if definition is None:
-                definition = stored_atom(kept, allow_pickle=allow_pickle)
-            told = check_code(kept.store, conductor.code_of(definition), accept=accept_changes)
-            if drop_corrupted:
-                for name in drop(kept.store):
-                    logger.warning("%s is damaged: its electrons are executed again", name)
-            kept = accept_environment(kept, definition, told)
-            options = kept.options_with(on_failure).with_priority(urgent)
-            if urgent is not None:
-                kept.store.manifest["options"]["priority"] = urgent
-        except BaseException:
-            kept.store.let_go()
-            raise
-        return start_stored(self, conductor, kept, definition, options)
+        return go_on(
+            self,
+            conductor,
+            store,
+            lambda atom_id: self.find(atom_id) or conductor.fetch(atom_id),
+            takeover=takeover,
+            accept_changes=accept_changes,
+            drop_corrupted=drop_corrupted,
+            allow_pickle=allow_pickle,
+            on_failure=on_failure,
+            priority=urgent,
+        )
 
     def _resolve(self, atom: Any) -> tuple[str, Definition | None]:
         if isinstance(atom, str):

@@ -14,6 +14,7 @@ import click
 from atomizer_dask import config
 from atomizer_dask.cli.jobs import Jobs
 from atomizer_dask.conductors.dask.conductor import DaskConductor
+from atomizer_dask.store.stored_run import check_usable
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,41 @@ class Place:
         return self.scheduler or self.scheduler_file or config.target()
 
 
+_OPTIONS = (
+    click.option(
+        "--adapt",
+        type=(click.IntRange(min=0), click.IntRange(min=1)),
+        metavar="MIN MAX",
+        help="With --cluster: at least and at most so many jobs, as there is work.",
+    ),
+    click.option(
+        "--jobs", type=click.IntRange(min=1), help="With --cluster: so many jobs all the time."
+    ),
+    click.option(
+        "--cluster",
+        metavar="NAME",
+        help="Workers are jobs of a batch system, which end with this command: slurm, pbs, "
+        "sge, lsf, oar, htcondor, moab. What a job is, is dask-jobqueue's configuration.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Processes of a local cluster; by default one per core.",
+    ),
+    click.option(
+        "--scheduler-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Where a Dask scheduler writes its address; it may do so later.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="A running Dask scheduler; by default what is configured, else a local cluster.",
+    ),
+)
+
+
 def cluster_options(command: Any) -> Any:
     """Give a command the options that say where to run, as a `Place` for its parameter `place`."""
     names = [field.name for field in fields(Place)]
@@ -78,41 +114,15 @@ def cluster_options(command: Any) -> Any:
         place = Place(**{name: given.pop(name) for name in names})
         return command(*args, place=place, **given)
 
-    for option in (
-        click.option(
-            "--adapt",
-            type=(click.IntRange(min=0), click.IntRange(min=1)),
-            metavar="MIN MAX",
-            help="With --cluster: at least and at most so many jobs, as there is work.",
-        ),
-        click.option(
-            "--jobs", type=click.IntRange(min=1), help="With --cluster: so many jobs all the time."
-        ),
-        click.option(
-            "--cluster",
-            metavar="NAME",
-            help="Workers are jobs of a batch system, which end with this command: slurm, pbs, "
-            "sge, lsf, oar, htcondor, moab. What a job is, is dask-jobqueue's configuration.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            help="Processes of a local cluster; by default one per core.",
-        ),
-        click.option(
-            "--scheduler-file",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Where a Dask scheduler writes its address; it may do so later.",
-        ),
-        click.option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="A running Dask scheduler; by default what is configured, else a local cluster.",
-        ),
-    ):
+    for option in _OPTIONS:
         placed = option(placed)
     return placed
+
+
+def check_free(store: str | None, place: Place, *, takeover: bool) -> None:
+    """Raise where a store is in use, before any job is submitted."""
+    if store is not None and place.cluster is not None and not takeover:
+        check_usable(store)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.cli.atoms import load_atom
-from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
+from atomizer_dask.cli.clusters import Place, check_free, cluster_options, conductor_at
 from atomizer_dask.cli.ending import (
     errors_as_text,
     exit_code,
@@ -21,7 +21,6 @@ from atomizer_dask.cli.options import priority_option
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.policy import DECISIONS
 from atomizer_dask.runs.run import Run
-from atomizer_dask.store.stored_run import check_usable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,38 +92,28 @@ def map_(
     Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
     """  # noqa: D301 - click wants it
     if out is None and store is None:
-        raise click.UsageError(
-            "give --out FILE, --store DIR, or both: the results must go somewhere"
-        )
+        raise click.UsageError("give --out FILE or --store DIR: the results must go somewhere")
     with heeding_termination(), errors_as_text():
-        limit = _number_or_text(timeout)
-        pause = _number_or_text(backoff)
         how: dict[str, Any] = {
+            "timeout": _number_or_text(timeout),
             "on_failure": on_failure,
             "max_attempts": max_attempts,
-            "backoff": pause,
+            "backoff": _number_or_text(backoff),
+            "allow_pickle": allow_pickle,
+            "priority": priority or 0,
         }
-        MapOptions.of(timeout=limit, **how)
-        atom = load_atom(target)
-        sweep = _read(source)
-        if out is not None:
-            _check_writable(out)
+        MapOptions.of(**how)
+        atom, sweep = load_atom(target), _read(source)
+        _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
-        if store is not None and place.cluster is not None and not takeover:
-            check_usable(store)
+        check_free(store, place, takeover=takeover)
         with conductor_at(place) as conductor, Atomizer(conductor, atom) as atomizer:
-            run = atomizer.map(
-                atom,
-                sweep,
-                seed=seed,
-                timeout=limit,
-                **how,
-                priority=priority or 0,
-                store=store,
-                allow_pickle=allow_pickle,
-                takeover=takeover,
-                accept_changes=accept_changes,
-            )
+            into: dict[str, Any] = {
+                "store": store,
+                "takeover": takeover,
+                "accept_changes": accept_changes,
+            }
+            run = atomizer.map(atom, sweep, seed=seed, **how, **into)
             wait_for(run)
         if out is not None:
             _write(run.to_frame(metadata=metadata), out)
@@ -169,8 +158,10 @@ def _read(source: Path) -> pd.DataFrame:
     raise click.UsageError(f"--sweep reads .csv and .parquet, got {source.name}")
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path | None) -> None:
     """Raise now rather than when the results are there."""
+    if out is None:
+        return
     if out.suffix not in (".csv", ".parquet", ".pq"):
         raise click.UsageError(f"--out writes .parquet and .csv, got {out.name}")
     try:

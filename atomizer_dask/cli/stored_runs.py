@@ -11,7 +11,7 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.cli.atoms import load_atom
-from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
+from atomizer_dask.cli.clusters import Place, check_free, cluster_options, conductor_at
 from atomizer_dask.cli.ending import (
     errors_as_text,
     exit_code,
@@ -22,7 +22,7 @@ from atomizer_dask.cli.ending import (
 from atomizer_dask.cli.options import priority_option
 from atomizer_dask.runs.progress import Progress
 from atomizer_dask.runs.run import Run
-from atomizer_dask.store.stored_run import check_usable, stored_target
+from atomizer_dask.store.stored_run import stored_target
 
 WATCH_SECONDS = 1.0
 
@@ -157,19 +157,11 @@ def resume(
     \b
     Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
     """  # noqa: D301 - click wants it
-    if detach and place.cluster is not None:
-        raise click.UsageError(
-            "--detach makes no sense with --cluster: its jobs, and with them the run, end with "
-            "this command; give the --scheduler or --scheduler-file of one that goes on"
-        )
-    if detach and place.target is None:
-        raise click.UsageError(
-            "--detach needs --scheduler or --scheduler-file: a local cluster ends with this command"
-        )
+    if detach:
+        _check_detachable(place)
     with heeding_termination(), errors_as_text():
         target = target or _known_target(store, allow_pickle)
-        if place.cluster is not None and not takeover:
-            check_usable(store)
+        check_free(store, place, takeover=takeover)
         atoms = [load_atom(target)] if target else []
         with conductor_at(place) as conductor, Atomizer(conductor, *atoms) as atomizer:
             run = atomizer.attach(
@@ -190,6 +182,19 @@ def resume(
             show_failures(run)
     if not detach:
         raise SystemExit(exit_code(run))
+
+
+def _check_detachable(place: Place) -> None:
+    """Raise where the workers end with this command."""
+    if place.cluster is not None:
+        raise click.UsageError(
+            "--detach makes no sense with --cluster: its jobs, and with them the run, end with "
+            "this command; give the --scheduler or --scheduler-file of one that goes on"
+        )
+    if place.target is None:
+        raise click.UsageError(
+            "--detach needs --scheduler or --scheduler-file: a local cluster ends with this command"
+        )
 
 
 def _known_target(store: str, allow_pickle: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import perf_counter, time_ns
 from typing import Any
 
@@ -33,7 +34,6 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
     times: list[np.ndarray] = []
     results: list[Any] = []
     ends: list[float] = []
-    clock = perf_counter
 
     def so_far() -> Outcome:
         # What was stamped is complete, for that is the last thing done about an electron.
@@ -48,23 +48,9 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
     # Piece by piece, so that arguments and results are in the cache, and become columns
     # before they are millions of objects.
     while count := claims.draw():
-        keep, stamp = results.append, ends.append
         first, *others = arguments(offset, offset + count)
         calls = map(call, claims.each_of(first), *others)
-        while True:
-            try:
-                for result in calls:
-                    keep(result)
-                    stamp(clock())
-            except BaseException as error:  # noqa: BLE001 - SystemExit is an atom's failure too
-                lease.fail(offset + len(ends), error)
-                stamp(clock())
-                continue
-            if len(ends) == claims.drawn_of_piece():
-                break
-            # `for` took a StopIteration that the atom raised for the end of its electrons.
-            lease.fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
-            stamp(clock())
+        _execute_piece(calls, lease, claims, offset, results, ends)
         offset += len(ends)
         with lease.lock:  # `so_far` must not see one changed and not the other
             outputs.add(results)
@@ -73,6 +59,32 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
             ends.clear()
     joined, scalar = outputs.joined()
     return lease.outcome(joined, start, _concatenated(times), scalar=scalar)
+
+
+def _execute_piece(
+    calls: Iterator[Any],
+    lease: Lease,
+    claims: Claims,
+    offset: int,
+    results: list[Any],
+    ends: list[float],
+) -> None:
+    """Execute the electrons of a piece, which begins at an offset; keep results and stamp ends."""
+    keep, stamp, clock = results.append, ends.append, perf_counter
+    while True:
+        try:
+            for result in calls:
+                keep(result)
+                stamp(clock())
+        except BaseException as error:  # noqa: BLE001 - SystemExit is an atom's failure too
+            lease.fail(offset + len(ends), error)
+            stamp(clock())
+            continue
+        if len(ends) == claims.drawn_of_piece():
+            return
+        # `for` took a StopIteration that the atom raised for the end of its electrons.
+        lease.fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
+        stamp(clock())
 
 
 def _concatenated(times: list[np.ndarray]) -> np.ndarray:

@@ -17,6 +17,7 @@ from atomizer_dask.execution.batch import Terms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan, Today
+from atomizer_dask.runs.progress import Control as ProgressControl
 from atomizer_dask.runs.source import Supply
 from atomizer_dask.runs.stored_source import KeptSupply
 from atomizer_dask.runs.verification import Sample
@@ -25,7 +26,7 @@ from atomizer_dask.store.provenance import surroundings
 Drive = Callable[[Any, str, bytes, bytes, str], str]
 
 
-class Control(Protocol):
+class Control(ProgressControl, Protocol):
     """Who drives a run, as its handle sees it."""
 
     @property
@@ -35,17 +36,6 @@ class Control(Protocol):
     @property
     def conductor(self) -> BatchConductor | None:
         """What carries its electrons."""
-
-    @property
-    def running(self) -> int:
-        """How many electrons are under way."""
-
-    @property
-    def all_drawn(self) -> bool:
-        """Whether it is known how many electrons there are."""
-
-    def standstill(self) -> str:
-        """Return why nothing of it can be executed; nothing where it can."""
 
     def driven(self) -> Driven:
         """Return what drives it here.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from atomizer_dask.display import markup
+from atomizer_dask.runs.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -75,3 +77,49 @@ class Progress:
             ),
             beside=[markup.text(self._percent()) if self.total else None, failed],
         )
+
+
+class Control(Protocol):
+    """What drives a run, as far as its progress depends on that."""
+
+    @property
+    def running(self) -> int:
+        """How many electrons are with the workers."""
+
+    @property
+    def all_drawn(self) -> bool:
+        """Whether it is known how many electrons there are."""
+
+    def standstill(self) -> str:
+        """Return why nothing can be executed; nothing where it can."""
+
+
+def progress_of(ledger: Ledger, control: Control, rows: int, total: int | None) -> Progress:
+    """Return how far a run is.
+
+    Parameters
+    ----------
+    ledger
+        What has become of its electrons.
+    control
+        What drives it.
+    rows
+        How many rows its sweep has, or has drawn.
+    total
+        How many rows it has in the end; None while that is not known.
+    """
+    with ledger.changed:
+        done, failed = ledger.done, ledger.failed
+        left = max(rows - done - failed, 0)
+        # What is being delivered is for a moment neither with the workers nor among the ended.
+        running = min(control.running, left)
+        pending = left - running
+        rate = ledger.rate()
+    eta: float | None = (running + pending) / rate if rate else None
+    if ledger.ended:
+        eta = 0.0 if not running + pending else None
+    elif not control.all_drawn:
+        eta = None
+    left = running + pending or (total or 0) - done - failed  # before it has begun
+    why = control.standstill() if left else ""
+    return Progress(total, done, failed, running, pending, rate, None if why else eta, why)

@@ -100,6 +100,51 @@ def _electrons(store: Store, name: str) -> np.ndarray:
     return positions
 
 
+Lots = dict[tuple[str, int, str], list[tuple[int, Failed]]]  # by worker, attempt and code
+
+
+class _FailedFiles:
+    """The files of properties of a store in which all electrons failed."""
+
+    def __init__(self, store: Store, journal: Journal | None) -> None:
+        self.ended: dict[int, int] = {}  # the attempt that each of them failed with for good
+        self.outputs: dict[int, tuple[pa.Table, int]] = {}  # of what a store could hold in part
+        self.lots: Lots = defaultdict(list)
+        self._store = store
+        self._journal = journal
+
+    def read(self, attempts: Attempts, wanted: np.ndarray | None) -> None:
+        """Read all of them, each electron once."""
+        for path in self._store.folder.files(PROPERTIES):
+            name = path.rpartition("/")[2]
+            if name.startswith(FAILED):
+                if self._journal is not None:
+                    self._journal.add_failed_file(name)
+                self._read_file(path, attempts, wanted)
+
+    def _read_file(self, path: str, attempts: Attempts, wanted: np.ndarray | None) -> None:
+        table = self._store.read(path)
+        positions = table.column("electron").to_numpy()
+        once = np.ones(len(table), dtype=bool)
+        if self._journal is not None:
+            once = np.isin(positions, self._journal.not_done(positions))
+        asked = once if wanted is None else look_up(wanted, positions, False)
+        for number, row in enumerate(_rows(table)):
+            position, attempt = row["electron"], row["attempts"]
+            once[number] &= position not in self.ended
+            if not once[number]:
+                continue
+            failed = attempts.get(position, {}).get(attempt) or _from_row(row)
+            self.ended[position] = attempt
+            if asked[number]:
+                if failed.failure.type == "UnstorableError":
+                    self.outputs[position] = table, number
+                self.lots[failed.worker, attempt, row["code"]].append((position, failed))
+        if self._journal is not None and not once.all():
+            # Somebody died while failures were written anew.
+            self._store.write(path, self._store.read(path).filter(pa.array(once)))
+
+
 def _load_failures(
     store: Store,
     ledger: Ledger,
@@ -108,37 +153,11 @@ def _load_failures(
     allow_pickle: bool,
 ) -> None:
     attempts = _attempts(store)
-    ended: dict[int, int] = {}
-    outputs: dict[int, tuple[pa.Table, int]] = {}  # of what a store could hold in part
-    lots: defaultdict[tuple[str, int, str], list[tuple[int, Failed]]] = defaultdict(list)
-    for path in store.folder.files(PROPERTIES):
-        name = path.rpartition("/")[2]
-        if not name.startswith(FAILED):
-            continue
-        if journal is not None:
-            journal.add_failed_file(name)
-        table = store.read(path)
-        positions = table.column("electron").to_numpy()
-        once = np.ones(len(table), dtype=bool)
-        if journal is not None:
-            once = np.isin(positions, journal.not_done(positions))
-        asked = once if wanted is None else look_up(wanted, positions, False)
-        for number, row in enumerate(_rows(table)):
-            position, attempt = row["electron"], row["attempts"]
-            once[number] &= position not in ended
-            if not once[number]:
-                continue
-            failed = attempts.get(position, {}).get(attempt) or _from_row(row)
-            ended[position] = attempt
-            if asked[number]:
-                if failed.failure.type == "UnstorableError":
-                    outputs[position] = table, number
-                lots[failed.worker, attempt, row["code"]].append((position, failed))
-        if journal is not None and not once.all():
-            # Somebody died while failures were written anew.
-            store.write(path, store.read(path).filter(pa.array(once)))
-    for (_, _, code), those in lots.items():
-        for table, rows, some in _by_table(sorted(those, key=lambda pair: pair[0]), outputs):
+    files = _FailedFiles(store, journal)
+    files.read(attempts, wanted)
+    for (_, _, code), those in files.lots.items():
+        ordered = sorted(those, key=lambda pair: pair[0])
+        for table, rows, some in _by_table(ordered, files.outputs):
             part = part_of_failed(some)
             part.code = code
             if table is not None:
@@ -148,7 +167,7 @@ def _load_failures(
             if journal is not None:
                 journal.mark_done(part.positions)
     for position, tried in attempts.items():
-        last = ended.get(position, 1 + max(tried))
+        last = files.ended.get(position, 1 + max(tried))
         earlier = [tried[attempt] for attempt in sorted(tried) if attempt < last]
         if earlier:
             ledger.history[position] = tuple(
@@ -270,3 +289,14 @@ def interruption_of(kept: Kept) -> str:
     gone = kept.gone
     go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"
     return f"{gone} is gone, and had not ended it: {go_on}" if gone else ""
+
+
+def failures_in_words(ledger: Ledger) -> str:
+    """Return how many electrons of a run failed, and the first of them with what."""
+    part = min(ledger.failed_parts(), key=lambda part: part.failed_positions()[0])
+    first = part.outcome.failures[part.outcome.codes[0]]
+    total = ledger.done + ledger.failed
+    return (
+        f"{ledger.failed:,} of {total:,} electrons failed, the first with "
+        f"{first.type or first.kind}: {first.message}; see run.failures, run.errors"
+    )

@@ -11,8 +11,6 @@ from numbers import Integral
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from atomizer_dask.conductor import refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.config import setting
@@ -27,18 +25,19 @@ from atomizer_dask.runs.driving import Control, Drive, Driven, Opened
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan
 from atomizer_dask.runs.plots.methods import Pictures
-from atomizer_dask.runs.progress import Progress
+from atomizer_dask.runs.progress import Progress, progress_of
 from atomizer_dask.runs.recovery import (
     RENAME_SECONDS,
     events_before,
     failed,
+    failures_in_words,
     interruption_of,
     ledger_of,
 )
 from atomizer_dask.runs.source import Supply
 from atomizer_dask.runs.stored_source import KeptSupply
 from atomizer_dask.runs.verification import compare, draw
-from atomizer_dask.runs.waiting import bar, heard, interrupt, watch
+from atomizer_dask.runs.waiting import heard, interrupt, wait_showing, why_not_ended
 from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.layout import State
 from atomizer_dask.store.store import Store
@@ -240,23 +239,7 @@ class Run(LiveDisplay, Pictures):
     @property
     def progress(self) -> Progress:
         """A snapshot of how far it is."""
-        ledger, control = self._ledger, self._control
-        with ledger.changed:
-            done, failed = ledger.done, ledger.failed
-            left = max(self._view.count - done - failed, 0)
-            # What is being delivered is for a moment neither with the workers nor among the ended.
-            running = min(control.running, left)
-            pending = left - running
-            rate = ledger.rate()
-        eta: float | None = (running + pending) / rate if rate else None
-        if ledger.ended:
-            eta = 0.0 if not running + pending else None
-        elif not control.all_drawn:
-            eta = None
-        left = running + pending or (self.sweep.length or 0) - done - failed  # before it has begun
-        why = control.standstill() if left else ""
-        eta = None if why else eta
-        return Progress(self.sweep.length, done, failed, running, pending, rate, eta, why)
+        return progress_of(self._ledger, self._control, self._view.count, self.sweep.length)
 
     def wait(
         self,
@@ -294,21 +277,14 @@ class Run(LiveDisplay, Pictures):
         while True:
             try:
                 with heard():
-                    ended = self._wait_showing(until, show)
+                    ended = wait_showing(self, until, show, self._control)
                 break
             except KeyboardInterrupt:
                 with heard():
                     interrupt(self)
         self._update_saved_output()
         if not ended:
-            p = self.progress
-            obstacle = "" if self.conductor is None else self.conductor.obstacle
-            raise TimeoutError(
-                f"{self.id} has not ended within {timeout} s: {p.done + p.failed:,} of "
-                f"{'?' if p.total is None else f'{p.total:,}'} electrons have; "
-                f"{'it is paused' if self.state == 'paused' else p.standstill or 'it goes on'}"
-                f"{obstacle and f', but {obstacle}'}"
-            )
+            raise TimeoutError(why_not_ended(self, timeout))
         if self._ledger.error is not None:
             raise self._ledger.error
         if self.state == "running":
@@ -317,20 +293,6 @@ class Run(LiveDisplay, Pictures):
             what = "goes on without this process" if self.state == "detached" else "is suspended"
             raise StoreError(f"{self.id} {what}: atomizer.attach({self.store!r}) goes on with it")
         return self
-
-    def _wait_showing(self, until: float | None, show: Any) -> bool:
-        if not show:
-            return self.join(None if until is None else max(0.0, until - monotonic()))
-        if callable(show):
-            return watch(self, until, partial(self._tell_progress, show))
-        with bar(self) as update:
-            return watch(self, until, update)
-
-    def _tell_progress(self, function: Callable[[Progress], object], progress: Progress) -> None:
-        try:
-            function(progress)
-        except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
-            self._driven.host.report_problem("a progress callback raised", error)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however that is, and return whether it has."""
@@ -528,31 +490,9 @@ class Run(LiveDisplay, Pictures):
         Exception
             Whatever the atom raises, with its own traceback: use ``%debug``, or `pdb.pm`.
         """
-        position = self._position_of(electron)
+        position = self._view.find(electron, self.id)
         attempt = 1 + len(self._ledger.history.get(position, ()))
         return self._driven.replay(position, attempt)
-
-    def _position_of(self, electron: Any) -> int:
-        """Return which electron of the run a label of the index, or an id, stands for."""
-        view = self._view
-        count = view.count
-        if isinstance(electron, str) and electron.startswith(f"{self.id}-"):
-            number = electron.removeprefix(f"{self.id}-")
-            if number.isdecimal() and view.has(int(number)):
-                return int(number)
-            found = []
-        elif self.sweep.index is not None:
-            found = np.flatnonzero(self.sweep.index == electron).tolist()
-        else:
-            position = int(electron) if isinstance(electron, Integral) else -1
-            found = [position] if 0 <= position < count else []
-        if len(found) == 1:
-            return view.electron(int(found[0]))
-        what = f"has {len(found)} electrons of the label" if found else "has no electron"
-        raise KeyError(
-            f"{self.id} {what} {electron!r}; give an id from {self.id}-0 to {self.id}-{count - 1}, "
-            "or a label of the index of its frame"
-        )
 
     def __await__(self) -> Generator[Any, None, Run]:
         return self._until_ended().__await__()
@@ -619,17 +559,4 @@ class Run(LiveDisplay, Pictures):
         self._refresh_panel()
         self.events.close()
         if self._ledger.failed and self.state == "finished":
-            self._warn_of_failures()
-
-    def _warn_of_failures(self) -> None:
-        ledger = self._ledger
-        part = min(ledger.failed_parts(), key=lambda part: part.failed_positions()[0])
-        first = part.outcome.failures[part.outcome.codes[0]]
-        logger.warning(
-            "%s: %s of %s electrons failed, the first with %s: %s; see run.failures, run.errors",
-            self.id,
-            f"{ledger.failed:,}",
-            f"{ledger.done + ledger.failed:,}",
-            first.type or first.kind,
-            first.message,
-        )
+            logger.warning("%s: %s", self.id, failures_in_words(self._ledger))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, inside, loads
@@ -14,20 +14,30 @@ from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.config import setting
+from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, StoreHeldError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin, Sink
 from atomizer_dask.execution.input_checks import check_generators
 from atomizer_dask.execution.options import MapOptions
-from atomizer_dask.policy import Policy
+from atomizer_dask.policy import OnFailure, Policy
 from atomizer_dask.registry import registered
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Plan
 from atomizer_dask.runs.recovery import recover
 from atomizer_dask.runs.run import Run
+from atomizer_dask.store.code_check import check_code
 from atomizer_dask.store.inputs.row_map import View
 from atomizer_dask.store.provenance import surroundings
-from atomizer_dask.store.stored_run import Kept, resume
+from atomizer_dask.store.stored_run import (
+    Kept,
+    accept_environment,
+    begin,
+    drop,
+    resume,
+    stored_atom,
+)
+from atomizer_dask.sweeps.make import as_sweep
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
 
@@ -36,7 +46,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # how often a detached driver looks whether somebody has attached
 
 
-def check_inputs(
+def _check_inputs(
     sweep: Sweep, definition: Definition, conductor: BatchConductor, options: MapOptions
 ) -> None:
     """Raise where a sweep can never be executed by an atom, or sent by a conductor.
@@ -55,16 +65,47 @@ def check_inputs(
     definition.check_copy_state(options.copy_state)
 
 
+class Storing(NamedTuple):
+    """Where a run survives; see `Atomizer.map` for each.
+
+    Parameters
+    ----------
+    store
+        A folder, or a URL; None where it lives in this process alone.
+    takeover, accept_changes, detached
+        As there.
+    """
+
+    store: Any
+    takeover: bool = False
+    accept_changes: bool = False
+    detached: bool = False
+
+
 def start(
     host: Host,
     conductor: BatchConductor,
-    run_id: str,
     definition: Definition,
-    sweep: Sweep,
+    given: Any,
     seed: int | None,
     options: MapOptions,
+    storing: Storing,
+    name: str | None,
 ) -> Run:
-    """Start a run that lives in this process alone."""
+    """Start a run: what `Atomizer.map` does.
+
+    Parameters
+    ----------
+    given
+        What is a sweep, or can be made one.
+    name
+        Begins the id of the run; the atom's name unless given.
+    """
+    sweep = as_sweep(given)
+    _check_inputs(sweep, definition, conductor, options)
+    run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
+    if storing.store is not None:
+        return _start_in_store(host, conductor, run_id, definition, sweep, seed, options, storing)
     if definition.vectorized:
         sweep = sweep.as_arrays()
     plan = _plan(run_id, definition, conductor, sweep, seed_of(seed), options)
@@ -72,6 +113,77 @@ def start(
     host.add_run(run)
     run.start(range(0 if sweep.length is None else sweep.length))
     return run
+
+
+def _start_in_store(
+    host: Host,
+    conductor: BatchConductor,
+    run_id: str,
+    definition: Definition,
+    sweep: Sweep,
+    seed: int | None,
+    options: MapOptions,
+    storing: Storing,
+) -> Run:
+    """Start a run that survives in a store, which may have one already."""
+    kept = begin(
+        storing.store,
+        run_id,
+        definition,
+        conductor.code_of(definition),
+        sweep,
+        seed,
+        options,
+        takeover=storing.takeover,
+        accept_changes=storing.accept_changes,
+    )
+    run = start_stored(host, conductor, kept, definition, options)
+    if not storing.detached:
+        return run
+    try:
+        return run.detach()
+    except AtomizerError:  # nobody has a handle of it yet
+        run.suspend()
+        raise
+
+
+def go_on(
+    host: Host,
+    conductor: BatchConductor,
+    store: Any,
+    find: Callable[[str], Definition | None],
+    *,
+    takeover: bool,
+    accept_changes: bool,
+    drop_corrupted: bool,
+    allow_pickle: bool,
+    on_failure: OnFailure | None,
+    priority: int | None,
+) -> Run:
+    """Go on with a run that a store keeps; see `Atomizer.attach`.
+
+    Parameters
+    ----------
+    find
+        Returns the atom of an id, None where there is none here.
+    """
+    kept = resume(store, takeover=takeover, allow_pickle=allow_pickle)
+    try:
+        definition = find(kept.atom_id)
+        if definition is None:
+            definition = stored_atom(kept, allow_pickle=allow_pickle)
+        told = check_code(kept.store, conductor.code_of(definition), accept=accept_changes)
+        if drop_corrupted:
+            for name in drop(kept.store):
+                logger.warning("%s is damaged: its electrons are executed again", name)
+        kept = accept_environment(kept, definition, told)
+        options = kept.options_with(on_failure).with_priority(priority)
+        if priority is not None:
+            kept.store.manifest["options"]["priority"] = priority
+    except BaseException:
+        kept.store.let_go()
+        raise
+    return start_stored(host, conductor, kept, definition, options)
 
 
 def start_stored(
@@ -110,15 +222,6 @@ def start_stored(
         store.let_go()
         raise
     return run
-
-
-def detach_at_once(run: Run) -> Run:
-    """Have the cluster go on with a run that nobody has a handle of yet."""
-    try:
-        return run.detach()
-    except AtomizerError:
-        run.suspend()
-        raise
 
 
 def _plan(

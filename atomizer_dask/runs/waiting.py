@@ -42,6 +42,10 @@ class Waitable(Protocol):
     def progress(self) -> Progress:
         """How far it is."""
 
+    @property
+    def conductor(self) -> Any:
+        """What carries its electrons; None where it is only looked at."""
+
     def join(self, timeout: float | None = None) -> bool:
         """Wait, and return whether it has ended."""
 
@@ -72,6 +76,45 @@ def heard() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def wait_showing(run: Waitable, until: float | None, show: Any, control: Any) -> bool:
+    """Wait for a run, showing how far it is, and return whether it has ended.
+
+    Parameters
+    ----------
+    until
+        When to give up, as `monotonic` counts; None for never.
+    show
+        Whether to show a bar; or a function to call with each `Progress`.
+    control
+        What drives the run, whose host hears of it where that function raises.
+    """
+    if not show:
+        return run.join(None if until is None else max(0.0, until - monotonic()))
+    if not callable(show):
+        with bar(run) as update:
+            return watch(run, until, update)
+
+    def tell(progress: Progress) -> None:
+        try:
+            show(progress)
+        except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
+            control.driven().host.report_problem("a progress callback raised", error)
+
+    return watch(run, until, tell)
+
+
+def why_not_ended(run: Waitable, timeout: float | None) -> str:
+    """Return what to say of a run that has not ended in time."""
+    p = run.progress
+    obstacle = "" if run.conductor is None else run.conductor.obstacle
+    return (
+        f"{run.id} has not ended within {timeout} s: {p.done + p.failed:,} of "
+        f"{'?' if p.total is None else f'{p.total:,}'} electrons have; "
+        f"{'it is paused' if run.state == 'paused' else p.standstill or 'it goes on'}"
+        f"{obstacle and f', but {obstacle}'}"
+    )
 
 
 def watch(run: Waitable, until: float | None, update: Callable[[Progress], object]) -> bool:

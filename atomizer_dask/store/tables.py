@@ -198,14 +198,9 @@ def _table(
     fields = [pa.field("electron", pa.int64(), nullable=False)]
     names = physical_names(inputs, outputs)
     columns = {
-        **{
-            ("input", name): codec.encode_inputs(
-                f"the inputs {name!r}", values, allow_pickle=allow_pickle
-            )
-            for name, values in inputs.items()
-        },
-        **{("output", name): coded for name, coded in outputs.items()},
-    }
+        ("input", name): codec.encode_inputs(f"the inputs {name!r}", v, allow_pickle=allow_pickle)
+        for name, v in inputs.items()
+    } | {("output", name): coded for name, coded in outputs.items()}
     for (role, name), coded in columns.items():
         arrays.append(coded.array)
         ours = json.dumps({"role": role, "name": name, "note": coded.note}, sort_keys=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 URL_VARIABLE = "ATOMIZER_AMQP_URL"
 USER_VARIABLE, PASSWORD_VARIABLE = "ATOMIZER_AMQP_USER", "ATOMIZER_AMQP_PASSWORD"
@@ -83,35 +83,12 @@ class Address:
             raise ValueError(f"no broker was given, and {URL_VARIABLE} is not set; {_EXAMPLE}")
         if not isinstance(given, str):
             raise TypeError(f"the URL of a broker must be text, got {type(given).__name__}")
-        try:
-            parts = urlsplit(given)
-            port = parts.port
-        except ValueError:  # whose text may quote the URL, and with it the password
-            raise ValueError(
-                f"the URL of the broker has no valid host and port; {_EXAMPLE}"
-            ) from None
-        if parts.scheme not in PORTS:
-            shown = f"{parts.scheme}://" if "://" in given else "none"
-            raise ValueError(f"the URL of a broker begins with amqp:// or amqps://, got {shown}")
-        if not parts.hostname:
-            raise ValueError(f"the URL of the broker names no host; {_EXAMPLE}")
-        if port == 0:
-            raise ValueError(f"the URL of the broker has no valid host and port; {_EXAMPLE}")
-        if "@" in parts.path:  # what is before it would be taken for the virtual host, and be shown
-            raise ValueError(
-                "the URL of the broker has an @ after its host; write %2F for a / that is part of "
-                "the user or password, and %40 for an @ in the name of a virtual host"
-            )
-        if parts.query or parts.fragment:
-            raise ValueError(
-                "the URL of the broker has options after a ? or #; leave them out, or write %3F "
-                "and %23 where they are part of the password"
-            )
+        parts, port = _parts_of(given)
         if tls not in (None, Tls()) and parts.scheme != "amqps":
             raise ValueError("certificates are for amqps://, and the URL begins with amqp://")
         return cls(
             scheme=parts.scheme,
-            host=parts.hostname,
+            host=str(parts.hostname),
             port=port or PORTS[parts.scheme],
             vhost=unquote(parts.path[1:]) or "/",
             user=_told(parts.username, USER_VARIABLE),
@@ -127,3 +104,30 @@ class Address:
 def _told(part: str | None, variable: str) -> str:
     """Return a part of the URL, else what the environment says."""
     return unquote(part) if part is not None else os.environ.get(variable, "guest")
+
+
+def _parts_of(given: str) -> tuple[SplitResult, int | None]:
+    """Return the parts of the URL of a broker and its port; `ValueError` where it is none."""
+    try:
+        parts = urlsplit(given)
+        port = parts.port
+    except ValueError:  # whose text may quote the URL, and with it the password
+        raise ValueError(f"the URL of the broker has no valid host and port; {_EXAMPLE}") from None
+    if parts.scheme not in PORTS:
+        shown = f"{parts.scheme}://" if "://" in given else "none"
+        raise ValueError(f"the URL of a broker begins with amqp:// or amqps://, got {shown}")
+    if not parts.hostname:
+        raise ValueError(f"the URL of the broker names no host; {_EXAMPLE}")
+    if port == 0:
+        raise ValueError(f"the URL of the broker has no valid host and port; {_EXAMPLE}")
+    if "@" in parts.path:  # what is before it would be taken for the virtual host, and be shown
+        raise ValueError(
+            "the URL of the broker has an @ after its host; write %2F for a / that is part of "
+            "the user or password, and %40 for an @ in the name of a virtual host"
+        )
+    if parts.query or parts.fragment:
+        raise ValueError(
+            "the URL of the broker has options after a ? or #; leave them out, or write %3F "
+            "and %23 where they are part of the password"
+        )
+    return parts, port

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from numbers import Integral
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,6 +49,40 @@ class View:
         if self.electrons is None:
             return electron < self.count
         return bool((self.electrons == electron).any())
+
+    def find(self, label: Any, run_id: str) -> int:
+        """Return the electron that a label of the sweep's index, or an id, stands for.
+
+        Parameters
+        ----------
+        label
+            Of the index of the frame; or an id, which begins with that of the run.
+        run_id
+            Of the run.
+
+        Raises
+        ------
+        KeyError
+            Where there is no such electron, or several.
+        """
+        found: list[int]
+        if isinstance(label, str) and label.startswith(f"{run_id}-"):
+            number = label.removeprefix(f"{run_id}-")
+            if number.isdecimal() and self.has(int(number)):
+                return int(number)
+            found = []
+        elif self.sweep.index is not None:
+            found = np.flatnonzero(self.sweep.index == label).tolist()
+        else:
+            row = int(label) if isinstance(label, Integral) else -1
+            found = [row] if 0 <= row < self.count else []
+        if len(found) == 1:
+            return self.electron(int(found[0]))
+        what = f"has {len(found)} electrons of the label" if found else "has no electron"
+        raise KeyError(
+            f"{run_id} {what} {label!r}; give an id from {run_id}-0 to {run_id}-{self.count - 1}, "
+            "or a label of the index of its frame"
+        )
 
     def as_keys(self, known: Mapping[int, T]) -> Mapping[int, T]:
         """Return what is known by electron, by row."""

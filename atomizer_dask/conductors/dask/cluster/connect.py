@@ -67,17 +67,7 @@ def connect(
 ) -> Connection:
     """Connect to what a conductor was given; see `DaskConductor`."""
     wants_local = workers is not None or threads_per_worker is not None
-    if target is not None and wants_local:
-        raise TypeError(
-            "workers and threads_per_worker are for a local cluster that the conductor starts; "
-            f"{target!r} has its own"
-        )
-    check_security(security, target)
-    seconds = seconds_of(timeout, "timeout")
-    if seconds is not None and not isfinite(seconds):
-        raise ValueError(f"timeout must be some number of seconds, got {timeout!r}")
-    _check_whole(workers, "workers")
-    _check_whole(threads_per_worker, "threads_per_worker")
+    seconds = _checked(target, workers, threads_per_worker, security, timeout)
     if target is None:
         try:
             target = Client.current()
@@ -103,6 +93,28 @@ def connect(
     cluster = target.cluster if isinstance(target, Client) else target
     client = _connect_at(where, id, security, seconds)
     return Connection(client, name, cluster if isinstance(cluster, Cluster) else None)
+
+
+def _checked(
+    target: Any,
+    workers: int | None,
+    threads_per_worker: int | None,
+    security: Security | bool | None,
+    timeout: Any,
+) -> float | None:
+    """Raise where what was given makes no sense; return the timeout in seconds."""
+    if target is not None and (workers is not None or threads_per_worker is not None):
+        raise TypeError(
+            "workers and threads_per_worker are for a local cluster that the conductor starts; "
+            f"{target!r} has its own"
+        )
+    check_security(security, target)
+    seconds = seconds_of(timeout, "timeout")
+    if seconds is not None and not isfinite(seconds):
+        raise ValueError(f"timeout must be some number of seconds, got {timeout!r}")
+    _check_whole(workers, "workers")
+    _check_whole(threads_per_worker, "threads_per_worker")
+    return seconds
 
 
 def _configured() -> Any:
