@@ -24,7 +24,7 @@ from atomizer_dask.conductors.status import QueueStatus
 from atomizer_dask.future import ElectronFuture
 
 SECONDS = 30  # until it is given up to wait for something to be said
-SCRIPT = "from atomizer_dask.cli.map import main; main()"
+SCRIPT = "from atomizer_dask.cli import main; main()"
 # In a session of its own, so that Ctrl-C on its terminal reaches it and nobody else.
 ON_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {SCRIPT}"
 # Sent SIGUSR1, it is interrupted as where the kernel gives SIGINT to another thread than the main.
@@ -135,7 +135,7 @@ def test_more_tosses_than_a_peer_can_count_are_refused(text):
 
 @pytest.mark.parametrize("closed", [0, 1], ids=["stdin", "stdout"])
 def test_without_anything_to_read_from_or_write_to_it_says_so(closed):
-    command = [sys.executable, "-c", "from atomizer_dask.cli.map import main; main()", "console"]
+    command = [sys.executable, "-c", "from atomizer_dask.cli import main; main()", "console"]
     program = f"import os; os.close({closed}); os.execv({command[0]!r}, {command!r})"
     done = subprocess.run(
         [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False

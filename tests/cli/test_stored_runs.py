@@ -19,7 +19,7 @@ from atomizer_dask.cli.commands import main
 
 pytestmark = pytest.mark.dask
 
-SCRIPT = "from atomizer_dask.cli.map import main; main()"
+SCRIPT = "from atomizer_dask.cli import main; main()"
 ATOMS = """
 import os, time
 

@@ -133,8 +133,9 @@ def test_results_named_like_inputs_are_shown(local):
 
 DIES = """
 import os, signal, sys, time
-from atomizer_dask import Atomizer, MemoryConductor, atom, grid, kept
-kept.FLUSH_SECONDS = 0.0
+from atomizer_dask import Atomizer, MemoryConductor, atom, grid
+from atomizer_dask.runs import stored_source
+stored_source.FLUSH_SECONDS = 0.0
 
 @atom(id="tests.slowly")
 def slowly(x):

@@ -67,7 +67,7 @@ def described(folder: Path, name: str) -> Path:
         ("click.core", True),
         ("json.decoder", True),
         ("builtins", True),
-        ("atomizer_dask.cli.map", True),
+        ("atomizer_dask.cli", True),
         ("__main__", False),
         (__name__, False),
         ("not_a_module", False),

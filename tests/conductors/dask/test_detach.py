@@ -92,19 +92,19 @@ def test_attaching_collects_a_run_that_was_detached_from_the_start(
 
 def trip_once(where):
     """Have the next driver meet trouble, and note it."""
-    from atomizer_dask import detached
+    from atomizer_dask.runs import start
 
-    drive = detached.drive
+    drive = start.drive
 
     def trip(*args):
-        detached.drive = drive
+        start.drive = drive
         try:
             open(where, "x").close()
         except FileExistsError:
             return drive(*args)
         raise OSError("an endpoint is away")
 
-    detached.drive = trip
+    start.drive = trip
 
 
 def test_driver_that_meets_trouble_is_started_anew(cluster, tmp_path, sweep, expected):

@@ -175,7 +175,7 @@ def test_command_runs_in_jobs_that_end_with_it(queue, tmp_path):
     before = set(queue.jobs())
     options = ["--tosses", "1e7", "--seed", "7", "--cluster", "slurm", "--jobs", "2"]
     done = subprocess.run(
-        [sys.executable, "-c", "from atomizer_dask.cli.map import main; main()", "pi", *options],
+        [sys.executable, "-c", "from atomizer_dask.cli import main; main()", "pi", *options],
         env={**os.environ, **configured},
         capture_output=True,
         text=True,
