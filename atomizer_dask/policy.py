@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
 from atomizer_dask.display.text import brief
-from atomizer_dask.errors import ElectronError
+from atomizer_dask.errors import ElectronError, text_of
 
 Decision: TypeAlias = Literal["fail", "retry", "requeue"]
 OnFailure: TypeAlias = str | Callable[[ElectronError], str]
@@ -93,6 +93,37 @@ class Policy:
         """
         exponential = min(self.backoff * 2.0 ** min(attempt - 1, 64), LONGEST_BACKOFF)
         return exponential * random.uniform(1, 1 + JITTER)  # noqa: S311 - no secret
+
+
+class Judge:
+    """Asks policies what becomes of failures: they may be functions of users, which raise.
+
+    Parameters
+    ----------
+    on_problem
+        Is called with a message and an error where a policy raises; of many alike, for the first.
+    """
+
+    def __init__(self, on_problem: Callable[[str, BaseException], None]) -> None:
+        self._on_problem = on_problem
+        self._known: set[tuple[type, str]] = set()
+
+    def decide(self, policy: Policy, error: ElectronError) -> Decision:
+        """Return what becomes of an electron after a failure; it fails where its policy raises.
+
+        Raises
+        ------
+        BaseException
+            What means to end the program, as SystemExit does.
+        """
+        try:
+            return policy.decide(error)
+        except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
+            if (alike := (type(broken), text_of(broken))) not in self._known:
+                self._known.add(alike)
+                whose = error.event.electron_id
+                self._on_problem(f"on_failure raised; {whose} is not tried again", broken)
+            return "fail"
 
 
 def seconds_of(value: Any, name: str, *, least: float | None = None) -> float | None:

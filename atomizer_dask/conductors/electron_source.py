@@ -14,11 +14,12 @@ from atomizer_dask.conductors.batch_size import Size
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import FIRST, Batch, Origin, Terms
 from atomizer_dask.execution.failure import CANCELLED
 from atomizer_dask.execution.outcome import Outcome, Stored
 from atomizer_dask.future import ElectronFuture
-from atomizer_dask.policy import seconds_of
+from atomizer_dask.policy import Judge, seconds_of
 from atomizer_dask.sweeps.copies import own_payload
 from atomizer_dask.sweeps.inputs import Rows
 
@@ -93,6 +94,10 @@ class ElectronSource:
         self._delayed: dict[str, Sent] = {}
         self._cancelled: set[str] = set()
         self._withdrawn: AtomizerError | None = None
+        self._judge = Judge(self._report_problem)
+
+    def _report_problem(self, message: str, error: BaseException) -> None:
+        self._report(AtomizerError(Event(message, level="error"), error))
 
     @property
     def idle(self) -> bool:
@@ -195,9 +200,9 @@ class ElectronSource:
             return False
         policy = sent.electron.policy
         try:
-            decision = policy.decide(error)
-        except BaseException as broken:  # noqa: BLE001 - the user's function
-            self._report(AtomizerError(error.event, broken))
+            decision = self._judge.decide(policy, error)
+        except BaseException as broken:  # noqa: BLE001 - it is the policy of this electron alone
+            self._report_problem("on_failure means to end the program", broken)
             return False
         if decision == "fail":
             return False

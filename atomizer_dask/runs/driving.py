@@ -18,8 +18,9 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan, Today
 from atomizer_dask.runs.progress import Control as ProgressControl
-from atomizer_dask.runs.source import Supply
-from atomizer_dask.runs.stored_source import KeptSupply
+from atomizer_dask.runs.sources.make import source_of
+from atomizer_dask.runs.sources.source import RunSource
+from atomizer_dask.runs.sources.stored_source import StoredRunSource
 from atomizer_dask.runs.verification import Sample
 from atomizer_dask.store.provenance import surroundings
 
@@ -106,7 +107,7 @@ class Driven:
         conductor: BatchConductor,
         host: Host,
         ledger: Ledger,
-        source: Supply,
+        source: RunSource,
         drive: Drive | None,
     ) -> None:
         self.plan = plan
@@ -155,7 +156,7 @@ class Driven:
         """Suspend the run where it has a store, else cancel it, without waiting for that."""
         if not self._ledger.ended:
             source = self.source
-            end = source.suspend if isinstance(source, KeptSupply) else source.cancel
+            end = source.suspend if isinstance(source, StoredRunSource) else source.cancel
             self.conductor.post(end)
 
     def detach(self) -> None:
@@ -188,7 +189,7 @@ class Driven:
         """End the run where another process has taken its store over."""
         self.conductor.do(self.stored("has a holder without a store").check_held)
 
-    def stored(self, what: str) -> KeptSupply:
+    def stored(self, what: str) -> StoredRunSource:
         """Return its source, which has a store.
 
         Raises
@@ -196,7 +197,7 @@ class Driven:
         StoreError
             Where it has none, for then nothing does `what`.
         """
-        if not isinstance(self.source, KeptSupply):
+        if not isinstance(self.source, StoredRunSource):
             run_id = self.plan.run_id
             raise StoreError(f"{run_id} has no store, and nothing {what}: use map(..., store=...)")
         return self.source
@@ -235,7 +236,7 @@ class Driven:
         plan = replace(self.plan, sink=None, root=f"{self.plan.run_id}/verify-{new_id()}")
         ledger = Ledger(plan.run_id, plan.definition.id)
         listeners = Listeners(self.host.put_event, _ignore_failure, self.host.report_problem)
-        source = Supply(plan, self.conductor, ledger, listeners)
+        source = source_of(plan, self.conductor, ledger, listeners)
         source.start_lots(sample.lots(plan.options.timeout))
         ledger.join()
         if ledger.error is not None:

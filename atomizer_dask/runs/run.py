@@ -34,8 +34,7 @@ from atomizer_dask.runs.recovery import (
     interruption_of,
     ledger_of,
 )
-from atomizer_dask.runs.source import Supply
-from atomizer_dask.runs.stored_source import KeptSupply
+from atomizer_dask.runs.sources.make import source_of
 from atomizer_dask.runs.verification import compare, draw
 from atomizer_dask.runs.waiting import heard, interrupt, wait_showing, why_not_ended
 from atomizer_dask.store.inputs.row_map import View
@@ -125,11 +124,7 @@ class Run(LiveDisplay, Pictures):
             on_end=run._close,
             on_reopen=run._reopen,
         )
-        source = (
-            Supply(plan, conductor, ledger, listeners)
-            if journal is None
-            else KeptSupply(plan, conductor, ledger, listeners, journal, in_flight)
-        )
+        source = source_of(plan, conductor, ledger, listeners, journal, in_flight)
         run._control = Driven(plan, conductor, host, ledger, source, drive)
         run._reopen()
         if journal is not None:

@@ -24,13 +24,21 @@ from atomizer_dask import (
 )
 from atomizer_dask.conductors import dispatcher
 from atomizer_dask.conductors.batch_size import Sizing
+from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
+from atomizer_dask.conductors.dask.carrier import DaskCarrier
+from atomizer_dask.conductors.dask.worker_watch import WorkerWatch
 from atomizer_dask.conductors.driver import Driver
+from atomizer_dask.conductors.electron_sender import ElectronSender
 from atomizer_dask.conductors.electron_source import ElectronSource
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.runs import stored_source
 from atomizer_dask.runs.ledger import Ledger
-from atomizer_dask.runs.source import Supply
-from atomizer_dask.runs.stored_source import KeptSupply
+from atomizer_dask.runs.sources import stored_source
+from atomizer_dask.runs.sources.electron_queue import ElectronQueue
+from atomizer_dask.runs.sources.record import MemoryRecord
+from atomizer_dask.runs.sources.retries import Retries
+from atomizer_dask.runs.sources.source import RunSource
+from atomizer_dask.runs.sources.store_record import StoreRecord
+from atomizer_dask.runs.sources.stored_source import StoredRunSource
 from atomizer_dask.store import writer
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.writer import Journal
@@ -82,9 +90,11 @@ def ends(run):
 
 GUARDS = {"act", "post", "post_action", "post_later", "fail", "give_up", "_break_off", "__init__"}
 GUARDS |= {"join", "rate", "__len__", "__eq__", "__repr__", "look", "snapshot", "reopen"}
+OF_RUNS = (RunSource, StoredRunSource, ElectronQueue, Retries, MemoryRecord, StoreRecord, Ledger)
+KINDS = (Driver, *OF_RUNS, Journal, ElectronSource, ElectronSender, Sizing, Outcome)
 PLACES = [
     (kind, name)
-    for kind in (Driver, Supply, KeptSupply, ElectronSource, Journal, Ledger, Sizing, Outcome)
+    for kind in KINDS
     for name, method in vars(kind).items()
     if isinstance(method, FunctionType) and name not in GUARDS
 ]
@@ -127,7 +137,7 @@ def test_any_method_that_raises_leaves_nobody_waiting(place, monkeypatch, tmp_pa
         assert set(attached.errors["kind"]) == {"exception"}
 
 
-RETRYING = [(kind, name) for kind, name in PLACES if kind in (Supply, KeptSupply, Journal, Ledger)]
+RETRYING = [(kind, name) for kind, name in PLACES if kind in (*OF_RUNS, Journal)]
 RETRYING += [(Ledger, "reopen")]
 
 
@@ -175,18 +185,21 @@ def test_chance_finds_nobody_waiting(seed, monkeypatch, tmp_path):
         atomizer.close()
 
 
-CARRYING = ["submit", "retract", "_carry_out", "_submit", "_forget", "_post", "_heed"]
-CARRYING += ["_release_soon", "_note_workers", "_drop", "_tell_demand", "stop"]
+CARRYING = [
+    *((DaskCarrier, name) for name in ("submit", "retract", "stop", "_heed", "_tell_demand")),
+    *((BatchTasks, name) for name in ("_carry_out", "_submit", "_clear", "post")),
+    *((BatchTasks, name) for name in ("_release_soon", "_drop")),
+    (WorkerWatch, "note"),
+]
 
 
 @pytest.mark.dask
 @pytest.mark.parametrize("error", [InjectedError, SystemExit])
-@pytest.mark.parametrize("name", CARRYING)
-def test_conductor_that_raises_leaves_nobody_waiting(cluster, name, error, monkeypatch):
+@pytest.mark.parametrize(("kind", "name"), CARRYING)
+def test_conductor_that_raises_leaves_nobody_waiting(cluster, kind, name, error, monkeypatch):
     atomizer = Atomizer(DaskConductor(cluster.scheduler_address), third)
     with monkeypatch.context() as patch:
-        method = vars(DaskConductor)[name]
-        patch.setattr(DaskConductor, name, raising_at(method, 2, error))
+        patch.setattr(kind, name, raising_at(vars(kind)[name], 2, error))
         runs = [atomizer.map(third, grid(x=range(3000))), atomizer.map(third, grid(x=range(3000)))]
         with suppress(error):
             runs[0].pause()
@@ -205,9 +218,9 @@ def test_conductor_that_raises_leaves_nobody_waiting(cluster, name, error, monke
 
 def test_run_fails_alone(local, monkeypatch, gate):
     calm = local.map(third, grid(x=range(1000)))
-    monkeypatch.setattr(Supply, "deliver", raising_at(Supply.deliver, 1))
+    monkeypatch.setattr(RunSource, "deliver", raising_at(RunSource.deliver, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(Supply, "_end_drawing", raising_at(Supply._end_drawing, 1))
+        patch.setattr(RunSource, "_end_drawing", raising_at(RunSource._end_drawing, 1))
         broken = local.map(third, ({"x": x} for x in range(100)))
         assert broken.join(SOON)
     assert calm.join(SOON)
@@ -218,7 +231,7 @@ def test_error_of_a_run_says_what_was_raised_and_where(local, monkeypatch, caplo
     def explode(*_):
         raise InjectedError("no way on")
 
-    monkeypatch.setattr(Supply, "take", explode)
+    monkeypatch.setattr(RunSource, "take", explode)
     run = local.map(third, grid(x=range(10)))
     with pytest.raises(AtomizerError, match=r"no way on \(raised in .*explode, .*broken_off"):
         run.wait(SOON)
@@ -231,14 +244,14 @@ def test_error_of_a_run_says_what_was_raised_and_where(local, monkeypatch, caplo
 
 
 def test_events_of_a_run_that_broke_off_end(local, monkeypatch):
-    monkeypatch.setattr(Supply, "_set_state", raising_at(Supply._set_state, 1))
+    monkeypatch.setattr(RunSource, "_set_state", raising_at(RunSource._set_state, 1))
     run = local.map(third, grid(x=range(10)))
     assert ends(run) == "failed"
     assert list(run.events) is not None  # the stream is closed, so that this returns
 
 
 def test_run_that_broke_off_is_not_retried_in_vain(local, monkeypatch):
-    monkeypatch.setattr(Supply, "_end", raising_at(Supply._end, 1))
+    monkeypatch.setattr(RunSource, "_end", raising_at(RunSource._end, 1))
     run = local.map(third, grid(x=range(10)))
     assert ends(run) == "failed"
     with pytest.raises(AtomizerError, match="map anew"):
@@ -641,7 +654,7 @@ def test_store_that_goes_away_ends_the_run_in_a_few_lines(name, monkeypatch, tmp
 
 def test_merging_that_raises_ends_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(writer, "FLUSH_ROWS", 10)
-    monkeypatch.setattr("atomizer_dask.runs.stored_source.MERGE_AT_END", 1)
+    monkeypatch.setattr("atomizer_dask.runs.sources.stored_source.MERGE_AT_END", 1)
     monkeypatch.setattr(Journal, "_merge", raising_at(Journal._merge, 1, SystemExit))
     with Atomizer(MemoryConductor(2), third) as atomizer:
         run = atomizer.map(third, grid(x=range(4000)), store=tmp_path / "s")

@@ -16,9 +16,9 @@ from patience import wait_until
 from atomizer_dask import Atomizer, MemoryConductor, Run, StoreError, atom, grid, zipped
 from atomizer_dask.cli.commands import main
 from atomizer_dask.conductors.status import ConductorStatus
-from atomizer_dask.runs import stored_source
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.progress import Progress
+from atomizer_dask.runs.sources import stored_source
 from atomizer_dask.store import stored_run
 from atomizer_dask.widgets import preview as previews
 from atomizer_dask.widgets.failures import failure_groups
@@ -134,7 +134,7 @@ def test_results_named_like_inputs_are_shown(local):
 DIES = """
 import os, signal, sys, time
 from atomizer_dask import Atomizer, MemoryConductor, atom, grid
-from atomizer_dask.runs import stored_source
+from atomizer_dask.runs.sources import stored_source
 stored_source.FLUSH_SECONDS = 0.0
 
 @atom(id="tests.slowly")

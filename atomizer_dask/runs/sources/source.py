@@ -1,13 +1,12 @@
-"""The supply of a run: which electrons are to be sent, and what to do with what came of them.
+"""What a run sends, what becomes of it, and how the run ends: pure decisions, on one thread.
 
-Everything here happens on the dispatcher's thread of the conductor, as in the driver that it
-feeds.
+The driver of a conductor takes batches from a `RunSource`, and delivers what became of them. All
+of it happens on the dispatcher's thread, but for what says otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import compress
@@ -21,27 +20,28 @@ from atomizer_dask.conductors.batch_size import Size
 from atomizer_dask.conductors.dispatcher import as_error
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.display.text import counted
-from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError, text_of
+from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.runs.in_flight import spans
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Listeners, Plan, Today
+from atomizer_dask.runs.sources.electron_queue import ElectronQueue, Lot
+from atomizer_dask.runs.sources.record import Record
 from atomizer_dask.store.layout import State
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.stream_reader import Drawing
 
 logger = logging.getLogger(__name__)
 
-_CANCELLED = Failure("cancelled", "", "the run was cancelled")
+_CANCELLED = Failure("cancelled", "", "the run was cancelled before it ended")
 _LEFT_BEHIND = Failure(
     "cancelled", "", "the run was cancelled; the electron did not heed that and was left behind"
 )
 
 
-class Supply:
+class RunSource:
     """Feeds a driver with the electrons of a run.
 
     Parameters
@@ -49,11 +49,20 @@ class Supply:
     plan
         What is to be done.
     conductor
-        Through which.
+        Carries it out.
     ledger
-        Where it is taken down what became of them.
+        What is known of the electrons.
     listeners
-        Who is told.
+        Are called when something happens.
+    record
+        Where it is taken down what becomes of the electrons.
+
+    Attributes
+    ----------
+    stopping
+        Whether the run is being cancelled, or was.
+    all_drawn
+        Whether it is known how many electrons there are.
     """
 
     def __init__(
@@ -62,24 +71,20 @@ class Supply:
         conductor: BatchConductor,
         ledger: Ledger,
         listeners: Listeners,
+        record: Record,
     ) -> None:
         self.stopping = False
         self._plan = plan
         self._conductor = conductor
         self._ledger = ledger
         self._listeners = listeners
+        self._record = record
         self._stream = Stream(plan.seed)
-        # A vectorised atom that reduces its arrays looks right where it is given one electron.
-        self._at_least = 2 if plan.definition.vectorized else 1
+        self._queue = ElectronQueue(plan.sweep, plan.definition.vectorized, ledger.changed)
         self._first_terms = Terms(timeout=plan.options.timeout)
-        self._pending: deque[tuple[Positions, Terms]] = deque()
-        self._delayed: dict[int, tuple[Positions, Terms]] = {}
-        self._waiting = 0
-        self._broken_policy: set[tuple[type, str]] = set()
         self._epoch = 0
         # Another one each time that it is tried again after it was cancelled.
         self._root = plan.root or plan.run_id
-        self._tokens = 0
         self._drawing = self._draw_from(plan.sweep) if isinstance(plan.sweep, Streamed) else None
         self.grows = self._drawing is not None
         self.all_drawn = self._drawing is None
@@ -89,11 +94,6 @@ class Supply:
     def running(self) -> int:
         """How many electrons are with the workers."""
         return self._driver.leased
-
-    @property
-    def pending(self) -> int:
-        """How many are still to be sent."""
-        return self._waiting + sum(len(lot) for lot, _ in list(self._delayed.values()))
 
     def start(self, electrons: Positions) -> None:
         """Begin to send; from any thread.
@@ -132,8 +132,11 @@ class Supply:
         self._driver.post_action(begin)
 
     def _begin(self, electrons: Positions) -> None:
-        for positions in spans(electrons):
-            self._add(positions)
+        for positions, terms, _ in self._record.begin(electrons, self._first_terms):
+            if terms.attempt > 1:
+                self._put_back(positions, terms)
+            else:
+                self._add(positions)
         self._driver.pump()
         self._check_end()
 
@@ -148,21 +151,10 @@ class Supply:
     # -- what the driver asks ----------------------------------------------------------------
 
     def waiting(self) -> int:  # noqa: D102
-        return 0 if self._ledger.state == "paused" else self._waiting
+        return 0 if self._ledger.state == "paused" else self._queue.waiting
 
     def take(self, size: Size, key: str) -> Batch | None:  # noqa: D102
-        positions, terms = self._pending.popleft()
-        electrons = max(size.electrons, self._at_least)
-        if not self._plan.definition.vectorized:
-            electrons = min(electrons, self._plan.sweep.together(positions))
-        if len(positions) == electrons + 1 and electrons >= self._at_least > 1:
-            electrons += 1  # and no electron is left over
-        if len(positions) > electrons:
-            self._pending.appendleft((positions[electrons:], terms))
-            positions = positions[:electrons]
-        with self._ledger.changed:
-            self._waiting -= len(positions)
-            self._ledger.changed.notify_all()  # more rows may be drawn
+        positions, terms, _ = self._queue.take(size.electrons)
         return self.batch(key, positions, terms, size.seconds)
 
     def batch(self, key: str, positions: Positions, terms: Terms, seconds: float) -> Batch:
@@ -190,25 +182,20 @@ class Supply:
         )
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
-        self._put_back(batch.positions[start:stop], terms)
-
-    def _put_back(self, positions: Positions, terms: Terms) -> None:
-        if self.stopping:
-            self._keep_failed(positions, _CANCELLED, terms)
-            return
-        self._pending.appendleft((positions, terms))
-        with self._ledger.changed:
-            self._waiting += len(positions)
+        lot = Lot(batch.positions[start:stop], terms)
+        self._put_back(self._record.unsent_of(lot), terms)
 
     def salvage(self, batch: Batch) -> None:
-        """Do nothing: results are kept nowhere but here."""
+        """Take in what a worker wrote of a batch before it died."""
+        self._record.salvage(batch.key)
 
     def deliver(  # noqa: D102
         self, batch: Batch, outcome: Outcome | Stored, *, last: bool
     ) -> None:
+        # Another process may have sent it, in another version of the atom.
+        code = "" if batch.sink is None else batch.sink.code
         positions = batch.positions[outcome.first : outcome.kept]
-        assert isinstance(outcome, Outcome)
-        self._keep(positions, replace(outcome, first=0, kept=len(outcome)), batch.terms)
+        self._take_down(positions, outcome, batch.terms, code)
         if last:
             self._check_end()
 
@@ -216,7 +203,8 @@ class Supply:
         if self._ledger.ended:
             return
         if self.stopping and isinstance(error, ConductorError):
-            self._keep_missing()
+            lost = self._record.lost(self._plan.sweep.length or 0)
+            self._fail_unsent(lost, self._first_terms)
             self._end("cancelled")
             return
         self._ledger.error = error
@@ -243,81 +231,47 @@ class Supply:
         """Have the run end in a forked process; that of its parent goes on."""
         self._ledger.disown(error)
 
-    def _keep_missing(self) -> None:
-        """Note that what nobody has told of never will be."""
-        missing = self._ledger.missing(self._plan.sweep.length or 0)
-        self._keep_failed(missing, _CANCELLED, self._first_terms)
+    # -- what becomes of electrons -----------------------------------------------------------
 
-    # -- what became of electrons ------------------------------------------------------------
+    def _take_down(
+        self, positions: Positions, outcome: Outcome | Stored, terms: Terms, code: str = ""
+    ) -> None:
+        """Take down an outcome, and send again what the policy says."""
+        lots = self._record.take(positions, outcome, terms, code=code, is_final=self.stopping)
+        for lot in lots:
+            self._put_off(lot, terms)
 
-    def _keep(self, positions: Positions, outcome: Outcome, terms: Terms) -> None:
-        if len(outcome):
-            part = Part(positions, outcome, terms.attempt)
-            self._try_again(part, terms)
-            self._ledger.add(part)
-            self._tell_failures(part)
+    def _fail_unsent(self, positions: Positions, terms: Terms) -> None:
+        """Take down that electrons were cancelled before they were sent."""
+        self._take_down(positions, Outcome.all_failed(len(positions), _CANCELLED), terms)
 
-    def _tell_failures(self, part: Part) -> None:
+    def _put_back(self, positions: Positions, terms: Terms) -> None:
+        """Send electrons next, those of them that have not ended."""
+        left = self._record.open_of(positions)
         if self.stopping:
-            return
-        current = part.current()
-        positions = current.failed_positions()
-        for position, code in zip(positions.tolist(), current.outcome.codes, strict=True):
-            self._listeners.on_failure(current.outcome.failures[code], position)
+            self._fail_unsent(left, terms)
+        elif len(left):
+            self._queue.put_first(Lot(left, terms))
 
-    def _keep_failed(self, positions: Positions, failure: Failure, terms: Terms) -> None:
-        """Note that electrons failed that were not sent."""
-        self._keep(positions, Outcome.all_failed(len(positions), failure), terms)
-
-    def _try_again(self, part: Part, terms: Terms) -> None:
-        """Have those of the failed electrons tried again for which the policy says so."""
-        outcome, policy = part.outcome, self._plan.options.policy
-        if policy.never or self.stopping or not len(outcome.failed):
-            return
-        errors = outcome.errors(self._ledger.told_of(part))
-        decisions = np.array([self._decide(error) for error in errors])
-        part.replaced = decisions != "fail"
-        positions = part.failed_positions()
-        for position, error in zip(
-            positions[part.replaced], compress(errors, part.replaced), strict=True
-        ):
-            self._ledger.remember(int(position), error)
-        for decision in ("retry", "requeue"):
-            chosen = self._not_sent_again(positions[decisions == decision], terms)
-            if len(chosen):
-                further = terms.again(outcome.worker, elsewhere=decision == "requeue")
-                self._put_off(chosen, further, policy.delay(terms.attempt))
-
-    def _not_sent_again(self, positions: Positions, terms: Terms) -> Positions:
-        """Return those of which no further attempt than on these terms has been sent."""
-        return positions
-
-    def _decide(self, error: ElectronError) -> str:
-        try:
-            return self._plan.options.policy.decide(error)
-        except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run
-            if (alike := (type(broken), text_of(broken))) not in self._broken_policy:
-                self._broken_policy.add(alike)  # of a million alike, the first is told
-                whose = error.event.electron_id
-                problem = f"on_failure raised; {whose} is not tried again"
-                self._listeners.on_problem(problem, broken)
-            return "fail"
-
-    def _put_off(self, positions: Positions, terms: Terms, seconds: float) -> None:
+    def _put_off(self, lot: Lot, before: Terms) -> None:
         """Send electrons again after some seconds, in which they hold nothing."""
-        token = self._tokens = self._tokens + 1
-        self._delayed[token] = positions, terms
-        number = counted(len(positions), "electron")
-        again = f"{number} failed and will be tried again in {seconds:.3g} s"
-        self.tell(again, attempt=terms.attempt)
+        if lot.terms.attempt == before.attempt:  # they have not failed: their results are gone
+            self._put_back(lot.positions, lot.terms)
+            return
+        token = self._queue.delay(lot)
+        number = counted(len(lot.positions), "electron")
+        again = f"{number} failed and will be tried again in {lot.seconds:.3g} s"
+        self.tell(again, attempt=lot.terms.attempt)
 
         def send() -> None:
-            if (lot := self._delayed.pop(token, None)) is not None:
-                self._put_back(*lot)
+            if (ready := self._queue.pop_delayed(token)) is not None:
+                self._put_back(ready.positions, ready.terms)
                 self._driver.pump()
                 self._check_end()
 
-        self._driver.post_later(seconds, send)
+        self._driver.post_later(lot.seconds, send)
+
+    # -- trying again ------------------------------------------------------------------------
 
     def retry(
         self,
@@ -348,7 +302,8 @@ class Supply:
         if not any(again.any() for _, again, _ in chosen):
             return
         self._check_unbroken()
-        self._prepare_retry()  # first: where that fails, nothing has changed
+        # First: where that fails, nothing has changed.
+        self._plan = self._record.prepare_retry(self._plan)
         if today is not None:
             self._renew(today)
         had_ended = self._ledger.ended
@@ -382,7 +337,7 @@ class Supply:
             if len(positions):
                 lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
         count = sum(len(positions) for positions, _ in lots)
-        self._take_out(np.concatenate([positions for positions, _ in lots]))
+        self._record.reopen(np.concatenate([positions for positions, _ in lots]))
         if not self._ledger.ended:
             are = "electron is" if count == 1 else "electrons are"
             self._send_again(lots, f"{count:,} failed {are} tried again")
@@ -395,12 +350,7 @@ class Supply:
             plan, definition=today.definition, version=today.version, origin=origin
         )
         self.tell("the atom is not what it was: electrons are executed as it is now")
-
-    def _prepare_retry(self) -> None:
-        """Make sure that electrons can be tried again."""
-
-    def _take_out(self, again: np.ndarray) -> None:
-        """Note that electrons have not ended, for they are tried again."""
+        self._plan = self._record.renew(self._plan, today)
 
     def _send_again(self, lots: list[tuple[np.ndarray, Terms]], message: str) -> None:
         if self.stopping:
@@ -434,15 +384,7 @@ class Supply:
     def _add(self, positions: Positions) -> None:
         if self.stopping or self._ledger.ended or not len(positions):
             return
-        with self._ledger.changed:
-            self._waiting += len(positions)
-        if self._pending:
-            before, terms = self._pending[-1]
-            ranges = isinstance(before, range) and isinstance(positions, range)
-            if ranges and (before.stop, terms) == (positions.start, self._first_terms):  # type: ignore[union-attr]
-                self._pending.pop()
-                positions = range(before.start, positions.stop)  # type: ignore[union-attr]
-        self._pending.append((positions, self._first_terms))
+        self._queue.put_last(Lot(positions, self._first_terms))
         self._driver.pump()
 
     def _break(self, error: BaseException) -> None:
@@ -500,14 +442,10 @@ class Supply:
         if self.stopping or self._ledger.ended:
             return
         self.stopping = True
-        pending, self._pending = [*self._pending, *self._delayed.values()], deque()
-        self._delayed.clear()
-        with self._ledger.changed:
-            self._waiting = 0
-        for positions, terms in pending:
-            self._keep_failed(positions, _CANCELLED, terms)
+        for positions, terms, _ in self._queue.clear():
+            self._fail_unsent(positions, terms)
         if self._drawing is not None:
-            self._keep_failed(self._drawing.end(), _CANCELLED, self._first_terms)
+            self._fail_unsent(self._drawing.end(), self._first_terms)
             self.all_drawn = True
         if self._driver.idle:
             self._check_end()
@@ -522,31 +460,27 @@ class Supply:
         self._driver.abandon(_LEFT_BEHIND)
         self._check_end()
 
+    @property
+    def _has_sent_all(self) -> bool:
+        """Whether nothing is left to be sent, and all that was sent has come back."""
+        return self.all_drawn and not self._queue and self._driver.idle
+
     def _check_end(self) -> None:
-        if self._ledger.ended or self._pending or self._delayed or not self._driver.idle:
-            return
-        if self.all_drawn and self._is_written():
+        if self._has_sent_all and not self._ledger.ended:
             failed = self._ledger.error is not None
             self._end("failed" if failed else "cancelled" if self.stopping else "finished")
-
-    def _is_written(self) -> bool:
-        """Return whether nothing is left to do about the results; else this is asked again."""
-        return True
 
     def _end(self, state: State) -> None:
         if self._ledger.ended:
             return
         try:
-            self._close(state)
+            self._record.close(self._plan, state)
         except BaseException as error:  # noqa: BLE001 - nobody would ever learn that it has ended
             state, self._ledger.error = "failed", self._ledger.error or as_error(error)
         try:
             self._set_state(state, ended=True)
         finally:
             self._listeners.on_end()
-
-    def _close(self, state: State) -> None:
-        """Do what is to be done before a run has ended."""
 
     def _set_state(self, state: State, *, ended: bool = False) -> None:
         self._ledger.set_state(state, ended=ended)

@@ -1,0 +1,39 @@
+"""The source of a run, with the record that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atomizer_dask.conductors.batch_conductor import BatchConductor
+from atomizer_dask.execution.batch import Batch
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Listeners, Plan
+from atomizer_dask.runs.sources.record import MemoryRecord
+from atomizer_dask.runs.sources.retries import Retries
+from atomizer_dask.runs.sources.source import RunSource
+from atomizer_dask.runs.sources.store_record import StoreRecord
+from atomizer_dask.runs.sources.stored_source import StoredRunSource
+from atomizer_dask.store.writer import Journal
+
+
+def source_of(
+    plan: Plan,
+    conductor: BatchConductor,
+    ledger: Ledger,
+    listeners: Listeners,
+    journal: Journal | None = None,
+    in_flight: Sequence[Batch] = (),
+) -> RunSource:
+    """Return the source of a run: one that survives in a store where there is a journal.
+
+    Parameters
+    ----------
+    in_flight
+        Batches that another process sent, in that order.
+    """
+    retries = Retries(plan.options.policy, ledger, listeners.on_problem)
+    if journal is None:
+        record = MemoryRecord(ledger, retries, listeners)
+        return RunSource(plan, conductor, ledger, listeners, record)
+    kept = StoreRecord(journal, ledger, retries, listeners, in_flight)
+    return StoredRunSource(plan, conductor, ledger, listeners, kept)

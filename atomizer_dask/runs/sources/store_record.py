@@ -1,0 +1,354 @@
+"""Where it is taken down what becomes of the electrons of a run: in its store."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from atomizer_dask.errors import AtomizerError, StoreError
+from atomizer_dask.execution.batch import Batch, Positions, Terms
+from atomizer_dask.execution.outcome import Outcome, Part, Stored
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Listeners, Plan, Today
+from atomizer_dask.runs.sources.electron_queue import Lot
+from atomizer_dask.runs.sources.in_flight import adopt, spans
+from atomizer_dask.runs.sources.record import tell_failures
+from atomizer_dask.runs.sources.retries import Retries
+from atomizer_dask.store.code_check import check_code, keep_atom
+from atomizer_dask.store.layout import INCOMING, State
+from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.writer import Journal
+from atomizer_dask.sweeps.columns import numpy_values
+from atomizer_dask.sweeps.stream import Streamed
+
+logger = logging.getLogger(__name__)
+
+FIRST_UNSTORABLE = 100  # electrons, where nothing could be stored before
+MANY_UNSTORABLE = 10_000
+
+
+class Owner(Protocol):
+    """The source whose record it is."""
+
+    def adopt_batch(self, batch: Batch, start: int, stop: int) -> None:
+        """Have the driver wait for a batch of another process, from an offset to another."""
+
+    def note_store_failed(self, error: Exception) -> None:
+        """End the run: its store fails."""
+
+    def note_unstorable(self, message: str, *, is_refused: bool) -> None:
+        """Note that the store cannot hold results; where it `is_refused`, send nothing more."""
+
+    def settle_all(self) -> None:
+        """Have the conductor forget the outcomes of all batches of the run."""
+
+
+class StoreRecord:
+    """The record of a run that survives in a store: its journal, and the ledger.
+
+    Parameters
+    ----------
+    journal
+        Writes down what becomes of electrons.
+    ledger, retries, listeners
+        As of a `MemoryRecord`.
+    in_flight
+        Batches that another process sent, in that order.
+
+    Attributes
+    ----------
+    owner
+        The source whose record it is.
+    refusal
+        Why nothing more is sent: what the store cannot hold. Empty where it can.
+    settled
+        Keys of batches that the conductor may forget once all is written.
+    """
+
+    owner: Owner
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        retries: Retries,
+        listeners: Listeners,
+        in_flight: Sequence[Batch],
+    ) -> None:
+        self.journal = journal
+        self.refusal = ""
+        self.settled: list[str] = []
+        self._ledger = ledger
+        self._retries = retries
+        self._listeners = listeners
+        self._in_flight = in_flight
+        self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
+        self._unstorable_count = 0  # electrons in a row
+
+    @property
+    def in_flight_count(self) -> int:
+        """How many electrons another process sent, which may be under way."""
+        return sum(map(len, self._in_flight))
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """End the run where its store fails: what is not in it can be computed again."""
+        try:
+            yield
+        except Exception as error:
+            # Of a file system in the network it has hundreds of lines.
+            logger.debug("the store %s failed", self.journal.store.folder.url, exc_info=True)
+            if not self._ledger.ended:
+                self.owner.note_store_failed(error)
+
+    # -- beginning -------------------------------------------------------------------------------
+
+    def begin(self, electrons: Positions, terms: Terms) -> list[Lot]:
+        """Wait for what is under way, and return what is to be sent: first what failed before."""
+        if self._in_flight:
+            found = adopt(electrons, self._in_flight, self.journal.not_done)
+            for batch, start, stop in found.leases:
+                self.owner.adopt_batch(batch, start, stop)
+            self.settled += found.over
+            self._adopted, electrons = found.attempts, found.free
+            self._in_flight = ()
+        tried = self._ledger.history
+        if not tried:
+            return [Lot(positions, terms) for positions in spans(electrons)]
+        todo = numpy_values(electrons)
+        again = todo[np.isin(todo, np.fromiter(tried, dtype=np.int64, count=len(tried)))]
+        by_attempt: defaultdict[int, list[int]] = defaultdict(list)
+        for position in again.tolist():
+            by_attempt[1 + len(tried[position])].append(position)
+        first = [
+            Lot(np.array(those), terms._replace(attempt=attempt))
+            for attempt, those in by_attempt.items()
+        ]
+        return [*first, *(Lot(each, terms) for each in spans(np.setdiff1d(todo, again)))]
+
+    def open_of(self, positions: Positions) -> Positions:
+        """Return which have not ended: of a batch whose sender died, some may have."""
+        return self.journal.not_done(positions)
+
+    def unsent_of(self, lot: Lot) -> Positions:
+        """Return of which electrons whoever drove the run before had sent no further attempt."""
+        positions = lot.positions
+        if not self._adopted:
+            return positions
+        latest = np.array([self._adopted.get(int(position), 0) for position in positions])
+        left: np.ndarray = numpy_values(positions)[latest <= lot.terms.attempt]
+        return left
+
+    # -- what became of electrons ----------------------------------------------------------------
+
+    def take(
+        self,
+        positions: Positions,
+        outcome: Outcome | Stored,
+        terms: Terms,
+        *,
+        code: str = "",
+        is_final: bool = False,
+    ) -> list[Lot]:
+        """Take down an outcome, and return what is to be sent again."""
+        if isinstance(outcome, Stored):
+            return self._take_stored(positions, outcome, terms, code, is_final)
+        if not len(outcome):
+            return []
+        whole = replace(outcome, first=0, kept=len(outcome))
+        part = self._open_part(Part(positions, whole, terms.attempt, code=code))
+        part.outcome, outputs = self.journal.encode(part.outcome)
+        bad = part.outcome.failed_mask()
+        if not bad.all():
+            good = part.pick(~bad) if bad.any() else part
+            self._unstorable_count = 0
+            written = partial(self._ledger.replace, self._ledger.add(good))
+            self.journal.gather(good, outputs, written)
+        return self._take_failures(part.pick(bad), terms, is_final) if bad.any() else []
+
+    def _take_stored(
+        self, positions: Positions, stored: Stored, terms: Terms, code: str, is_final: bool
+    ) -> list[Lot]:
+        """Take in what a worker has written, and take down what failed."""
+        lots = []
+        failed = stored.offsets - stored.first
+        try:
+            part = self.journal.take_in(positions, stored)
+        except FileNotFoundError:  # it was put aside, or the folder was tidied by hand
+            lots.append(Lot(np.delete(numpy_values(positions), failed), terms))
+        else:
+            if part is not None:
+                self._ledger.add(part)
+        if len(failed):
+            bad = Part(numpy_values(positions)[failed], stored.failed, terms.attempt, code=code)
+            lots += self._take_failures(self._open_part(bad), terms, is_final)
+        return lots
+
+    def _open_part(self, part: Part) -> Part:
+        """Return a part without electrons that have ended already."""
+        left = self.journal.not_done(part.positions)
+        if len(left) == len(part):
+            return part
+        return part.pick(np.isin(numpy_values(part.positions), left))
+
+    def _take_failures(self, part: Part, terms: Terms, is_final: bool) -> list[Lot]:
+        """Take down electrons that all failed, and return those that are tried again."""
+        lots = []
+        for some in _apart(part) if len(part) else ():
+            lots += self._take_alike(some, terms, is_final)
+        return lots
+
+    def _take_alike(self, part: Part, terms: Terms, is_final: bool) -> list[Lot]:
+        part.attempt = terms.attempt
+        self._note_unstorable(part)
+        errors = part.outcome.errors(self._ledger.told_of(part))
+        lots = [] if is_final else self._retries.of(part, terms)
+        self._ledger.add(part)
+        if not is_final:
+            tell_failures(part, self._listeners)
+        # What was cancelled has not ended for whoever goes on with the run.
+        for_good = np.array([error.kind != "cancelled" for error in errors], dtype=bool)
+        positions = numpy_values(part.positions).tolist()
+        pairs = zip(positions, errors, strict=True)
+        self.journal.gather_errors(pair for pair, kept in zip(pairs, for_good, strict=True) if kept)
+        if part.replaced is not None:
+            for_good &= ~part.replaced
+        if for_good.any():
+            self.journal.gather_failed(part.pick(for_good))
+        lots = [lot._replace(positions=self.unsent_of(lot._replace(terms=terms))) for lot in lots]
+        return [lot for lot in lots if len(lot.positions)]
+
+    def _note_unstorable(self, part: Part) -> None:
+        """Note what the store cannot hold; where it is all that comes, more would not help."""
+        if part.outcome.unstored is None or self.refusal:
+            return
+        why = part.outcome.failures[part.outcome.codes[0]].message
+        if not self._unstorable_count:
+            self.owner.note_unstorable(why, is_refused=False)
+        self._unstorable_count += len(part)
+        at_most = MANY_UNSTORABLE if self._ledger.done else FIRST_UNSTORABLE
+        if self._unstorable_count >= at_most:
+            self.refusal = why
+            self.owner.note_unstorable(why, is_refused=True)
+
+    def salvage(self, key: str) -> None:
+        """Take in what a worker wrote of a batch before it died."""
+        with self.storing():
+            for part in self.journal.salvage(key):
+                self._ledger.add(part)
+
+    def lost(self, count: int) -> Positions:
+        """Return nothing: what has not ended can be gone on with."""
+        return range(0)
+
+    # -- trying again ----------------------------------------------------------------------------
+
+    def prepare_retry(self, plan: Plan) -> Plan:
+        """Hold the store again where the run had ended, and return the plan for that."""
+        if self.journal.unaccepted is not None:
+            raise self.journal.unaccepted
+        if not self._ledger.ended:
+            return plan
+        store = self.journal.store
+        store.hold_again()
+        assert plan.sink is not None
+        assert store.holder is not None
+        return replace(plan, sink=plan.sink._replace(token=store.holder.token))
+
+    def renew(self, plan: Plan, today: Today) -> Plan:
+        """Note in the store that the atom is another one, and return the plan for that."""
+        store = self.journal.store
+        assert plan.sink is not None
+        with self.storing():
+            if check_code(store, today.code, accept=True) == "accepted":
+                keep_atom(store, today.definition)
+                store.save()
+        self.journal.code = today.code.fingerprint
+        return replace(plan, sink=plan.sink._replace(code=today.code.fingerprint))
+
+    def allow_pickle(self, plan: Plan) -> Plan:
+        """Have the store keep pickles from now on, and return the plan for that."""
+        store = self.journal.store
+        store.manifest["options"]["allow_pickle"] = self.journal.allow_pickle = True
+        assert plan.sink is not None
+        with self.storing():
+            store.save()
+        self._unstorable_count, self.refusal = 0, ""
+        return replace(plan, sink=plan.sink._replace(allow_pickle=True))
+
+    def store_unstored(self, terms: Terms, *, is_final: bool) -> list[Lot]:
+        """Store what failed electrons returned, which failed since the store could not hold it."""
+        lots = []
+        for part in self._ledger.snapshot():
+            if isinstance(part, StoredPart):
+                part.allow_pickle = True  # into whose file others may be merged
+            elif part.outcome.unstored is not None and part.outcome.is_whole:
+                lots += self._store_now(part, terms._replace(attempt=part.attempt), is_final)
+        return lots
+
+    def _store_now(self, part: Part, terms: Terms, is_final: bool) -> list[Lot]:
+        current = part.current()
+        if not len(current):
+            return []
+        positions = numpy_values(current.positions)
+        self._ledger.strike_out(part, np.ones(len(part.outcome.failed), dtype=bool))
+        self.reopen(positions)
+        outcome = current.outcome.as_stored()
+        return self.take(positions, outcome, terms, code=part.code, is_final=is_final)
+
+    def reopen(self, positions: np.ndarray) -> None:
+        """Note in the store that electrons have not ended, for they are tried again."""
+        self.journal.reopen(positions)
+        with self.storing():
+            self.journal.rewrite_failed(positions)
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    def close(self, plan: Plan, state: State) -> None:
+        """Write what has been gathered, describe the end, and release the store."""
+        journal = self.journal
+        try:
+            journal.flush()
+            self._describe_end(plan, state)
+            journal.store.end_session(state)
+            # Of a run that its store refused all that was executed has arrived.
+            if self.refusal or state not in ("failed", "detached", "suspended"):
+                self.owner.settle_all()
+        except (StoreError, OSError) as error:
+            self._ledger.error = self._ledger.error or AtomizerError(str(error), error)
+        finally:
+            try:
+                journal.store.let_go()
+            except (StoreError, OSError) as error:  # whoever comes next is told how to take over
+                self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)
+
+    def _describe_end(self, plan: Plan, state: State) -> None:
+        """Note how many rows a stream had, and remove what workers wrote in vain."""
+        sweep, store = plan.sweep, self.journal.store
+        if isinstance(sweep, Streamed) and not sweep.is_read:
+            ended = state == "finished"
+            store.manifest["sweeps"][-1]["electrons"] = sweep.length if ended else None
+        if state == "finished":  # by workers that were thought dead, and were not
+            for path in store.folder.files(INCOMING):
+                store.folder.remove(path)
+
+
+def _apart(part: Part) -> list[Part]:
+    """Return failed electrons whose results a store cannot hold apart from others."""
+    outcome = part.outcome
+    if outcome.unstored is None:
+        return [part]
+    is_unstorable = np.array([failure.type == "UnstorableError" for failure in outcome.failures])
+    mask = is_unstorable[np.asarray(outcome.codes)]
+    if mask.all():
+        return [part]
+    others = part.pick(~mask)
+    others.outcome = replace(others.outcome, unstored=None)
+    return [part.pick(mask), others]
