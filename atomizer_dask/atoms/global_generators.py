@@ -255,3 +255,14 @@ _SETTERS: dict[str, Callable[[Any], Any]] = {
     "random": random.setstate,
     "torch": lambda state: sys.modules["torch"].set_rng_state(state),
 }
+
+
+def warning_of_draws(definition: Any) -> str:
+    """Return what to say of a vectorised atom that draws from a generator of its process."""
+    if not (definition.vectorized and definition.draws_from):
+        return ""
+    return (
+        f"{definition.id} is vectorised and draws from {' and '.join(definition.draws_from)}: "
+        "its numbers depend on how electrons are bundled, and are others each time; draw from "
+        "context.random(shape), a row per electron"
+    )

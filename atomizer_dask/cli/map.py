@@ -91,18 +91,9 @@ def map_(
     \b
     Exit codes: 0 all done, 3 all done but some failed, 4 not all done.
     """  # noqa: D301 - click wants it
-    if out is None and store is None:
-        raise click.UsageError("give --out FILE or --store DIR: the results must go somewhere")
+    _check_kept(out, store)
     with heeding_termination(), errors_as_text():
-        how: dict[str, Any] = {
-            "timeout": _number_or_text(timeout),
-            "on_failure": on_failure,
-            "max_attempts": max_attempts,
-            "backoff": _number_or_text(backoff),
-            "allow_pickle": allow_pickle,
-            "priority": priority or 0,
-        }
-        MapOptions.of(**how)
+        how = _how(timeout, on_failure, max_attempts, backoff, allow_pickle, priority)
         atom, sweep = load_atom(target), _read(source)
         _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
@@ -156,6 +147,34 @@ def _read(source: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # those of pandas and pyarrow are of these kinds
         raise click.UsageError(f"cannot read {source}: {error}") from error
     raise click.UsageError(f"--sweep reads .csv and .parquet, got {source.name}")
+
+
+def _how(
+    timeout: str | None,
+    on_failure: str | None,
+    max_attempts: int | None,
+    backoff: str | None,
+    allow_pickle: bool,
+    priority: int | None,
+) -> dict[str, Any]:
+    """Return the options of `Atomizer.map`, checked before anything else is done."""
+    how: dict[str, Any] = {
+        "timeout": _number_or_text(timeout),
+        "on_failure": on_failure,
+        "max_attempts": max_attempts,
+        "backoff": _number_or_text(backoff),
+        "allow_pickle": allow_pickle,
+        "priority": priority or 0,
+    }
+    MapOptions.of(**how)
+    return how
+
+
+def _check_kept(out: Path | None, store: str | None) -> None:
+    if out is None and store is None:
+        raise click.UsageError(
+            "give --out FILE, --store DIR, or both: the results must go somewhere"
+        )
 
 
 def _check_writable(out: Path | None) -> None:

@@ -83,17 +83,17 @@ def _duration(seconds: float) -> str:
 
 def _watch(store: str, run: Run) -> Run:
     """Print a line whenever something has changed, until nobody works on the run any more."""
-    before, seen = run.progress, time.monotonic()
+    before, seen, state = _known(run.progress), time.monotonic(), run.state
     # A detached run has no holder until a worker has a thread for its driver.
     while run.provenance["holder"] is not None or run.state == "detached":
         time.sleep(WATCH_SECONDS)
         run = Run.open(store)
-        now, at = run.progress, time.monotonic()
-        if _known(now) != _known(before):
-            click.echo(_line(run, True, (_known(now) - _known(before)) / (at - seen)))
-            before, seen = now, at
+        known, at = _known(run.progress), time.monotonic()
+        if known != before:
+            click.echo(_line(run, True, (known - before) / (at - seen)))
+            before, seen, state = known, at, run.state
     run = Run.open(store)  # with what was done between the last look and the end
-    if _known(run.progress) != _known(before):
+    if (_known(run.progress), run.state) != (before, state):
         click.echo(_line(run, False))
     return run
 

@@ -270,3 +270,13 @@ def _failed(part: Part) -> Part:
 
 def _loaded(part: Part | StoredPart) -> list[Part]:
     return part.load() if isinstance(part, StoredPart) else [part.current()]
+
+
+def ended_in_words(ledger: Ledger, total: int | None) -> str:
+    """Return how many electrons of a run have ended.
+
+    >>> ended_in_words(Ledger("run", "atom"), 1000)
+    '0 of 1,000 electrons have ended'
+    """
+    ended = ledger.done + ledger.failed
+    return f"{ended:,} of {'?' if total is None else f'{total:,}'} electrons have ended"

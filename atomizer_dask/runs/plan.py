@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.errors import AtomizerError
-from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import Origin, Sink
+from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.events import Event, Level
+from atomizer_dask.execution.batch import Batch, Origin, Positions, Sink, Terms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.sweeps.sweep import Sweep
@@ -49,6 +50,51 @@ class Plan:
     options: MapOptions
     sink: Sink | None = None
     root: str = ""
+
+    def renewed(self, today: Today) -> Plan:
+        """Return it for the atom as it is today."""
+        origin = self.origin._replace(catalog=today.catalog)
+        return replace(self, definition=today.definition, version=today.version, origin=origin)
+
+    def event(self, message: str, level: Level = "info", **fields: Any) -> Event:
+        """Return an event about the run as a whole."""
+        return Event(
+            message,
+            atom_id=self.definition.id,
+            run_id=self.run_id,
+            level=level,
+            fields=fields,
+        )
+
+    def batch(
+        self,
+        key: str,
+        positions: Positions,
+        terms: Terms,
+        seconds: float,
+        stream: Stream,
+        earlier: list[tuple[ElectronError, ...]] | None,
+        epoch: int,
+        root: str,
+    ) -> Batch:
+        """Return some electrons as a batch; see `Batch` for what is given."""
+        return Batch(
+            key=key,
+            atom_id=self.definition.id,
+            version=self.version,
+            inputs=self.sweep.inputs_of(positions),
+            positions=positions,
+            stream=stream,
+            origin=self.origin,
+            terms=terms,
+            earlier=earlier,
+            epoch=epoch,
+            run_id=self.run_id,
+            root_id=root,
+            copy_state=self.options.copy_state,
+            seconds=seconds,
+            sink=self.sink,
+        )
 
 
 @dataclass(frozen=True, slots=True)

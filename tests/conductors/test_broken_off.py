@@ -34,6 +34,7 @@ from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.sources import stored_source
 from atomizer_dask.runs.sources.electron_queue import ElectronQueue
+from atomizer_dask.runs.sources.feed import Feed
 from atomizer_dask.runs.sources.record import MemoryRecord
 from atomizer_dask.runs.sources.retries import Retries
 from atomizer_dask.runs.sources.source import RunSource
@@ -90,7 +91,16 @@ def ends(run):
 
 GUARDS = {"act", "post", "post_action", "post_later", "fail", "give_up", "_break_off", "__init__"}
 GUARDS |= {"join", "rate", "__len__", "__eq__", "__repr__", "look", "snapshot", "reopen"}
-OF_RUNS = (RunSource, StoredRunSource, ElectronQueue, Retries, MemoryRecord, StoreRecord, Ledger)
+OF_RUNS = (
+    RunSource,
+    StoredRunSource,
+    ElectronQueue,
+    Feed,
+    Retries,
+    MemoryRecord,
+    StoreRecord,
+    Ledger,
+)
 KINDS = (Driver, *OF_RUNS, Journal, ElectronSource, ElectronSender, Sizing, Outcome)
 PLACES = [
     (kind, name)
@@ -220,7 +230,7 @@ def test_run_fails_alone(local, monkeypatch, gate):
     calm = local.map(third, grid(x=range(1000)))
     monkeypatch.setattr(RunSource, "deliver", raising_at(RunSource.deliver, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(RunSource, "_end_drawing", raising_at(RunSource._end_drawing, 1))
+        patch.setattr(RunSource, "note_drawn", raising_at(RunSource.note_drawn, 1))
         broken = local.map(third, ({"x": x} for x in range(100)))
         assert broken.join(SOON)
     assert calm.join(SOON)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
+from atomizer_dask.errors import AtomizerError, ElectronError
+from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Terms
 from atomizer_dask.execution.outcome import Part
 from atomizer_dask.policy import Judge, Policy
 from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.plan import Plan
 from atomizer_dask.runs.sources.electron_queue import Lot
 
 
@@ -61,3 +65,64 @@ class Retries:
                 further = terms.again(outcome.worker, elsewhere=decision == "requeue")
                 lots.append(Lot(chosen, further, policy.delay(terms.attempt)))
         return lots
+
+
+class Chosen(NamedTuple):
+    """Failed electrons of a part that a user wants tried again.
+
+    Parameters
+    ----------
+    part
+        What became of them.
+    again
+        Mask over the failed electrons of the part.
+    errors
+        What each of the failed electrons of the part failed with.
+    """
+
+    part: Part
+    again: np.ndarray
+    errors: list[ElectronError]
+
+
+def failed_of(ledger: Ledger, where: Callable[[ElectronError], bool] | None) -> list[Chosen]:
+    """Return the failed electrons of a run that a function of the failure chooses, by part.
+
+    Nothing where it chooses none. Raises whatever the function raises.
+    """
+    chosen = []
+    for part in ledger.parts:
+        failed = part.failed_positions()
+        if not len(failed):
+            continue
+        assert isinstance(part, Part)
+        errors = part.outcome.errors(ledger.told_of(part))
+        gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
+        wanted = (
+            not g and (where is None or bool(where(e))) for g, e in zip(gone, errors, strict=True)
+        )
+        again = np.fromiter(wanted, dtype=bool, count=len(errors))
+        chosen.append(Chosen(part, again, errors))
+    return chosen if any(again.any() for _, again, _ in chosen) else []
+
+
+def strike_out(
+    ledger: Ledger, chosen: list[Chosen], timeout: float | None
+) -> list[tuple[np.ndarray, Terms]]:
+    """Note that electrons are tried again, and return these with the terms of that attempt."""
+    lots = []
+    for part, again, errors in chosen:
+        positions = part.failed_positions()[again]
+        for position, error in zip(positions.tolist(), compress(errors, again), strict=True):
+            ledger.remember(position, error)
+        ledger.strike_out(part, again)
+        if len(positions):
+            lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
+    return lots
+
+
+def error_of_broken(plan: Plan, ledger: Ledger) -> AtomizerError:
+    """Return the error of trying again in a run whose electrons are not sent any more."""
+    go_on = "map anew" if plan.sink is None else f"atomizer.attach({plan.sink.url!r}) goes on"
+    message = f"{plan.run_id} is {ledger.state}, and electrons of it are not sent any more: {go_on}"
+    return AtomizerError(Event(message, run_id=plan.run_id, level="error"), ledger.error)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import compress
 from typing import Any
 
 import numpy as np
 
+from atomizer_dask.atoms.global_generators import warning_of_draws
 from atomizer_dask.atoms.random_streams import Stream
 from atomizer_dask.conductors.batch_conductor import HEED_SECONDS, BatchConductor
 from atomizer_dask.conductors.batch_size import Size
@@ -21,17 +20,18 @@ from atomizer_dask.conductors.dispatcher import as_error
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.display.text import counted
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
-from atomizer_dask.events import Event, Level
+from atomizer_dask.events import Level
 from atomizer_dask.execution.batch import Batch, Positions, Terms
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.runs.ledger import Ledger, ended_in_words
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import ElectronQueue, Lot
+from atomizer_dask.runs.sources.feed import Feed
 from atomizer_dask.runs.sources.record import Record
+from atomizer_dask.runs.sources.retries import Chosen, error_of_broken, failed_of, strike_out
 from atomizer_dask.store.layout import State
 from atomizer_dask.sweeps.stream import Streamed
-from atomizer_dask.sweeps.stream_reader import Drawing
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,11 @@ class RunSource:
         self._epoch = 0
         # Another one each time that it is tried again after it was cancelled.
         self._root = plan.root or plan.run_id
-        self._drawing = self._draw_from(plan.sweep) if isinstance(plan.sweep, Streamed) else None
-        self.grows = self._drawing is not None
-        self.all_drawn = self._drawing is None
+        self._feed: Feed | None = None
+        if isinstance(plan.sweep, Streamed):
+            self._feed = Feed(plan.sweep, plan.run_id, ledger, self)
+        self.grows = self._feed is not None
+        self.all_drawn = self._feed is None
         self._driver: Driver = conductor.drive(self, plan.sweep.row_bytes)
 
     @property
@@ -104,49 +106,35 @@ class RunSource:
             Those that are to be executed, in order; of a streamed sweep, of what is drawn already.
         """
         self.tell("started")
-        if self._plan.definition.vectorized and self._plan.definition.draws_from:
-            self._warn_of_draws()
+        if warning := warning_of_draws(self._plan.definition):
+            self.tell(warning, "warning")
+            logger.warning("%s", warning)
         self._driver.post_action(self._begin, electrons)
-        if self._drawing is not None:
-            self._drawing.start()
+        if self._feed is not None:
+            self._feed.start()
 
-    def _warn_of_draws(self) -> None:
-        definition = self._plan.definition
-        message = (
-            f"{definition.id} is vectorised and draws from {' and '.join(definition.draws_from)}: "
-            "its numbers depend on how electrons are bundled, and are others each time; draw from "
-            "context.random(shape), a row per electron"
-        )
-        self.tell(message, "warning")
-        logger.warning("%s", message)
-
-    def start_lots(self, lots: Sequence[tuple[np.ndarray, Terms]]) -> None:
+    def start_lots(self, lots: Sequence[tuple[Positions, Terms]]) -> None:
         """Begin to send electrons, each lot on its own terms; from any thread."""
+        self._driver.post_action(self._begin_lots, lots)
 
-        def begin() -> None:
-            for positions, terms in lots:
-                self._put_back(positions, terms)
-            self._driver.pump()
-            self._check_end()
-
-        self._driver.post_action(begin)
+    def _begin_lots(self, lots: Sequence[tuple[Positions, Terms]]) -> None:
+        for positions, terms in lots:
+            self._put_back(positions, terms)
+        self._driver.pump()
+        self._check_end()
 
     def _begin(self, electrons: Positions) -> None:
         for positions, terms, _ in self._record.begin(electrons, self._first_terms):
             if terms.attempt > 1:
                 self._put_back(positions, terms)
             else:
-                self._add(positions)
+                self.add(positions)
         self._driver.pump()
         self._check_end()
 
     def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Put an event about the run as a whole on the streams."""
-        plan = self._plan
-        event = Event(
-            message, atom_id=plan.definition.id, run_id=plan.run_id, level=level, fields=fields
-        )
-        self._listeners.on_event(event)
+        self._listeners.on_event(self._plan.event(message, level, **fields))
 
     # -- what the driver asks ----------------------------------------------------------------
 
@@ -159,27 +147,12 @@ class RunSource:
 
     def batch(self, key: str, positions: Positions, terms: Terms, seconds: float) -> Batch:
         """Return some electrons as a batch."""
-        plan, earlier = self._plan, None
+        earlier = None
         if terms.attempt > 1:
             history = self._ledger.history
             earlier = [history.get(position, ()) for position in map(int, positions)]
-        return Batch(
-            key=key,
-            atom_id=plan.definition.id,
-            version=plan.version,
-            inputs=plan.sweep.inputs_of(positions),
-            positions=positions,
-            stream=self._stream,
-            origin=plan.origin,
-            terms=terms,
-            earlier=earlier,
-            epoch=self._epoch,
-            run_id=plan.run_id,
-            root_id=self._root,
-            copy_state=plan.options.copy_state,
-            seconds=seconds,
-            sink=plan.sink,
-        )
+        more = earlier, self._epoch, self._root
+        return self._plan.batch(key, positions, terms, seconds, self._stream, *more)
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
         lot = Lot(batch.positions[start:stop], terms)
@@ -217,14 +190,9 @@ class RunSource:
     def leave(self) -> Callable[[], bool] | None:
         """Say that what has no store ends with its process."""
         if not self._ledger.ended:
-            ended, total = self._ledger.done + self._ledger.failed, self._plan.sweep.length
-            logger.warning(
-                "%s ends with its process: %s of %s electrons have ended, and are kept nowhere; "
-                "wait for a run, or give it a store",
-                self._plan.run_id,
-                f"{ended:,}",
-                "?" if total is None else f"{total:,}",
-            )
+            end = "are kept nowhere; wait for a run, or give it a store"
+            ended = ended_in_words(self._ledger, self._plan.sweep.length)
+            logger.warning("%s ends with its process: %s, and %s", self._plan.run_id, ended, end)
         return None
 
     def disown(self, error: AtomizerError) -> None:
@@ -262,14 +230,11 @@ class RunSource:
         number = counted(len(lot.positions), "electron")
         again = f"{number} failed and will be tried again in {lot.seconds:.3g} s"
         self.tell(again, attempt=lot.terms.attempt)
+        self._driver.post_later(lot.seconds, self._send_delayed, token)
 
-        def send() -> None:
-            if (ready := self._queue.pop_delayed(token)) is not None:
-                self._put_back(ready.positions, ready.terms)
-                self._driver.pump()
-                self._check_end()
-
-        self._driver.post_later(lot.seconds, send)
+    def _send_delayed(self, token: int) -> None:
+        if (lot := self._queue.pop_delayed(token)) is not None:
+            self._begin_lots([lot[:2]])
 
     # -- trying again ------------------------------------------------------------------------
 
@@ -286,22 +251,11 @@ class RunSource:
         Exception
             Whatever `where` raises; nothing is tried again then.
         """
-        chosen: list[tuple[Part, np.ndarray, list[ElectronError]]] = []
-        for part in self._ledger.parts:
-            failed = part.failed_positions()
-            if not len(failed):
-                continue
-            assert isinstance(part, Part)
-            errors = part.outcome.errors(self._ledger.told_of(part))
-            gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
-            wanted = (
-                not g and (where is None or bool(where(e)))
-                for g, e in zip(gone, errors, strict=True)
-            )
-            chosen.append((part, np.fromiter(wanted, dtype=bool, count=len(errors)), errors))
-        if not any(again.any() for _, again, _ in chosen):
+        chosen = failed_of(self._ledger, where)
+        if not chosen:
             return
-        self._check_unbroken()
+        if self._driver.has_failed:
+            raise error_of_broken(self._plan, self._ledger)
         # First: where that fails, nothing has changed.
         self._plan = self._record.prepare_retry(self._plan)
         if today is not None:
@@ -311,31 +265,10 @@ class RunSource:
             self._ledger.reopen()
         self._driver.act(self._retry, chosen, timeout, had_ended)
 
-    def _check_unbroken(self) -> None:
-        """Raise where electrons could be sent no more, so that nobody would ever hear of them."""
-        if not self._driver.has_failed:
-            return
-        plan, state = self._plan, self._ledger.state
-        go_on = "map anew" if plan.sink is None else f"atomizer.attach({plan.sink.url!r}) goes on"
-        message = f"{plan.run_id} is {state}, and electrons of it are not sent any more: {go_on}"
-        raise AtomizerError(Event(message, run_id=plan.run_id, level="error"), self._ledger.error)
-
-    def _retry(
-        self,
-        chosen: list[tuple[Part, np.ndarray, list[ElectronError]]],
-        timeout: float | None,
-        had_ended: bool,
-    ) -> None:
+    def _retry(self, chosen: list[Chosen], timeout: float | None, had_ended: bool) -> None:
         if had_ended:
             self._listeners.on_reopen()
-        lots = []
-        for part, again, errors in chosen:
-            positions = part.failed_positions()[again]
-            for position, error in zip(positions.tolist(), compress(errors, again), strict=True):
-                self._ledger.remember(position, error)
-            self._ledger.strike_out(part, again)
-            if len(positions):
-                lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
+        lots = strike_out(self._ledger, chosen, timeout)
         count = sum(len(positions) for positions, _ in lots)
         self._record.reopen(np.concatenate([positions for positions, _ in lots]))
         if not self._ledger.ended:
@@ -344,11 +277,7 @@ class RunSource:
 
     def _renew(self, today: Today) -> None:
         """Have what is sent from now on executed by another version of the atom."""
-        plan = self._plan
-        origin = plan.origin._replace(catalog=today.catalog)
-        self._plan = replace(
-            plan, definition=today.definition, version=today.version, origin=origin
-        )
+        self._plan = self._plan.renewed(today)
         self.tell("the atom is not what it was: electrons are executed as it is now")
         self._plan = self._record.renew(self._plan, today)
 
@@ -363,48 +292,24 @@ class RunSource:
 
     # -- a streamed sweep --------------------------------------------------------------------
 
-    def _draw_from(self, sweep: Streamed) -> Drawing:
-        ledger = self._ledger
-        return Drawing(
-            sweep,
-            f"feed-{self._plan.run_id}",
-            ledger.changed,
-            taken=lambda: ledger.done + ledger.failed + self._driver.leased,
-            over=lambda: self.stopping or ledger.ended,
-            on_rows=lambda: self._driver.post_action(self._look),
-            on_error=lambda error: self._driver.post_action(self._break, error),
-            on_end=lambda: self._driver.post_action(self._end_drawing),
-        )
+    @property
+    def driver(self) -> Driver:
+        """The driver that takes its electrons."""
+        return self._driver
 
-    def _look(self) -> None:
-        """Take what has been drawn since the last look."""
-        assert self._drawing is not None
-        self._add(self._drawing.seen())
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no more rows."""
+        return self.stopping or self._ledger.ended
 
-    def _add(self, positions: Positions) -> None:
-        if self.stopping or self._ledger.ended or not len(positions):
-            return
-        self._queue.put_last(Lot(positions, self._first_terms))
-        self._driver.pump()
+    def add(self, positions: Positions) -> None:
+        """Send electrons, behind all others."""
+        if not self.is_over and len(positions):
+            self._queue.put_last(Lot(positions, self._first_terms))
+            self._driver.pump()
 
-    def _break(self, error: BaseException) -> None:
-        drawn = getattr(self._plan.sweep, "drawn", 0)
-        self._ledger.error = AtomizerError(
-            Event(
-                f"the sweep's iterator raised {type(error).__name__} after {drawn:,} electrons; "
-                "these were carried out",
-                run_id=self._plan.run_id,
-                level="error",
-            ),
-            error,
-        )
-
-    def _end_drawing(self) -> None:
-        if self.stopping:
-            return
-        if isinstance(self._plan.sweep, Streamed):
-            self._look()
-            self._plan.sweep.end()
+    def note_drawn(self) -> None:
+        """Note that there are no more rows."""
         self.all_drawn = True
         self._check_end()
 
@@ -444,8 +349,8 @@ class RunSource:
         self.stopping = True
         for positions, terms, _ in self._queue.clear():
             self._fail_unsent(positions, terms)
-        if self._drawing is not None:
-            self._fail_unsent(self._drawing.end(), self._first_terms)
+        if self._feed is not None:
+            self._fail_unsent(self._feed.end(), self._first_terms)
             self.all_drawn = True
         if self._driver.idle:
             self._check_end()

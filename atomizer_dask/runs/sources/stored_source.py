@@ -17,7 +17,7 @@ from atomizer_dask.errors import (
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Positions
 from atomizer_dask.execution.outcome import Outcome, Stored
-from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.ledger import Ledger, ended_in_words
 from atomizer_dask.runs.plan import Listeners, Plan
 from atomizer_dask.runs.sources.source import RunSource
 from atomizer_dask.runs.sources.store_record import StoreRecord
@@ -129,13 +129,11 @@ class StoredRunSource(RunSource):
             self._warn_of_leaving()
 
     def _warn_of_leaving(self) -> None:
-        ledger, total = self._ledger, self._plan.sweep.length
         logger.warning(
-            "%s was suspended, for its process ended first: %s of %s electrons have ended; "
-            "atomizer.attach(%r) goes on with it",
+            "%s was suspended, for its process ended first: %s; atomizer.attach(%r) goes on with "
+            "it",
             self._plan.run_id,
-            f"{ledger.done + ledger.failed:,}",
-            "?" if total is None else f"{total:,}",
+            ended_in_words(self._ledger, self._plan.sweep.length),
             self._journal.store.folder.url,
         )
 

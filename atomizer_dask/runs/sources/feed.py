@@ -1,0 +1,90 @@
+"""The rows of a streamed sweep, as a run's source takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from atomizer_dask.conductors.driver import Driver
+from atomizer_dask.errors import AtomizerError
+from atomizer_dask.events import Event
+from atomizer_dask.execution.batch import Positions
+from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.sweeps.stream import Streamed
+from atomizer_dask.sweeps.stream_reader import Drawing
+
+
+class Owner(Protocol):
+    """The source whose rows these are."""
+
+    @property
+    def driver(self) -> Driver:
+        """Has what it does done on the dispatcher's thread."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no more rows."""
+
+    def add(self, positions: Positions) -> None:
+        """Take the electrons of rows that have been drawn."""
+
+    def note_drawn(self) -> None:
+        """Note that there are no more rows."""
+
+
+class Feed:
+    """Has rows drawn from the user's iterator, and gives them to the source of a run.
+
+    Parameters
+    ----------
+    sweep
+        Whose rows are drawn.
+    run_id
+        Of the run.
+    ledger
+        What is known of its electrons: no more rows are drawn than are about to be executed.
+    owner
+        The source.
+    """
+
+    def __init__(self, sweep: Streamed, run_id: str, ledger: Ledger, owner: Owner) -> None:
+        self._sweep = sweep
+        self._run_id = run_id
+        self._ledger = ledger
+        self._owner = owner
+        self._reader = Drawing(
+            sweep,
+            f"feed-{run_id}",
+            ledger.changed,
+            taken=lambda: ledger.done + ledger.failed + owner.driver.leased,
+            over=lambda: owner.is_over,
+            on_rows=lambda: owner.driver.post_action(self._look),
+            on_error=lambda error: owner.driver.post_action(self._break, error),
+            on_end=lambda: owner.driver.post_action(self._end),
+        )
+        self.start: Callable[[], None] = self._reader.start
+
+    def end(self) -> Positions:
+        """Draw no more, and return the electrons of rows that nobody has taken."""
+        return self._reader.end()
+
+    def _look(self) -> None:
+        """Take what has been drawn since the last look."""
+        self._owner.add(self._reader.seen())
+
+    def _break(self, error: BaseException) -> None:
+        self._ledger.error = AtomizerError(
+            Event(
+                f"the sweep's iterator raised {type(error).__name__} after "
+                f"{self._sweep.drawn:,} electrons; these were carried out",
+                run_id=self._run_id,
+                level="error",
+            ),
+            error,
+        )
+
+    def _end(self) -> None:
+        if not self._owner.is_over:
+            self._look()
+            self._sweep.end()
+            self._owner.note_drawn()
