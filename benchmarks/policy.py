@@ -79,7 +79,7 @@ class Lease:
     arrives: float = 0.0
     terms: Any = FIRST
     origin: Origin = ORIGIN
-    due_after: float = 0.0
+    due_seconds: float = 0.0
     longest: float = 0.0
 
     def __len__(self) -> int:
@@ -90,16 +90,16 @@ class Lease:
 class Done:
     """What a driver sees of an outcome."""
 
-    kept: int
+    stop: int
     seconds: float
     failures: tuple[Any, ...] = ()
     first: int = 0
     longest: float = 0.0
 
     def __len__(self) -> int:
-        return self.kept
+        return self.stop
 
-    def part(self, start: int, kept: int) -> "Done":
+    def part(self, start: int, stop: int) -> "Done":
         return self
 
 
@@ -166,7 +166,7 @@ class Cluster:
         self._left += stop - start
 
     def deliver(self, batch: Lease, outcome: Done, *, last: bool) -> None:
-        self._electrons -= outcome.kept
+        self._electrons -= outcome.stop
 
     # -- as its conductor -----------------------------------------------------------------------
 

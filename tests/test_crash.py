@@ -30,7 +30,7 @@ from atomizer_dask import Atomizer, ConductorError, DaskConductor, MemoryConduct
 from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
 from atomizer_dask.execution.row_dependence import MOST_ROWS
 from atomizer_dask.runs import source
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 
 ORPHAN_NS = 5_000_000_000  # in which a worker ends whose scheduler is gone
 ELECTRONS = 5000
@@ -152,7 +152,7 @@ def clumsy_client(crash, at, after):
     for name in ("replace", "link", "unlink"):
         setattr(os, name, counting(getattr(os, name)))
     source.FLUSH_SECONDS = 0.02  # so that there is much to write, and to merge
-    Journal.merge_small.__defaults__ = (3,)
+    ResultWriter.merge_small.__defaults__ = (3,)
     with Atomizer(MemoryConductor(2), *ATOMS.values()) as atomizer:
         crash.carry_on(atomizer).wait(progress=False)
 

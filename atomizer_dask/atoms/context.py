@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from atomizer_dask.atoms.random_streams import Positioned, Stream, uniform
+from atomizer_dask.atoms.random_streams import Positioned, RandomStream, uniform
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import one_line
 from atomizer_dask.events import Event, Level
@@ -42,10 +42,10 @@ class Surrounded(Protocol):
     def failures(self, offset: int) -> tuple[ElectronError, ...]:
         """Return what the earlier attempts of the electron at an offset failed with."""
 
-    def address(self, offset: int) -> tuple[Stream, int]:
+    def address(self, offset: int) -> tuple[RandomStream, int]:
         """Return the random stream of an electron, and its index on it."""
 
-    def addresses_of(self, start: int, count: int) -> tuple[Stream, Any]:
+    def addresses_of(self, start: int, count: int) -> tuple[RandomStream, Any]:
         """Return the random stream of a slice, and the indices of its electrons on it."""
 
 

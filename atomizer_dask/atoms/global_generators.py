@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.interruptible import PAUSES
 
 # What a module has beside its generator: classes of generators, and what seeds them.
@@ -172,7 +172,7 @@ class _Turn:
             if not self._under_way:
                 _restore(self._before)
 
-    def take(self, which: frozenset[str], stream: Stream, index: int) -> None:
+    def take(self, which: frozenset[str], stream: RandomStream, index: int) -> None:
         """Draw from the stream of an electron from here on, until it is given back."""
         self._take(which)
         try:
@@ -218,7 +218,7 @@ os.register_at_fork(after_in_child=TURN.renew)
 PAUSES.append(TURN.pause)
 
 
-def _seed(which: frozenset[str], stream: Stream, index: int) -> None:
+def _seed(which: frozenset[str], stream: RandomStream, index: int) -> None:
     address = b"%d/%d/%d" % (stream.key, stream.generation, index)
     digest = blake2b(address, digest_size=16, person=b"shared rng").digest()
     if "numpy" in which:

@@ -49,7 +49,7 @@ def seed_of(seed: int | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class RandomStream:
     """The address of a family of random streams: one per index.
 
     Parameters
@@ -63,13 +63,13 @@ class Stream:
     key: int
     generation: int = 0
 
-    def child(self, index: int) -> Stream:
+    def child(self, index: int) -> RandomStream:
         """Return the family of what electron `index` of this one sends."""
         parent = b"%d/%d/%d" % (self.key, self.generation, index)
-        return Stream(int.from_bytes(blake2b(parent, digest_size=16).digest(), "little"), 1)
+        return RandomStream(int.from_bytes(blake2b(parent, digest_size=16).digest(), "little"), 1)
 
     @classmethod
-    def of_id(cls, electron_id: str) -> Stream:
+    def of_id(cls, electron_id: str) -> RandomStream:
         """Return the family of an electron that was sent by itself, from its id."""
         digest = blake2b(electron_id.encode(), digest_size=16, person=b"electron id")
         return cls(int.from_bytes(digest.digest(), "little"), 1)
@@ -84,9 +84,9 @@ class Positioned:
     Examples
     --------
     >>> rng = Positioned()
-    >>> first = rng.at(Stream(7), 3).random()
-    >>> _ = rng.at(Stream(7), 4).random()
-    >>> rng.at(Stream(7), 3).random() == first
+    >>> first = rng.at(RandomStream(7), 3).random()
+    >>> _ = rng.at(RandomStream(7), 4).random()
+    >>> rng.at(RandomStream(7), 3).random() == first
     True
     """
 
@@ -105,7 +105,7 @@ class Positioned:
             "uinteger": 0,
         }
 
-    def at(self, stream: Stream, index: int) -> np.random.Generator:
+    def at(self, stream: RandomStream, index: int) -> np.random.Generator:
         """Return the generator, at the first draw of electron `index` of `stream`."""
         self._key[0] = stream.key % _WORD
         self._key[1] = stream.key // _WORD
@@ -155,7 +155,7 @@ def _multiply(factor: int, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return high, np.uint64(factor) * words
 
 
-def uniform(stream: Stream, indices: np.ndarray, skip: int, draws: int) -> np.ndarray:
+def uniform(stream: RandomStream, indices: np.ndarray, skip: int, draws: int) -> np.ndarray:
     """Return uniform numbers in [0, 1): a row per electron, each from that electron's stream.
 
     Row i has the bits that ``rng.random(skip + draws)[skip:]`` has for electron ``indices[i]``.
@@ -191,7 +191,7 @@ def uniform(stream: Stream, indices: np.ndarray, skip: int, draws: int) -> np.nd
     return result
 
 
-def _fill(result: np.ndarray, stream: Stream, indices: np.ndarray, skip: int) -> None:
+def _fill(result: np.ndarray, stream: RandomStream, indices: np.ndarray, skip: int) -> None:
     draws = result.shape[1]
     zeros = np.zeros_like(indices)
     generation = np.full_like(indices, stream.generation)

@@ -12,7 +12,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from atomizer_dask.atoms.code.own_modules import file_of, home_of, is_installed
-from atomizer_dask.atoms.code.references import Walk
+from atomizer_dask.atoms.code.references import References
 from atomizer_dask.atoms.definition import Definition
 
 # What a worker of this package has anyway, and what it is not to be asked for.
@@ -20,7 +20,7 @@ _GIVEN = frozenset({"__main__", "__mp_main__", "atomizer_dask", "cloudpickle"})
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class RequiredModules:
     """Names of top-level modules.
 
     Attributes
@@ -35,7 +35,7 @@ class Needs:
     perhaps: frozenset[str] = frozenset()
 
 
-def needs_of(definition: Definition, data: bytes) -> Needs:
+def required_modules_of(definition: Definition, data: bytes) -> RequiredModules:
     """Return which modules an atom needs, of those that are here; `data` as `dump_atom` wrote it.
 
     These are the modules that its bytes refer to, and those that its own functions import when
@@ -48,7 +48,7 @@ def needs_of(definition: Definition, data: bytes) -> Needs:
     ...     return np.add(x, 1)
     >>> import numpy as np
     >>> definition = FunctionAtom(increment)
-    >>> sorted(needs_of(definition, dump_atom(definition)).certain)
+    >>> sorted(required_modules_of(definition, dump_atom(definition)).certain)
     ['numpy', 'yaml']
     """
     walk = _Functions(home_of(definition))
@@ -61,10 +61,10 @@ def needs_of(definition: Definition, data: bytes) -> Needs:
                 (perhaps if is_guarded else certain).add(name)
     certain = {one for one in map(_top, certain) if _counts(one)}
     perhaps = {one for one in map(_top, perhaps) if _counts(one)}
-    return Needs(frozenset(certain), frozenset(perhaps - certain))
+    return RequiredModules(frozenset(certain), frozenset(perhaps - certain))
 
 
-class _Functions(Walk):
+class _Functions(References):
     """A walk that notes the user's own functions that it comes by."""
 
     def __init__(self, home: str, depth: int = 0) -> None:

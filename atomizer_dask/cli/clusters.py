@@ -18,7 +18,7 @@ from atomizer_dask.store.stored_run import check_usable
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterOptions:
     """Where to run, as the options of a command say.
 
     Without any of them it is what is configured as ``atomizer.connection.target``, else a local
@@ -106,12 +106,12 @@ _OPTIONS = (
 
 
 def cluster_options(command: Any) -> Any:
-    """Give a command the options that say where to run, as a `Place` for its parameter `place`."""
-    names = [field.name for field in fields(Place)]
+    """Give a command the options that say where to run, as `ClusterOptions` in `place`."""
+    names = [field.name for field in fields(ClusterOptions)]
 
     @wraps(command)
     def placed(*args: Any, **given: Any) -> Any:
-        place = Place(**{name: given.pop(name) for name in names})
+        place = ClusterOptions(**{name: given.pop(name) for name in names})
         return command(*args, place=place, **given)
 
     for option in _OPTIONS:
@@ -119,7 +119,7 @@ def cluster_options(command: Any) -> Any:
     return placed
 
 
-def check_free(store: str | None, place: Place, *, takeover: bool) -> None:
+def check_free(store: str | None, place: ClusterOptions, *, takeover: bool) -> None:
     """Raise where a store is in use, before any job is submitted."""
     if store is not None and place.cluster is not None and not takeover:
         check_usable(store)
@@ -127,7 +127,7 @@ def check_free(store: str | None, place: Place, *, takeover: bool) -> None:
 
 @contextmanager
 def conductor_at(
-    place: Place, tell: Callable[[str], object] | None = None, *, wait: bool = True
+    place: ClusterOptions, tell: Callable[[str], object] | None = None, *, wait: bool = True
 ) -> Iterator[DaskConductor]:
     """Give a conductor on a cluster that is running, or on one of its own.
 

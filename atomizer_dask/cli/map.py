@@ -9,7 +9,7 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.cli.atoms import load_atom
-from atomizer_dask.cli.clusters import Place, check_free, cluster_options, conductor_at
+from atomizer_dask.cli.clusters import ClusterOptions, check_free, cluster_options, conductor_at
 from atomizer_dask.cli.ending import (
     errors_as_text,
     exit_code,
@@ -79,7 +79,7 @@ def map_(
     backoff: str | None,
     priority: int | None,
     metadata: bool,
-    place: Place,
+    place: ClusterOptions,
 ) -> None:
     """Run an atom over a table from disk.
 

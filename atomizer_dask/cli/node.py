@@ -20,7 +20,7 @@ import click
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.cli.atoms import load_atom
-from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
+from atomizer_dask.cli.clusters import ClusterOptions, cluster_options, conductor_at
 from atomizer_dask.cli.ending import errors_as_text, leave
 from atomizer_dask.cli.metrics import serve_metrics
 from atomizer_dask.cli.node_log import NodeLog, logging_to_stderr
@@ -63,7 +63,7 @@ def node(
     amqp: str | None,
     queue: str | None,
     ca: str | None,
-    place: Place,
+    place: ClusterOptions,
     grace: str | None,
     max_in_flight: int | None,
     metrics_port: int | None,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.cli.clusters import Place, cluster_options, conductor_at
+from atomizer_dask.cli.clusters import ClusterOptions, cluster_options, conductor_at
 from atomizer_dask.cli.ending import (
     errors_as_text,
     heeding_termination,
@@ -40,7 +40,7 @@ class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--tosses", type=_Count(), default="1e9", show_default=True, help="How many.")
 @click.option("--seed", type=int, help="Fixes the result to the last bit.")
 @cluster_options
-def pi(tosses: int, seed: int | None, place: Place) -> None:
+def pi(tosses: int, seed: int | None, place: ClusterOptions) -> None:
     """Estimate pi by tossing darts: the main job as a demonstration."""
     rows = min(_ESTIMATES, tosses)
     shares = [tosses // rows + (row < tosses % rows) for row in range(rows)]

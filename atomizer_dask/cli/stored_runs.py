@@ -11,7 +11,7 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.cli.atoms import load_atom
-from atomizer_dask.cli.clusters import Place, check_free, cluster_options, conductor_at
+from atomizer_dask.cli.clusters import ClusterOptions, check_free, cluster_options, conductor_at
 from atomizer_dask.cli.ending import (
     errors_as_text,
     exit_code,
@@ -147,7 +147,7 @@ def resume(
     allow_pickle: bool,
     detach: bool,
     priority: int | None,
-    place: Place,
+    place: ClusterOptions,
 ) -> None:
     """Go on with a run that is kept in a store.
 
@@ -184,7 +184,7 @@ def resume(
         raise SystemExit(exit_code(run))
 
 
-def _check_detachable(place: Place) -> None:
+def _check_detachable(place: ClusterOptions) -> None:
     """Raise where the workers end with this command."""
     if place.cluster is not None:
         raise click.UsageError(

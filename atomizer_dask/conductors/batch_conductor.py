@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from atomizer_dask.atoms.code.fingerprint import Code, code_of
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import HOME
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Conductor, Listener, Route, check_electron
 from atomizer_dask.conductors.dispatcher import SLICE_SECONDS, Dispatcher, as_error
 from atomizer_dask.conductors.driver import Carrier, Driver, Source
@@ -27,7 +27,7 @@ from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import Batch, Origin, Sink
+from atomizer_dask.execution.batch import Batch, Origin, StoreTarget
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy
 from atomizer_dask.registry import registered
@@ -76,7 +76,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             Tell running electrons through ``context.cancelled``.
         """
 
-    def check_detachable(self, sink: Sink) -> None:
+    def check_detachable(self, sink: StoreTarget) -> None:
         """Raise where a run cannot go on without this process.
 
         Raises
@@ -102,7 +102,12 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return code_of(definition)
 
     def detach_run(
-        self, run_id: str, sink: Sink, version: Any, policy: Policy, drive: Callable[..., str]
+        self,
+        run_id: str,
+        sink: StoreTarget,
+        version: Any,
+        policy: Policy,
+        drive: Callable[..., str],
     ) -> None:
         """Have a run go on without this process."""
         raise NotImplementedError
@@ -326,7 +331,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         self,
         electron: Electron,
         future: ElectronFuture,
-        address: tuple[Stream, int],
+        address: tuple[RandomStream, int],
         origin: Origin,
         root: str,
     ) -> ElectronFuture:

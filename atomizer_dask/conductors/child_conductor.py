@@ -7,7 +7,7 @@ import threading
 from typing import Any, TypeVar
 
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Conductor, Sender
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.electron import Electron
@@ -33,7 +33,7 @@ class ChildConductor(Conductor):
         conductor: BatchConductor,
         origin: Origin,
         root: str,
-        stream: Stream,
+        stream: RandomStream,
         lease: Lease,
     ) -> None:
         self.id = conductor.id
@@ -102,7 +102,9 @@ class _ReplaySite(Site):
     def release_slot(self) -> None:
         """There is none."""
 
-    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
+    def children(
+        self, origin: Origin, root: str, stream: RandomStream, lease: Lease
+    ) -> ChildConductor:
         return ChildConductor(self._conductor, origin, root, stream, lease)
 
 

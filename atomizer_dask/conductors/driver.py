@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from atomizer_dask.conductors.batch_size import WORTHWHILE, Size, Sizing
 from atomizer_dask.conductors.dispatcher import Dispatcher, as_error
-from atomizer_dask.conductors.fair_share import due_after
+from atomizer_dask.conductors.fair_share import due_seconds
 from atomizer_dask.conductors.reports import (
     Died,
     Dropped,
@@ -36,9 +36,9 @@ from atomizer_dask.conductors.reports import (
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError
-from atomizer_dask.execution.batch import Batch, Terms
+from atomizer_dask.execution.batch import AttemptTerms, Batch
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,13 @@ class Source(Protocol):
     def take(self, size: Size, key: str) -> Batch | None:
         """Return the next batch, at most as large as `size`; None where it fell away."""
 
-    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:
+    def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:
         """Take back the electrons of a batch from offset `start` to `stop`.
 
         To be executed on `terms`, which are the batch's own unless a worker died with them.
         """
 
-    def deliver(self, batch: Batch, outcome: Outcome | Stored, *, last: bool) -> None:
+    def deliver(self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
         """Note what became of some electrons of a batch.
 
         With the `last` of them it has ended; what had been told of before is not told again.
@@ -127,9 +127,9 @@ class Carrier(ABC):
 
 
 @dataclass(slots=True, eq=False)
-class _Leased:
+class _UnderWay:
     batch: Batch
-    kept: int
+    stop: int
     told: int = 0  # of how many electrons the outcome is known
     ran: float = 0.0  # seconds of the running electron, when its worker was about to end
     waits_since: float = 0.0  # for what its electron has sent
@@ -162,7 +162,7 @@ class Driver:
         self._carrier = carrier
         self._dispatcher = dispatcher
         self._source = source
-        self._leases: dict[str, _Leased] = {}
+        self._leases: dict[str, _UnderWay] = {}
         self._waiting = 0  # how many of these
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
@@ -233,8 +233,8 @@ class Driver:
             if self.sizing.longest > WORTHWHILE:  # less than that has time at any end
                 batch = replace(batch, longest=self.sizing.longest)
             if later := self._due_after(threads, batch.origin.depth):
-                batch = replace(batch, due_after=later)
-            self._leases[key] = _Leased(batch, len(batch))
+                batch = replace(batch, due_seconds=later)
+            self._leases[key] = _UnderWay(batch, len(batch))
             self.leased += len(batch)
             try:
                 self._carrier.submit(batch, self.post)
@@ -249,11 +249,11 @@ class Driver:
         """Return after how many seconds it is another batch's turn; see `turns`."""
         ahead = self.sizing.seconds_ahead(self._at_work, self.leased, threads)
         if not self._waiting:
-            return due_after(ahead, depth, 0.0, 0.0)
+            return due_seconds(ahead, depth, 0.0, 0.0)
         own = max(self._carrier.own_threads, 1)
         since = next(lease.waits_since for lease in self._leases.values() if lease.is_waiting)
         beyond = max(self._waiting / own - 1, 0.0)
-        return due_after(ahead, depth, beyond, monotonic() - since)
+        return due_seconds(ahead, depth, beyond, monotonic() - since)
 
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others that it sent, perhaps by way of a queue.
@@ -279,7 +279,7 @@ class Driver:
         told, kept
             It is responsible for its electrons from one offset to another.
         """
-        self._leases[batch.key] = _Leased(batch, kept, told)
+        self._leases[batch.key] = _UnderWay(batch, kept, told)
         self.leased += kept - told
         self.sizing.note_longest(batch.longest)
         self._carrier.await_batch(batch, self.post)
@@ -308,7 +308,7 @@ class Driver:
             self.fail(report.error)
             return
         if isinstance(report, GivenBack):
-            self._take_back(lease, report.kept)
+            self._take_back(lease, report.stop)
         elif isinstance(report, Partly):
             self._deliver(lease, report.outcome, last=False)
         elif isinstance(report, Expiring):
@@ -320,38 +320,38 @@ class Driver:
         elif isinstance(report, Died | Dropped):
             self._recover(report.key, lease)
         else:
-            self._take_back(lease, report.outcome.kept)
+            self._take_back(lease, report.outcome.stop)
             self._end(report.key, lease, report.outcome)
-            self.sizing.learn(report.outcome.kept, report.outcome.seconds)
+            self.sizing.learn(report.outcome.stop, report.outcome.seconds)
         self._pump()
 
-    def _deliver(self, lease: _Leased, outcome: Outcome | Stored, *, last: bool) -> None:
+    def _deliver(self, lease: _UnderWay, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
         if outcome.first > lease.told:  # what was told of these went to a process that died
             self._source.give_back(lease.batch, lease.told, outcome.first, lease.batch.terms)
             self.leased -= outcome.first - lease.told
             lease.told = outcome.first
         # Where Dask ran a batch again, what had been given back has gone to somebody else.
-        outcome = outcome.part(lease.told, lease.kept)
-        if outcome.kept > lease.told:
-            self.leased -= min(outcome.kept, lease.kept) - lease.told
-            lease.told = outcome.kept
+        outcome = outcome.part(lease.told, lease.stop)
+        if outcome.stop > lease.told:
+            self.leased -= min(outcome.stop, lease.stop) - lease.told
+            lease.told = outcome.stop
         self._culprits += sum(failure.kind == "killed" for failure in outcome.failures)
         self.sizing.note_longest(outcome.longest)
         self._source.deliver(lease.batch, outcome, last=last)
 
-    def _end(self, key: str, lease: _Leased, outcome: Outcome | Stored) -> None:
+    def _end(self, key: str, lease: _UnderWay, outcome: Outcome | StoredOutcome) -> None:
         del self._leases[key]
         self._waiting -= lease.is_waiting
         self._deliver(lease, outcome, last=True)
 
-    def _take_back(self, lease: _Leased, kept: int, terms: Terms | None = None) -> None:
+    def _take_back(self, lease: _UnderWay, kept: int, terms: AttemptTerms | None = None) -> None:
         kept = max(kept, lease.told)
-        if kept < lease.kept:
-            self._source.give_back(lease.batch, kept, lease.kept, terms or lease.batch.terms)
-            self.leased -= lease.kept - kept
-            lease.kept = kept
+        if kept < lease.stop:
+            self._source.give_back(lease.batch, kept, lease.stop, terms or lease.batch.terms)
+            self.leased -= lease.stop - kept
+            lease.stop = kept
 
-    def _recover(self, key: str, lease: _Leased) -> None:
+    def _recover(self, key: str, lease: _UnderWay) -> None:
         """Have executed elsewhere what nobody will tell of."""
         self._source.salvage(lease.batch)
         if lease.ran:
@@ -359,17 +359,17 @@ class Driver:
         self._take_back(lease, lease.told)
         self._end(key, lease, Outcome.none())
 
-    def _take_back_cut(self, lease: _Leased) -> None:
+    def _take_back_cut(self, lease: _UnderWay) -> None:
         """Take back what a wall time has cut short."""
         terms = lease.batch.terms
-        if lease.kept - lease.told > 1:  # executed at a time: half of them may be fast enough
-            half = (lease.told + lease.kept) // 2
+        if lease.stop - lease.told > 1:  # executed at a time: half of them may be fast enough
+            half = (lease.told + lease.stop) // 2
             self._take_back(lease, half, terms._replace())
             return
-        needs, cut_short = max(terms.needs, lease.ran), terms.cut_short + 1
-        self._take_back(lease, lease.told, terms._replace(needs=needs, cut_short=cut_short))
+        seconds, cut_short = max(terms.min_seconds, lease.ran), terms.cut_short + 1
+        self._take_back(lease, lease.told, terms._replace(min_seconds=seconds, cut_short=cut_short))
 
-    def _take_back_held(self, lease: _Leased) -> None:
+    def _take_back_held(self, lease: _UnderWay) -> None:
         """Take back what waits behind an electron that keeps its worker from answering.
 
         In a child process, for it may be any of the batch: there it keeps nobody.
@@ -378,14 +378,14 @@ class Driver:
         terms = terms._replace(deaths=max(terms.deaths, 1))
         self._take_back(lease, lease.told + 1, terms)
 
-    def _rescue(self, key: str, lease: _Leased, worker: str) -> None:
+    def _rescue(self, key: str, lease: _UnderWay, worker: str) -> None:
         """Have what a dead worker had executed where only a child process can die.
 
         Any of its electrons may be the culprit, or none.
         """
         terms = lease.batch.terms
         terms = terms._replace(
-            deaths=terms.deaths + 1, stay="" if terms.stay == worker else terms.stay
+            deaths=terms.deaths + 1, worker="" if terms.worker == worker else terms.worker
         )
         self._source.salvage(lease.batch)
         if terms.deaths <= self._most_deaths:
@@ -403,10 +403,10 @@ class Driver:
             self._fail_rest(key, lease, failure)
         self._pump()
 
-    def _fail_rest(self, key: str, lease: _Leased, failure: Failure, worker: str = "") -> None:
+    def _fail_rest(self, key: str, lease: _UnderWay, failure: Failure, worker: str = "") -> None:
         """End a batch; those of whom nothing has been told end with `failure`."""
-        rest = Outcome.all_failed(lease.kept - lease.told, failure, worker)
-        self._end(key, lease, replace(rest, first=lease.told, kept=lease.kept))
+        rest = Outcome.all_failed(lease.stop - lease.told, failure, worker)
+        self._end(key, lease, replace(rest, first=lease.told, stop=lease.stop))
 
     def retract(self) -> None:
         """Forget all batches under way; on the dispatcher's thread."""

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Route
 from atomizer_dask.conductors.dispatcher import as_error
 from atomizer_dask.conductors.driver import Driver, Source
@@ -76,7 +76,7 @@ class ElectronSender:
         self,
         electron: Electron,
         future: ElectronFuture,
-        address: tuple[Stream, int],
+        address: tuple[RandomStream, int],
         origin: Origin,
         root: str,
         version: Any,
@@ -107,7 +107,7 @@ class ElectronSender:
         self,
         electron: Electron,
         future: ElectronFuture,
-        address: tuple[Stream, int] | None,
+        address: tuple[RandomStream, int] | None,
         origin: Origin,
         version: Any,
         root: str = "",

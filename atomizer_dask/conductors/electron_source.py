@@ -9,15 +9,15 @@ from contextlib import suppress
 from itertools import compress
 from typing import Any, NamedTuple
 
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.batch_size import Size
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import FIRST, Batch, Origin, Terms
+from atomizer_dask.execution.batch import FIRST, AttemptTerms, Batch, Origin
 from atomizer_dask.execution.failure import CANCELLED
-from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Judge, seconds_of
 from atomizer_dask.sweeps.copies import own_payload
@@ -29,11 +29,11 @@ class Sent(NamedTuple):
 
     electron: Electron
     future: ElectronFuture
-    address: tuple[Stream, int] | None  # None: it follows from the electron's id
+    address: tuple[RandomStream, int] | None  # None: it follows from the electron's id
     version: Any
     origin: Origin
     root: str = ""
-    terms: Terms = FIRST
+    terms: AttemptTerms = FIRST
     earlier: tuple[ElectronError, ...] = ()
 
     def group(self) -> Hashable:
@@ -163,7 +163,7 @@ class ElectronSource:
         waiting.extendleft(reversed(taken[same:]))
         return taken[:same]
 
-    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
+    def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:  # noqa: D102
         back = self._under_way[batch.key][start:stop]
         if self._withdrawn is not None:
             give_up(back, self._withdrawn)
@@ -173,11 +173,11 @@ class ElectronSource:
         self._waiting.extendleft(reversed(self._without_cancelled(back)))
 
     def deliver(  # noqa: D102
-        self, batch: Batch, outcome: Outcome | Stored, *, last: bool
+        self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool
     ) -> None:
         assert isinstance(outcome, Outcome)  # what is sent one by one goes into no store
         taken = self._under_way[batch.key]
-        those = taken[outcome.first : outcome.kept]
+        those = taken[outcome.first : outcome.stop]
         properties = list(outcome.properties(batch))
         if len(outcome.failed):
             done = [True] * len(those)
@@ -283,7 +283,7 @@ def give_up(those: list[Sent], error: AtomizerError) -> None:
             sent.future.set_exception(error)
 
 
-def _addresses_of(those: list[Sent]) -> list[tuple[Stream, int]] | None:
+def _addresses_of(those: list[Sent]) -> list[tuple[RandomStream, int]] | None:
     """Return the addresses of their random streams; None where these follow from their ids.
 
     All of one batch have the same depth: either all were sent by electrons, or none.

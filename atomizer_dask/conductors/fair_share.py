@@ -15,7 +15,7 @@ MARGIN = 2.0  # times its own backlog: who has none goes first although estimate
 DEEPER_SECONDS = 1.5  # by how much the deepest go before their time
 
 
-def urgency(priority: int, due: float) -> float:
+def task_priority(priority: int, due: float) -> float:
     """Return what is the higher, the sooner a batch shall go.
 
     Parameters
@@ -27,15 +27,15 @@ def urgency(priority: int, due: float) -> float:
 
     Examples
     --------
-    >>> urgency(0, due=10.0) > urgency(0, due=10.5)
+    >>> task_priority(0, due=10.0) > task_priority(0, due=10.5)
     True
-    >>> urgency(1, due=1e6) > urgency(0, due=10.0)
+    >>> task_priority(1, due=1e6) > task_priority(0, due=10.0)
     True
     """
     return priority * SECONDS_OF_PRIORITY - due
 
 
-def due_after(ahead: float, depth: int, waiting: float, waited: float) -> float:
+def due_seconds(ahead: float, depth: int, waiting: float, waited: float) -> float:
     """Return after how many seconds a batch is due.
 
     Parameters
@@ -52,11 +52,11 @@ def due_after(ahead: float, depth: int, waiting: float, waited: float) -> float:
 
     Examples
     --------
-    >>> due_after(0.0, depth=0, waiting=0.0, waited=0.0)
+    >>> due_seconds(0.0, depth=0, waiting=0.0, waited=0.0)
     0.0
-    >>> due_after(0.0, depth=1, waiting=0.0, waited=0.0)
+    >>> due_seconds(0.0, depth=1, waiting=0.0, waited=0.0)
     -0.5
-    >>> due_after(0.25, depth=0, waiting=2.0, waited=10.0)
+    >>> due_seconds(0.25, depth=0, waiting=2.0, waited=10.0)
     20.5
     """
     earlier = DEEPER_SECONDS * depth / (depth + 2)

@@ -18,10 +18,10 @@ import psutil
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.pickling import dump_watched, look_at
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import ChildConductor
-from atomizer_dask.conductors.fair_share import urgency
+from atomizer_dask.conductors.fair_share import task_priority
 from atomizer_dask.conductors.reports import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.electron import new_id
@@ -30,9 +30,9 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.lease import Lease, SingletonSlot
-from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
-from atomizer_dask.store.worker_writer import Depository
+from atomizer_dask.store.worker_writer import WorkerWriter
 
 
 class MemoryConductor(BatchConductor):
@@ -91,7 +91,7 @@ class MemoryConductor(BatchConductor):
 
         def execute() -> None:
             try:
-                outcome: Outcome | Stored = self._site.depository.put(
+                outcome: Outcome | StoredOutcome = self._site.depository.put(
                     batch, self._site.execute(batch)
                 )
             except OSError as error:  # of this machine, and no outcome of any electron
@@ -110,8 +110,8 @@ class MemoryConductor(BatchConductor):
             if (post := self._site.posts.pop(batch.key, None)) is not None:
                 post(report)
 
-        due = monotonic() + batch.due_after
-        self._pool.submit(execute, urgency(batch.origin.priority, due))
+        due = monotonic() + batch.due_seconds
+        self._pool.submit(execute, task_priority(batch.origin.priority, due))
 
     def _lose_batch(self, batch: Batch, error: BaseException) -> None:
         event = Event(
@@ -157,7 +157,7 @@ class _MemorySite(IsolatingSite):
         self._definitions: dict[Any, Definition] = {}
         self.name = f"memory://{os.getpid()}"
         self.posts: dict[str, Callable[[Report], None]] = {}
-        self.depository = Depository()
+        self.depository = WorkerWriter()
         self._conductor = conductor
         self._codes: WeakKeyDictionary[Definition, _Code] = WeakKeyDictionary()
 
@@ -195,7 +195,9 @@ class _MemorySite(IsolatingSite):
     def release_slot(self) -> None:
         self._conductor.release_slot()
 
-    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> ChildConductor:
+    def children(
+        self, origin: Origin, root: str, stream: RandomStream, lease: Lease
+    ) -> ChildConductor:
         return ChildConductor(self._conductor, origin, root, stream, lease)
 
 
@@ -220,9 +222,9 @@ class _Pool:
         with self._changed:
             return len(self._members) - self._idle
 
-    def submit(self, task: Callable[[], Any], urgency: float) -> None:
+    def submit(self, task: Callable[[], Any], task_priority: float) -> None:
         with self._changed:
-            heappush(self._tasks, (-urgency, next(self._order), task))
+            heappush(self._tasks, (-task_priority, next(self._order), task))
             self._changed.notify()
             self._grow()
 

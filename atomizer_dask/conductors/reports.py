@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atomizer_dask.errors import ConductorError
-from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class GivenBack:
     """A site gives back all but the first `kept` electrons of a batch."""
 
     key: str
-    kept: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # in results there are the user's own `__eq__`
@@ -21,7 +21,7 @@ class Partly:
     """A batch has not ended, but its first electrons have."""
 
     key: str
-    outcome: Outcome | Stored
+    outcome: Outcome | StoredOutcome
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class Arrived:
     """A batch has ended."""
 
     key: str
-    outcome: Outcome | Stored
+    outcome: Outcome | StoredOutcome
 
 
 @dataclass(frozen=True, slots=True)

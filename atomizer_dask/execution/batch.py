@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from atomizer_dask.atoms.namespaces import HOME
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, Inputs, Rows, payload_of
@@ -42,56 +42,57 @@ class Origin(NamedTuple):
     space: str = HOME
 
 
-class Terms(NamedTuple):
-    """On what terms electrons are executed, after what happened to them before.
+class AttemptTerms(NamedTuple):
+    """The terms of one attempt: who may execute electrons, and for how long.
 
     Parameters
     ----------
     attempt
         Which attempt it is, from 1.
     deaths
-        How many workers have died with them. From then on they are executed where only a child
-        process can die.
+        How many workers died with them. After one death a child process executes them.
     timeout
-        Seconds for each of them.
-    stay
-        The worker that shall take them.
-    avoid
-        Workers that shall not, where there are others.
-    needs
-        Seconds that they have run without an end, before the wall time of their worker was over.
+        Seconds that each of them may take; None for no limit.
+    worker
+        Address of the worker to execute them on; a retry sets it. Empty for any.
+    excluded
+        Addresses of workers to avoid while any other is free; a requeue adds to it.
+    min_seconds
+        Only workers that live this much longer may take them: so long they ran, and were cut off
+        by the wall time of their worker.
     cut_short
-        How often that happened.
+        How often a wall time cut them off.
     """
 
     attempt: int = 1
     deaths: int = 0
     timeout: float | None = None
-    stay: str = ""
-    avoid: tuple[str, ...] = ()
-    needs: float = 0.0
+    worker: str = ""
+    excluded: tuple[str, ...] = ()
+    min_seconds: float = 0.0
     cut_short: int = 0
 
-    def again(self, worker: str, *, elsewhere: bool) -> Terms:
+    def again(self, worker: str, *, elsewhere: bool) -> AttemptTerms:
         """Return the terms of the next attempt, after one that failed on `worker`."""
         attempt = self.attempt + 1
         if elsewhere:
-            return self._replace(attempt=attempt, stay="", avoid=(*self.avoid, worker))
-        return self._replace(attempt=attempt, stay=worker)
+            return self._replace(attempt=attempt, worker="", excluded=(*self.excluded, worker))
+        return self._replace(attempt=attempt, worker=worker)
 
 
-FIRST = Terms()
+FIRST = AttemptTerms()
 
 
-class Sink(NamedTuple):
+class StoreTarget(NamedTuple):
     """The store that the results of a batch go to.
 
     Parameters
     ----------
     url
-        Where it is.
+        Its folder.
     token
-        What is to be found there, where it is the same.
+        Random id in the lock file. A worker compares it to tell whether its path is the client's
+        folder or another of the same name.
     code
         The fingerprint of the atom's code.
     allow_pickle
@@ -160,9 +161,9 @@ class Batch:
     version: Any
     inputs: Inputs
     positions: range | np.ndarray
-    stream: Stream | list[tuple[Stream, int]] | None
+    stream: RandomStream | list[tuple[RandomStream, int]] | None
     origin: Origin
-    terms: Terms = FIRST
+    terms: AttemptTerms = FIRST
     roots: list[str] | None = None
     earlier: list[tuple[ElectronError, ...]] | None = None
     epoch: int = 0
@@ -173,8 +174,8 @@ class Batch:
     copy_state: bool = False
     seconds: float = 0.2
     longest: float = 0.0
-    sink: Sink | None = None
-    due_after: float = 0.0
+    sink: StoreTarget | None = None
+    due_seconds: float = 0.0
     code: str = ""
 
     def __len__(self) -> int:
@@ -193,17 +194,17 @@ class Batch:
             return self.ids[offset]
         return f"{self.run_id}-{self.positions[offset]}"
 
-    def address(self, offset: int) -> tuple[Stream, int]:
+    def address(self, offset: int) -> tuple[RandomStream, int]:
         """Return the family and index of the random stream of the electron at `offset`."""
-        if isinstance(self.stream, Stream):
+        if isinstance(self.stream, RandomStream):
             return self.stream, int(self.positions[offset])
         if self.stream is None:
-            return Stream.of_id(self.electron_id(offset)), 0
+            return RandomStream.of_id(self.electron_id(offset)), 0
         return self.stream[offset]
 
-    def addresses_of(self, offset: int, count: int) -> tuple[Stream, np.ndarray]:
+    def addresses_of(self, offset: int, count: int) -> tuple[RandomStream, np.ndarray]:
         """Return family and indices of `count` electrons, which share one family."""
-        if isinstance(self.stream, Stream):
+        if isinstance(self.stream, RandomStream):
             indices = self.positions[offset : offset + count]
             if isinstance(indices, range):
                 return self.stream, np.arange(indices.start, indices.stop, dtype=np.uint64)

@@ -45,7 +45,7 @@ Arguments = Callable[[int, int], list[Any]]
 def bond(lease: Lease, definition: Definition) -> tuple[Callable[..., Any], Arguments]:
     """Return what to call, and its arguments for electrons from one offset to another.
 
-    The first of these is a list: see `Claims.each_of`.
+    The first of these is a list: see `Remaining.each_of`.
     """
     inputs = lease.batch.inputs
     if isinstance(definition, ClassAtom):

@@ -13,12 +13,12 @@ import numpy as np
 
 from atomizer_dask.atoms.base import Atom
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.random_streams import Positioned, Stream
+from atomizer_dask.atoms.random_streams import Positioned, RandomStream
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import FailureLog
 from atomizer_dask.execution.outcome import Column, Outcome
-from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import Cuts
 from atomizer_dask.execution.timeout import Watch
 
@@ -81,7 +81,7 @@ class Place(ABC):
         """Let somebody else run in this thread's place: it is about to wait."""
 
     @abstractmethod
-    def children(self, origin: Origin, root: str, stream: Stream, lease: Lease) -> Any:
+    def children(self, origin: Origin, root: str, stream: RandomStream, lease: Lease) -> Any:
         """Return the conductor through which an electron, which descends from `root`, sends."""
 
     def seconds_for(self, batch: Batch) -> float:
@@ -92,7 +92,7 @@ class Place(ABC):
         """Return whether a batch is to be executed where it can do no harm."""
         return False
 
-    def execute_pieces(self, lease: Lease, definition: Definition, claims: Claims) -> Pieces:
+    def execute_pieces(self, lease: Lease, definition: Definition, claims: Remaining) -> Pieces:
         """Execute a batch where it can do no harm, and yield the outcomes of its pieces."""
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class Lease:
         self.making = threading.Lock()  # of the conductor of one of its electrons
         self._thread = threading.get_ident()
         self._began = perf_counter()
-        self._claims: Claims | None = None
+        self._claims: Remaining | None = None
         self._given = 0
         self._released = False
         self.lock = threading.Lock()
@@ -156,9 +156,9 @@ class Lease:
             if self._over.is_set() or self._so_far is None:
                 return
             outcome = self._so_far()
-            part = outcome.part(self._told, outcome.kept)
+            part = outcome.part(self._told, outcome.stop)
             if len(part) and self.site.tell(self.batch, part):
-                self._told = max(self._told, outcome.kept)
+                self._told = max(self._told, outcome.stop)
 
     def ran(self) -> float:
         """Return for how long the electron that is running has been."""
@@ -220,7 +220,7 @@ class Lease:
         """Return the outcome of the batch without what has been reported already."""
         with self.lock:  # somebody may be giving back, or telling, at this very moment
             kept = len(self.batch) - self._given
-            return replace(outcome.part(self._told, kept), kept=kept)
+            return replace(outcome.part(self._told, kept), stop=kept)
 
     # -- what the loops that execute it ask ---------------------------------------------------
 
@@ -229,7 +229,7 @@ class Lease:
         self.surrender()
         self.hand_over()
 
-    def begin(self, claims: Claims, so_far: Callable[[], Outcome] | None) -> None:
+    def begin(self, claims: Remaining, so_far: Callable[[], Outcome] | None) -> None:
         """Begin to execute.
 
         Parameters
@@ -273,7 +273,7 @@ class Lease:
         failures = self.failures
         known = failures.count_before(kept)
         return Outcome(
-            kept=kept,
+            stop=kept,
             results=results,
             failed=np.array(failures.offsets[:known], dtype=np.int64),
             codes=np.array(failures.codes[:known], dtype=np.int32),

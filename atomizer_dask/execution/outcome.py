@@ -27,41 +27,42 @@ class Column(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Outcome:
-    """What became of a batch: its electrons from `first` to `kept`, as columns.
+    """What became of the electrons of a batch from offset `first` to `stop`, as columns.
 
     Parameters
     ----------
-    kept
-        How many were executed; the others go back.
+    stop
+        Offset after the last electron executed; the rest of the batch returns to the queue.
     results
         For the electrons that did not fail: output columns by name, or the list of the results
         themselves for electrons that were sent one by one.
     failed
-        Offsets of those that did.
+        Indices of the failed electrons, ascending, relative to `first`.
     codes, failures
-        For each of `failed` the position of its failure in `failures`.
+        For each failed electron the index of its failure in `failures`, which has each once.
     start_ns
-        Nanoseconds since the epoch at which the first one started.
+        Nanoseconds since the epoch at which the first electron started.
     ends
-        Seconds after that at which each one ended and the next one began.
+        Seconds after `start_ns` at which each electron, or each slice, ended.
     counts
-        How many electrons each of `ends` stands for, where it is not one.
+        Electrons in each slice; None where `ends` has an entry per electron.
     worker
-        Where it ran.
+        Address of the worker that executed it, or name of the process.
     scalar
-        Whether results came as such rather than as dicts.
+        Whether the atom returned single values rather than dicts.
     starts
-        Seconds after `start_ns` at which each one began, where not when the one before ended.
+        Seconds after `start_ns` at which each electron began; None where each began when the one
+        before it ended.
     first
-        Offset of its first electron: those before were told of already. `failed` counts from it.
+        Offset in the batch of the first electron covered; an earlier message covered those before.
     unstored
-        What failed electrons returned, in columns: those that failed for no other reason than that
-        a store cannot hold some of it.
+        Columns of what failed electrons returned, which failed only because a store cannot hold
+        some of it; None where there are none.
     is_whole
-        Whether `unstored` has all that they returned.
+        Whether `unstored` has everything that they returned.
     """
 
-    kept: int
+    stop: int
     results: dict[str, Column] | list[Any]
     failed: Sequence[int] | np.ndarray
     codes: Sequence[int] | np.ndarray
@@ -77,7 +78,7 @@ class Outcome:
     is_whole: bool = True
 
     def __len__(self) -> int:
-        return self.kept - self.first
+        return self.stop - self.first
 
     @property
     def seconds(self) -> float:
@@ -107,8 +108,8 @@ class Outcome:
     def part(self, start: int, stop: int) -> Outcome:
         """Return the part about the electrons from one offset of the batch to another."""
         start = max(start, self.first)
-        stop = max(start, min(stop, self.kept))
-        if (start, stop) == (self.first, self.kept):
+        stop = max(start, min(stop, self.stop))
+        if (start, stop) == (self.first, self.stop):
             return self
         a, b = start - self.first, stop - self.first
         failed = np.asarray(self.failed, dtype=np.int64)
@@ -121,7 +122,7 @@ class Outcome:
         return replace(
             self,
             first=start,
-            kept=stop,
+            stop=stop,
             results=results,
             failed=failed[low:high] - a,
             codes=self.codes[low:high],
@@ -151,7 +152,7 @@ class Outcome:
         return replace(
             self,
             first=0,
-            kept=int(wanted.sum()),
+            stop=int(wanted.sum()),
             results=results,
             failed=(np.cumsum(wanted) - 1)[failed[stays]],
             codes=np.asarray(self.codes)[stays],
@@ -312,25 +313,25 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stored:
-    """What became of a batch whose good results are in a file of the store, as it travels.
+class StoredOutcome:
+    """A receipt for a batch whose results a worker has written into the store.
 
     Parameters
     ----------
-    first, kept
-        It is about the electrons from one offset to another.
+    first, stop
+        Offsets in the batch of the first electron covered, and after the last.
     seconds, longest
-        How long it took, and one electron of it at most.
+        Seconds that the batch took, and its longest electron.
     name
-        Of the file; empty where all have failed.
+        File that the worker wrote; empty where all electrons failed.
     offsets
-        Of those that failed, in the batch.
+        Offsets in the batch of the failed electrons.
     failed
-        What became of these alone.
+        The outcome of the failed electrons alone.
     """
 
     first: int
-    kept: int
+    stop: int
     seconds: float
     longest: float
     name: str
@@ -338,14 +339,14 @@ class Stored:
     failed: Outcome
 
     def __len__(self) -> int:
-        return self.kept - self.first
+        return self.stop - self.first
 
     @property
     def failures(self) -> list[Failure]:
         """Why electrons failed."""
         return self.failed.failures
 
-    def part(self, start: int, stop: int) -> Stored:
+    def part(self, start: int, stop: int) -> StoredOutcome:
         """Return it: a file is not cut, and whoever takes it in knows what is told twice."""
         return self
 
@@ -372,7 +373,7 @@ def _between(count: int, start: int, stop: int) -> np.ndarray:
 
 
 @dataclass(slots=True)
-class Part:
+class RunPart:
     """What became of some electrons of a run.
 
     Parameters
@@ -384,7 +385,8 @@ class Part:
     attempt
         Which attempt it was.
     replaced
-        Which of the failed ones have been, or will be, tried again: a later part tells of these.
+        Mask over the failed electrons: True where a later attempt supersedes this one, so that it
+        is not shown.
     code
         The fingerprint of the code that ran, where a store keeps it.
     """
@@ -398,7 +400,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.outcome)
 
-    def current(self) -> Part:
+    def current(self) -> RunPart:
         """Return it without what another part tells of."""
         if self.replaced is None or not self.replaced.any():
             return self
@@ -406,10 +408,10 @@ class Part:
         stays[np.asarray(self.outcome.failed, dtype=np.int64)[self.replaced]] = False
         return self.pick(stays)
 
-    def pick(self, wanted: np.ndarray) -> Part:
+    def pick(self, wanted: np.ndarray) -> RunPart:
         """Return it for the electrons that `wanted`, a mask of them, says."""
         positions, outcome = numpy_values(self.positions)[wanted], self.outcome.pick(wanted)
-        return Part(positions, outcome, self.attempt, code=self.code)
+        return RunPart(positions, outcome, self.attempt, code=self.code)
 
     def failed_positions(self) -> np.ndarray:
         """Return where in the sweep the failed ones are."""

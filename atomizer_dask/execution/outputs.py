@@ -133,7 +133,7 @@ def _presence(count: int, column: Column | None) -> np.ndarray:
     return column.present
 
 
-class Results:
+class ResultCollector:
     """Collects results of atoms that are not vectorised."""
 
     def __init__(self, *, as_they_are: bool) -> None:
@@ -187,7 +187,7 @@ def join_outcomes(pieces: list[Outcome], worker: str) -> Outcome:
     else:
         results = join([(len(p) - len(p.failed), p.results) for p in pieces])  # type: ignore[misc]
     return Outcome(
-        kept=pieces[-1].kept,
+        stop=pieces[-1].stop,
         results=results,
         failed=np.concatenate(failed),
         codes=np.concatenate(codes),

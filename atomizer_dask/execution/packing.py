@@ -21,7 +21,7 @@ from atomizer_dask.atoms.namespaces import HOME, inside, loads
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Column, Outcome, Stored
+from atomizer_dask.execution.outcome import Column, Outcome, StoredOutcome
 from atomizer_dask.interruptible import is_interrupt
 
 LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
@@ -111,13 +111,13 @@ def dumps(value: Any, known: Sequence[type] = ()) -> bytes | None:
         return None
 
 
-def pack_outcome(outcome: Outcome | Stored) -> Packed:
+def pack_outcome(outcome: Outcome | StoredOutcome) -> Packed:
     """Return an outcome packed; a result that cannot be pickled is a failure of its electron.
 
     Exceptions, and results that are more than numbers and texts, are pickled each by itself, since
     on the other side any of them may turn out not to be readable.
     """
-    if isinstance(outcome, Stored):
+    if isinstance(outcome, StoredOutcome):
         return pack(replace(outcome, failed=_with_failures_apart(outcome.failed)))
     outcome = _with_failures_apart(outcome)
     bad: set[int] = set()
@@ -163,7 +163,7 @@ def _unstored_together(outcome: Outcome) -> Outcome:
     return replace(outcome, unstored=columns, is_whole=len(columns) == len(travelled))
 
 
-def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | Stored:
+def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | StoredOutcome:
     """Return the outcome; a result that cannot be read here is a failure of its electron.
 
     Parameters
@@ -175,9 +175,9 @@ def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | Stored:
         return _unpacked(replace(packed, space=space))
 
 
-def _unpacked(packed: Packed) -> Outcome | Stored:
-    outcome: Outcome | Stored = packed.load()
-    if isinstance(outcome, Stored):
+def _unpacked(packed: Packed) -> Outcome | StoredOutcome:
+    outcome: Outcome | StoredOutcome = packed.load()
+    if isinstance(outcome, StoredOutcome):
         return replace(outcome, failed=_unstored_together(outcome.failed))
     outcome = _unstored_together(outcome)
     bad: set[int] = set()

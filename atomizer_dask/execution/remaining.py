@@ -11,7 +11,7 @@ LARGEST_PIECE = 2**20
 PIECE_SECONDS = 0.02  # how finely a batch can be interrupted that is executed in pieces
 
 
-class Claims:
+class Remaining:
     """The electrons of a batch that nobody has begun, handed out piece by piece.
 
     Parameters

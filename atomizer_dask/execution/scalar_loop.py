@@ -13,9 +13,9 @@ from atomizer_dask.execution.calls import bond, seeded
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.outputs import (
-    Results,
+    ResultCollector,
 )
-from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.timeout import watched
 
 _AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
@@ -29,8 +29,8 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
         call = seeded(lease, call, definition.draws_from)
     if lease.watch is not None:
         call = watched(call, lease.watch)
-    claims = Claims(len(lease.batch), _AT_ONCE)
-    outputs = Results(as_they_are=lease.batch.ids is not None)
+    claims = Remaining(len(lease.batch), _AT_ONCE)
+    outputs = ResultCollector(as_they_are=lease.batch.ids is not None)
     times: list[np.ndarray] = []
     results: list[Any] = []
     ends: list[float] = []
@@ -64,7 +64,7 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
 def _execute_piece(
     calls: Iterator[Any],
     lease: Lease,
-    claims: Claims,
+    claims: Remaining,
     offset: int,
     results: list[Any],
     ends: list[float],

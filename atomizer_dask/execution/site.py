@@ -15,7 +15,7 @@ from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.outputs import (
     join_outcomes,
 )
-from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import Cuts
 from atomizer_dask.execution.scalar_loop import run_each
 from atomizer_dask.execution.vector_loop import run_slices
@@ -121,7 +121,7 @@ def _run(lease: Lease, definition: Definition) -> Outcome:
 def _run_pieces(lease: Lease, definition: Definition) -> Outcome:
     """Execute piece after piece where they can do no harm."""
     first = 2 if definition.vectorized else 1
-    claims = Claims(len(lease.batch), first)
+    claims = Remaining(len(lease.batch), first)
     pieces: list[Outcome] = []
 
     def so_far() -> Outcome:

@@ -23,7 +23,7 @@ from atomizer_dask.execution.outputs import (
     join,
     outputs_of_slice,
 )
-from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import fault_of, longest_stretch, warning_of
 from atomizer_dask.execution.timeout import TimeIsUp, watched
 from atomizer_dask.sweeps.columns import (
@@ -39,7 +39,7 @@ def run_slices(lease: Lease, definition: FunctionAtom, inputs: Columns | GridSli
     start = time_ns(), perf_counter()
     examination = _Examination(lease, definition)
     columns = {name: numpy_values(values) for name, values in inputs.columns().items()}
-    slices = Claims(len(lease.batch), _FIRST_SLICE)
+    slices = Remaining(len(lease.batch), _FIRST_SLICE)
     parts: list[tuple[int, dict[str, Column]]] = []
     ends: list[float] = []
     counts: list[int] = []

@@ -13,7 +13,7 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import replay
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError, ElectronError, StoreError
-from atomizer_dask.execution.batch import Terms
+from atomizer_dask.execution.batch import AttemptTerms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan, Today
@@ -246,7 +246,7 @@ class Driven:
     def replay(self, electron: int, attempt: int) -> Any:
         """Execute one electron in this thread, and return its result or raise."""
         only = range(electron, electron + 1)
-        batch = self.source.batch(f"replay-{self.plan.run_id}", only, Terms(attempt), inf)
+        batch = self.source.batch(f"replay-{self.plan.run_id}", only, AttemptTerms(attempt), inf)
         return replay(self.conductor, batch, self.plan.definition)
 
     def provenance(self) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from time import monotonic
 
 import numpy as np
 
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Wakeups
-from atomizer_dask.execution.batch import Batch, Origin, Terms
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.batch import AttemptTerms, Batch, Origin
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.store.layout import State
@@ -53,7 +53,7 @@ class Ledger:
         self.wakeups = Wakeups()
         self.state: State = "running"
         self.error: AtomizerError | None = None
-        self.parts: list[Part | StoredPart] = []
+        self.parts: list[RunPart | StoredPart] = []
         self.history: dict[int, tuple[ElectronError, ...]] = {}
         self.done = 0
         self.failed = 0
@@ -100,7 +100,7 @@ class Ledger:
         with blocking(), self.changed:
             return wait_for(self.changed, lambda: self.ended, timeout)
 
-    def snapshot(self) -> list[Part | StoredPart]:
+    def snapshot(self) -> list[RunPart | StoredPart]:
         """Return the parts so far."""
         with self.changed:
             return list(self.parts)
@@ -113,7 +113,7 @@ class Ledger:
                 missing[numpy_values(known.positions)] = False
         return np.flatnonzero(missing)
 
-    def told_of(self, part: Part) -> Batch:
+    def told_of(self, part: RunPart) -> Batch:
         """Return the electrons of a part as a batch without inputs, which no outcome needs."""
         earlier = None
         if part.attempt > 1:
@@ -124,23 +124,23 @@ class Ledger:
             version=None,
             inputs=Columns({}, len(part.positions)),
             positions=part.positions,
-            stream=Stream(0),
+            stream=RandomStream(0),
             origin=Origin(),
-            terms=Terms(part.attempt),
+            terms=AttemptTerms(part.attempt),
             earlier=earlier,
             run_id=self._run_id,
         )
 
-    def properties_of(self, part: Part | StoredPart) -> Iterator[Properties]:
+    def properties_of(self, part: RunPart | StoredPart) -> Iterator[Properties]:
         """Yield the Properties of the electrons that a part tells of last."""
         for known in _loaded(part):
             yield from known.outcome.properties(self.told_of(known))
 
-    def failed_parts(self) -> list[Part]:
+    def failed_parts(self) -> list[RunPart]:
         """Return what tells of failed electrons, without those that are tried again."""
         with self.changed:
-            some = [p for p in self.parts if isinstance(p, Part) and len(p.outcome.failed)]
-        return [part for part in map(_failed, map(Part.current, some)) if len(part)]
+            some = [p for p in self.parts if isinstance(p, RunPart) and len(p.outcome.failed)]
+        return [part for part in map(_failed, map(RunPart.current, some)) if len(part)]
 
     def error_of(self, position: int, failed: Failed) -> ElectronError:
         """Return a failed attempt that was read from a store as an error."""
@@ -155,7 +155,7 @@ class Ledger:
 
     # -- for the one who writes --------------------------------------------------------------
 
-    def add(self, part: Part | StoredPart) -> int:
+    def add(self, part: RunPart | StoredPart) -> int:
         """Take down what became of some electrons, and return where it stands in `parts`."""
         failed = len(part.failed_positions())
         again = 0 if part.replaced is None else int(part.replaced.sum())
@@ -190,7 +190,7 @@ class Ledger:
         with self.changed:
             self.parts[index] = part
 
-    def strike_out(self, part: Part, again: np.ndarray) -> None:
+    def strike_out(self, part: RunPart, again: np.ndarray) -> None:
         """Note which of the failed electrons of a part, by a mask, a later part will tell of."""
         with self.changed:
             ended, cancelled = self._ended, _cancelled(part)
@@ -251,7 +251,7 @@ class Ledger:
             self.state = "running"
 
 
-def _cancelled(part: Part | StoredPart) -> int:
+def _cancelled(part: RunPart | StoredPart) -> int:
     """Return how many of a part's failed electrons were cancelled, and are not tried again."""
     if isinstance(part, StoredPart):
         return 0
@@ -262,13 +262,13 @@ def _cancelled(part: Part | StoredPart) -> int:
     return int(were.sum() if part.replaced is None else (were & ~part.replaced).sum())
 
 
-def _failed(part: Part) -> Part:
+def _failed(part: RunPart) -> RunPart:
     """Return what a part tells of failed electrons: all of it where millions were cancelled."""
     outcome = part.outcome
     return part if len(outcome.failed) == len(part) else part.pick(outcome.failed_mask())
 
 
-def _loaded(part: Part | StoredPart) -> list[Part]:
+def _loaded(part: RunPart | StoredPart) -> list[RunPart]:
     return part.load() if isinstance(part, StoredPart) else [part.current()]
 
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event, Level
-from atomizer_dask.execution.batch import Batch, Origin, Positions, Sink, Terms
+from atomizer_dask.execution.batch import AttemptTerms, Batch, Origin, Positions, StoreTarget
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.sweeps.sweep import Sweep
@@ -48,7 +48,7 @@ class Plan:
     seed: int
     origin: Origin
     options: MapOptions
-    sink: Sink | None = None
+    sink: StoreTarget | None = None
     root: str = ""
 
     def renewed(self, today: Today) -> Plan:
@@ -70,9 +70,9 @@ class Plan:
         self,
         key: str,
         positions: Positions,
-        terms: Terms,
+        terms: AttemptTerms,
         seconds: float,
-        stream: Stream,
+        stream: RandomStream,
         earlier: list[tuple[ElectronError, ...]] | None,
         epoch: int,
         root: str,

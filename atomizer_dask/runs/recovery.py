@@ -20,9 +20,9 @@ from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.store.layout import FAILED, FAILURES, INCOMING, MERGING, PROPERTIES
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import File, StoredPart
-from atomizer_dask.store.stored_run import Kept
+from atomizer_dask.store.stored_run import StoredRun
 from atomizer_dask.store.tables import Failed, failures_of, part_of_failed, unstored_of
-from atomizer_dask.store.writer import Journal, finish_failed, finish_merge
+from atomizer_dask.store.writer import ResultWriter, finish_failed, finish_merge
 from atomizer_dask.sweeps.columns import look_up
 
 RENAME_SECONDS = 0.01  # between removing files that were merged and having them under a new name
@@ -54,7 +54,7 @@ def load(
     _load_failures(store, ledger, None, wanted, allow_pickle)
 
 
-def recover(store: Store, ledger: Ledger, journal: Journal, wanted: np.ndarray | None) -> None:
+def recover(store: Store, ledger: Ledger, journal: ResultWriter, wanted: np.ndarray | None) -> None:
     """Do the same for whoever goes on with it, and finish what others had left half done."""
     for path in store.folder.files(MERGING):
         if (name := path.rpartition("/")[2]).startswith(FAILED):
@@ -106,7 +106,7 @@ Lots = dict[tuple[str, int, str], list[tuple[int, Failed]]]  # by worker, attemp
 class _FailedFiles:
     """The files of properties of a store in which all electrons failed."""
 
-    def __init__(self, store: Store, journal: Journal | None) -> None:
+    def __init__(self, store: Store, journal: ResultWriter | None) -> None:
         self.ended: dict[int, int] = {}  # the attempt that each of them failed with for good
         self.outputs: dict[int, tuple[pa.Table, int]] = {}  # of what a store could hold in part
         self.lots: Lots = defaultdict(list)
@@ -148,7 +148,7 @@ class _FailedFiles:
 def _load_failures(
     store: Store,
     ledger: Ledger,
-    journal: Journal | None,
+    journal: ResultWriter | None,
     wanted: np.ndarray | None,
     allow_pickle: bool,
 ) -> None:
@@ -271,7 +271,7 @@ def _failures(ledger: Ledger) -> Iterator[tuple[int, int, Failure]]:
             yield int(ends[offset]), position, part.outcome.failures[code]
 
 
-def ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
+def ledger_of(kept: StoredRun, allow_pickle: bool) -> Ledger:
     """Return what stands in a store, which somebody may be writing."""
     while True:
         ledger = Ledger(kept.run_id, kept.atom_id)
@@ -284,7 +284,7 @@ def ledger_of(kept: Kept, allow_pickle: bool) -> Ledger:
         return ledger
 
 
-def interruption_of(kept: Kept) -> str:
+def interruption_of(kept: StoredRun) -> str:
     """Return who left a run in the middle without a word, and how to go on; else nothing."""
     gone = kept.gone
     go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from atomizer_dask.errors import StoreError
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.interruptible import wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.runs.frames.frame import errors_frame, failures_frame, to_frame
 from atomizer_dask.runs.frames.read import add_work, read_parts, to_dask, work_of
 from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.runs.ledger import Ledger
-from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
@@ -47,7 +47,7 @@ class Results:
     """
 
     def __init__(
-        self, run_id: str, view: View, ledger: Ledger, store: Store | None, *, allow_pickle: bool
+        self, run_id: str, view: RowMap, ledger: Ledger, store: Store | None, *, allow_pickle: bool
     ) -> None:
         self.id = run_id
         self.sweep = view.sweep
@@ -120,13 +120,13 @@ class Results:
         metadata: bool,
         outputs: Collection[str] | None = None,
         where: Selection | None = None,
-    ) -> list[Part]:
+    ) -> list[RunPart]:
         """Return what is known of the electrons, read from the store where it is there."""
         read = partial(read_parts, metadata=metadata, outputs=outputs, where=where)
         stored, here = self._read(read)
         return [*stored, *here]
 
-    def _read(self, read: Callable[[list[StoredPart]], T]) -> tuple[T, list[Part]]:
+    def _read(self, read: Callable[[list[StoredPart]], T]) -> tuple[T, list[RunPart]]:
         """Return what `read` makes of what is in the store, and what is not there."""
         while True:
             ended, parts = self._ledger.ended, self._ledger.snapshot()
@@ -135,7 +135,7 @@ class Results:
             except FileNotFoundError as error:
                 self._look_again(error, ended)
                 continue
-            return stored, [part for part in parts if isinstance(part, Part)]
+            return stored, [part for part in parts if isinstance(part, RunPart)]
 
     def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
         """Find out where files went that were merged a moment ago; raise where nobody knows."""
@@ -143,29 +143,29 @@ class Results:
 
     # -- pieces of it, for whoever shows it while it is under way ---------------------------------
 
-    def parts_since(self, number: int) -> list[Part | StoredPart]:
+    def parts_since(self, number: int) -> list[RunPart | StoredPart]:
         """Return the pieces in which results came, from one of them on."""
         with self._ledger.changed:
             return self._ledger.parts[number:]
 
-    def rows_of(self, parts: Sequence[Part | StoredPart]) -> list[Part]:
+    def rows_of(self, parts: Sequence[RunPart | StoredPart]) -> list[RunPart]:
         """Return pieces, read where they are in the store, as rows of the sweep."""
-        loaded: list[Part] = []
+        loaded: list[RunPart] = []
         for part in parts:
             loaded += part.load() if isinstance(part, StoredPart) else [part]
-        return [part for part in map(Part.current, self._view.as_rows(loaded)) if len(part)]
+        return [part for part in map(RunPart.current, self._view.as_rows(loaded)) if len(part)]
 
-    def failed_rows(self) -> list[Part]:
+    def failed_rows(self) -> list[RunPart]:
         """Return what tells of failed electrons, as rows of the sweep."""
         return self._view.as_rows(self._ledger.failed_parts())
 
-    def outermost_of_store(self, count: int) -> list[Part]:
+    def outermost_of_store(self, count: int) -> list[RunPart]:
         """Return the rows of the files that have the first `count` rows, and the last ones.
 
         Of the others only the numbers of their electrons are read.
         """
 
-        def read(parts: list[StoredPart]) -> list[Part]:
+        def read(parts: list[StoredPart]) -> list[RunPart]:
             files = list({part.name: part for part in parts}.values())
             rows = [
                 np.concatenate([np.empty(0, dtype=np.int64), *map(_rows_in, found)])
@@ -184,7 +184,7 @@ class Results:
 
         return self._read(read)[0]
 
-    def frame_of(self, parts: Sequence[Part]) -> pd.DataFrame:
+    def frame_of(self, parts: Sequence[RunPart]) -> pd.DataFrame:
         """Return rows of the sweep as a frame."""
         return to_frame(self.sweep, parts, self.id)
 
@@ -262,5 +262,5 @@ class Results:
             raise ledger.error
 
 
-def _rows_in(part: Part) -> np.ndarray:
+def _rows_in(part: RunPart) -> np.ndarray:
     return numpy_values(part.positions)

@@ -16,8 +16,7 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.config import setting
 from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
-from atomizer_dask.events import Event, EventLog
-from atomizer_dask.events import Stream as EventStream
+from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.execution.batch import Batch, Positions
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.policy import seconds_of
@@ -37,11 +36,11 @@ from atomizer_dask.runs.recovery import (
 from atomizer_dask.runs.sources.make import source_of
 from atomizer_dask.runs.verification import compare, draw
 from atomizer_dask.runs.waiting import heard, interrupt, wait_showing, why_not_ended
-from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.layout import State
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_run import described, look
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +78,7 @@ class Run(LiveDisplay, Pictures):
         run_id: str,
         atom_id: str,
         seed: int,
-        view: View,
+        view: RowMap,
         ledger: Ledger,
         *,
         store: Store | None = None,
@@ -89,7 +88,7 @@ class Run(LiveDisplay, Pictures):
         super().__init__(run_id, view, ledger, store, allow_pickle=allow_pickle)
         self.atom_id = atom_id
         self.seed = seed
-        self.events: EventStream[Event] = EventStream(setting("events.run-buffer"))
+        self.events: Stream[Event] = Stream(setting("events.run-buffer"))
         self.recent = EventLog()
         self.interruption = ""
         self._control = control or Opened(run_id, "" if store is None else store.folder.url)
@@ -101,9 +100,9 @@ class Run(LiveDisplay, Pictures):
         plan: Plan,
         conductor: BatchConductor,
         host: Host,
-        view: View,
+        view: RowMap,
         ledger: Ledger,
-        journal: Journal | None = None,
+        journal: ResultWriter | None = None,
         in_flight: Sequence[Batch] = (),
         drive: Drive | None = None,
     ) -> Run:
@@ -548,7 +547,7 @@ class Run(LiveDisplay, Pictures):
 
     def _reopen(self) -> None:
         self._refresh_panel()
-        self.events = EventStream(setting("events.run-buffer"), self._driven.host.report_problem)
+        self.events = Stream(setting("events.run-buffer"), self._driven.host.report_problem)
 
     def _close(self) -> None:
         self._refresh_panel()

@@ -17,7 +17,7 @@ from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, StoreHeldError
 from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import Origin, Sink
+from atomizer_dask.execution.batch import Origin, StoreTarget
 from atomizer_dask.execution.input_checks import check_generators
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.policy import OnFailure, Policy
@@ -27,10 +27,10 @@ from atomizer_dask.runs.plan import Host, Plan
 from atomizer_dask.runs.recovery import recover
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.code_check import check_code
-from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.provenance import surroundings
 from atomizer_dask.store.stored_run import (
-    Kept,
+    StoredRun,
     accept_environment,
     begin,
     drop,
@@ -109,7 +109,7 @@ def start(
     if definition.vectorized:
         sweep = sweep.as_arrays()
     plan = _plan(run_id, definition, conductor, sweep, seed_of(seed), options)
-    run = Run.begin(plan, conductor, host, View(sweep), Ledger(run_id, definition.id))
+    run = Run.begin(plan, conductor, host, RowMap(sweep), Ledger(run_id, definition.id))
     host.add_run(run)
     run.start(range(0 if sweep.length is None else sweep.length))
     return run
@@ -181,7 +181,7 @@ def go_on(
         if priority is not None:
             kept.store.manifest["options"]["priority"] = priority
     except BaseException:
-        kept.store.let_go()
+        kept.store.release()
         raise
     return start_stored(host, conductor, kept, definition, options)
 
@@ -189,7 +189,7 @@ def go_on(
 def start_stored(
     host: Host,
     conductor: BatchConductor,
-    kept: Kept,
+    kept: StoredRun,
     definition: Definition,
     options: MapOptions,
 ) -> Run:
@@ -198,7 +198,7 @@ def start_stored(
     try:
         assert store.holder is not None
         universe = kept.universe.as_arrays() if definition.vectorized else kept.universe
-        sink = Sink(
+        sink = StoreTarget(
             store.folder.url,
             store.holder.token,
             kept.code,
@@ -219,7 +219,7 @@ def start_stored(
         host.add_run(run)
         run.start(kept.to_do(journal))
     except BaseException:
-        store.let_go()
+        store.release()
         raise
     return run
 
@@ -231,7 +231,7 @@ def _plan(
     sweep: Sweep,
     seed: int,
     options: MapOptions,
-    sink: Sink | None = None,
+    sink: StoreTarget | None = None,
 ) -> Plan:
     origin = Origin(
         conductor.channel,

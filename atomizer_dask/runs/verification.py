@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.execution.batch import Terms
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.batch import AttemptTerms
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-Lots = list[tuple[np.ndarray, Terms]]
+Lots = list[tuple[np.ndarray, AttemptTerms]]
 COLUMNS = ["compared", "equal", "close", "different", "largest", "first"]
 
 
@@ -33,7 +33,7 @@ class Sample:
         What became of them.
     """
 
-    parts: list[Part]
+    parts: list[RunPart]
 
     @property
     def positions(self) -> np.ndarray:
@@ -47,12 +47,12 @@ class Sample:
         for part in self.parts:
             by_worker[part.outcome.worker].append(numpy_values(part.positions))
         return [
-            (np.concatenate(those), Terms(timeout=timeout, avoid=(worker,)))
+            (np.concatenate(those), AttemptTerms(timeout=timeout, excluded=(worker,)))
             for worker, those in by_worker.items()
         ]
 
 
-def draw(parts: Iterable[Part | StoredPart], n: int, seed: int | None) -> Sample:
+def draw(parts: Iterable[RunPart | StoredPart], n: int, seed: int | None) -> Sample:
     """Draw good electrons at random, each as likely as any other.
 
     Parameters
@@ -69,7 +69,7 @@ def draw(parts: Iterable[Part | StoredPart], n: int, seed: int | None) -> Sample
     total = int(counts.sum())
     chosen = sorted(random.Random(seed).sample(range(total), min(n, total)))  # noqa: S311
     starts = np.concatenate([[0], np.cumsum(counts)])
-    drawn: list[Part] = []
+    drawn: list[RunPart] = []
     for number, part in enumerate(parts):
         inside = [c - starts[number] for c in chosen if starts[number] <= c < starts[number + 1]]
         if inside:
@@ -77,11 +77,11 @@ def draw(parts: Iterable[Part | StoredPart], n: int, seed: int | None) -> Sample
     return Sample(drawn)
 
 
-def _good(part: Part | StoredPart) -> int:
+def _good(part: RunPart | StoredPart) -> int:
     return len(part) - len(part.failed_positions())
 
 
-def _rows(part: Part | StoredPart, rows: np.ndarray) -> list[Part]:
+def _rows(part: RunPart | StoredPart, rows: np.ndarray) -> list[RunPart]:
     """Return some of the good electrons of a part."""
     found = []
     start = 0

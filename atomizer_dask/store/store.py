@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from atomizer_dask.errors import StoreCorruptedError, StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.filesystem.heartbeat import Heart
-from atomizer_dask.store.filesystem.lock import Holder, let_go, read_holder, take_hold
+from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder, release
 from atomizer_dask.store.layout import (
     CORRUPTED,
     FAILURES,
@@ -79,7 +79,7 @@ class Store:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.holder: Holder | None = None
+        self.holder: LockOwner | None = None
         self.on_lost: Callable[[], None] | None = None  # called where another one takes over
         self._heart: Heart | None = None
         self._checked = 0.0
@@ -156,10 +156,10 @@ class Store:
         StoreError
             Where nothing can be written there.
         """
-        me = Holder.here(detached)
+        me = LockOwner.here(detached)
         with self._writing("take hold of it"):
             self.folder.make()
-            take_hold(self.folder, me, takeover=takeover)
+            acquire(self.folder, me, takeover=takeover)
         self.holder = me
         self._heart = Heart(
             self.folder, HOLDER, me.token, me.lease, partial(self._is_held_by, me), self._lose
@@ -172,7 +172,7 @@ class Store:
                     self.folder.make(name)
                     self.folder.sweep_up(name)
         except BaseException:
-            self.let_go()
+            self.release()
             raise
 
     def hold_again(self) -> None:
@@ -186,7 +186,7 @@ class Store:
         known = len(self.manifest["sessions"])
         self.hold()
         if len(self.manifest["sessions"]) != known:
-            self.let_go()
+            self.release()
             raise StoreError(
                 f"another process has gone on with {self.folder.url} since: "
                 "atomizer.attach(store).retry() tries again what has failed by now"
@@ -194,20 +194,20 @@ class Store:
         last = self.manifest["sessions"][-1]
         self.begin_session({name: last[name] for name in last if name not in ("start", "end")})
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Be no longer the one who works on it."""
         heart, self._heart = self._heart, None
         if heart is not None:
             heart.stop()
         if self.holder is not None:
             holder, self.holder = self.holder, None
-            let_go(self.folder, holder)
+            release(self.folder, holder)
 
     def disown(self) -> None:
         """Take part no more: the holder is the process from which this one was forked."""
         self.holder = self._heart = None
 
-    def _is_held_by(self, me: Holder) -> bool:
+    def _is_held_by(self, me: LockOwner) -> bool:
         holder = read_holder(self.folder)
         return holder is not None and holder.token == me.token
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.store.layout import PROPERTIES
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.tables import fields_of, parts_of
@@ -106,7 +106,7 @@ class StoredPart:
         ]
         return ["electron", *wanted, *facts]
 
-    def load(self) -> list[Part]:
+    def load(self) -> list[RunPart]:
         """Return it with its results."""
         until = monotonic() + MERGE_SECONDS
         while True:

@@ -28,7 +28,7 @@ from atomizer_dask.store.code_check import check_code, code_entry, keep_atom, ta
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.filesystem.lock import living_holder, read_holder
 from atomizer_dask.store.inputs.extend import extend, sweeps_of
-from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.inputs.sweep_files import rows_writer, save_sweep
 from atomizer_dask.store.layout import (
     ATOM,
@@ -42,7 +42,7 @@ from atomizer_dask.store.layout import (
 )
 from atomizer_dask.store.signature import is_own
 from atomizer_dask.store.store import Store, now
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
 
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredRun:
     """A run as it stands in a store.
 
     Parameters
@@ -67,7 +67,7 @@ class Kept:
 
     store: Store
     universe: Sweep
-    view: View
+    view: RowMap
     unaccepted: StoreChangedError | None = None
 
     @property
@@ -157,19 +157,19 @@ class Kept:
         """The fingerprint of the code that runs now."""
         return str(self.store.manifest["codes"][-1]["fingerprint"])
 
-    def journal(self, universe: Sweep) -> Journal:
+    def journal(self, universe: Sweep) -> ResultWriter:
         """Return what writes down what becomes of the electrons."""
         allow_pickle = bool(self.store.manifest["options"]["allow_pickle"])
         writer = None
         if isinstance(universe, Streamed):
             writer = rows_writer(self.store, universe, allow_pickle=allow_pickle)
-        journal = Journal(
+        journal = ResultWriter(
             self.store, self.code, universe.inputs_of, allow_pickle=allow_pickle, write_rows=writer
         )
         journal.unaccepted = self.unaccepted
         return journal
 
-    def to_do(self, journal: Journal) -> Positions:
+    def to_do(self, journal: ResultWriter) -> Positions:
         """Return the electrons of the view that have not ended."""
         view = self.view
         wanted = range(view.count) if view.electrons is None else np.sort(view.electrons)
@@ -197,7 +197,7 @@ def check_usable(url: Any) -> None:
     holder = read_holder(store.folder)
     if holder is None or not holder.detached:  # one on the cluster goes on until we have workers
         store.hold()
-        store.let_go()
+        store.release()
 
 
 def begin(
@@ -211,7 +211,7 @@ def begin(
     *,
     takeover: bool = False,
     accept_changes: bool = False,
-) -> Kept:
+) -> StoredRun:
     """Take hold of a store, a new one or one of the same atom and seed, for a sweep.
 
     Raises
@@ -226,23 +226,23 @@ def begin(
     try:
         if not store.manifest:
             _create(store, run_id, definition, code, sweep, seed_of(seed), options)
-            kept = Kept(store, sweep, View(sweep))
+            kept = StoredRun(store, sweep, RowMap(sweep))
         else:
             _check_same(store, definition.id, seed)
             told = check_code(store, code, accept=accept_changes)
-            kept = Kept(store, *_extend(store, sweep, definition, options))
+            kept = StoredRun(store, *_extend(store, sweep, definition, options))
             kept = accept_environment(kept, definition, told)
         store.manifest["options"] = options.to_json()
         store.save()
     except BaseException:
-        store.let_go()
+        store.release()
         raise
     return kept
 
 
 def _extend(
     store: Store, sweep: Sweep, definition: Definition, options: MapOptions
-) -> tuple[Sweep, View]:
+) -> tuple[Sweep, RowMap]:
     defaults = definition.defaults
     return extend(store, sweep, allow_pickle=options.allow_pickle, defaults=defaults)
 
@@ -290,8 +290,8 @@ def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
 
 
 def accept_environment(
-    kept: Kept, definition: Definition, told: Literal["none", "accepted"] | StoreChangedError
-) -> Kept:
+    kept: StoredRun, definition: Definition, told: Literal["none", "accepted"] | StoreChangedError
+) -> StoredRun:
     """Return a run whose environment may differ: where all is done, that only has to be known.
 
     Parameters
@@ -319,7 +319,7 @@ def accept_environment(
     return kept
 
 
-def _is_done(kept: Kept) -> bool:
+def _is_done(kept: StoredRun) -> bool:
     """Return whether all electrons of the view have ended."""
     if kept.universe.length is None:
         return False
@@ -332,7 +332,7 @@ def _is_done(kept: Kept) -> bool:
 
 def resume(
     url: Any, *, takeover: bool = False, detached: str = "", allow_pickle: bool = True
-) -> Kept:
+) -> StoredRun:
     """Take hold of an existing store.
 
     Raises
@@ -353,19 +353,19 @@ def resume(
         )
     store.hold(takeover=takeover, detached=detached)
     try:
-        return Kept(store, *sweeps_of(store, pickled))
+        return StoredRun(store, *sweeps_of(store, pickled))
     except BaseException:
-        store.let_go()
+        store.release()
         raise
 
 
-def look(url: Any, *, allow_pickle: bool) -> Kept:
+def look(url: Any, *, allow_pickle: bool) -> StoredRun:
     """Return what a store is about, without touching it."""
     store = Store.existing(url)
-    return Kept(store, *sweeps_of(store, allow_pickle))
+    return StoredRun(store, *sweeps_of(store, allow_pickle))
 
 
-def stored_atom(kept: Kept, *, allow_pickle: bool) -> Definition:
+def stored_atom(kept: StoredRun, *, allow_pickle: bool) -> Definition:
     """Return the atom that a store keeps, which nobody here has registered.
 
     One of a script or a notebook, which nobody can import, is read where this user wrote it.

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Column, Outcome, Part
+from atomizer_dask.execution.outcome import Column, Outcome, RunPart
 from atomizer_dask.store.arrow import codec
-from atomizer_dask.store.arrow.codec import Coded
+from atomizer_dask.store.arrow.codec import EncodedColumn
 from atomizer_dask.sweeps.columns import (
     OUTPUT_PREFIX,
     Values,
@@ -73,7 +73,7 @@ class Encoded(NamedTuple):
     """
 
     outcome: Outcome
-    outputs: dict[str, Coded]
+    outputs: dict[str, EncodedColumn]
 
 
 def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
@@ -93,7 +93,7 @@ def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
                 bad |= set(rows if present is None else np.flatnonzero(present)[rows].tolist())
                 why = error.event.message if name == "result" else f"{name}: {error.event.message}"
                 continue
-            outputs[name] = Coded(_spread(coded.array, present), coded.note)
+            outputs[name] = EncodedColumn(_spread(coded.array, present), coded.note)
         if not bad:
             return Encoded(outcome, outputs)
         # By their order among the good ones, as these were at first.
@@ -104,7 +104,7 @@ def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
         outcome = original.with_unstored(sorted(refused), failure)
 
 
-def encode_unstored(outcome: Outcome, *, allow_pickle: bool) -> dict[str, Coded]:
+def encode_unstored(outcome: Outcome, *, allow_pickle: bool) -> dict[str, EncodedColumn]:
     """Return of what failed electrons returned those columns as Arrow that a store can hold."""
     outputs = {}
     for name, (values, present) in (outcome.unstored or {}).items():
@@ -115,7 +115,7 @@ def encode_unstored(outcome: Outcome, *, allow_pickle: bool) -> dict[str, Coded]
             if not len(values):
                 continue
             coded = codec.encode(values, allow_pickle=allow_pickle)
-        outputs[name] = Coded(_spread(coded.array, present), coded.note)
+        outputs[name] = EncodedColumn(_spread(coded.array, present), coded.note)
     return outputs
 
 
@@ -138,9 +138,9 @@ def _spread(array: Any, present: np.ndarray | None) -> Any:
 
 
 def table_of_good(
-    part: Part,
+    part: RunPart,
     inputs: Mapping[str, Values],
-    outputs: Mapping[str, Coded],
+    outputs: Mapping[str, EncodedColumn],
     code: str,
     *,
     allow_pickle: bool,
@@ -163,7 +163,7 @@ def table_of_good(
 
 
 def table_of_failed(
-    part: Part, inputs: Mapping[str, Values], code: str, *, allow_pickle: bool
+    part: RunPart, inputs: Mapping[str, Values], code: str, *, allow_pickle: bool
 ) -> pa.Table:
     """Return a part whose electrons all failed as a table of properties.
 
@@ -185,9 +185,9 @@ def _storable(text: Any) -> Any:
 
 
 def _table(
-    part: Part,
+    part: RunPart,
     inputs: Mapping[str, Values],
-    outputs: Mapping[str, Coded],
+    outputs: Mapping[str, EncodedColumn],
     code: str,
     errors: list[str] | None,
     allow_pickle: bool,
@@ -266,7 +266,7 @@ def facts_of(field: pa.Field) -> dict[str, Any]:
     return facts
 
 
-def parts_of(table: pa.Table, *, metadata: bool, allow_pickle: bool) -> Iterator[Part]:
+def parts_of(table: pa.Table, *, metadata: bool, allow_pickle: bool) -> Iterator[RunPart]:
     """Yield good electrons as parts; one for each worker, attempt and code with `metadata`.
 
     Raises
@@ -289,7 +289,7 @@ def parts_of(table: pa.Table, *, metadata: bool, allow_pickle: bool) -> Iterator
         yield _part(table.filter(pa.array(codes == code)), allow_pickle)
 
 
-def _part(table: pa.Table, allow_pickle: bool) -> Part:
+def _part(table: pa.Table, allow_pickle: bool) -> RunPart:
     positions = table.column("electron").to_numpy()
     results = {
         field.name: decode(table.column(field.physical), field.note, allow_pickle=allow_pickle)
@@ -306,7 +306,7 @@ def _part(table: pa.Table, allow_pickle: bool) -> Part:
         starts, ends, counts = (began - first) / 1e9, (ended - first) / 1e9, None
     ours = json.loads((table.schema.metadata or {}).get(OURS, b"{}"))
     outcome = Outcome(
-        kept=len(table),
+        stop=len(table),
         results=results,
         failed=[],
         codes=[],
@@ -319,7 +319,7 @@ def _part(table: pa.Table, allow_pickle: bool) -> Part:
         scalar=bool(ours.get("scalar", True)),
     )
     attempt = table.column("attempts")[0].as_py() if "attempts" in here and len(table) else 1
-    return Part(_as_range(positions), outcome, attempt, code=_only(table, "code"))
+    return RunPart(_as_range(positions), outcome, attempt, code=_only(table, "code"))
 
 
 def _only(table: pa.Table, name: str) -> str:
@@ -397,7 +397,7 @@ def unstored_of(table: pa.Table, rows: Sequence[int], *, allow_pickle: bool) -> 
     return unstored or None
 
 
-def part_of_failed(those: Sequence[tuple[int, Failed]]) -> Part:
+def part_of_failed(those: Sequence[tuple[int, Failed]]) -> RunPart:
     """Return failed electrons of one worker and attempt as a part."""
     known: dict[Failure, int] = {}
     codes = [known.setdefault(failed.failure, len(known)) for _, failed in those]
@@ -406,7 +406,7 @@ def part_of_failed(those: Sequence[tuple[int, Failed]]) -> Part:
     first = int(starts.min() * 1e9)
     count = len(those)
     outcome = Outcome(
-        kept=count,
+        stop=count,
         results={},
         failed=range(count),
         codes=np.array(codes, dtype=np.int32),
@@ -418,7 +418,7 @@ def part_of_failed(those: Sequence[tuple[int, Failed]]) -> Part:
         worker=those[0][1].worker,
     )
     positions = np.array([position for position, _ in those], dtype=np.int64)
-    return Part(positions, outcome, those[0][1].attempt)
+    return RunPart(positions, outcome, those[0][1].attempt)
 
 
 def write_table(table: pa.Table, where: Any) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from atomizer_dask.errors import UnstorableError
-from atomizer_dask.execution.batch import Batch, Sink
-from atomizer_dask.execution.outcome import Outcome, Part, Stored
+from atomizer_dask.execution.batch import Batch, StoreTarget
+from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.layout import HOLDER, INCOMING
 from atomizer_dask.store.tables import encode_outputs, table_of_good, write_table
@@ -19,7 +19,7 @@ from atomizer_dask.sweeps.inputs import columns_of, numpy_or_extension
 logger = logging.getLogger(__name__)
 
 
-class Depository:
+class WorkerWriter:
     """Where a site leaves results: the stores that can be seen from it."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Depository:
 
     def put(
         self, batch: Batch, outcome: Outcome, *, however_small: bool = False
-    ) -> Outcome | Stored:
+    ) -> Outcome | StoredOutcome:
         """Write the results of a batch into its store, and return a receipt.
 
         The outcome itself where there is no store, where it cannot be seen or written from here,
@@ -54,18 +54,18 @@ class Depository:
             logger.warning("cannot write to the store %s", folder.url, exc_info=True)
             return outcome
 
-    def sees(self, sink: Sink) -> bool:
+    def sees(self, sink: StoreTarget) -> bool:
         """Return whether a store can be seen from here."""
         return self._folder(sink) is not None
 
-    def _folder(self, sink: Sink) -> Folder | None:
+    def _folder(self, sink: StoreTarget) -> Folder | None:
         key = sink.url, sink.token
         if key not in self._seen:
             self._seen[key] = _look(sink)
         return self._seen[key]
 
 
-def _look(sink: Sink) -> Folder | None:
+def _look(sink: StoreTarget) -> Folder | None:
     """Return the store where it is the same folder from here as it is for the client."""
     try:
         folder = Folder(sink.url)
@@ -76,7 +76,7 @@ def _look(sink: Sink) -> Folder | None:
     return folder if there == sink.token else None
 
 
-def _is_small(outcome: Outcome, sink: Sink) -> bool:
+def _is_small(outcome: Outcome, sink: StoreTarget) -> bool:
     if len(outcome) >= sink.gather_rows:
         return False
     assert isinstance(outcome.results, dict)
@@ -84,21 +84,21 @@ def _is_small(outcome: Outcome, sink: Sink) -> bool:
     return size < sink.gather_bytes
 
 
-def _put(folder: Folder, batch: Batch, sink: Sink, outcome: Outcome) -> Stored:
+def _put(folder: Folder, batch: Batch, sink: StoreTarget, outcome: Outcome) -> StoredOutcome:
     outcome, outputs = encode_outputs(outcome, allow_pickle=sink.allow_pickle)
     bad, name = outcome.failed_mask(), ""
     if not bad.all():
-        part = Part(batch.positions[outcome.first : outcome.kept], outcome, batch.terms.attempt)
-        inputs = columns_of(batch.cut(outcome.first, outcome.kept))
+        part = RunPart(batch.positions[outcome.first : outcome.stop], outcome, batch.terms.attempt)
+        inputs = columns_of(batch.cut(outcome.first, outcome.stop))
         if bad.any():
             part = part.pick(~bad)
             inputs = {n: numpy_or_extension(values)[~bad] for n, values in inputs.items()}
         table = table_of_good(part, inputs, outputs, sink.code, allow_pickle=sink.allow_pickle)
         name = f"{batch.key}-{outcome.first}.parquet"
         folder.write_with(f"{INCOMING}/{name}", partial(write_table, table))
-    return Stored(
+    return StoredOutcome(
         first=outcome.first,
-        kept=outcome.kept,
+        stop=outcome.stop,
         seconds=outcome.seconds,
         longest=outcome.longest,
         name=name,

@@ -21,8 +21,8 @@ from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ElectronError, StoreChangedError
 from atomizer_dask.execution.batch import Positions
-from atomizer_dask.execution.outcome import Outcome, Part, Stored
-from atomizer_dask.store.arrow.encoded import Coded
+from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
+from atomizer_dask.store.arrow.encoded import EncodedColumn
 from atomizer_dask.store.common_schema import common_schema, joined, recoded, with_notes
 from atomizer_dask.store.layout import FAILED, FAILURES, INCOMING, MERGING, PROPERTIES
 from atomizer_dask.store.store import Store
@@ -41,7 +41,7 @@ FLUSH_ROWS = 2**18
 MERGE_AT = 32  # small files
 
 
-class Journal:
+class ResultWriter:
     """Writes down what becomes of the electrons of a run.
 
     Everything but reading happens on one thread, that of the dispatcher.
@@ -84,7 +84,7 @@ class Journal:
         self._done = np.zeros(0, dtype=bool)
         self._gathered: list[tuple[pa.Table, Callable[[StoredPart], None]]] = []
         self._gathered_rows = 0
-        self._failed: list[Part] = []
+        self._failed: list[RunPart] = []
         self._errors: list[tuple[int, ElectronError]] = []
         self._failed_files: list[str] = []
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="atomizer-merge")
@@ -122,7 +122,7 @@ class Journal:
 
     # -- writing down ------------------------------------------------------------------------
 
-    def take_in(self, positions: Positions, stored: Stored) -> StoredPart | None:
+    def take_in(self, positions: Positions, stored: StoredOutcome) -> StoredPart | None:
         """Move what a worker wrote to where it counts, and return it; None where it is known.
 
         Parameters
@@ -171,7 +171,9 @@ class Journal:
         """Take in a file of ``incoming`` of which no receipt has come."""
         positions = self.store.read(f"{INCOMING}/{name}", ["electron"]).column(0).to_numpy()
         nobody = Outcome.none()
-        receipt = Stored(0, len(positions), 0.0, 0.0, name, np.empty(0, dtype=np.int64), nobody)
+        receipt = StoredOutcome(
+            0, len(positions), 0.0, 0.0, name, np.empty(0, dtype=np.int64), nobody
+        )
         return self.take_in(positions, receipt)
 
     def add_file(self, name: str, count: int) -> StoredPart:
@@ -196,7 +198,10 @@ class Journal:
         return encode_outputs(outcome, allow_pickle=self.allow_pickle)
 
     def gather(
-        self, part: Part, outputs: Mapping[str, Coded], written: Callable[[StoredPart], None]
+        self,
+        part: RunPart,
+        outputs: Mapping[str, EncodedColumn],
+        written: Callable[[StoredPart], None],
     ) -> None:
         """Have good electrons written soon.
 
@@ -218,7 +223,7 @@ class Journal:
         self._gathered.append((table, written))
         self._gathered_rows += len(table)
 
-    def gather_failed(self, part: Part) -> None:
+    def gather_failed(self, part: RunPart) -> None:
         """Have failed electrons written soon."""
         self.mark_done(part.positions)
         self._failed.append(part)
@@ -281,7 +286,7 @@ class Journal:
                 start += len(table)
         self._gathered_rows = 0
 
-    def _table_of_ended(self, parts: Sequence[Part]) -> pa.Table | None:
+    def _table_of_ended(self, parts: Sequence[RunPart]) -> pa.Table | None:
         tables = [
             table_of_failed(
                 part,

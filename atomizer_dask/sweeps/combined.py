@@ -12,7 +12,7 @@ from atomizer_dask.sweeps.received import Given
 from atomizer_dask.sweeps.sweep import Sweep
 
 
-class Picked(Sweep):
+class SelectedRows(Sweep):
     """Some rows of a sweep, in an order of their own.
 
     Parameters
@@ -40,8 +40,8 @@ class Picked(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return self._sweep.row_bytes
 
-    def as_arrays(self) -> Picked:  # noqa: D102
-        return Picked(self._sweep.as_arrays(), self._rows)
+    def as_arrays(self) -> SelectedRows:  # noqa: D102
+        return SelectedRows(self._sweep.as_arrays(), self._rows)
 
     def take(self, start: int, stop: int) -> Inputs:  # noqa: D102
         return self._sweep.pick(self._rows[start:stop])
@@ -54,7 +54,7 @@ class Picked(Sweep):
         return {name: take(values, self._rows) for name, values in columns.items()}
 
 
-class Filled(Sweep):
+class WithDefaults(Sweep):
     """A sweep with further fields, each of one value: defaults of parameters that it does not name.
 
     Parameters
@@ -82,8 +82,8 @@ class Filled(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return self._sweep.row_bytes
 
-    def as_arrays(self) -> Filled:  # noqa: D102
-        return Filled(self._sweep.as_arrays(), self._values)
+    def as_arrays(self) -> WithDefaults:  # noqa: D102
+        return WithDefaults(self._sweep.as_arrays(), self._values)
 
     def together(self, positions: range | np.ndarray) -> int:  # noqa: D102
         return self._sweep.together(positions)
@@ -113,7 +113,7 @@ class Filled(Sweep):
         return {**self._sweep.columns(wanted), **self._repeated(self.length or 0, wanted)}
 
 
-class Chained(Sweep):
+class Concatenated(Sweep):
     """Several sweeps of the same fields, one after another.
 
     Parameters
@@ -144,8 +144,8 @@ class Chained(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return max(sweep.row_bytes for sweep in self._sweeps)
 
-    def as_arrays(self) -> Chained:  # noqa: D102
-        return Chained([sweep.as_arrays() for sweep in self._sweeps], has_arrays=True)
+    def as_arrays(self) -> Concatenated:  # noqa: D102
+        return Concatenated([sweep.as_arrays() for sweep in self._sweeps], has_arrays=True)
 
     def together(self, positions: range | np.ndarray) -> int:  # noqa: D102
         first = int(positions[0])

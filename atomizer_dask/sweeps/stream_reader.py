@@ -10,7 +10,7 @@ from atomizer_dask.sweeps.stream import Streamed
 DRAW_FIRST, DRAW_MOST = 64, 2**16  # rows to draw ahead
 
 
-class Drawing:
+class StreamReader:
     """Draws the rows of a streamed sweep in a thread of its own.
 
     Parameters

@@ -8,7 +8,7 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.status import ConductorStatus
 from atomizer_dask.widgets.panel import Panel
 from atomizer_dask.widgets.summary import conductor_facts, status_of
-from atomizer_dask.widgets.workers import Crew
+from atomizer_dask.widgets.workers import WorkerTable
 
 CONDUCTOR_SECONDS = 1.0
 
@@ -17,7 +17,7 @@ class ConductorPanel(Panel):
     """The live panel of a conductor."""
 
     def __init__(self, conductor: BatchConductor) -> None:
-        self._crew = Crew()
+        self._crew = WorkerTable()
         self._status = ConductorStatus("connected", "")
         super().__init__(conductor)
 

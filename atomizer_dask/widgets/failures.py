@@ -6,7 +6,7 @@ from typing import Any
 
 from atomizer_dask.display.text import plain, shorten
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.runs.frames.frame import HINTS
 from atomizer_dask.runs.run import Run
 from atomizer_dask.widgets.format import cell
@@ -69,7 +69,7 @@ def type_text(type: str) -> str:
     return cell(type, 120)
 
 
-def _example(run: Run, row: int, part: Part) -> dict[str, Any]:
+def _example(run: Run, row: int, part: RunPart) -> dict[str, Any]:
     inputs = "  ".join(f"{name}={cell(v)}" for name, v in run.sweep.payload(row).items())
     return {
         "inputs": shorten(plain(inputs), INPUTS),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.display.text import plain
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.store.stored_part import StoredPart
@@ -76,7 +76,7 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     }
 
 
-def _tried_again(piece: Part | StoredPart) -> int:
+def _tried_again(piece: RunPart | StoredPart) -> int:
     return 0 if piece.replaced is None else int(piece.replaced.sum())
 
 
@@ -96,7 +96,7 @@ def _told(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> s
     return rows if of == looked_at else f"{count_text(of)} values in {rows}"
 
 
-def _some(run: Run, pieces: Sequence[Part | StoredPart]) -> list[Part]:
+def _some(run: Run, pieces: Sequence[RunPart | StoredPart]) -> list[RunPart]:
     """Return some of what has ended: all the pieces there are, or as many evenly chosen ones."""
     limit = READ if run.store is not None else LOOKED_AT
     if len(pieces) > limit:
@@ -105,25 +105,25 @@ def _some(run: Run, pieces: Sequence[Part | StoredPart]) -> list[Part]:
     return run.rows_of(pieces)
 
 
-def _outermost(run: Run, pieces: Sequence[Part | StoredPart]) -> list[Part]:
+def _outermost(run: Run, pieces: Sequence[RunPart | StoredPart]) -> list[RunPart]:
     """Return the pieces that have the first and the last rows; of files only these are read."""
-    here = run.rows_of([piece for piece in pieces if isinstance(piece, Part)])
+    here = run.rows_of([piece for piece in pieces if isinstance(piece, RunPart)])
     return [*here, *run.outermost_of_store(ROWS)]
 
 
-def _sampled(parts: list[Part]) -> list[Part]:
+def _sampled(parts: list[RunPart]) -> list[RunPart]:
     total = sum(map(len, parts))
     step = -(-total // SAMPLED)
     return parts if step <= 1 else [_every(part, step) for part in parts]
 
 
-def _every(part: Part, step: int) -> Part:
+def _every(part: RunPart, step: int) -> RunPart:
     wanted = np.zeros(len(part), dtype=bool)
     wanted[::step] = True
     return part.pick(wanted)
 
 
-def _ends(parts: Sequence[Part]) -> list[Part]:
+def _ends(parts: Sequence[RunPart]) -> list[RunPart]:
     """Return the electrons that come first and last in the sweep."""
     if sum(map(len, parts)) <= 2 * ROWS:
         return list(parts)

@@ -8,7 +8,7 @@ POINTS = 90
 FIRST_STEP = 0.4  # seconds
 
 
-class Course:
+class RateHistory:
     """The rate of a run over its whole course.
 
     However long it takes, there are at most `POINTS` points: when there are more, every other one
@@ -16,7 +16,7 @@ class Course:
 
     Examples
     --------
-    >>> course = Course()
+    >>> course = RateHistory()
     >>> for second in range(4):
     ...     course.note(second, 100 * second)
     >>> course.rates()

@@ -16,10 +16,10 @@ from atomizer_dask.store.layout import GOING
 from atomizer_dask.widgets.failures import failure_groups, type_text
 from atomizer_dask.widgets.panel import Panel, described
 from atomizer_dask.widgets.preview import preview
-from atomizer_dask.widgets.rate_history import Course
+from atomizer_dask.widgets.rate_history import RateHistory
 from atomizer_dask.widgets.refresher import Cost
 from atomizer_dask.widgets.summary import run_facts
-from atomizer_dask.widgets.workers import Crew
+from atomizer_dask.widgets.workers import WorkerTable
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class RunPanel(Panel):
     """The live panel of a run."""
 
     def __init__(self, run: Run) -> None:
-        self._course, self._crew = Course(), Crew()
+        self._course, self._crew = RateHistory(), WorkerTable()
         self._status: ConductorStatus | None = None
         self._due: dict[str, float] = {}
         self._costs: defaultdict[str, Cost] = defaultdict(Cost)

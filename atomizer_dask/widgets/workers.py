@@ -8,7 +8,7 @@ from typing import Any
 
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.display.text import plain
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.runs.run import Run
 from atomizer_dask.widgets.format import rounded
 
@@ -16,7 +16,7 @@ MOST_ROWS = 100  # that are sent; a message of more would be too large
 SAMPLES = 10  # of how many threads are busy; one a second
 
 
-class Crew:
+class WorkerTable:
     """The workers of a conductor: how busy they were lately, and what they did for a run."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Crew:
             return
         self._electrons.clear()
         for part in run.parts_since(0):  # anew, for some may be tried again by now, elsewhere
-            assert isinstance(part, Part)
+            assert isinstance(part, RunPart)
             again = 0 if part.replaced is None else int(part.replaced.sum())
             self._electrons[part.outcome.worker] += len(part) - again
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.atoms.random_streams import Positioned, Stream, philox, seed_of, uniform
+from atomizer_dask.atoms.random_streams import Positioned, RandomStream, philox, seed_of, uniform
 
 ONES = 2**64 - 1
 KEYS = st.integers(0, 2**128 - 1)
@@ -46,7 +46,7 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, answer):
 
 @given(key=KEYS, index=INDICES, generation=st.sampled_from([0, 1]))
 def test_generator_of_an_electron_is_numpys_philox(key, index, generation):
-    stream = Stream(key, generation)
+    stream = RandomStream(key, generation)
     rng = Positioned().at(stream, index)
     assert rng.random(9).tolist() == numpys(stream, index).random(9).tolist()
 
@@ -58,7 +58,7 @@ def test_generator_of_an_electron_is_numpys_philox(key, index, generation):
     draws=st.one_of(st.integers(0, 12), st.integers(36, 44)),
 )
 def test_vectorised_uniform_is_numpys_philox(key, start, skip, draws):
-    stream = Stream(key)
+    stream = RandomStream(key)
     indices = np.arange(start, start + 5, dtype=np.uint64)
     expected = [numpys(stream, start + n).random(skip + draws)[skip:] for n in range(5)]
     numbers = uniform(stream, indices, skip, draws)
@@ -68,7 +68,7 @@ def test_vectorised_uniform_is_numpys_philox(key, start, skip, draws):
 
 @pytest.mark.parametrize("draws", [3, 39, 40, 41])
 def test_uniform_of_many_rows_does_not_depend_on_how_they_are_cut(draws):
-    stream = Stream(11)
+    stream = RandomStream(11)
     indices = np.arange(10_000, dtype=np.uint64)
     whole = uniform(stream, indices, 2, draws)
     parts = [uniform(stream, part, 2, draws) for part in np.array_split(indices, 7)]
@@ -77,7 +77,7 @@ def test_uniform_of_many_rows_does_not_depend_on_how_they_are_cut(draws):
 
 
 def test_uniform_is_in_the_unit_interval_and_looks_uniform():
-    numbers = uniform(Stream(3), np.arange(100_000, dtype=np.uint64), 0, 1)
+    numbers = uniform(RandomStream(3), np.arange(100_000, dtype=np.uint64), 0, 1)
     assert numbers.min() >= 0
     assert numbers.max() < 1
     # Five standard errors of the mean of a uniform variable.
@@ -85,7 +85,7 @@ def test_uniform_is_in_the_unit_interval_and_looks_uniform():
 
 
 def test_positioned_generator_starts_again_whatever_was_drawn_before():
-    rng, stream = Positioned(), Stream(7)
+    rng, stream = Positioned(), RandomStream(7)
     first = rng.at(stream, 3).random(5).tolist()
     rng.at(stream, 4).integers(0, 10, 3, dtype=np.uint32)  # leaves half a word behind
     rng.at(stream, 4).normal(size=3)
@@ -103,31 +103,37 @@ def test_positioned_generator_starts_again_whatever_was_drawn_before():
 )
 def test_any_distribution_is_repeatable(draw):
     rng = Positioned()
-    first = draw(rng.at(Stream(7), 3))
-    draw(rng.at(Stream(7), 9))
-    assert draw(rng.at(Stream(7), 3)) == first
-    assert draw(numpys(Stream(7), 3)) == first
+    first = draw(rng.at(RandomStream(7), 3))
+    draw(rng.at(RandomStream(7), 9))
+    assert draw(rng.at(RandomStream(7), 3)) == first
+    assert draw(numpys(RandomStream(7), 3)) == first
 
 
 def test_streams_differ_by_seed_index_and_generation():
     rng = Positioned()
-    addresses = [(Stream(seed, g), n) for seed in range(5) for g in (0, 1) for n in range(20)]
+    addresses = [(RandomStream(seed, g), n) for seed in range(5) for g in (0, 1) for n in range(20)]
     assert len({rng.at(*address).random() for address in addresses}) == len(addresses)
 
 
 def test_streams_of_children_differ_from_each_other_and_from_their_parents():
-    rng, root = Positioned(), Stream(7)
-    families = [root, root.child(0), root.child(1), root.child(0).child(0), Stream(8).child(0)]
+    rng, root = Positioned(), RandomStream(7)
+    families = [
+        root,
+        root.child(0),
+        root.child(1),
+        root.child(0).child(0),
+        RandomStream(8).child(0),
+    ]
     assert len({rng.at(family, n).random() for family in families for n in range(10)}) == 50
 
 
 def test_child_is_the_same_each_time():
-    assert Stream(7).child(3) == Stream(7).child(3)
+    assert RandomStream(7).child(3) == RandomStream(7).child(3)
 
 
 def test_stream_of_an_id_is_its_own():
-    assert Stream.of_id("a") == Stream.of_id("a")
-    assert Stream.of_id("a") != Stream.of_id("b")
+    assert RandomStream.of_id("a") == RandomStream.of_id("a")
+    assert RandomStream.of_id("a") != RandomStream.of_id("b")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**128 - 1, np.int64(5), True])

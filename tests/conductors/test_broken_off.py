@@ -42,7 +42,7 @@ from atomizer_dask.runs.sources.store_record import StoreRecord
 from atomizer_dask.runs.sources.stored_source import StoredRunSource
 from atomizer_dask.store import writer
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 from atomizer_dask.sweeps.equality import alike
 from atomizer_dask.widgets.summary import run_facts
 
@@ -101,7 +101,7 @@ OF_RUNS = (
     StoreRecord,
     Ledger,
 )
-KINDS = (Driver, *OF_RUNS, Journal, ElectronSource, ElectronSender, Sizing, Outcome)
+KINDS = (Driver, *OF_RUNS, ResultWriter, ElectronSource, ElectronSender, Sizing, Outcome)
 PLACES = [
     (kind, name)
     for kind in KINDS
@@ -147,7 +147,7 @@ def test_any_method_that_raises_leaves_nobody_waiting(place, monkeypatch, tmp_pa
         assert set(attached.errors["kind"]) == {"exception"}
 
 
-RETRYING = [(kind, name) for kind, name in PLACES if kind in (*OF_RUNS, Journal)]
+RETRYING = [(kind, name) for kind, name in PLACES if kind in (*OF_RUNS, ResultWriter)]
 RETRYING += [(Ledger, "reopen")]
 
 
@@ -610,7 +610,7 @@ def test_closing_does_not_wait_for_a_file_system_that_hangs(monkeypatch, tmp_pat
         over.wait(100)
         raise OSError("the server is back, and knows nothing of this")
 
-    monkeypatch.setattr(Journal, "_write_gathered", hang)
+    monkeypatch.setattr(ResultWriter, "_write_gathered", hang)
     atomizer = Atomizer(MemoryConductor(2), third)
     run = atomizer.map(third, grid(x=range(10)), store=tmp_path / "s")
     assert hangs.wait(SOON)
@@ -665,7 +665,7 @@ def test_store_that_goes_away_ends_the_run_in_a_few_lines(name, monkeypatch, tmp
 def test_merging_that_raises_ends_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(writer, "FLUSH_ROWS", 10)
     monkeypatch.setattr("atomizer_dask.runs.sources.stored_source.MERGE_AT_END", 1)
-    monkeypatch.setattr(Journal, "_merge", raising_at(Journal._merge, 1, SystemExit))
+    monkeypatch.setattr(ResultWriter, "_merge", raising_at(ResultWriter._merge, 1, SystemExit))
     with Atomizer(MemoryConductor(2), third) as atomizer:
         run = atomizer.map(third, grid(x=range(4000)), store=tmp_path / "s")
         assert ends(run) in ("failed", "finished")

@@ -32,7 +32,7 @@ from atomizer_dask import (
     grid,
     zipped,
 )
-from atomizer_dask.atoms.random_streams import Positioned, Stream
+from atomizer_dask.atoms.random_streams import Positioned, RandomStream
 from atomizer_dask.conductors.dask.scheduler_plugin import (
     ADOPTED,
     ONCE,
@@ -153,7 +153,7 @@ def test_random_numbers_of_an_electron_follow_from_its_id(atomizer):
         return context.random()
 
     atomizer.register(draw, draws)
-    expected = [Positioned().at(Stream.of_id(f"E{n}"), 0).random() for n in range(50)]
+    expected = [Positioned().at(RandomStream.of_id(f"E{n}"), 0).random() for n in range(50)]
     drawn = [atomizer.send(Electron("tests.draw", id=f"E{n}")) for n in range(50)]
     assert [future.result(60).value() for future in drawn] == expected
     drawn = [atomizer.send(Electron("tests.draws", {"x": n}, id=f"E{n}")) for n in range(50)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atomizer_dask import ConductorError
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.dispatcher import Dispatcher
 from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.conductors.reports import Arrived, GivenBack, Lost
@@ -40,7 +40,14 @@ class Numbers:
             stop = start + size.electrons
         data = Columns({"x": range(start, stop)}, stop - start)
         return Batch(
-            key, "atom", None, data, range(start, stop), Stream(0), Origin(), seconds=size.seconds
+            key,
+            "atom",
+            None,
+            data,
+            range(start, stop),
+            RandomStream(0),
+            Origin(),
+            seconds=size.seconds,
         )
 
     def give_back(self, batch, start, stop, terms):
@@ -50,7 +57,7 @@ class Numbers:
 
     def deliver(self, batch, outcome, *, last):
         first = batch.positions.start
-        told = list(range(first + outcome.first, first + outcome.kept))
+        told = list(range(first + outcome.first, first + outcome.stop))
         self.delivered += told
         if len(outcome.failed):
             self.failures += outcome.failures

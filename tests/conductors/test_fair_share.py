@@ -13,7 +13,7 @@ from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom, grid
 from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
-from atomizer_dask.conductors.fair_share import due_after
+from atomizer_dask.conductors.fair_share import due_seconds
 from atomizer_dask.policy import priority_of
 
 SECOND = Path(__file__).parents[1] / "support" / "second_notebook.py"
@@ -192,9 +192,9 @@ def test_store_keeps_the_priority(local, tmp_path):
 
 
 def test_electrons_that_would_wait_as_well_come_later_the_more_wait():
-    dues = [due_after(0.0, 0, waiting, waited=10.0) for waiting in (0.0, 1.0, 2.0)]
+    dues = [due_seconds(0.0, 0, waiting, waited=10.0) for waiting in (0.0, 1.0, 2.0)]
     assert dues == [0.0, 10.0, 20.0]
-    assert due_after(0.0, 2, 0.0, 0.0) < due_after(0.0, 1, 0.0, 0.0) < 0
+    assert due_seconds(0.0, 2, 0.0, 0.0) < due_seconds(0.0, 1, 0.0, 0.0) < 0
 
 
 def test_priority_is_a_whole_number():

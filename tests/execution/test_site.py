@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomizer_dask import atom
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.execution import remaining, vector_loop
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import Failure
@@ -54,7 +54,7 @@ def batch_of(function, sweep, start=0, stop=None, seconds=60.0, **options):
     options = {
         "run_id": "R",
         "root_id": "R",
-        "stream": Stream(7),
+        "stream": RandomStream(7),
         "origin": Origin("channel"),
     } | options
     return Batch(
@@ -69,7 +69,7 @@ def sent_of(function, payloads):
     count = range(len(payloads))
     return Batch(
         "key", "tested", function, Rows(payloads), count,
-        [(Stream.of_id(f"e{n}"), 0) for n in count], Origin(), ids=[f"e{n}" for n in count],
+        [(RandomStream.of_id(f"e{n}"), 0) for n in count], Origin(), ids=[f"e{n}" for n in count],
         seconds=60.0,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_batch_is_executed_in_order():
     seen = []
     outcome = Here().execute(batch_of(lambda x: seen.append(x), {"x": range(3000)}))
     assert seen == list(range(3000))
-    assert outcome.kept == 3000
+    assert outcome.stop == 3000
     assert outcome.worker == "here"
 
 
@@ -126,7 +126,7 @@ def test_stopping_gives_back_what_has_not_begun():
     batch = batch_of(stops, {"x": range(5000)})
     outcome = site.execute(batch)
     assert site.given_back == [3]
-    assert outcome.kept == 3
+    assert outcome.stop == 3
     assert outcome.results["result"].values.tolist() == [0, 1, 2]
     assert len(outcome.times()[0]) == 3
 
@@ -143,7 +143,7 @@ def test_stopping_at_any_place_keeps_what_was_executed(at):
 
     outcome = site.execute(batch_of(stops, {"x": range(5000)}))
     assert seen == list(range(at + 1))
-    assert outcome.kept == at + 1
+    assert outcome.stop == at + 1
     assert site.given_back == [at + 1]
 
 
@@ -163,14 +163,14 @@ def test_batch_of_a_run_that_was_stopped_is_given_back_whole():
     site = Here()
     site.stop("R", 0, cancel=True)
     outcome = site.execute(batch_of(lambda x: x, {"x": range(10)}))
-    assert outcome.kept == 0
+    assert outcome.stop == 0
     assert site.given_back == [0]
 
 
 def test_stopping_another_run_changes_nothing():
     site = Here()
     site.stop("other", 0, cancel=True)
-    assert site.execute(batch_of(lambda x: x, {"x": range(10)})).kept == 10
+    assert site.execute(batch_of(lambda x: x, {"x": range(10)})).stop == 10
 
 
 def test_time_box_ends_a_batch():
@@ -183,21 +183,21 @@ def test_time_box_ends_a_batch():
         return x
 
     outcome = site.execute(batch_of(waits, {"x": range(10)}, seconds=0.01))
-    assert outcome.kept == 1
+    assert outcome.stop == 1
     assert site.given_back == [1]
 
 
 def test_single_electron_has_no_time_box():
     site = Here()
     outcome = site.execute(batch_of(lambda x: threading.Event().wait(0.05), {"x": [1]}, seconds=0))
-    assert outcome.kept == 1
+    assert outcome.stop == 1
     assert site.given_back == []
 
 
 def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
     """The thread that gives back may be interrupted between taking electrons and counting them."""
     site, ended, drained = Here(), threading.Event(), threading.Event()
-    drain = remaining.Claims.drain
+    drain = remaining.Remaining.drain
 
     def slow_drain(claims):
         rest = drain(claims)
@@ -205,7 +205,7 @@ def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
         ended.wait(0.5)
         return rest
 
-    monkeypatch.setattr(remaining.Claims, "drain", slow_drain)
+    monkeypatch.setattr(remaining.Remaining, "drain", slow_drain)
 
     def atom_of(x):
         if x == 2:
@@ -215,7 +215,7 @@ def test_giving_back_while_the_batch_ends_keeps_the_count_right(monkeypatch):
 
     outcome = site.execute(batch_of(atom_of, {"x": range(10)}))
     ended.set()
-    assert outcome.kept == 3
+    assert outcome.stop == 3
     assert len(outcome.times()[0]) == 3
 
 
@@ -229,7 +229,7 @@ def test_waiting_gives_the_slot_and_the_rest_back_once():
         return x
 
     outcome = site.execute(batch_of(waits, {"x": range(10)}))
-    assert outcome.kept == 1
+    assert outcome.stop == 1
     assert site.released == 1
     assert site.given_back == [1]
 
@@ -241,7 +241,7 @@ def test_children_descend_from_their_electron():
 
     batch = batch_of(sends, {"x": range(3)})
     results = [p.result for p in Here().execute(batch).properties(batch)]
-    assert results == [(1, Stream(7).child(n).key) for n in range(3)]
+    assert results == [(1, RandomStream(7).child(n).key) for n in range(3)]
 
 
 def test_events_go_to_whoever_sent_the_batch():
@@ -293,7 +293,7 @@ def test_bisecting_fails_guilty_rows_alone_with_few_calls(guilty):
     outcome = Here().execute(batch_of(atom(id="v", vectorized=True)(function), {"x": range(1024)}))
     assert list(outcome.failed) == sorted(guilty)
     good = [2 * x for x in range(1024) if x not in guilty]
-    assert outcome.kept == 1024
+    assert outcome.stop == 1024
     if good:
         assert outcome.results["result"].values.tolist() == good
     # Two halves at each of log2(1024) levels for each guilty row, the first call and other cuts.
@@ -324,7 +324,7 @@ def test_vectorised_batch_can_be_stopped_between_slices(monkeypatch):
         return x
 
     outcome = site.execute(batch_of(atom(id="v", vectorized=True)(function), {"x": range(100)}))
-    assert outcome.kept == 30
+    assert outcome.stop == 30
     assert site.given_back == [30]
 
 
@@ -355,7 +355,7 @@ def test_truncated_outcome_is_its_beginning(make):
     outcome = Here().execute(batch)
     for kept in range(22):
         part = outcome.part(0, kept)
-        assert part.kept == min(kept, 20)
+        assert part.stop == min(kept, 20)
         before, after = facts(outcome, batch)[:kept], facts(part, batch)
         assert [one[:3] for one in after] == [one[:3] for one in before]
         for (*_, end), (*_, end_before) in zip(after, before, strict=True):
@@ -394,7 +394,7 @@ def test_electrons_that_never_ran_share_a_failure():
     outcome = Outcome.all_failed(5, Failure("cancelled", "", "too late"))
     batch = batch_of(odd_fails, {"x": range(5)})
     assert [p.error.kind for p in outcome.properties(batch)] == ["cancelled"] * 5
-    assert outcome.part(0, 2).kept == len(outcome.part(0, 2).failed) == 2
+    assert outcome.part(0, 2).stop == len(outcome.part(0, 2).failed) == 2
     assert str(next(outcome.properties(batch)).error.event) == "[aid:tested | eid:R-0] too late"
 
 

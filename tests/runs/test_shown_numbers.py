@@ -24,10 +24,10 @@ from atomizer_dask.widgets import preview as previews
 from atomizer_dask.widgets.failures import failure_groups
 from atomizer_dask.widgets.panels import panel_of
 from atomizer_dask.widgets.preview import preview
-from atomizer_dask.widgets.rate_history import Course
+from atomizer_dask.widgets.rate_history import RateHistory
 from atomizer_dask.widgets.static_html import html_of
 from atomizer_dask.widgets.summary import conductor_facts, run_facts
-from atomizer_dask.widgets.workers import Crew
+from atomizer_dask.widgets.workers import WorkerTable
 
 
 @atom(id="tests.noise")
@@ -345,7 +345,7 @@ def test_progress_adds_up_at_any_moment(local):
 
 def test_electrons_of_workers_add_up_although_some_are_tried_again(atomizer):
     run = atomizer.map(often_fails, grid(x=range(100)), on_failure="retry", max_attempts=3).wait(60)
-    crew = Crew()
+    crew = WorkerTable()
     crew.count(run)
     assert sum(crew._electrons.values()) == 100
     run.retry().wait(60)
@@ -369,7 +369,7 @@ def test_nothing_is_at_100_percent_before_it_is_all_there():
 
 
 def test_curve_of_a_panel_that_came_late_begins_with_what_had_been():
-    course = Course()
+    course = RateHistory()
     course.note(100.0, 5000)
     course.note(102.0, 5400)
     assert course.rates() == [[100.0, 50.0], [102.0, 200.0]]

@@ -20,7 +20,7 @@ from atomizer_dask.errors import StoreError
 from atomizer_dask.store import writer
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.store import Store
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 
 # -- atoms -------------------------------------------------------------------------------------
 
@@ -458,13 +458,13 @@ def slow(x):
 
 def test_run_ends_although_merging_takes_its_time(local, tmp_path, configure, monkeypatch):
     configure({"store.gather-rows": 1})
-    merge = Journal._merge
+    merge = ResultWriter._merge
 
     def slow_merge(self, names):
         time.sleep(1.2)
         return merge(self, names)
 
-    monkeypatch.setattr(Journal, "_merge", slow_merge)
+    monkeypatch.setattr(ResultWriter, "_merge", slow_merge)
     run = local.map(slow, grid(x=range(300)), store=tmp_path / "store").wait(20)
     assert run.to_frame()["result"].tolist() == list(range(300))
 
@@ -476,6 +476,6 @@ def test_run_fails_where_merging_does(local, tmp_path, configure, monkeypatch):
     def full(self, names):
         raise StoreError("no space left")
 
-    monkeypatch.setattr(Journal, "_merge", full)
+    monkeypatch.setattr(ResultWriter, "_merge", full)
     with pytest.raises(StoreError, match="no space left"):
         local.map(slow, grid(x=range(1000)), store=tmp_path / "store").wait(20)

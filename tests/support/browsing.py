@@ -73,7 +73,7 @@ class Chromium:
         return self._contexts[scale]
 
 
-class View:
+class RowMap:
     """A page, and what went wrong in it.
 
     Attributes
@@ -121,7 +121,7 @@ def _note(text, texts):
         texts.append(text)
 
 
-class Notebook(View):
+class Notebook(RowMap):
     """A notebook with a kernel of its own, open in JupyterLab or Notebook.
 
     Attributes

@@ -21,7 +21,7 @@ from atomizer_dask import (
 )
 from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.definition import as_definition
-from atomizer_dask.atoms.random_streams import Stream as RandomStream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.execution.batch import FIRST, Batch, Origin
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.sweeps.inputs import Rows

@@ -4,17 +4,17 @@ import numpy as np
 
 from atomizer_dask import atom, grid, zipped
 from atomizer_dask.sweeps.columns import loop_values
-from atomizer_dask.sweeps.combined import Chained, Picked
+from atomizer_dask.sweeps.combined import Concatenated, SelectedRows
 
 PARTS = [
     grid(x=range(3), y=["a", "b"]),
-    Picked(zipped(x=np.arange(10), y=list("abcdefghij")), np.array([7, 2, 9])),
+    SelectedRows(zipped(x=np.arange(10), y=list("abcdefghij")), np.array([7, 2, 9])),
     zipped(x=[5], y=["z"]),
 ]
 
 
 def test_rows_are_those_of_the_parts_end_to_end():
-    chained = Chained(PARTS)
+    chained = Concatenated(PARTS)
     assert chained.length == 10
     assert chained.names == ("x", "y")
     expected = [0, 0, 1, 1, 2, 2, 7, 2, 9, 5]
@@ -26,21 +26,23 @@ def test_rows_are_those_of_the_parts_end_to_end():
 
 
 def test_rows_are_picked_in_any_order():
-    chained, order = Chained(PARTS), np.array([9, 0, 6, 6, 3, 8, 1])
+    chained, order = Concatenated(PARTS), np.array([9, 0, 6, 6, 3, 8, 1])
     picked = chained.pick(order).columns()
     assert list(picked["x"]) == [5, 0, 7, 7, 1, 9, 0]
     assert list(picked["y"]) == list("zahhbjb")
 
 
 def test_chained_may_be_chained():
-    chained = Chained([Chained(PARTS[:2]), Picked(Chained(PARTS), np.array([9, 0]))])
+    chained = Concatenated(
+        [Concatenated(PARTS[:2]), SelectedRows(Concatenated(PARTS), np.array([9, 0]))]
+    )
     assert list(chained.columns()["x"]) == [0, 0, 1, 1, 2, 2, 7, 2, 9, 5, 0]
     assert list(chained.take(7, 11).columns()["x"]) == [2, 9, 5, 0]
 
 
 def test_electrons_of_different_parts_are_not_in_one_batch():
     """They may be of another type: an electron must not depend on its neighbours."""
-    chained = Chained([Chained(PARTS[:2]), PARTS[2]])
+    chained = Concatenated([Concatenated(PARTS[:2]), PARTS[2]])
     assert chained.together(range(10)) == 6
     assert chained.together(range(5, 10)) == 1
     assert chained.together(range(6, 10)) == 3
@@ -53,11 +55,11 @@ def test_electrons_of_different_parts_are_not_in_one_batch():
 
 def test_picked_rows_of_several_sweeps_are_given_as_those_of_each():
     parts = [zipped(x=[1, "a"]), zipped(x=np.ones(2, "f4")), zipped(x=[2.0, 1]), zipped(x=[True])]
-    chained = Chained(parts)
+    chained = Concatenated(parts)
     picked = chained.pick(np.array([6, 2, 0, 5, 4, 1]))
     values = loop_values(picked.data["x"], scalars="x" in picked.scalars)
     assert list(map(repr, values)) == ["True", "np.float32(1.0)", "1", "1", "2.0", "'a'"]
-    alike = Chained(parts[1:2] * 2).pick(np.array([3, 0]))
+    alike = Concatenated(parts[1:2] * 2).pick(np.array([3, 0]))
     assert alike.data["x"].dtype == np.float32
     assert alike.scalars == {"x"}
 

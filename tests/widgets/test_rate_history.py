@@ -1,11 +1,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomizer_dask.widgets.rate_history import POINTS, Course
+from atomizer_dask.widgets.rate_history import POINTS, RateHistory
 
 
 def test_a_steady_run_has_one_rate_however_long_it_takes():
-    course = Course()
+    course = RateHistory()
     for step in range(20_000):
         course.note(0.2 * step, 10 * step)
     assert len(course.rates()) <= POINTS
@@ -14,14 +14,14 @@ def test_a_steady_run_has_one_rate_however_long_it_takes():
 
 
 def test_a_rest_is_seen_as_one():
-    course = Course()
+    course = RateHistory()
     for second, ended in [(0, 0), (1, 100), (2, 100), (3, 100), (60, 100), (61, 200)]:
         course.note(second, ended)
     assert course.rates() == [[1.0, 100.0], [60.0, 0.0], [61.0, 100.0]]
 
 
 def test_electrons_that_are_tried_again_are_no_negative_rate():
-    course = Course()
+    course = RateHistory()
     for second, ended in [(0, 0), (1, 100), (2, 10)]:
         course.note(second, ended)
     assert course.rates() == [[1.0, 100.0], [2.0, 0.0]]
@@ -29,7 +29,7 @@ def test_electrons_that_are_tried_again_are_no_negative_rate():
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10**8), st.booleans())))
 def test_whatever_comes_points_are_few_ordered_and_finite(samples):
-    course = Course()
+    course = RateHistory()
     for seconds, ended, last in samples:
         course.note(seconds, ended, last=last)
     rates = course.rates()

@@ -5,7 +5,7 @@ import pytest
 from atomizer_dask import Event, atom, grid
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.widgets.summary import MESSAGE, event_row, run_facts
-from atomizer_dask.widgets.workers import Crew
+from atomizer_dask.widgets.workers import WorkerTable
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_was_cancelled_has_not_failed(local):
 
 
 def test_of_very_many_workers_the_first_are_sent():
-    crew = Crew()
+    crew = WorkerTable()
     some = [WorkerStatus(f"tcp://w:{n}", "w", 1, 1, 10**8) for n in range(1000)]
     status = ConductorStatus("connected", "tcp://s", tuple(some))
     crew.note(status)

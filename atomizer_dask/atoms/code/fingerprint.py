@@ -12,7 +12,7 @@ from difflib import unified_diff
 from typing import Any
 
 from atomizer_dask.atoms.code.own_modules import home_of
-from atomizer_dask.atoms.code.references import Walk
+from atomizer_dask.atoms.code.references import References
 from atomizer_dask.atoms.definition import Definition
 
 
@@ -86,7 +86,7 @@ def code_of(definition: Definition) -> Code:
     >>> print(before.changes_to(code_of(FunctionAtom(double))))
     atomizer_dask.atoms.code.fingerprint.FACTOR: 2 -> 3
     """
-    walk = Walk(home_of(definition))
+    walk = References(home_of(definition))
     fingerprint = walk.fingerprint(definition)
     parts, sources = dict[str, str](), dict[str, str]()
     for part in walk.parts:

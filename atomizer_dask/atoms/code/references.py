@@ -41,7 +41,7 @@ _NOT_CODE = PLACE | {
 
 
 @dataclass(slots=True)
-class Part:
+class CodePart:
     """A function, a class, a value or a file that an atom refers to.
 
     Attributes
@@ -63,7 +63,7 @@ class Part:
     refers_to: list[int] = field(default_factory=list)
 
 
-class Walk:
+class References:
     """Goes from an atom to all it refers to, in an order that only depends on the code.
 
     The digest of a part leaves out the parts it refers to, so that it tells what has changed; which
@@ -72,7 +72,7 @@ class Walk:
 
     def __init__(self, home: str, depth: int = 0) -> None:
         self.home, self.depth = home, depth
-        self.parts: list[Part] = []
+        self.parts: list[CodePart] = []
         self.numbers: dict[Any, int] = {}
         self.refers_to: list[int] = []  # of the part in hand
         self.path: list[int] = []
@@ -106,7 +106,7 @@ class Walk:
         """Refer to a part from the one in hand; a new one is looked at later."""
         if key not in self.numbers:
             self.numbers[key] = len(self.parts)
-            self.parts.append(Part(name, contents, text))
+            self.parts.append(CodePart(name, contents, text))
         self.refers_to.append(self.numbers[key])
         return "part"
 
@@ -279,7 +279,7 @@ class Walk:
         """Return the elements of a set in an order that does not depend on their hashes."""
         if self.depth > 2:  # sets within sets, or cycles
             return sorted(values, key=lambda value: type(value).__qualname__)
-        key = lambda value: Walk(self.home, self.depth + 1).fingerprint(value)  # noqa: E731
+        key = lambda value: References(self.home, self.depth + 1).fingerprint(value)  # noqa: E731
         return sorted(values, key=key)
 
 

@@ -35,7 +35,7 @@ async def ask_workers(
     Parameters
     ----------
     client
-        Whose scheduler has a `Lookout`.
+        Whose scheduler has a `IdleWorkersPlugin`.
     workers
         All where not given.
     wait

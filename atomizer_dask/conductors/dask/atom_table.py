@@ -11,8 +11,8 @@ from distributed import Client
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget
 from atomizer_dask.atoms.pickling import load_atom
-from atomizer_dask.atoms.required_modules import needs_of
-from atomizer_dask.conductors.dask.atom_versions import Version, Versions
+from atomizer_dask.atoms.required_modules import required_modules_of
+from atomizer_dask.conductors.dask.atom_versions import AtomVersions, Version
 from atomizer_dask.conductors.dask.placement import Placement
 from atomizer_dask.conductors.dask.scheduler_plugin import CLAIMS, METADATA
 
@@ -34,7 +34,7 @@ class AtomTable:
         self._client = client
         self._ask = ask
         self._placement = placement
-        self._versions = Versions(self._keep, self._name, self._release)
+        self._versions = AtomVersions(self._keep, self._name, self._release)
 
     def version_of(self, definition: Definition) -> Version:
         """Return the version that an atom has now, which the scheduler keeps as long as needed."""
@@ -80,7 +80,7 @@ class AtomTable:
     def _keep(self, digest: str, definition: Definition, data: bytes) -> None:
         fitness = self._placement.fitness
         if fitness is not None:
-            self._ask(fitness.require, definition.id, digest, needs_of(definition, data))
+            self._ask(fitness.require, definition.id, digest, required_modules_of(definition, data))
         self._claim([digest], [])
         self._ask(self._client.set_metadata, [METADATA, digest], data)
 

@@ -42,7 +42,7 @@ class _Known(NamedTuple):
         return self.watched.is_fixed and self.watched.is_current()
 
 
-class Versions:
+class AtomVersions:
     """The versions of atoms that this process has made known.
 
     Parameters

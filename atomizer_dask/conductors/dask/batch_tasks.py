@@ -15,10 +15,10 @@ from distributed import Client, Future, KilledWorker, wait
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.conductors.dask.idle_workers import keys_in
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
-from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, FRESH, is_lost, is_trouble
+from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost, is_trouble
 from atomizer_dask.conductors.dask.task_keys import key_of
 from atomizer_dask.conductors.dask.walltime import WallTimeError
-from atomizer_dask.conductors.fair_share import urgency
+from atomizer_dask.conductors.fair_share import task_priority
 from atomizer_dask.conductors.reports import (
     Arrived,
     Died,
@@ -296,7 +296,7 @@ class BatchTasks:
         workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
         if batch.key not in self._posts:  # nobody waits for it any more
             raise CancelledError
-        if workers and workers != {FRESH}:
+        if workers and workers != {NEXT_WORKER}:
             self._pinned[batch.key] = workers
         return self._client.submit(
             self._run_batch,
@@ -304,7 +304,9 @@ class BatchTasks:
             self._owner.channel,
             key=key_of(batch),
             pure=False,
-            priority=urgency(batch.origin.priority, time() + self._clock_offset + batch.due_after),
+            priority=task_priority(
+                batch.origin.priority, time() + self._clock_offset + batch.due_seconds
+            ),
             workers=sorted(workers) or None,
         )
 

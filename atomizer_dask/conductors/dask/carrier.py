@@ -32,7 +32,7 @@ from atomizer_dask.conductors.dask.messages import (
 )
 from atomizer_dask.conductors.dask.placement import Placement
 from atomizer_dask.conductors.dask.scheduler_plugin import DEMAND, SEND_SECONDS
-from atomizer_dask.conductors.dask.worker_list import Crew
+from atomizer_dask.conductors.dask.worker_list import WorkerList
 from atomizer_dask.conductors.dask.worker_watch import WorkerWatch
 from atomizer_dask.conductors.electron_source import Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
@@ -101,7 +101,7 @@ class DaskCarrier(BatchConductor):
         self._atoms = AtomTable(client, self._ask, self._placement)
         self._tasks = BatchTasks(client, self, calls.run_batch, self._placement, clock_offset)
         self._watch = WorkerWatch(client, self, self._tasks, self._placement, cluster)
-        self._watch.note(Crew(self._ask(client.nthreads)))
+        self._watch.note(WorkerList(self._ask(client.nthreads)))
         client.subscribe_topic(self.channel, self._on_message)
         self._watch.start()
 

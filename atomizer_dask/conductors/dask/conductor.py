@@ -28,14 +28,14 @@ from atomizer_dask.conductor import Listener
 from atomizer_dask.conductors.batch_conductor import JOIN_SECONDS
 from atomizer_dask.conductors.dask.ask_workers import install
 from atomizer_dask.conductors.dask.carrier import DaskCarrier
-from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
+from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
 from atomizer_dask.conductors.dask.cluster.connect import connect
 from atomizer_dask.conductors.dask.cluster.shielding import shield
-from atomizer_dask.conductors.dask.idle_workers import LookoutByValue
+from atomizer_dask.conductors.dask.idle_workers import IdleWorkersByValue
 from atomizer_dask.conductors.dask.scheduler_plugin import (
     DRIVER,
     SETTLED,
-    ByValue,
+    PluginByValue,
     forget_kept,
     kept_tasks,
     knows,
@@ -54,7 +54,7 @@ from atomizer_dask.errors import (
     ConductorError,
 )
 from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import Batch, Sink
+from atomizer_dask.execution.batch import Batch, StoreTarget
 from atomizer_dask.execution.packing import (
     Packed,
 )
@@ -143,7 +143,7 @@ class DaskConductor(DaskCarrier):
         try:
             self._news.append(self._connected())
             logger.info("%s", self._news[0])
-            self._ask(self._client.register_plugin, ByValue())
+            self._ask(self._client.register_plugin, PluginByValue())
             self._ask(self._client.register_plugin, self._lookout())
             if not self._owns_cluster:
                 self._ask(shield, self._client)
@@ -157,15 +157,15 @@ class DaskConductor(DaskCarrier):
         message = f"connected to {self._name} at {self._address}: {crew}"
         return Event(message, conductor_id=self.id, fields={"scheduler": self._address})
 
-    def _lookout(self) -> LookoutByValue:
-        return LookoutByValue(
+    def _lookout(self) -> IdleWorkersByValue:
+        return IdleWorkersByValue(
             patience=setting("workers.patience"),
             restart=setting("workers.restart"),
             is_own=self._owns_cluster,
         )
 
-    def _look_at_workers(self) -> Fitness:
-        fitness = Fitness(self._client, self.id, self._note_news)
+    def _look_at_workers(self) -> Compatibility:
+        fitness = Compatibility(self._client, self.id, self._note_news)
         self._ask(fitness.check)
         return fitness
 
@@ -186,7 +186,7 @@ class DaskConductor(DaskCarrier):
         if self._owns_cluster:
             self._ask(self._client.sync, install, self._client, Undisturbed())
 
-    def check_detachable(self, sink: Sink) -> None:
+    def check_detachable(self, sink: StoreTarget) -> None:
         """Raise where no worker sees the store, so that none could go on with the run."""
         seeing = self._ask(self._ask_workers, sees, sink)
         if not seeing:
@@ -201,7 +201,12 @@ class DaskConductor(DaskCarrier):
             )
 
     def detach_run(
-        self, run_id: str, sink: Sink, version: Any, policy: Policy, drive: Callable[..., str]
+        self,
+        run_id: str,
+        sink: StoreTarget,
+        version: Any,
+        policy: Policy,
+        drive: Callable[..., str],
     ) -> None:
         """Have a worker that sees the store drive a run from now on."""
         code = self._atoms.code_of(version)

@@ -22,8 +22,8 @@ from distributed.protocol import deserialize
 from distributed.scheduler import Scheduler, TaskState, WorkerState, heartbeat_interval
 
 from atomizer_dask.conductors.dask.scheduler_plugin import (
-    ByValue,
-    RunOnce,
+    BatchTasksPlugin,
+    PluginByValue,
     is_batch,
     packed_by_value,
 )
@@ -102,7 +102,7 @@ class Idle:
         return f"{reason} ({STATES[self.state]})" if self.state in STATES else reason
 
 
-class Lookout(SchedulerPlugin):  # type: ignore[misc]
+class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     """Takes back what idle workers hold, and restarts those that would stay idle.
 
     Parameters
@@ -418,7 +418,7 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         return idle.why == "paused" and is_unused and now - idle.since >= self._restart
 
     def _is_needed(self) -> bool:
-        once = self._scheduler.plugins.get(RunOnce.name)
+        once = self._scheduler.plugins.get(BatchTasksPlugin.name)
         return once is not None and once.is_there_demand
 
     async def _bring_back(self, worker: WorkerState, why: str) -> None:
@@ -435,17 +435,17 @@ class Lookout(SchedulerPlugin):  # type: ignore[misc]
         logging.getLogger(__name__).info("worker %s is restarted: %s", address, done)
 
 
-class LookoutByValue(ByValue):
-    """A `Lookout` as it travels: with its code, for the scheduler may not have this package."""
+class IdleWorkersByValue(PluginByValue):
+    """An `IdleWorkersPlugin` with its code: the scheduler may not have this package."""
 
-    name = Lookout.name
+    name = IdleWorkersPlugin.name
 
     def __init__(self, **options: Any) -> None:
         self._options = options
 
-    def plugin(self) -> Lookout:
+    def plugin(self) -> IdleWorkersPlugin:
         """Return what the scheduler shall have."""
-        return Lookout(**self._options)
+        return IdleWorkersPlugin(**self._options)
 
 
 def process_of_worker(dask_worker: Any) -> tuple[str, float]:

@@ -13,7 +13,7 @@ class BatchGivenBack(NamedTuple):
     """The worker keeps the first `kept` electrons of a batch; the rest is free for others."""
 
     key: str
-    kept: int
+    stop: int
 
 
 class BatchPartly(NamedTuple):
@@ -93,7 +93,7 @@ def from_topic(parts: Any) -> Message:
     """Return the message that came as these parts.
 
     >>> from_topic(["BatchGivenBack", "batch", 3])
-    BatchGivenBack(key='batch', kept=3)
+    BatchGivenBack(key='batch', stop=3)
     """
     kind, *fields = parts
     message: Message = _TYPES[kind](*fields)

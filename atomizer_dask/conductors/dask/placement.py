@@ -9,8 +9,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.dask.ask_workers import ask_workers, successes
-from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
-from atomizer_dask.conductors.dask.scheduler_plugin import FRESH, METADATA, NOBODY
+from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
+from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, NEXT_WORKER, NO_WORKER
 from atomizer_dask.conductors.dask.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
@@ -54,7 +54,7 @@ class Placement:
     ) -> None:
         self.workers: set[str] = set()
         self.working: set[str] = set()
-        self.fitness: Fitness | None = None
+        self.fitness: Compatibility | None = None
         self._client = client
         self._wall_time = wall_time
         self._emit = emit
@@ -78,17 +78,17 @@ class Placement:
         if is_singleton(batch.version) == "cluster":
             return {await self._home_of(batch, is_wanted)}
         unfit = self._unfit_for(batch)
-        if batch.terms.needs:
+        if batch.terms.min_seconds:
             return await self._long_living(batch, unfit, is_wanted)
-        stay, avoid = batch.terms.stay, batch.terms.avoid
+        worker, excluded = batch.terms.worker, batch.terms.excluded
         # A singleton of the cluster stays where it is as long as that worker is there: it may be
         # executing an electron, and there is one of it. All others need not wait for an idle one.
         fit = (self.working or self.workers) - unfit
-        anywhere = (fit or {NOBODY}) if unfit else set()
-        if stay:
-            return {stay} & fit or anywhere
-        if avoid:
-            return fit - {*avoid} or fit - {avoid[-1]} or anywhere
+        anywhere = (fit or {NO_WORKER}) if unfit else set()
+        if worker:
+            return {worker} & fit or anywhere
+        if excluded:
+            return fit - {*excluded} or fit - {excluded[-1]} or anywhere
         return anywhere
 
     def _unfit_for(self, batch: Batch) -> frozenset[str]:
@@ -98,24 +98,24 @@ class Placement:
         self, batch: Batch, unfit: frozenset[str], is_wanted: Callable[[], bool]
     ) -> set[str]:
         """Return workers that live long enough for an electron that one did not."""
-        needs = batch.terms.needs
+        seconds = batch.terms.min_seconds
         times: dict[str, tuple[float, float]] = {}
         while is_wanted() and not times:
             times = successes(await ask_workers(self._client, self._wall_time))
             if not times:
                 await asyncio.sleep(LOOK_SECONDS)
         life = max((life for _, life in times.values()), default=inf)
-        if needs >= life * FULL_SHARE or batch.terms.cut_short >= MOST_TRIES:
-            raise WallTimeError(needs, life, batch.terms.cut_short)
-        enough = {worker for worker, (left, _) in times.items() if left > needs} - unfit
+        if seconds >= life * FULL_SHARE or batch.terms.cut_short >= MOST_TRIES:
+            raise WallTimeError(seconds, life, batch.terms.cut_short)
+        enough = {worker for worker, (left, _) in times.items() if left > seconds} - unfit
         if not enough:
             self._tell_of_waiting(batch)
-        return enough or {FRESH}
+        return enough or {NEXT_WORKER}
 
     def _tell_of_waiting(self, batch: Batch) -> None:
         message = (
             f"{batch.electron_id(0)} waits for the next worker that joins: it had not ended after "
-            f"{batch.terms.needs:.1f} s, and no worker has so much left of its wall time"
+            f"{batch.terms.min_seconds:.1f} s, and no worker has so much left of its wall time"
         )
         event = Event(
             message,
@@ -134,7 +134,7 @@ class Placement:
         # They come and go on a cluster that adapts.
         while not (fit := self.workers - self._unfit_for(batch)):
             if not is_wanted():
-                return NOBODY
+                return NO_WORKER
             await asyncio.sleep(LOOK_SECONDS)
         if home is None or home not in fit:
             if home is not None and home not in self.workers:

@@ -31,9 +31,9 @@ SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody ne
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
-NOBODY = "tcp://0.0.0.0:0"  # stands for a worker that there is not
+NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
-FRESH = "tcp://0.0.0.0:1"  # stands for the next worker that joins
+NEXT_WORKER = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
 CLAIMS = "atomizer-claims"  # and that on which clients tell which atoms they need
 TOPICS = "atomizer-"  # how all topics of ours begin
@@ -49,7 +49,7 @@ JOINED_SECONDS = 3.0  # in which a worker has all its wall time before it
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
 
 
-class RunOnce(SchedulerPlugin):  # type: ignore[misc]
+class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
     """Makes tasks of this package fail with `KilledWorker` as soon as their worker has died.
 
     Dask would run them on three more workers. But whoever sent a batch knows better: electrons
@@ -197,7 +197,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Give a worker that joins what waits for one with all its wall time before it."""
-        waiting = [t for t in scheduler.unrunnable if t.worker_restrictions == {FRESH}]
+        waiting = [t for t in scheduler.unrunnable if t.worker_restrictions == {NEXT_WORKER}]
         waiting.sort(key=lambda task: task.priority)
         for task in waiting[: scheduler.workers[worker].nthreads]:
             task.worker_restrictions = {worker}
@@ -213,7 +213,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
     def _place(self, key: Any) -> None:
         """Give what waits for the next worker to one that joined while it was on its way."""
         task = self._scheduler.tasks.get(key)
-        if task is None or task.state != "no-worker" or task.worker_restrictions != {FRESH}:
+        if task is None or task.state != "no-worker" or task.worker_restrictions != {NEXT_WORKER}:
             return
         workers, earliest = self._scheduler.workers, time() - JOINED_SECONDS
         for worker, at in self._joined.items():
@@ -311,7 +311,7 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
         task = self._scheduler.tasks.get(key)
         if task is None:
             return
-        if finish == "no-worker" and task.worker_restrictions == {FRESH}:
+        if finish == "no-worker" and task.worker_restrictions == {NEXT_WORKER}:
             self._scheduler.loop.add_callback(self._place, key)
         elif finish == "processing":  # one worker that dies with it is one too many
             task.suspicious = self._scheduler.allowed_failures
@@ -320,20 +320,20 @@ class RunOnce(SchedulerPlugin):  # type: ignore[misc]
             # Its worker died after it had ended, or left in the middle. Whoever has not yet
             # fetched the outcome hears that it is gone; mostly it has been delivered, and the
             # future was about to go.
-            task.worker_restrictions = {NOBODY}
+            task.worker_restrictions = {NO_WORKER}
             self._scheduler.loop.add_callback(self._lose, key)
             task.run_spec = Task(key, raise_lost)
 
 
-class ByValue(SchedulerPlugin):  # type: ignore[misc]
-    """`RunOnce` as it travels: with its code, for the scheduler may not have this package."""
+class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
+    """A `BatchTasksPlugin` with its code: the scheduler may not have this package."""
 
-    name = RunOnce.name
+    name = BatchTasksPlugin.name
     idempotent = True
 
     def plugin(self) -> SchedulerPlugin:
         """Return what the scheduler shall have."""
-        return RunOnce()
+        return BatchTasksPlugin()
 
     def __reduce__(self) -> Any:
         plugin = self.plugin()

@@ -12,7 +12,7 @@ LONGEST_NAME = 24  # of a run or an atom
 
 
 def key_of(batch: Batch) -> Any:
-    """Return the key of the task of a batch; one of three parts is kept, see `RunOnce`."""
+    """Return the key of the task of a batch; one of three parts is kept, see `BatchTasksPlugin`."""
     if batch.sink is not None:
         return kept_key(batch.atom_id, batch.key, batch.run_id)
     return (f"{_label(batch.atom_id, batch.run_id)}-{batch.key}", ONCE)

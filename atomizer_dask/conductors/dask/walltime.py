@@ -95,7 +95,7 @@ class WallTimeError(Exception):
         )
 
 
-class Leaving:
+class WorkerShutdown:
     """What a worker takes towards its end, and how it leaves.
 
     Parameters
@@ -204,7 +204,7 @@ class Leaving:
         if self.wall_time.is_fresh:
             return True  # else all might refuse it, who need much of their life to start
         left = self.wall_time.left
-        if left < batch.terms.needs:
+        if left < batch.terms.min_seconds:
             return False  # which others have time for
         if left >= self._needed(batch):
             return True

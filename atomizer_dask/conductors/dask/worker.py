@@ -21,7 +21,7 @@ from atomizer_dask.atoms import namespaces
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.pickling import load_atom
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.child_conductor import ChildConductor
 from atomizer_dask.conductors.dask.atom_versions import LARGE, collect
 from atomizer_dask.conductors.dask.carrier import WorkerCalls
@@ -34,17 +34,17 @@ from atomizer_dask.conductors.dask.messages import (
     to_topic,
 )
 from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, SEND_SECONDS
-from atomizer_dask.conductors.dask.walltime import Leaving, WallTime
+from atomizer_dask.conductors.dask.walltime import WallTime, WorkerShutdown
 from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
 from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import Batch, Origin, Sink
+from atomizer_dask.execution.batch import Batch, Origin, StoreTarget
 from atomizer_dask.execution.lease import Lease
-from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, unpack_outcome
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.execution.quarantine.signals import heed_not
-from atomizer_dask.store.worker_writer import Depository
+from atomizer_dask.store.worker_writer import WorkerWriter
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def drive_detached(
     return drive(client, url, atom, policy, task)
 
 
-async def sees(sink: Sink, dask_worker: Worker) -> bool:
+async def sees(sink: StoreTarget, dask_worker: Worker) -> bool:
     """Return whether a store can be seen from this worker."""
     look = DaskSite.of(dask_worker).depository.sees
     return await asyncio.get_running_loop().run_in_executor(None, look, sink)
@@ -113,7 +113,7 @@ async def wall_time(dask_worker: Worker) -> tuple[float, float]:
 
 
 async def unload(dask_worker: Worker) -> None:
-    """Do what `Leaving.unload` does on this worker."""
+    """Do what `WorkerShutdown.unload` does on this worker."""
     await DaskSite.of(dask_worker).leaving.unload()
 
 
@@ -177,8 +177,8 @@ class DaskSite(IsolatingSite):
         self._events: dict[str, list[Event]] = {}
         self._guard = threading.Lock()  # of the events
         self._opening = threading.Lock()  # of the conductor
-        self.depository = Depository()
-        self.leaving = Leaving(
+        self.depository = WorkerWriter()
+        self.leaving = WorkerShutdown(
             worker,
             leases=lambda: list(self._leases.values()),
             emit=self.emit,
@@ -223,7 +223,7 @@ class DaskSite(IsolatingSite):
             self._send(channel, BatchArrived(batch.key, packed.whole()))
         return packed
 
-    def _deposit(self, batch: Batch, outcome: Outcome) -> Outcome | Stored:
+    def _deposit(self, batch: Batch, outcome: Outcome) -> Outcome | StoredOutcome:
         return self.depository.put(batch, outcome, however_small=self.leaving.is_last_chance)
 
     def keep(self, outcomes: list[tuple[Packed, Packed]]) -> None:
@@ -322,7 +322,7 @@ class DaskSite(IsolatingSite):
         secede()
 
     def children(  # noqa: D102
-        self, origin: Origin, root: str, stream: Stream, lease: Lease
+        self, origin: Origin, root: str, stream: RandomStream, lease: Lease
     ) -> ChildConductor:
         # Not the lock of the events: while a client is made, the event loop sends these.
         with self._opening:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Set
 
 
-class Crew:
+class WorkerList:
     """Who executes batches.
 
     Parameters
@@ -42,9 +42,9 @@ class Crew:
 
         Examples
         --------
-        >>> Crew({}).standstill(set())
+        >>> WorkerList({}).standstill(set())
         'no workers: waiting for some'
-        >>> Crew({"tcp://a": 1, "tcp://b": 1}, {"tcp://a": "paused"}).standstill({"tcp://b"})
+        >>> WorkerList({"tcp://a": 1, "tcp://b": 1}, {"tcp://a": "paused"}).standstill({"tcp://b"})
         'nothing is executed: 1 worker is paused; 1 worker lacks what the atom needs'
         """
         if not self.workers:

@@ -15,7 +15,7 @@ from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
 from atomizer_dask.conductors.dask.idle_workers import IDLE
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
 from atomizer_dask.conductors.dask.scheduler_plugin import LEAVING
-from atomizer_dask.conductors.dask.worker_list import Crew
+from atomizer_dask.conductors.dask.worker_list import WorkerList
 from atomizer_dask.errors import AtomizerError, where_raised
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch
@@ -83,7 +83,7 @@ class WorkerWatch:
         placement: Placement,
         cluster: Cluster | None,
     ) -> None:
-        self.crew, self.workers = Crew({}), set[str]()
+        self.crew, self.workers = WorkerList({}), set[str]()
         self._client = client
         self._owner = owner
         self._tasks = tasks
@@ -111,7 +111,7 @@ class WorkerWatch:
             await asyncio.sleep(WATCH_SECONDS)
             if self._client.status == "running":
                 try:
-                    self.note(Crew(**await self._client.scheduler.atomizer_crew()))
+                    self.note(WorkerList(**await self._client.scheduler.atomizer_crew()))
                 except (OSError, RuntimeError):  # the latter where it closes just now
                     continue  # the client notices by itself, and so does the loop's condition
                 except Exception as error:  # noqa: BLE001 - whoever watches goes on to
@@ -126,7 +126,7 @@ class WorkerWatch:
         if not self._owner.is_closed:
             self._owner.note_gone()
 
-    def note(self, crew: Crew) -> None:
+    def note(self, crew: WorkerList) -> None:
         """Take note of which workers there are."""
         before, self.workers = self.workers, crew.workers
         had, self.crew = self.crew.working, crew

@@ -18,7 +18,7 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, loads
 from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.pickling import load_atom
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Conductor, check_electron
 from atomizer_dask.electron import Electron
 from atomizer_dask.events import Event
@@ -113,7 +113,7 @@ class ChildSite(Site):
         self.post(("waiting",))
 
     def children(  # noqa: D102
-        self, origin: Origin, root: str, stream: Stream, lease: Lease
+        self, origin: Origin, root: str, stream: RandomStream, lease: Lease
     ) -> IsolatedConductor:
         return IsolatedConductor(self, (origin, root, stream), lease)
 
@@ -163,7 +163,9 @@ class IsolatedConductor(Conductor):
 
     id = "quarantine"
 
-    def __init__(self, site: ChildSite, sender: tuple[Origin, str, Stream], lease: Lease) -> None:
+    def __init__(
+        self, site: ChildSite, sender: tuple[Origin, str, RandomStream], lease: Lease
+    ) -> None:
         self._site = site
         self._sender = sender
         self._lease = lease

@@ -42,7 +42,7 @@ from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.packing import dumps, pack, unpack_outcome
 from atomizer_dask.execution.quarantine.child import BEGAN, COUNT, LOOK_SECONDS, OFFSET
 from atomizer_dask.execution.quarantine.fork_server import ChildProcess, ForkServer
-from atomizer_dask.execution.remaining import Claims
+from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.site import Site
 from atomizer_dask.properties import Properties
 
@@ -91,7 +91,7 @@ class IsolatingSite(Site):
         return bool(terms.deaths or terms.timeout is not None or definition.isolation)
 
     def execute_pieces(
-        self, lease: Lease, definition: Definition, claims: Claims
+        self, lease: Lease, definition: Definition, claims: Remaining
     ) -> Iterator[Outcome]:
         """Execute a batch piece by piece in a child process."""
         singleton = self.singleton(lease.batch) if definition.singleton else None
@@ -181,7 +181,7 @@ class _IsolatedBatch:
                 continue
             ended = self._execute(a, b, fresh=alone)
             if isinstance(ended, Outcome):
-                yield replace(ended, first=a, kept=b)
+                yield replace(ended, first=a, stop=b)
                 continue
             self._inmate = None
             # Where it died between two electrons, all of the piece are suspects.
@@ -248,7 +248,7 @@ class _IsolatedBatch:
         count = stop - start
         return Outcome(
             first=start,
-            kept=stop,
+            stop=stop,
             results=[] if self._lease.batch.ids is not None else {},
             failed=np.arange(count),
             codes=np.zeros(count, dtype=np.int32),

@@ -11,7 +11,7 @@ import numpy as np
 
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import utc
-from atomizer_dask.execution.outcome import Column, Part
+from atomizer_dask.execution.outcome import Column, RunPart
 from atomizer_dask.sweeps.columns import (
     METADATA_PREFIX,
     OUTPUT_PREFIX,
@@ -33,7 +33,7 @@ _COPY_ON_WRITE = int(version("pandas").partition(".")[0]) >= 3
 
 def to_frame(
     sweep: Sweep,
-    parts: Sequence[Part],
+    parts: Sequence[RunPart],
     run_id: str,
     *,
     metadata: bool = False,
@@ -91,7 +91,7 @@ def to_frame(
 
 def errors_frame(
     sweep: Sweep,
-    parts: Sequence[Part],
+    parts: Sequence[RunPart],
     history: Mapping[int, tuple[ElectronError, ...]],
 ) -> pd.DataFrame:
     """Return inputs and failures of the failed electrons, on the index of the frame.
@@ -124,7 +124,7 @@ def errors_frame(
     return _framed(columns, index)
 
 
-def failures_frame(sweep: Sweep, parts: Sequence[Part]) -> pd.DataFrame:
+def failures_frame(sweep: Sweep, parts: Sequence[RunPart]) -> pd.DataFrame:
     """Return a summary of the failed electrons: a row per kind and type of exception.
 
     Parameters
@@ -186,7 +186,7 @@ def _hint(kind: str, message: str) -> str:
 
 
 def _failures(
-    part: Part, history: Mapping[int, tuple[ElectronError, ...]]
+    part: RunPart, history: Mapping[int, tuple[ElectronError, ...]]
 ) -> Iterable[tuple[int, dict[str, Any]]]:
     outcome = part.outcome
     starts, ends = outcome.times()
@@ -217,9 +217,9 @@ def _failures(
         )
 
 
-def _current(parts: Sequence[Part]) -> list[Part]:
+def _current(parts: Sequence[RunPart]) -> list[RunPart]:
     """Return the parts that tell of an electron last, by where they begin."""
-    current = [part for part in map(Part.current, parts) if len(part.outcome)]
+    current = [part for part in map(RunPart.current, parts) if len(part.outcome)]
     return sorted(current, key=lambda part: part.positions[0])
 
 
@@ -238,7 +238,7 @@ def _framed(columns: dict[str, Any], index: pd.Index) -> pd.DataFrame:
     return frame
 
 
-def _positions(parts: Sequence[Part]) -> tuple[Any, np.ndarray | None]:
+def _positions(parts: Sequence[RunPart]) -> tuple[Any, np.ndarray | None]:
     """Return which electrons are there, sorted, and which row of the parts each one is.
 
     As a range where there is no gap, and without an order where the parts are in order.
@@ -268,14 +268,14 @@ def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None)
     return {name: _series(values, owned=True) for name, values in columns}
 
 
-def _outputs(parts: Sequence[Part]) -> dict[str, Any]:
+def _outputs(parts: Sequence[RunPart]) -> dict[str, Any]:
     names = dict.fromkeys(name for part in parts for name in part.outcome.results)
     for part in parts:  # which of itself must not make columns of a run without a store
         names |= dict.fromkeys(part.outcome.unstored or ())
     return {name: _output(parts, name) for name in names}
 
 
-def _output(parts: Sequence[Part], name: str) -> Any:
+def _output(parts: Sequence[RunPart], name: str) -> Any:
     columns = [part.outcome.results.get(name) for part in parts]  # type: ignore[union-attr]
     if not any(len(part.outcome.failed) for part in parts):
         whole = [column.values for column in columns if column and column.present is None]
@@ -390,7 +390,7 @@ def _ids(run_id: str, positions: Any) -> Any:
     return pd.Series([f"{run_id}-{position}" for position in positions], dtype="str").array
 
 
-def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
+def _metadata(parts: Sequence[RunPart]) -> dict[str, Any]:
     import pandas as pd
 
     times = [part.outcome.times() for part in parts]

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.errors import StoreError
-from atomizer_dask.execution.outcome import Column, Part
+from atomizer_dask.execution.outcome import Column, RunPart
 from atomizer_dask.runs.frames.frame import frame_of_columns
 from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.store.filesystem.folder import Folder
@@ -27,7 +27,7 @@ def read_parts(
     metadata: bool,
     outputs: Collection[str] | None = None,
     where: Selection | None = None,
-) -> list[Part]:
+) -> list[RunPart]:
     """Return results that are in a store, file by file.
 
     Parameters
@@ -46,7 +46,7 @@ def read_parts(
     """
     filtered = {name for name, _, _ in where.filters} if where is not None else set()
     known = {part.name: part for part in parts}
-    read: list[Part] = []
+    read: list[RunPart] = []
     for name, part in known.items():
         columns = part.columns(metadata, outputs, filtered)
         table = part.store.read(f"{PROPERTIES}/{name}", columns)

@@ -24,7 +24,7 @@ _TIMES = {"datetime", "datetime64", "date"}
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class AxisValues:
     """The distinct values of an input, in order.
 
     Parameters
@@ -122,7 +122,7 @@ class Places:
                 text.set(rotation=45, ha="right", rotation_mode="anchor")
 
 
-def places_of(name: str, values: pd.Series, most: int) -> Places:
+def places_of(name: str, values: pd.Series, most: int) -> AxisValues:
     """Return where the values of an input stand.
 
     Parameters
@@ -155,7 +155,7 @@ def places_of(name: str, values: pd.Series, most: int) -> Places:
         steps = np.arange(len(distinct)) * most // len(distinct)
         codes = np.where(codes < 0, -1, steps[codes])
         distinct = pd.Series(distinct).groupby(steps).mean().to_numpy()
-    return Places(name, kind, distinct, [], codes, ", ".join(filter(None, notes)))
+    return AxisValues(name, kind, distinct, [], codes, ", ".join(filter(None, notes)))
 
 
 def _missing(name: str, codes: np.ndarray) -> str:
@@ -203,7 +203,7 @@ def distinct_of(values: pd.Series) -> tuple[np.ndarray, Any]:
         return pd.factorize(values.map(repr))
 
 
-def _categories(name: str, values: pd.Series) -> Places:
+def _categories(name: str, values: pd.Series) -> AxisValues:
     codes, distinct = distinct_of(values)
     if len(distinct) > MOST_CATEGORIES:
         raise ValueError(
@@ -212,4 +212,4 @@ def _categories(name: str, values: pd.Series) -> Places:
         )
     labels = [shorten(str(value), LONGEST_LABEL) for value in distinct]
     numbers = np.arange(len(labels), dtype=np.float64)
-    return Places(name, "category", numbers, labels, codes, _missing(name, codes))
+    return AxisValues(name, "category", numbers, labels, codes, _missing(name, codes))

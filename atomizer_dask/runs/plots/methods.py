@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.runs.frames.frame import to_frame
 from atomizer_dask.runs.frames.read import read_parts
 from atomizer_dask.runs.results import Results
@@ -218,7 +218,7 @@ class Pictures(Results):
             done, failed = ledger.done, ledger.failed
         return Heading(self.id, self.atom_id, done, failed, self.sweep.length)
 
-    def _of_each_part(self, read: Callable[[Part], T]) -> list[T]:
+    def _of_each_part(self, read: Callable[[RunPart], T]) -> list[T]:
         """Return what `read` makes of when and where electrons ran, file after file."""
 
         def of_files(parts: list[StoredPart]) -> list[T]:

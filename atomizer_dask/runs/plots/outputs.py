@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from atomizer_dask.runs.plots.axis import Places, places_of
+from atomizer_dask.runs.plots.axis import AxisValues, places_of
 from atomizer_dask.runs.plots.figure import (
     Heading,
     label,
@@ -156,7 +156,7 @@ class _Lines:
     def __init__(self, frame: pd.DataFrame, roles: Roles) -> None:
         self._roles = roles
         self._x = places_of(roles.x, frame[roles.x], MOST_POINTS)
-        self._hue: Places | None = None
+        self._hue: AxisValues | None = None
         if roles.hue is not None:
             self._hue = places_of(roles.hue, frame[roles.hue], MOST_POINTS)
         self.can_share = self._hue is None
@@ -264,7 +264,7 @@ class _Map:
         """Do nothing: several outputs never share an Axes."""
 
 
-def _joint(major: np.ndarray, minor: Places) -> np.ndarray:
+def _joint(major: np.ndarray, minor: AxisValues) -> np.ndarray:
     """Return for each row which combination of two inputs it has; -1 where one is missing."""
     return np.where((major < 0) | (minor.codes < 0), -1, major * len(minor) + minor.codes)
 

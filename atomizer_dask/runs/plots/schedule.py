@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from atomizer_dask.errors import ElectronError
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 
 MOST_SPANS = 4_000  # that are drawn, in all lanes together
 MOST_LOOKED_AT = 200_000  # of a worker, one by one
@@ -37,7 +37,7 @@ class Spans:
     killed: np.ndarray
 
 
-def spans_of(part: Part) -> Spans:
+def spans_of(part: RunPart) -> Spans:
     """Return when the electrons of a part ran."""
     outcome = part.outcome
     starts, ends = outcome.times()
@@ -188,7 +188,7 @@ class Durations:
     electrons: int
 
 
-def durations_of(part: Part) -> Durations:
+def durations_of(part: RunPart) -> Durations:
     """Return how long the electrons of a part ran; none where they never did."""
     outcome = part.outcome
     if not outcome.worker:

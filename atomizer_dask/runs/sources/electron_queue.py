@@ -6,7 +6,7 @@ from collections import deque
 from threading import Condition
 from typing import NamedTuple
 
-from atomizer_dask.execution.batch import Positions, Terms
+from atomizer_dask.execution.batch import AttemptTerms, Positions
 from atomizer_dask.sweeps.sweep import Sweep
 
 
@@ -24,7 +24,7 @@ class Lot(NamedTuple):
     """
 
     positions: Positions
-    terms: Terms
+    terms: AttemptTerms
     seconds: float = 0.0
 
 

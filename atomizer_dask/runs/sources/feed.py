@@ -11,7 +11,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.sweeps.stream import Streamed
-from atomizer_dask.sweeps.stream_reader import Drawing
+from atomizer_dask.sweeps.stream_reader import StreamReader
 
 
 class Owner(Protocol):
@@ -52,7 +52,7 @@ class Feed:
         self._run_id = run_id
         self._ledger = ledger
         self._owner = owner
-        self._reader = Drawing(
+        self._reader = StreamReader(
             sweep,
             f"feed-{run_id}",
             ledger.changed,

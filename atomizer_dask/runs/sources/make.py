@@ -13,7 +13,7 @@ from atomizer_dask.runs.sources.retries import Retries
 from atomizer_dask.runs.sources.source import RunSource
 from atomizer_dask.runs.sources.store_record import StoreRecord
 from atomizer_dask.runs.sources.stored_source import StoredRunSource
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 
 
 def source_of(
@@ -21,7 +21,7 @@ def source_of(
     conductor: BatchConductor,
     ledger: Ledger,
     listeners: Listeners,
-    journal: Journal | None = None,
+    journal: ResultWriter | None = None,
     in_flight: Sequence[Batch] = (),
 ) -> RunSource:
     """Return the source of a run: one that survives in a store where there is a journal.

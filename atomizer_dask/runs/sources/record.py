@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from atomizer_dask.execution.batch import Positions, Terms
-from atomizer_dask.execution.outcome import Outcome, Part, Stored
+from atomizer_dask.execution.batch import AttemptTerms, Positions
+from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
@@ -20,7 +20,7 @@ from atomizer_dask.store.layout import State
 class Record(Protocol):
     """Takes down what becomes of electrons, and knows which of them have not ended."""
 
-    def begin(self, electrons: Positions, terms: Terms) -> list[Lot]:
+    def begin(self, electrons: Positions, terms: AttemptTerms) -> list[Lot]:
         """Return electrons that are to be executed as what is to be sent, in order."""
 
     def open_of(self, positions: Positions) -> Positions:
@@ -32,8 +32,8 @@ class Record(Protocol):
     def take(
         self,
         positions: Positions,
-        outcome: Outcome | Stored,
-        terms: Terms,
+        outcome: Outcome | StoredOutcome,
+        terms: AttemptTerms,
         *,
         code: str,
         is_final: bool,
@@ -89,7 +89,7 @@ class MemoryRecord:
         self._retries = retries
         self._listeners = listeners
 
-    def begin(self, electrons: Positions, terms: Terms) -> list[Lot]:
+    def begin(self, electrons: Positions, terms: AttemptTerms) -> list[Lot]:
         """Return all electrons, as few ranges."""
         return [Lot(positions, terms) for positions in spans(electrons)]
 
@@ -104,8 +104,8 @@ class MemoryRecord:
     def take(
         self,
         positions: Positions,
-        outcome: Outcome | Stored,
-        terms: Terms,
+        outcome: Outcome | StoredOutcome,
+        terms: AttemptTerms,
         *,
         code: str = "",
         is_final: bool = False,
@@ -114,8 +114,8 @@ class MemoryRecord:
         assert isinstance(outcome, Outcome)  # there is no store that it could be in
         if not len(outcome):
             return []
-        whole = replace(outcome, first=0, kept=len(outcome))
-        part = Part(positions, whole, terms.attempt)
+        whole = replace(outcome, first=0, stop=len(outcome))
+        part = RunPart(positions, whole, terms.attempt)
         lots = [] if is_final else self._retries.of(part, terms)
         self._ledger.add(part)
         if not is_final:
@@ -144,7 +144,7 @@ class MemoryRecord:
         """Do nothing: nothing is held."""
 
 
-def tell_failures(part: Part, listeners: Listeners) -> None:
+def tell_failures(part: RunPart, listeners: Listeners) -> None:
     """Tell of the electrons of a part that failed for good."""
     current = part.current()
     positions = current.failed_positions()

@@ -10,8 +10,8 @@ import numpy as np
 
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event
-from atomizer_dask.execution.batch import Terms
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.batch import AttemptTerms
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.policy import Judge, Policy
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Plan
@@ -38,7 +38,7 @@ class Retries:
         self._ledger = ledger
         self._judge = Judge(on_problem)
 
-    def of(self, part: Part, terms: Terms) -> list[Lot]:
+    def of(self, part: RunPart, terms: AttemptTerms) -> list[Lot]:
         """Return what of a part is tried again, and mark it in there as superseded.
 
         Parameters
@@ -80,7 +80,7 @@ class Chosen(NamedTuple):
         What each of the failed electrons of the part failed with.
     """
 
-    part: Part
+    part: RunPart
     again: np.ndarray
     errors: list[ElectronError]
 
@@ -95,7 +95,7 @@ def failed_of(ledger: Ledger, where: Callable[[ElectronError], bool] | None) -> 
         failed = part.failed_positions()
         if not len(failed):
             continue
-        assert isinstance(part, Part)
+        assert isinstance(part, RunPart)
         errors = part.outcome.errors(ledger.told_of(part))
         gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
         wanted = (
@@ -108,7 +108,7 @@ def failed_of(ledger: Ledger, where: Callable[[ElectronError], bool] | None) -> 
 
 def strike_out(
     ledger: Ledger, chosen: list[Chosen], timeout: float | None
-) -> list[tuple[np.ndarray, Terms]]:
+) -> list[tuple[np.ndarray, AttemptTerms]]:
     """Note that electrons are tried again, and return these with the terms of that attempt."""
     lots = []
     for part, again, errors in chosen:
@@ -117,7 +117,7 @@ def strike_out(
             ledger.remember(position, error)
         ledger.strike_out(part, again)
         if len(positions):
-            lots.append((positions, Terms(part.attempt + 1, timeout=timeout)))
+            lots.append((positions, AttemptTerms(part.attempt + 1, timeout=timeout)))
     return lots
 
 

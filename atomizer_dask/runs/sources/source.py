@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.atoms.global_generators import warning_of_draws
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.batch_conductor import HEED_SECONDS, BatchConductor
 from atomizer_dask.conductors.batch_size import Size
 from atomizer_dask.conductors.dispatcher import as_error
@@ -21,9 +21,9 @@ from atomizer_dask.conductors.driver import Driver
 from atomizer_dask.display.text import counted
 from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.events import Level
-from atomizer_dask.execution.batch import Batch, Positions, Terms
+from atomizer_dask.execution.batch import AttemptTerms, Batch, Positions
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, Stored
+from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 from atomizer_dask.runs.ledger import Ledger, ended_in_words
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import ElectronQueue, Lot
@@ -79,9 +79,9 @@ class RunSource:
         self._ledger = ledger
         self._listeners = listeners
         self._record = record
-        self._stream = Stream(plan.seed)
+        self._stream = RandomStream(plan.seed)
         self._queue = ElectronQueue(plan.sweep, plan.definition.vectorized, ledger.changed)
-        self._first_terms = Terms(timeout=plan.options.timeout)
+        self._first_terms = AttemptTerms(timeout=plan.options.timeout)
         self._epoch = 0
         # Another one each time that it is tried again after it was cancelled.
         self._root = plan.root or plan.run_id
@@ -113,11 +113,11 @@ class RunSource:
         if self._feed is not None:
             self._feed.start()
 
-    def start_lots(self, lots: Sequence[tuple[Positions, Terms]]) -> None:
+    def start_lots(self, lots: Sequence[tuple[Positions, AttemptTerms]]) -> None:
         """Begin to send electrons, each lot on its own terms; from any thread."""
         self._driver.post_action(self._begin_lots, lots)
 
-    def _begin_lots(self, lots: Sequence[tuple[Positions, Terms]]) -> None:
+    def _begin_lots(self, lots: Sequence[tuple[Positions, AttemptTerms]]) -> None:
         for positions, terms in lots:
             self._put_back(positions, terms)
         self._driver.pump()
@@ -145,7 +145,7 @@ class RunSource:
         positions, terms, _ = self._queue.take(size.electrons)
         return self.batch(key, positions, terms, size.seconds)
 
-    def batch(self, key: str, positions: Positions, terms: Terms, seconds: float) -> Batch:
+    def batch(self, key: str, positions: Positions, terms: AttemptTerms, seconds: float) -> Batch:
         """Return some electrons as a batch."""
         earlier = None
         if terms.attempt > 1:
@@ -154,7 +154,7 @@ class RunSource:
         more = earlier, self._epoch, self._root
         return self._plan.batch(key, positions, terms, seconds, self._stream, *more)
 
-    def give_back(self, batch: Batch, start: int, stop: int, terms: Terms) -> None:  # noqa: D102
+    def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:  # noqa: D102
         lot = Lot(batch.positions[start:stop], terms)
         self._put_back(self._record.unsent_of(lot), terms)
 
@@ -163,11 +163,11 @@ class RunSource:
         self._record.salvage(batch.key)
 
     def deliver(  # noqa: D102
-        self, batch: Batch, outcome: Outcome | Stored, *, last: bool
+        self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool
     ) -> None:
         # Another process may have sent it, in another version of the atom.
         code = "" if batch.sink is None else batch.sink.code
-        positions = batch.positions[outcome.first : outcome.kept]
+        positions = batch.positions[outcome.first : outcome.stop]
         self._take_down(positions, outcome, batch.terms, code)
         if last:
             self._check_end()
@@ -202,18 +202,22 @@ class RunSource:
     # -- what becomes of electrons -----------------------------------------------------------
 
     def _take_down(
-        self, positions: Positions, outcome: Outcome | Stored, terms: Terms, code: str = ""
+        self,
+        positions: Positions,
+        outcome: Outcome | StoredOutcome,
+        terms: AttemptTerms,
+        code: str = "",
     ) -> None:
         """Take down an outcome, and send again what the policy says."""
         lots = self._record.take(positions, outcome, terms, code=code, is_final=self.stopping)
         for lot in lots:
             self._put_off(lot, terms)
 
-    def _fail_unsent(self, positions: Positions, terms: Terms) -> None:
+    def _fail_unsent(self, positions: Positions, terms: AttemptTerms) -> None:
         """Take down that electrons were cancelled before they were sent."""
         self._take_down(positions, Outcome.all_failed(len(positions), _CANCELLED), terms)
 
-    def _put_back(self, positions: Positions, terms: Terms) -> None:
+    def _put_back(self, positions: Positions, terms: AttemptTerms) -> None:
         """Send electrons next, those of them that have not ended."""
         left = self._record.open_of(positions)
         if self.stopping:
@@ -221,7 +225,7 @@ class RunSource:
         elif len(left):
             self._queue.put_first(Lot(left, terms))
 
-    def _put_off(self, lot: Lot, before: Terms) -> None:
+    def _put_off(self, lot: Lot, before: AttemptTerms) -> None:
         """Send electrons again after some seconds, in which they hold nothing."""
         if lot.terms.attempt == before.attempt:  # they have not failed: their results are gone
             self._put_back(lot.positions, lot.terms)
@@ -281,7 +285,7 @@ class RunSource:
         self.tell("the atom is not what it was: electrons are executed as it is now")
         self._plan = self._record.renew(self._plan, today)
 
-    def _send_again(self, lots: list[tuple[np.ndarray, Terms]], message: str) -> None:
+    def _send_again(self, lots: list[tuple[np.ndarray, AttemptTerms]], message: str) -> None:
         if self.stopping:
             self.stopping = False
             self._root = f"{self._plan.run_id}/{self._epoch}"

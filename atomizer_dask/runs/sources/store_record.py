@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from atomizer_dask.errors import AtomizerError, StoreError
-from atomizer_dask.execution.batch import Batch, Positions, Terms
-from atomizer_dask.execution.outcome import Outcome, Part, Stored
+from atomizer_dask.execution.batch import AttemptTerms, Batch, Positions
+from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
@@ -24,7 +24,7 @@ from atomizer_dask.runs.sources.retries import Retries
 from atomizer_dask.store.code_check import check_code, keep_atom
 from atomizer_dask.store.layout import INCOMING, State
 from atomizer_dask.store.stored_part import StoredPart
-from atomizer_dask.store.writer import Journal
+from atomizer_dask.store.writer import ResultWriter
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.stream import Streamed
 
@@ -76,7 +76,7 @@ class StoreRecord:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: ResultWriter,
         ledger: Ledger,
         retries: Retries,
         listeners: Listeners,
@@ -110,7 +110,7 @@ class StoreRecord:
 
     # -- beginning -------------------------------------------------------------------------------
 
-    def begin(self, electrons: Positions, terms: Terms) -> list[Lot]:
+    def begin(self, electrons: Positions, terms: AttemptTerms) -> list[Lot]:
         """Wait for what is under way, and return what is to be sent: first what failed before."""
         if self._in_flight:
             found = adopt(electrons, self._in_flight, self.journal.not_done)
@@ -151,19 +151,19 @@ class StoreRecord:
     def take(
         self,
         positions: Positions,
-        outcome: Outcome | Stored,
-        terms: Terms,
+        outcome: Outcome | StoredOutcome,
+        terms: AttemptTerms,
         *,
         code: str = "",
         is_final: bool = False,
     ) -> list[Lot]:
         """Take down an outcome, and return what is to be sent again."""
-        if isinstance(outcome, Stored):
+        if isinstance(outcome, StoredOutcome):
             return self._take_stored(positions, outcome, terms, code, is_final)
         if not len(outcome):
             return []
-        whole = replace(outcome, first=0, kept=len(outcome))
-        part = self._open_part(Part(positions, whole, terms.attempt, code=code))
+        whole = replace(outcome, first=0, stop=len(outcome))
+        part = self._open_part(RunPart(positions, whole, terms.attempt, code=code))
         part.outcome, outputs = self.journal.encode(part.outcome)
         bad = part.outcome.failed_mask()
         if not bad.all():
@@ -174,7 +174,12 @@ class StoreRecord:
         return self._take_failures(part.pick(bad), terms, is_final) if bad.any() else []
 
     def _take_stored(
-        self, positions: Positions, stored: Stored, terms: Terms, code: str, is_final: bool
+        self,
+        positions: Positions,
+        stored: StoredOutcome,
+        terms: AttemptTerms,
+        code: str,
+        is_final: bool,
     ) -> list[Lot]:
         """Take in what a worker has written, and take down what failed."""
         lots = []
@@ -187,25 +192,25 @@ class StoreRecord:
             if part is not None:
                 self._ledger.add(part)
         if len(failed):
-            bad = Part(numpy_values(positions)[failed], stored.failed, terms.attempt, code=code)
+            bad = RunPart(numpy_values(positions)[failed], stored.failed, terms.attempt, code=code)
             lots += self._take_failures(self._open_part(bad), terms, is_final)
         return lots
 
-    def _open_part(self, part: Part) -> Part:
+    def _open_part(self, part: RunPart) -> RunPart:
         """Return a part without electrons that have ended already."""
         left = self.journal.not_done(part.positions)
         if len(left) == len(part):
             return part
         return part.pick(np.isin(numpy_values(part.positions), left))
 
-    def _take_failures(self, part: Part, terms: Terms, is_final: bool) -> list[Lot]:
+    def _take_failures(self, part: RunPart, terms: AttemptTerms, is_final: bool) -> list[Lot]:
         """Take down electrons that all failed, and return those that are tried again."""
         lots = []
         for some in _apart(part) if len(part) else ():
             lots += self._take_alike(some, terms, is_final)
         return lots
 
-    def _take_alike(self, part: Part, terms: Terms, is_final: bool) -> list[Lot]:
+    def _take_alike(self, part: RunPart, terms: AttemptTerms, is_final: bool) -> list[Lot]:
         part.attempt = terms.attempt
         self._note_unstorable(part)
         errors = part.outcome.errors(self._ledger.told_of(part))
@@ -225,7 +230,7 @@ class StoreRecord:
         lots = [lot._replace(positions=self.unsent_of(lot._replace(terms=terms))) for lot in lots]
         return [lot for lot in lots if len(lot.positions)]
 
-    def _note_unstorable(self, part: Part) -> None:
+    def _note_unstorable(self, part: RunPart) -> None:
         """Note what the store cannot hold; where it is all that comes, more would not help."""
         if part.outcome.unstored is None or self.refusal:
             return
@@ -283,7 +288,7 @@ class StoreRecord:
         self._unstorable_count, self.refusal = 0, ""
         return replace(plan, sink=plan.sink._replace(allow_pickle=True))
 
-    def store_unstored(self, terms: Terms, *, is_final: bool) -> list[Lot]:
+    def store_unstored(self, terms: AttemptTerms, *, is_final: bool) -> list[Lot]:
         """Store what failed electrons returned, which failed since the store could not hold it."""
         lots = []
         for part in self._ledger.snapshot():
@@ -293,7 +298,7 @@ class StoreRecord:
                 lots += self._store_now(part, terms._replace(attempt=part.attempt), is_final)
         return lots
 
-    def _store_now(self, part: Part, terms: Terms, is_final: bool) -> list[Lot]:
+    def _store_now(self, part: RunPart, terms: AttemptTerms, is_final: bool) -> list[Lot]:
         current = part.current()
         if not len(current):
             return []
@@ -325,7 +330,7 @@ class StoreRecord:
             self._ledger.error = self._ledger.error or AtomizerError(str(error), error)
         finally:
             try:
-                journal.store.let_go()
+                journal.store.release()
             except (StoreError, OSError) as error:  # whoever comes next is told how to take over
                 self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)
 
@@ -340,7 +345,7 @@ class StoreRecord:
                 store.folder.remove(path)
 
 
-def _apart(part: Part) -> list[Part]:
+def _apart(part: RunPart) -> list[RunPart]:
     """Return failed electrons whose results a store cannot hold apart from others."""
     outcome = part.outcome
     if outcome.unstored is None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.store.arrow import numpy_columns, object_columns, pandas_columns
 from atomizer_dask.store.arrow.encoded import (
-    Coded,
+    EncodedColumn,
     RefusedError,
     combined,
     fixed_lists,
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from atomizer_dask.store.arrow.encoded import Array
 
 
-__all__ = ["Coded", "RefusedError", "decode", "encode", "encode_inputs"]
+__all__ = ["EncodedColumn", "RefusedError", "decode", "encode", "encode_inputs"]
 
 
-def encode(values: Values, *, allow_pickle: bool = False) -> Coded:
+def encode(values: Values, *, allow_pickle: bool = False) -> EncodedColumn:
     """Return a column as Arrow.
 
     A column without rows is of type null, which `forms.common` counts as absent.
@@ -47,13 +47,13 @@ def encode(values: Values, *, allow_pickle: bool = False) -> Coded:
     bare = _without_wrapper(values)
     array, note = _encode(bare, allow_pickle)
     if len(bare):
-        return Coded(array, note)
+        return EncodedColumn(array, note)
     if isinstance(bare, np.ndarray) and bare.dtype.kind != "O":
         note = {**note, "dtype": bare.dtype.newbyteorder("=").str}
-    return Coded(pa.nulls(0), note)
+    return EncodedColumn(pa.nulls(0), note)
 
 
-def encode_inputs(what: str, values: Values, *, allow_pickle: bool) -> Coded:
+def encode_inputs(what: str, values: Values, *, allow_pickle: bool) -> EncodedColumn:
     """Return inputs as Arrow.
 
     Raises
@@ -75,7 +75,7 @@ def _without_wrapper(values: Values) -> Any:
     return values
 
 
-def _encode(values: Any, allow_pickle: bool) -> Coded:
+def _encode(values: Any, allow_pickle: bool) -> EncodedColumn:
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return _encode_categorical(values, allow_pickle)
@@ -88,13 +88,13 @@ def _encode(values: Any, allow_pickle: bool) -> Coded:
     if dtype.kind == "T" or (dtype.kind == "V" and not allow_pickle):
         raise refusal(range(len(values)), list(values[:1]), repr(dtype))
     if dtype.kind == "V":
-        return Coded(
+        return EncodedColumn(
             object_columns.pickled(list(values)), {**object_columns.PICKLE, "stack": str(dtype)}
         )
     return numpy_columns.encode(values)
 
 
-def _encode_rows(values: np.ndarray, allow_pickle: bool) -> Coded:
+def _encode_rows(values: np.ndarray, allow_pickle: bool) -> EncodedColumn:
     shape = values.shape[1:]
     try:
         array, note = encode(values.reshape(-1), allow_pickle=allow_pickle)
@@ -105,10 +105,10 @@ def _encode_rows(values: np.ndarray, allow_pickle: bool) -> Coded:
         array = fixed_lists(array, shape)
     else:
         array = pa.array([[]] * len(values), pa.list_(array.type))
-    return Coded(array, {**note, "shape": list(shape)})
+    return EncodedColumn(array, {**note, "shape": list(shape)})
 
 
-def _encode_categorical(values: Any, allow_pickle: bool) -> Coded:
+def _encode_categorical(values: Any, allow_pickle: bool) -> EncodedColumn:
     try:
         categories, note = encode(values.categories.array)
     except RefusedError:
@@ -120,7 +120,7 @@ def _encode_categorical(values: Any, allow_pickle: bool) -> Coded:
         "ordered": bool(values.ordered),
         "of": note,
     }
-    return Coded(categories.take(pa.array(codes, mask=codes < 0)), note)
+    return EncodedColumn(categories.take(pa.array(codes, mask=codes < 0)), note)
 
 
 def _packed(array: pa.Array) -> str:

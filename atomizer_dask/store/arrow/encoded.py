@@ -25,7 +25,7 @@ _KINDS = "numbers, texts, arrays, lists or dicts of these, or give allow_pickle=
 _WAYS_OUT = f"return {_KINDS}"
 
 
-class Coded(NamedTuple):
+class EncodedColumn(NamedTuple):
     """A column as Arrow, and what is needed to have it back.
 
     Parameters

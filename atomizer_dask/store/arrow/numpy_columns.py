@@ -11,7 +11,7 @@ import pyarrow as pa
 from atomizer_dask.store.arrow.encoded import (
     BYTES,
     TEXT,
-    Coded,
+    EncodedColumn,
     array_of,
     combined,
     fixed_lists,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _STAND_INS = {"M8[D]": "M8[D]", "M8[s]": "M8[ms]", "m8[s]": "m8[s]"}
 
 
-def encode(values: np.ndarray) -> Coded:
+def encode(values: np.ndarray) -> EncodedColumn:
     """Return a column of numbers, texts, bytes or times; NaT becomes null, NaN stays.
 
     Raises
@@ -36,8 +36,8 @@ def encode(values: np.ndarray) -> Coded:
     """
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
     if values.dtype.kind in "biuf" and values.dtype.itemsize <= 8:
-        return Coded(pa.array(values), {})
-    return Coded(_array(values), {"dtype": values.dtype.str})
+        return EncodedColumn(pa.array(values), {})
+    return EncodedColumn(_array(values), {"dtype": values.dtype.str})
 
 
 def _array(values: np.ndarray) -> pa.Array:

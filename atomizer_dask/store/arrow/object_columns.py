@@ -24,7 +24,7 @@ from atomizer_dask.store.arrow import numpy_columns
 from atomizer_dask.store.arrow.encoded import (
     BYTES,
     TEXT,
-    Coded,
+    EncodedColumn,
     Note,
     RefusedError,
     array_of,
@@ -49,7 +49,7 @@ _EXACT = {bool, int, float, str, bytes, date, timedelta}
 _NATIVE = _EXACT | {datetime, time, Decimal}
 
 
-def encode(values: list[Any], *, allow_pickle: bool) -> Coded:
+def encode(values: list[Any], *, allow_pickle: bool) -> EncodedColumn:
     """Return a column of objects, None as null.
 
     Raises
@@ -59,19 +59,19 @@ def encode(values: list[Any], *, allow_pickle: bool) -> Coded:
     """
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
-        return Coded(pa.nulls(len(values)), {})
+        return EncodedColumn(pa.nulls(len(values)), {})
     coded = _encode_alike(values, *kinds) if len(kinds) == 1 else None
     if coded is not None:
         return coded
     try:
-        return Coded(texts(values), dict(JSON))
+        return EncodedColumn(texts(values), dict(JSON))
     except RefusedError:
         if not allow_pickle:
             raise
-        return Coded(pickled(values), dict(PICKLE))
+        return EncodedColumn(pickled(values), dict(PICKLE))
 
 
-def _encode_alike(values: list[Any], kind: type) -> Coded | None:
+def _encode_alike(values: list[Any], kind: type) -> EncodedColumn | None:
     """Return objects of one type in a form of their own, None where they have none."""
     if kind is np.ndarray:
         return _encode_arrays(values)
@@ -79,13 +79,13 @@ def _encode_alike(values: list[Any], kind: type) -> Coded | None:
         return _encode_pandas_times(values)
     try:
         if kind in _TEXTS:
-            return Coded(array_of(values, _TEXTS[kind][0]), dict(_TEXTS[kind][1]))
+            return EncodedColumn(array_of(values, _TEXTS[kind][0]), dict(_TEXTS[kind][1]))
         return _encode_native(values, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
 
 
-def _encode_native(values: list[Any], kind: type) -> Coded | None:
+def _encode_native(values: list[Any], kind: type) -> EncodedColumn | None:
     if kind is tuple:
         values = [None if value is None else list(value) for value in values]
     within = _kinds_within(values)
@@ -96,7 +96,7 @@ def _encode_native(values: list[Any], kind: type) -> Coded | None:
         return None
     # Arrow gives all decimals as many digits, and not all times their own zone.
     if within <= _EXACT or repr(array.to_pylist()) == repr(values):
-        return Coded(array, {"form": "tuple" if kind is tuple else "object"})
+        return EncodedColumn(array, {"form": "tuple" if kind is tuple else "object"})
     return None
 
 
@@ -112,7 +112,7 @@ def _kinds_within(values: Iterable[Any], levels: int = 8) -> set[type]:
     return _kinds_within(chain.from_iterable(filter(None, values)), levels - 1)
 
 
-def _encode_arrays(values: list[Any]) -> Coded | None:
+def _encode_arrays(values: list[Any]) -> EncodedColumn | None:
     arrays = [value for value in values if value is not None]
     dtype = arrays[0].dtype
     if dtype.kind in "VOT" or any(a.ndim != 1 or a.dtype != dtype for a in arrays):
@@ -122,7 +122,7 @@ def _encode_arrays(values: list[Any]) -> Coded | None:
     offsets = pa.array(np.cumsum([0, *lengths]), pa.int64())
     empty = pa.array([value is None for value in values])
     array = pa.LargeListArray.from_arrays(offsets, flat, mask=empty)
-    return Coded(array, {"form": "arrays", "of": note})
+    return EncodedColumn(array, {"form": "arrays", "of": note})
 
 
 def _decode_arrays(array: pa.Array, note: Note) -> list[Any]:
@@ -133,13 +133,13 @@ def _decode_arrays(array: pa.Array, note: Note) -> list[Any]:
     return [flat[start:stop].copy() if is_here else None for (start, stop), is_here in here]
 
 
-def _encode_pandas_times(values: list[Any]) -> Coded | None:
+def _encode_pandas_times(values: list[Any]) -> EncodedColumn | None:
     times = [value for value in values if value is not None]
     if len({time.unit for time in times}) > 1 or any(getattr(t, "tzinfo", None) for t in times):
         return None
     ticks = [None if value is None else value.asm8 for value in values]
     array, note = numpy_columns.encode(np.array(ticks, times[0].asm8.dtype))
-    return Coded(array, {"form": "times", **note})
+    return EncodedColumn(array, {"form": "times", **note})
 
 
 def texts(values: list[Any]) -> pa.Array:

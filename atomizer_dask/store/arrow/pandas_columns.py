@@ -10,14 +10,14 @@ import pandas as pd
 import pyarrow as pa
 
 from atomizer_dask.atoms.pickling import dumps
-from atomizer_dask.store.arrow.encoded import Coded, combined, refusal
+from atomizer_dask.store.arrow.encoded import EncodedColumn, combined, refusal
 from atomizer_dask.store.arrow.object_columns import pickled, unpickled
 
 if TYPE_CHECKING:
     from atomizer_dask.store.arrow.encoded import Array
 
 
-def encode(values: Any, *, allow_pickle: bool) -> Coded:
+def encode(values: Any, *, allow_pickle: bool) -> EncodedColumn:
     """Return an extension array as it makes itself Arrow, missing values as null.
 
     Raises
@@ -31,10 +31,10 @@ def encode(values: Any, *, allow_pickle: bool) -> Coded:
     if not allow_pickle:
         raise refusal(range(len(values)), list(values[:1]), f"the dtype {values.dtype}")
     dtype = b64encode(dumps(values.dtype)).decode()
-    return Coded(pickled(list(values)), {"pandas": "pickle", "dtype": dtype})
+    return EncodedColumn(pickled(list(values)), {"pandas": "pickle", "dtype": dtype})
 
 
-def _encode_by_arrow(values: Any) -> Coded | None:
+def _encode_by_arrow(values: Any) -> EncodedColumn | None:
     dtype = values.dtype
     is_known = type(dtype).__module__.partition(".")[0] == "pandas"
     if not is_known or isinstance(dtype, pd.CategoricalDtype):
@@ -43,7 +43,7 @@ def _encode_by_arrow(values: Any) -> Coded | None:
     name = f"string[{dtype.storage}]" if is_text else str(dtype)
     try:
         array = pa.array(values)
-        coded = Coded(combined(getattr(array, "storage", array)), {"pandas": name})
+        coded = EncodedColumn(combined(getattr(array, "storage", array)), {"pandas": name})
         again = decode(*coded, allow_pickle=False)
     except Exception:  # noqa: BLE001 - a dtype that Arrow lacks, or that its name does not give
         return None

@@ -26,7 +26,7 @@ from atomizer_dask.store.layout import CLAIM, HOLDER
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LockOwner:
     """Who works on a store.
 
     Parameters
@@ -61,7 +61,7 @@ class Holder:
     restarts: int = 0
 
     @classmethod
-    def here(cls, detached: str = "") -> Holder:
+    def here(cls, detached: str = "") -> LockOwner:
         """Return this process as one."""
         born = psutil.Process().create_time()
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,7 +96,7 @@ class Holder:
         here = self.pid == os.getpid() and self.host == socket.gethostname()
         return f"{who} (this very one)" if here else who
 
-    def was_restarted_as(self, other: Holder) -> bool:
+    def was_restarted_as(self, other: LockOwner) -> bool:
         """Whether the batch system started its job again, and `other` is what it started."""
         return bool(self.job) and self.job == other.job and self.restarts < other.restarts
 
@@ -114,12 +114,12 @@ def _machine() -> str:
         return ""
 
 
-def read_holder(folder: Folder) -> Holder | None:
+def read_holder(folder: Folder) -> LockOwner | None:
     """Return who holds a store; None where nobody does."""
     return _find(folder)[0]
 
 
-def _find(folder: Folder) -> tuple[Holder | None, str]:
+def _find(folder: Folder) -> tuple[LockOwner | None, str]:
     """Return who holds a store, and the file that says so."""
     name = HOLDER
     holder = _read(folder, name)
@@ -128,7 +128,7 @@ def _find(folder: Folder) -> tuple[Holder | None, str]:
     return holder, name
 
 
-def living_holder(folder: Folder) -> Holder | None:
+def living_holder(folder: Folder) -> LockOwner | None:
     """Return who works on a store, for whoever only looks; None where nobody seems to.
 
     By the clock of this host, for nothing may be written.
@@ -144,9 +144,9 @@ def living_holder(folder: Folder) -> Holder | None:
     return holder
 
 
-def _read(folder: Folder, name: str) -> Holder | None:
+def _read(folder: Folder, name: str) -> LockOwner | None:
     try:
-        return Holder(**folder.read_json(name))
+        return LockOwner(**folder.read_json(name))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -157,12 +157,12 @@ def _read(folder: Folder, name: str) -> Holder | None:
         ) from error
 
 
-def _after(holder: Holder) -> str:
+def _after(holder: LockOwner) -> str:
     """Return the file that names who has taken over from a holder: one of those who try."""
     return f"{CLAIM}{holder.token}.json"
 
 
-def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
+def acquire(folder: Folder, me: LockOwner, *, takeover: bool = False) -> None:
     """Make `me` the one who works on a store.
 
     Raises
@@ -185,7 +185,7 @@ def take_hold(folder: Folder, me: Holder, *, takeover: bool = False) -> None:
             folder.remove(name)
 
 
-def _check_gone(folder: Folder, name: str, other: Holder, me: Holder) -> None:
+def _check_gone(folder: Folder, name: str, other: LockOwner, me: LockOwner) -> None:
     """Raise where the holder that a file names may still be at work."""
     if other.is_dead or other.was_restarted_as(me):
         return
@@ -205,7 +205,7 @@ def _check_gone(folder: Folder, name: str, other: Holder, me: Holder) -> None:
     )
 
 
-def _take_from(folder: Folder, other: Holder, me: Holder) -> bool:
+def _take_from(folder: Folder, other: LockOwner, me: LockOwner) -> bool:
     """Become the holder after another one, unless somebody else has."""
     claim = _after(other)
     if not folder.create(claim, me.dump()):
@@ -218,7 +218,7 @@ def _take_from(folder: Folder, other: Holder, me: Holder) -> bool:
     return True
 
 
-def let_go(folder: Folder, me: Holder) -> None:
+def release(folder: Folder, me: LockOwner) -> None:
     """Be no longer the one who works on a store."""
     if read_holder(folder) == me:
         folder.remove(HOLDER)

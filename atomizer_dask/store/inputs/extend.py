@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from atomizer_dask.errors import InvalidSweepError, StoreError
-from atomizer_dask.store.inputs.row_map import View
+from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.inputs.row_matching import match
 from atomizer_dask.store.inputs.sweep_files import (
     load_defaults,
@@ -22,7 +22,7 @@ from atomizer_dask.store.inputs.sweep_files import (
 from atomizer_dask.store.layout import SWEEP
 from atomizer_dask.store.store import Store
 from atomizer_dask.sweeps.columns import Values
-from atomizer_dask.sweeps.combined import Chained, Filled, Picked
+from atomizer_dask.sweeps.combined import Concatenated, SelectedRows, WithDefaults
 from atomizer_dask.sweeps.equality import same_columns
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, Rows
@@ -31,7 +31,7 @@ from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
 
 
-def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
+def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, RowMap]:
     """Return all electrons of a store, and what its last sweep was about."""
     segments: list[Sweep] = []
     defaults: dict[str, Given] = {}
@@ -43,13 +43,13 @@ def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, View]:
             sweep.fill(load_rows(store, allow_pickle=allow_pickle))
         if "which" not in described:
             segments.append(sweep)
-            view = View(sweep)
+            view = RowMap(sweep)
             continue
         table = store.read(f"{SWEEP}/{described['which']}")
         electrons = table.column("electron").to_numpy()
-        view = View(sweep, electrons)
+        view = RowMap(sweep, electrons)
         if len(new := _new_rows(electrons, described["first"])):
-            segments.append(Picked(sweep, new))
+            segments.append(SelectedRows(sweep, new))
     assert view is not None
     return _chained(segments, defaults), view
 
@@ -58,14 +58,14 @@ def _chained(segments: Sequence[Sweep], defaults: Mapping[str, Given]) -> Sweep:
     """Return sweeps end to end, with defaults for what some of them do not name."""
     names = dict.fromkeys(name for segment in segments for name in segment.names)
     filled = [_filled(segment, names, defaults) for segment in segments]
-    return filled[0] if len(filled) == 1 else Chained(filled)
+    return filled[0] if len(filled) == 1 else Concatenated(filled)
 
 
 def _filled(sweep: Sweep, names: Iterable[str], defaults: Mapping[str, Given]) -> Sweep:
-    if isinstance(sweep, Chained):
-        return Chained([_filled(part, names, defaults) for part in sweep.parts])
+    if isinstance(sweep, Concatenated):
+        return Concatenated([_filled(part, names, defaults) for part in sweep.parts])
     more = {name: defaults[name] for name in names if name not in sweep.names}
-    return Filled(sweep, more) if more else sweep
+    return WithDefaults(sweep, more) if more else sweep
 
 
 def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
 
 def extend(
     store: Store, sweep: Sweep, *, allow_pickle: bool, defaults: Mapping[str, Any] | None = None
-) -> tuple[Sweep, View]:
+) -> tuple[Sweep, RowMap]:
     """Return the same for another sweep in a store: old rows keep the electrons that they had.
 
     Parameters
@@ -103,7 +103,7 @@ def extend(
         assert isinstance(sweep, Streamed)
         sweep.expect(universe.rows)
         store.manifest["sweeps"][-1]["electrons"] = None  # its end is not known
-        return sweep, View(sweep)
+        return sweep, RowMap(sweep)
     differ = set(universe.names) ^ set(sweep.names)
     values = {n: of_list([value]) for n, value in (defaults or {}).items() if n in differ}
     if differ - values.keys() or not _has_defaults(universe, sweep, values):
@@ -115,7 +115,7 @@ def extend(
     if differ:
         return _extend(store, universe, last, sweep, allow_pickle, values)
     if last.electrons is None and _is_same_grid(universe, sweep):
-        return universe, View(sweep)  # of which no row need be looked at
+        return universe, RowMap(sweep)  # of which no row need be looked at
     return _extend(store, universe, last, sweep, allow_pickle, {})
 
 
@@ -135,11 +135,11 @@ def _has_defaults(universe: Sweep, sweep: Sweep, defaults: Mapping[str, Given]) 
 def _extend(
     store: Store,
     universe: Sweep,
-    last: View,
+    last: RowMap,
     sweep: Sweep,
     allow_pickle: bool,
     defaults: Mapping[str, Given],
-) -> tuple[Sweep, View]:
+) -> tuple[Sweep, RowMap]:
     universe = _filled(universe, sweep.names, defaults)
     given = _filled(sweep, universe.names, defaults)
     known = universe.length or 0
@@ -148,7 +148,7 @@ def _extend(
     electrons[new] = known + np.arange(int(new.sum()))
     before = np.arange(known) if last.electrons is None else last.electrons
     if np.array_equal(electrons, before) and _looks_like(last.sweep, sweep):
-        return universe, View(sweep, last.electrons)
+        return universe, RowMap(sweep, last.electrons)
     number = len(store.manifest["sweeps"])
     described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)
     which = f"{number}-electrons.parquet"
@@ -157,8 +157,8 @@ def _extend(
         described["defaults"] = save_defaults(store, number, defaults)
     store.manifest["sweeps"].append({**described, "first": known, "which": which})
     if new.any():
-        universe = Chained([universe, Picked(given, np.flatnonzero(new))])
-    return universe, View(sweep, electrons)
+        universe = Concatenated([universe, SelectedRows(given, np.flatnonzero(new))])
+    return universe, RowMap(sweep, electrons)
 
 
 def _is_same_grid(one: Sweep, other: Sweep) -> bool:
@@ -182,7 +182,7 @@ def _matched(universe: Sweep, sweep: Sweep) -> np.ndarray:
     An early version did not keep as what columns were given: Python's numbers are compared, first
     each as given, and then, since it made floats of ints among floats, as they are shown.
     """
-    parts = universe.parts if isinstance(universe, Chained) else [universe]
+    parts = universe.parts if isinstance(universe, Concatenated) else [universe]
     starts = np.cumsum([0, *(part.length or 0 for part in parts)])
     electrons = np.full(sweep.length or 0, -1)
     for rows_of in (_as_given, _as_python, _as_shown):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from atomizer_dask.execution.outcome import Part
+from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.sweeps.columns import look_up, numpy_values
 from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.sweep import Sweep
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class RowMap:
     """The rows of a sweep, and which electron stands for each.
 
     Parameters
@@ -99,15 +99,15 @@ class View:
         wanted[self.electrons] = True
         return wanted
 
-    def as_rows(self, parts: Iterable[Part]) -> list[Part]:
+    def as_rows(self, parts: Iterable[RunPart]) -> list[RunPart]:
         """Return parts that tell of electrons as parts that tell of rows."""
         if self.electrons is None:
             return list(parts)
         rows = np.full(1 + int(self.electrons.max()), -1)
         rows[self.electrons] = np.arange(len(self.electrons))
         seen = []
-        for part in map(Part.current, parts):
+        for part in map(RunPart.current, parts):
             found = look_up(rows, numpy_values(part.positions), -1)
             kept = part.pick(found >= 0)
-            seen.append(Part(found[found >= 0], kept.outcome, part.attempt, code=part.code))
+            seen.append(RunPart(found[found >= 0], kept.outcome, part.attempt, code=part.code))
         return [part for part in seen if len(part)]

@@ -16,7 +16,7 @@ from distributed import LocalCluster
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
-from atomizer_dask.conductors.dask.idle_workers import SILENT, Idle, Lookout
+from atomizer_dask.conductors.dask.idle_workers import SILENT, Idle, IdleWorkersPlugin
 from atomizer_dask.widgets.summary import run_facts
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]
@@ -131,7 +131,7 @@ def test_what_a_stopped_worker_holds_is_executed_elsewhere(atomizer, cluster, tm
 
 def test_of_a_silent_worker_whose_process_is_stopped_that_is_told():
     idle = Idle(SILENT, since=time.time())
-    Lookout(patience=1, restart=None, is_own=False)._note_process(idle, "stopped", 0.0)
+    IdleWorkersPlugin(patience=1, restart=None, is_own=False)._note_process(idle, "stopped", 0.0)
     assert idle.text == "silent (process stopped)"
 
 

@@ -13,9 +13,9 @@ from patience import wait_until
 from shortlived import counted, marked, workers_with
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.batch_size import Sizing
-from atomizer_dask.conductors.dask.walltime import Leaving, WallTime
+from atomizer_dask.conductors.dask.walltime import WallTime, WorkerShutdown
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.sweeps.inputs import Columns
 
@@ -215,7 +215,7 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
         close=close,
     )
     monkeypatch.setattr("os._exit", end)
-    leaving = Leaving(
+    leaving = WorkerShutdown(
         worker, lambda: leases, emit=None, channel_of=None, hand_on=hand_on, keep=None
     )
     with suppress(Exited):
@@ -263,14 +263,14 @@ def test_what_nobody_has_fetched_is_in_the_store_once_a_worker_has_left(tmp_path
 
 @pytest.fixture
 def leaving():
-    """A `Leaving` of a worker with ten seconds left of twenty, and what it told."""
+    """A `WorkerShutdown` of a worker with ten seconds left of twenty, and what it told."""
     told = []
     worker = SimpleNamespace(
         address="tcp://here",
         loop=SimpleNamespace(add_callback=lambda *_: None),
         log_event=lambda topic, message: told.append((topic, message)),
     )
-    leaving = Leaving(
+    leaving = WorkerShutdown(
         worker,
         leases=list,
         emit=lambda channel, event: told.append((channel, event)),
@@ -291,14 +291,14 @@ def batch_of(longest=0.0, needs=0.0):
         version="v",
         inputs=Columns({"x": range(2)}, 2),
         positions=range(2),
-        stream=Stream(0),
+        stream=RandomStream(0),
         origin=Origin("channel"),
         seconds=5.0,
         longest=longest,
     )
     return Batch(
         **{name: getattr(batch, name) for name in batch.__slots__}
-        | {"terms": batch.terms._replace(needs=needs)}
+        | {"terms": batch.terms._replace(min_seconds=needs)}
     )
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atomizer_dask.atoms.random_streams import Stream
+from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.dask import worker
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin
@@ -45,5 +45,5 @@ def test_events_are_sent_while_the_client_of_a_spawner_is_made(site, monkeypatch
     monkeypatch.setattr(worker, "WorkerConductor", lambda *_: SimpleNamespace())
     monkeypatch.setattr(worker, "ChildConductor", lambda *_: "children")
     site.emit("channel", Event("tossed"))
-    assert site.children(Origin(), "root", Stream(0), None) == "children"
+    assert site.children(Origin(), "root", RandomStream(0), None) == "children"
     assert [what for _, (what, _) in site._worker.sent] == ["EventsEmitted"]

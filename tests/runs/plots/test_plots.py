@@ -14,7 +14,7 @@ import pytest
 from atomizer_dask import Atomizer, DaskConductor, Run, atom, grid, zipped
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, Part
+from atomizer_dask.execution.outcome import Outcome, RunPart
 from atomizer_dask.runs.plots.schedule import durations_of, schedule, spans_of, spans_of_attempts
 
 pytest.importorskip("matplotlib").use("Agg")
@@ -451,7 +451,7 @@ def test_without_matplotlib_the_way_to_it_is_told(local, monkeypatch, picture):
 def part(worker, starts, ends, failed=(), kind="exception"):
     """Electrons that ran from and to these seconds."""
     outcome = Outcome(
-        kept=len(starts),
+        stop=len(starts),
         results={},
         failed=list(failed),
         codes=[0] * len(failed),
@@ -462,7 +462,7 @@ def part(worker, starts, ends, failed=(), kind="exception"):
         counts=None,
         worker=worker,
     )
-    return Part(range(len(starts)), outcome)
+    return RunPart(range(len(starts)), outcome)
 
 
 def test_electrons_one_after_the_other_are_one_span():

@@ -20,7 +20,7 @@ from pandas.testing import assert_frame_equal
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.filesystem.lock import Holder, let_go, read_holder, take_hold
+from atomizer_dask.store.filesystem.lock import LockOwner, acquire, let_go, read_holder
 from atomizer_dask.store.layout import HOLDER
 
 
@@ -101,9 +101,9 @@ def other():
 
 
 def test_holder_comes_back_from_the_folder(tmp_path):
-    folder, me = Folder(tmp_path), Holder.here()
+    folder, me = Folder(tmp_path), LockOwner.here()
     assert read_holder(folder) is None
-    take_hold(folder, me)
+    acquire(folder, me)
     assert read_holder(folder) == me
     let_go(folder, me)
     assert read_holder(folder) is None
@@ -113,10 +113,10 @@ def test_of_many_who_take_hold_at_once_one_does(tmp_path):
     folder, won, barrier = Folder(tmp_path), [], threading.Barrier(8)
 
     def take():
-        me = Holder.here()
+        me = LockOwner.here()
         barrier.wait()
         try:
-            take_hold(folder, me)
+            acquire(folder, me)
         except StoreHeldError:
             return
         won.append(me)
@@ -132,18 +132,18 @@ def test_of_many_who_take_hold_at_once_one_does(tmp_path):
 def test_of_many_who_take_over_from_the_dead_one_does(tmp_path):
     folder = Folder(tmp_path)
     for _ in range(20):
-        folder.write(HOLDER, Holder("t", socket.gethostname(), 2**22 + 1, 0.0, "then").dump())
+        folder.write(HOLDER, LockOwner("t", socket.gethostname(), 2**22 + 1, 0.0, "then").dump())
         test_of_many_who_take_hold_at_once_one_does(tmp_path)
         folder.remove(HOLDER)
     assert folder.names() == []
 
 
 def test_process_of_the_same_number_is_not_the_holder():
-    me = Holder.here()
+    me = LockOwner.here()
     assert not me.is_dead
-    before = Holder("t", me.host, me.pid, me.born - 100, me.since)
+    before = LockOwner("t", me.host, me.pid, me.born - 100, me.since)
     assert before.is_dead
-    assert not Holder("t", "another-host", me.pid, me.born - 100, me.since).is_dead
+    assert not LockOwner("t", "another-host", me.pid, me.born - 100, me.since).is_dead
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'"x"', b"\xff"])
@@ -381,8 +381,8 @@ def test_retry_while_another_process_holds_it_changes_nothing(local, other, tmp_
         atomizer.register(fails_once)
     store, flag = tmp_path / "store", tmp_path / "flag"
     run = local.map(fails_once, grid(x=range(10), path=[str(flag)]), store=store).wait(30)
-    folder, someone = Folder(store), Holder.here()
-    take_hold(folder, someone)
+    folder, someone = Folder(store), LockOwner.here()
+    acquire(folder, someone)
     with pytest.raises(StoreHeldError):
         run.retry()
     assert run.progress.failed == 5

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from atomizer_dask.atoms.required_modules import Needs
+from atomizer_dask.atoms.required_modules import RequiredModules
 from atomizer_dask.conductors.dask.ask_workers import ask_workers
 from atomizer_dask.conductors.dask.cluster.environment import (
     PACKAGES,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Fitness:
+class Compatibility:
     """Looks at workers once, when they are first seen, and again only for other modules.
 
     Parameters
@@ -47,7 +47,7 @@ class Fitness:
         self._here = Environment.here()
         self._workers: dict[str, Environment] = {}
         self._asked: dict[str, set[str]] = {}  # for which modules, by worker
-        self._needs: dict[str, Needs] = {}  # by version of the atom
+        self._needs: dict[str, RequiredModules] = {}  # by version of the atom
         self._looking = asyncio.Lock()
         self._told: set[tuple[Difference, ...]] = set()
         self._unfit: dict[str, frozenset[str]] = {"": frozenset()}  # for all atoms, or by version
@@ -67,7 +67,7 @@ class Fitness:
         self._note(self._client.sync(ask_workers, self._client, *question(())), set())
         self._judge("the environment of workers is not that of this process")
 
-    def require(self, atom_id: str, version: str, needs: Needs) -> None:
+    def require(self, atom_id: str, version: str, needs: RequiredModules) -> None:
         """Look whether all workers have the modules that an atom needs.
 
         Raises

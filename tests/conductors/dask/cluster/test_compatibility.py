@@ -13,8 +13,8 @@ import pytest
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, atom, grid
 from atomizer_dask.atoms.pickling import dump_atom
-from atomizer_dask.atoms.required_modules import needs_of
-from atomizer_dask.conductors.dask.cluster.compatibility import Fitness
+from atomizer_dask.atoms.required_modules import required_modules_of
+from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
 from atomizer_dask.conductors.dask.cluster.environment import (
     Difference,
     Environment,
@@ -23,7 +23,7 @@ from atomizer_dask.conductors.dask.cluster.environment import (
     table,
 )
 from atomizer_dask.conductors.dask.placement import Placement
-from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, NOBODY
+from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, NO_WORKER
 
 SECONDS = 120  # to start processes on a machine that does much else
 
@@ -107,7 +107,7 @@ def table_among(events):
 
 def needs(function):
     definition = atom(function)
-    return needs_of(definition, dump_atom(definition))
+    return required_modules_of(definition, dump_atom(definition))
 
 
 def test_several_may_look_at_an_environment_at_once(monkeypatch):
@@ -274,7 +274,7 @@ def chosen(unfit, *, version="1", home=None, stay=None, avoid=()):
     placement.workers = {*"abc"}
     placement.fitness = SimpleNamespace(unfit_for=lambda version: frozenset(unfit))
     batch = SimpleNamespace(
-        version=version, terms=SimpleNamespace(needs=0, stay=stay, avoid=tuple(avoid))
+        version=version, terms=SimpleNamespace(min_seconds=0, worker=stay, excluded=tuple(avoid))
     )
 
     async def choose():
@@ -290,10 +290,10 @@ def chosen(unfit, *, version="1", home=None, stay=None, avoid=()):
     [
         ("", {}, set()),
         ("a", {}, {*"bc"}),
-        ("abc", {}, {NOBODY}),
+        ("abc", {}, {NO_WORKER}),
         ("ab", {"avoid": "c"}, {"c"}),
         ("a", {"avoid": "bc"}, {"b"}),
-        ("abc", {"avoid": "c"}, {NOBODY}),
+        ("abc", {"avoid": "c"}, {NO_WORKER}),
         ("", {"avoid": "c"}, {*"ab"}),
         ("a", {"stay": "b"}, {"b"}),
         ("a", {"stay": "gone"}, {*"bc"}),
@@ -308,7 +308,7 @@ def test_another_attempt_is_kept_off_workers_that_cannot_work(unfit, terms, thos
 def test_singleton_lives_where_it_can_work(home):
     assert chosen("ab", version="cluster:1", home=home) == ({"c"}, [])
     assert chosen("ab", version="cluster:1", home="gone") == ({"c"}, ["gone"])
-    assert chosen("abc", version="cluster:1", home=home) == ({NOBODY}, [])
+    assert chosen("abc", version="cluster:1", home=home) == ({NO_WORKER}, [])
 
 
 # -- workers that join later ----------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_workers_that_join_as_the_client_closes_are_looked_at_without_a_word():
         raise RuntimeError("ConnectionPool is closed")  # as Dask says it
 
     async def welcome_twice():
-        fitness = Fitness(client, "dask", told.append)
+        fitness = Compatibility(client, "dask", told.append)
         await asyncio.gather(fitness.welcome({"tcp://a"}), fitness.welcome({"tcp://b"}))
 
     scheduler = SimpleNamespace(atomizer_broadcast=run)
