@@ -20,7 +20,7 @@ from pandas.testing import assert_frame_equal
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.filesystem.lock import LockOwner, acquire, let_go, read_holder
+from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder
 from atomizer_dask.store.layout import HOLDER
 
 
@@ -105,7 +105,7 @@ def test_holder_comes_back_from_the_folder(tmp_path):
     assert read_holder(folder) is None
     acquire(folder, me)
     assert read_holder(folder) == me
-    let_go(folder, me)
+    release(folder, me)
     assert read_holder(folder) is None
 
 
@@ -387,6 +387,6 @@ def test_retry_while_another_process_holds_it_changes_nothing(local, other, tmp_
         run.retry()
     assert run.progress.failed == 5
     assert len(run.errors) == 5
-    let_go(folder, someone)
+    release(folder, someone)
     flag.touch()
     assert run.retry().wait(30).progress.done == 10

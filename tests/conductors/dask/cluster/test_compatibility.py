@@ -269,7 +269,10 @@ def chosen(unfit, *, version="1", home=None, stay=None, avoid=()):
     """Return which of the workers a, b and c a batch may go to, and whose state was lost."""
     scheduler, lost = Metadata(), []
     placement = Placement(
-        SimpleNamespace(scheduler=scheduler), None, lambda batch, worker: lost.append(worker)
+        SimpleNamespace(scheduler=scheduler),
+        None,
+        None,
+        lambda batch, worker: lost.append(worker),
     )
     placement.workers = {*"abc"}
     placement.fitness = SimpleNamespace(unfit_for=lambda version: frozenset(unfit))
