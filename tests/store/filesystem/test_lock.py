@@ -20,7 +20,7 @@ from pandas.testing import assert_frame_equal
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder
+from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder, release
 from atomizer_dask.store.layout import HOLDER
 
 
