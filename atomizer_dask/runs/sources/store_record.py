@@ -30,8 +30,8 @@ from atomizer_dask.sweeps.stream import Streamed
 
 logger = logging.getLogger(__name__)
 
-FIRST_UNSTORABLE = 100  # electrons, where nothing could be stored before
-MANY_UNSTORABLE = 10_000
+FIRST_UNSTORABLE = 3  # electrons, after which a run stops where none before could be stored
+MANY_UNSTORABLE = 1000  # in a row, after which it stops where others could
 
 
 class Owner(Protocol):

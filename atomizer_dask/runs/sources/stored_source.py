@@ -25,8 +25,8 @@ from atomizer_dask.store.layout import State
 
 logger = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 1.0
-MERGE_AT_END = 16  # files, from which on they are merged before a run has ended
+FLUSH_SECONDS = 0.5
+MERGE_AT_END = 16  # small files
 
 
 class StoredRunSource(RunSource):
