@@ -35,7 +35,7 @@ from atomizer_dask.sweeps.stream import Streamed
 
 logger = logging.getLogger(__name__)
 
-_CANCELLED = Failure("cancelled", "", "the run was cancelled before it ended")
+_CANCELLED = Failure("cancelled", "", "the run was cancelled")
 _LEFT_BEHIND = Failure(
     "cancelled", "", "the run was cancelled; the electron did not heed that and was left behind"
 )
