@@ -184,7 +184,7 @@ def open_voila(chromium, pages, tmp_path_factory):
 
     def open_voila(source, theme="light", *, width=1200, height=1000):
         servers.append(serving.Voila(tmp_path_factory.mktemp("voila")).start(source, theme))
-        pages.append(browsing.RowMap(chromium.page(theme, width, height), servers[-1]))
+        pages.append(browsing.View(chromium.page(theme, width, height), servers[-1]))
         pages[-1].page.goto(servers[-1].url())
         return pages[-1]
 

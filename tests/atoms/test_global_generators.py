@@ -142,7 +142,7 @@ def from_table(i):
 TABLE = {"rng": PYTHON}
 
 
-class StreamReader(Atom):
+class Drawing(Atom):
     def __init__(self):
         self.rng = np.random.default_rng(1)
 
@@ -162,7 +162,7 @@ def closure():
         (from_default, "the default of its parameter 'rng' (RandomState)"),
         (from_helper, "the global 'from_global' (function)"),
         (from_table, "the global 'TABLE' (dict)"),
-        (StreamReader(), "its attribute 'rng' (Generator)"),
+        (Drawing(), "its attribute 'rng' (Generator)"),
         (atom(id="closure")(closure()), "the variable 'rng' (Generator)"),
         (atom(id="method")(lambda i, draw=RNG.normal: draw()), "parameter 'draw'"),
     ],

@@ -38,7 +38,7 @@ def interrupt():
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 threading.Thread(target=interrupt, daemon=True).start()
 """
-NO_WORKER = QueueStatus("connected", "amqp://host:5672/", "work")
+NOBODY = QueueStatus("connected", "amqp://host:5672/", "work")
 
 
 def answer(pi=None, error=None, **fields):
@@ -59,7 +59,7 @@ class Scripted:
         self.listener = listener
 
     def status(self):
-        return NO_WORKER
+        return NOBODY
 
     def send(self, electron):
         self.asked.append((electron.atom_id, electron.payload))

@@ -73,7 +73,7 @@ class Chromium:
         return self._contexts[scale]
 
 
-class RowMap:
+class View:
     """A page, and what went wrong in it.
 
     Attributes
@@ -121,7 +121,7 @@ def _note(text, texts):
         texts.append(text)
 
 
-class Notebook(RowMap):
+class Notebook(View):
     """A notebook with a kernel of its own, open in JupyterLab or Notebook.
 
     Attributes

@@ -82,7 +82,7 @@ REASONS = {"exit": "exit code 1", "null": "SIGSEGV", "hoard": "out of memory"}
 @pytest.mark.parametrize("how", REASONS)
 def test_culprit_is_named_and_no_neighbour_harmed(frail, shape, how):
     lost = []
-    shape.scheduler.add_plugin(WorkerShutdown(lost), name="leaving")
+    shape.scheduler.add_plugin(Leaving(lost), name="leaving")
     run = frail.map(deadly, grid(x=range(2000), how=[how])).wait(90)
     shape.scheduler.remove_plugin("leaving")
     errors = run.errors
@@ -95,7 +95,7 @@ def test_culprit_is_named_and_no_neighbour_harmed(frail, shape, how):
     assert nothing_left(shape)
 
 
-class WorkerShutdown:
+class Leaving:
     """A scheduler plugin that notes which workers leave."""
 
     def __init__(self, lost):
@@ -118,7 +118,7 @@ def test_many_killers_cost_two_workers_not_one_each(frail, shape):
         return x
 
     lost = []
-    shape.scheduler.add_plugin(WorkerShutdown(lost), name="leaving")
+    shape.scheduler.add_plugin(Leaving(lost), name="leaving")
     run = frail.map(often_deadly, grid(x=range(2000))).wait(90)
     shape.scheduler.remove_plugin("leaving")
     assert run.errors["x"].tolist() == list(range(50, 2000, 100))
