@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from atomizer_dask.atomizer import Atomizer
-from atomizer_dask.atoms.decorator import atom
+from atomizer_dask.atoms.definition import FunctionAtom
 from atomizer_dask.conductor import Conductor
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, ElectronError
@@ -32,16 +32,16 @@ from atomizer_dask.properties import Properties
 SECONDS = 60.0  # for whatever is waited for
 
 
-@atom(id="atomizer_dask.testing.double")
-def double(x: Any) -> Any:
-    """Return twice the input."""
+def _double(x: Any) -> Any:
     return 2 * x
 
 
-@atom(id="atomizer_dask.testing.divide")
-def divide(x: float) -> float:
-    """Return one over the input, and fail at 0."""
+def _divide(x: float) -> float:
     return 1 / x
+
+
+double = FunctionAtom(_double, id="atomizer_dask.testing.double")
+divide = FunctionAtom(_divide, id="atomizer_dask.testing.divide")  # which fails at 0
 
 
 class ConductorContract:

@@ -1,4 +1,4 @@
-"""The contract that ships passes for every conductor of ours, and for one that somebody else made."""
+"""The contract that ships: every conductor of ours passes it, and one of somebody else."""
 
 import importlib.util
 from pathlib import Path
