@@ -32,8 +32,7 @@ from atomizer_dask.conductors.dask.messages import (
 )
 from atomizer_dask.conductors.dask.placement import Placement
 from atomizer_dask.conductors.dask.scheduler_plugin import DEMAND, SEND_SECONDS
-from atomizer_dask.conductors.dask.worker_list import WorkerList
-from atomizer_dask.conductors.dask.worker_watch import WorkerWatch
+from atomizer_dask.conductors.dask.worker_watch import WorkerList, WorkerWatch
 from atomizer_dask.conductors.electron_source import Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
