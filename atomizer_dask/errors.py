@@ -88,7 +88,7 @@ class AtomizerError(Exception):
     Examples
     --------
     >>> print(AtomizerError(Event("lost", conductor_id="dask"), ValueError("no route")))
-    atomizer error [cid:dask] lost | internal: (no route)
+    lost: no route [cid:dask]
     """
 
     def __init__(self, event: Event | str, internal: BaseException | None = None) -> None:
@@ -98,6 +98,14 @@ class AtomizerError(Exception):
         self.internal = internal
 
     def __str__(self) -> str:
+        message, behind = self.event.message, ""
+        if self.internal is not None and (text := text_of(self.internal)) not in message:
+            behind = f": {text}"
+        return " ".join(filter(None, (message + behind, self.event.concerns)))
+
+    @property
+    def go_text(self) -> str:
+        """The text that a program in Go makes of it, which peers on the wire may compare."""
         behind = "" if self.internal is None else f" | internal: ({text_of(self.internal)})"
         return f"atomizer error {self.event}{behind}"
 

@@ -75,10 +75,15 @@ class Event:
         fields = {name: repr(value) for name, value in self.fields.items()}
         return replace(self, fields=fields)
 
-    def __str__(self) -> str:
+    @property
+    def concerns(self) -> str:
+        """What it is about, ``[cid:C | aid:A | eid:E]``, the absent parts left out."""
         named = (("cid", self.conductor_id), ("aid", self.atom_id), ("eid", self.electron_id))
         ids = " | ".join(f"{name}:{value}" for name, value in named if value)
-        return " ".join(part for part in (f"[{ids}]" if ids else "", self.message) if part)
+        return f"[{ids}]" if ids else ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.concerns, self.message)))
 
     def __repr__(self) -> str:
         return f"<Event {self.time:%H:%M:%S.%f} {self.level}: {one_line(str(self), 200)}>"

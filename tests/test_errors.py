@@ -25,17 +25,18 @@ IMG = "<img src=x onerror=alert(1)>"
 def test_text_of_error_with_an_exception_behind_it():
     event = Event("lost", electron_id="E", atom_id="A", conductor_id="C")
     error = AtomizerError(event, ValueError("no route"))
-    assert str(error) == "atomizer error [cid:C | aid:A | eid:E] lost | internal: (no route)"
+    assert str(error) == "lost: no route [cid:C | aid:A | eid:E]"
+    assert error.go_text == ("atomizer error [cid:C | aid:A | eid:E] lost | internal: (no route)")
 
 
 def test_text_of_error_with_nothing_behind_it():
-    assert str(AtomizerError(Event("lost", conductor_id="C"))) == "atomizer error [cid:C] lost"
+    assert str(AtomizerError(Event("lost", conductor_id="C"))) == "lost [cid:C]"
 
 
 def test_plain_message_is_made_into_an_event_of_level_error():
     error = AtomizerError("lost")
     assert error.event == Event("lost", level="error")
-    assert str(error) == "atomizer error lost"
+    assert str(error) == "lost"
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -73,7 +73,7 @@ class _News:
 
     def report(self, error: AtomizerError) -> None:
         if error.event is not self._last:  # else it was told already
-            self.texts.put(str(error).removeprefix("atomizer error "))
+            self.texts.put(str(error))
 
 
 @dataclass

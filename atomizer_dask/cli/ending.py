@@ -29,7 +29,7 @@ def errors_as_text() -> Iterator[None]:
         config.check()
         yield
     except AtomizerError as error:
-        raise click.ClickException(str(error).removeprefix("atomizer error ")) from error
+        raise click.ClickException(str(error)) from error
     except ValueError as error:  # an option that makes no sense
         raise click.UsageError(str(error)) from error
 

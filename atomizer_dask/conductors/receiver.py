@@ -71,7 +71,7 @@ class Receiver(threading.Thread):
             self._executor.report(self._error("received what cannot be executed", error))
             if not isinstance(electron, Electron):
                 return
-            failure = Failure("rejected", type(error).__name__, text_of(error))
+            failure = Failure("rejected", type(error).__name__, _text_of(error))
             future = answered(failure.properties(electron))
         self._under_way.add(future)
         future.add_done_callback(partial(self._complete, electron))
@@ -90,7 +90,7 @@ class Receiver(threading.Thread):
             self._give_back(electron, error)
             return
         elif error is not None:  # given back, it would come again and again
-            failure = Failure("rejected", type(error).__name__, text_of(error))
+            failure = Failure("rejected", type(error).__name__, _text_of(error))
             properties = failure.properties(electron)
         else:
             properties = future.result()
@@ -105,7 +105,7 @@ class Receiver(threading.Thread):
             self.conductor.give_back(electron.id)
             return
         try:
-            failure = Failure("rejected", type(error).__name__, str(error))
+            failure = Failure("rejected", type(error).__name__, _text_of(error))
             self.conductor.complete(failure.properties(electron))
         except Exception as broken:  # noqa: BLE001 - it costs no other electron
             self._executor.report(self._error("an electron was lost", broken))
@@ -119,3 +119,8 @@ def answered(properties: Properties) -> ElectronFuture:
     future = ElectronFuture()
     future.set_result(properties)
     return future
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the text of an error for whoever sent the electron, perhaps a program in Go."""
+    return error.go_text if isinstance(error, AtomizerError) else text_of(error)

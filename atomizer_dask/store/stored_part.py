@@ -21,14 +21,16 @@ MERGE_SECONDS = 1.0  # in which a file that was merged has its new name
 
 @dataclass(slots=True)
 class File:
-    """Rows of a store: a file that was written at once, wherever it is by now.
+    """The location of rows that were written at once: a Parquet file and a range in it.
+
+    Merging small files updates it in place, so that whoever holds it finds the rows again.
 
     Parameters
     ----------
     name
-        Of the file they are in.
+        The Parquet file.
     first, count
-        Which rows of it.
+        The first row in the file, and how many.
     """
 
     name: str
@@ -37,16 +39,16 @@ class File:
 
 
 class StoredPart:
-    """Good electrons whose results are in a store.
+    """Electrons that ended well, and whose results are in a store.
 
     Parameters
     ----------
     store
-        Which one.
+        The store.
     file
-        The rows of it.
+        The rows that were written together.
     start, count
-        Which of these rows.
+        The range of these rows that is meant.
     allow_pickle
         Whether columns of pickles may be read.
     """

@@ -254,7 +254,7 @@ def test_what_happens_to_the_broker_while_waiting_is_said_once(talk):
     out, errors, failures = talk(["10"], goes_away)
     assert errors.splitlines() == [
         "the broker is gone",
-        "a reply cannot be read | internal: (no JSON)",
+        "a reply cannot be read: no JSON",
         "connected again",
     ]
     assert "Pi Estimation: 3.1" in out

@@ -16,19 +16,19 @@ SCATTERED = 1000  # spans, from which on a range for each of them is no gain
 
 @dataclass(slots=True)
 class Adoption:
-    """What is under way of a run, and what is not.
+    """The electrons of a run shared out among batches that another process submitted.
 
     Parameters
     ----------
     leases
-        Batches to wait for, each with the offsets of the first electron it is responsible for and
-        of the first that it is not.
+        Batches to wait for, each with the offsets of the first electron that it is responsible
+        for, and after the last.
     over
-        The keys of batches that nobody need wait for.
+        Keys of batches that are responsible for no electron any more.
     attempts
-        For electrons that failed and were sent again, which attempt is under way.
+        The attempt that is under way, by position, of electrons that failed and were sent again.
     free
-        The electrons that are in no batch.
+        Positions of the electrons that no batch is responsible for.
     """
 
     leases: list[tuple[Batch, int, int]] = field(default_factory=list)
@@ -65,7 +65,8 @@ def adopt(
         owners = owner[positions]
         mine = owners == number
         ended = ~mine & (attempts[owners] > batch.terms.attempt)
-        # From the first that others have all was given back, also what nobody has yet.
+        # A worker gives back a tail. So at the first position that a later batch owns, this
+        # batch's share ends, whether or not the rest has been submitted again.
         kept = int(np.argmax(np.append(~mine & ~ended, True)))
         left = mine[:kept] & np.isin(positions[:kept], not_done(positions[:kept]))
         told = int(np.argmax(left)) if left.any() else kept
