@@ -16,14 +16,14 @@ DEEPER_SECONDS = 1.5  # by how much the deepest go before their time
 
 
 def task_priority(priority: int, due: float) -> float:
-    """Return what is the higher, the sooner a batch shall go.
+    """Return the priority of a batch as a task of Dask: the highest goes first.
 
     Parameters
     ----------
     priority
-        That of the user.
+        Of the run or electron, as the user gave it.
     due
-        In seconds, on a clock that all who share the threads have in common.
+        When the batch is due: seconds on a clock that all clients of the threads share.
 
     Examples
     --------
@@ -36,19 +36,20 @@ def task_priority(priority: int, due: float) -> float:
 
 
 def due_seconds(ahead: float, depth: int, waiting: float, waited: float) -> float:
-    """Return after how many seconds a batch is due.
+    """Return the seconds from now until a batch is due.
 
     Parameters
     ----------
     ahead
-        Seconds until it would begin if its source were alone.
+        Seconds until the batch would begin if its source had all threads.
     depth
-        How many spawners are above it. Deeper ones go before their time: they are what others
-        wait for.
-    waiting, waited
-        How many electrons of its source wait for what they have sent, beyond one per thread, as
-        a multiple of the threads, and for how many seconds the first of them has. Another one
-        that will wait too can wait for its turn as well: that bounds how many there are.
+        Number of spawners above its electrons. Deeper batches are due earlier: spawners wait for
+        them.
+    waiting
+        Spawners of its source that wait for children, divided by the threads, minus 1.
+    waited
+        Seconds that the first of these has waited. A new top-level batch is delayed in proportion
+        to both, which bounds the number of spawners that wait.
 
     Examples
     --------
