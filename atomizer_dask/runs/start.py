@@ -273,7 +273,8 @@ def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
     conductor.space = task
     try:
         conductor.attach(host := _DetachedHost(conductor, definition))
-        conductor.publish(definition)
+        for each in (*registered.atoms.values(), definition):  # which its electrons may send to
+            conductor.publish(each)
         try:
             with inside(task):
                 kept = resume(url, detached=task)
