@@ -24,7 +24,8 @@ from typing import Any
 from atomizer_dask.conductor import Conductor, Listener, check_electron
 from atomizer_dask.conductors.amqp.address import Address, Tls
 from atomizer_dask.conductors.amqp.consumer import DEAD, Service
-from atomizer_dask.conductors.amqp.messages import LONGEST_NAME, Limits
+from atomizer_dask.conductors.amqp.message_members import Limits
+from atomizer_dask.conductors.amqp.messages import LONGEST_NAME
 from atomizer_dask.conductors.amqp.publisher import Requests
 from atomizer_dask.conductors.amqp.session import Desk
 from atomizer_dask.conductors.status import ConductorState, QueueStatus

@@ -19,8 +19,8 @@ from typing import Any
 from atomizer_dask.conductors.amqp.acknowledgements import Acks
 from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, Message
 from atomizer_dask.conductors.amqp.frames import PERSISTENT
+from atomizer_dask.conductors.amqp.message_members import ExpiredError
 from atomizer_dask.conductors.amqp.messages import (
-    ExpiredError,
     decode_electron,
     details_of,
     encode_properties,

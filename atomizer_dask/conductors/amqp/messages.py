@@ -36,95 +36,47 @@ succeeded have no place in these messages, and do not travel.
 
 from __future__ import annotations
 
-import binascii
-import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from json.encoder import encode_basestring
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 from atomizer_dask.conductors.amqp.json_reader import (
-    NotJsonError,
-    folded,
     kind_of,
     members_of,
-    pairs_of,
     read,
     utf8,
-    whole_text,
 )
 from atomizer_dask.conductors.amqp.json_writer import FormError, to_text
-from atomizer_dask.display.text import shorten
+from atomizer_dask.conductors.amqp.message_members import (
+    LONGEST_HEADER,
+    LONGEST_TRACEBACK,
+    Limits,
+    Sender,
+    copy_state_of,
+    error_of,
+    error_text,
+    invalid,
+    payload_text,
+    time_of,
+    time_text,
+    timeout_of,
+    timeout_text,
+    unwrapped,
+)
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ElectronError, InvalidPayloadError, Kind, WireError
+from atomizer_dask.errors import WireError
 from atomizer_dask.events import Event
-from atomizer_dask.policy import seconds_of
 from atomizer_dask.properties import Properties
-
-
-class Limits(NamedTuple):
-    """How large a message may be, in bytes, and how deep its payload or result may be nested."""
-
-    bytes: int = 16 * 2**20
-    depth: int = 64
-
-
-class Sender(NamedTuple):
-    """Who sent a message that could not be read, as far as can be recognised."""
-
-    sender_id: str
-    id: str
-    atom_id: str
-
-
-class ExpiredError(WireError):
-    """The time of an electron was up before it was received.
-
-    Parameters
-    ----------
-    event, internal
-        As of every error.
-    sender_id, id, atom_id
-        Of the electron: whom to answer, and about what.
-    """
-
-    def __init__(
-        self,
-        event: Event | str,
-        internal: BaseException | None = None,
-        sender_id: str = "",
-        id: str = "",
-        atom_id: str = "",
-    ) -> None:
-        super().__init__(event, internal)
-        self.args = (event, internal, sender_id, id, atom_id)
-        self.sender_id = sender_id
-        self.id = id
-        self.atom_id = atom_id
-
 
 LIMITS = Limits()
 
 _REQUEST = frozenset({"senderid", "id", "atomid", "timeout", "copystate", "payload"})
 _REPLY = frozenset({"electronId", "atomId", "starttime", "endtime", "error", "result"})
-_EVENT = frozenset({"message", "electronID", "atomID", "conductorID"})
-_KINDS = frozenset(get_args(Kind))
-_TIERS = frozenset({"context", "exception", "kill"})
 LONGEST_NAME = 255  # bytes of a queue's name in AMQP
-_LONGEST_TIMEOUT = 2**63 - 1  # nanoseconds
-_LONGEST_MESSAGE = 64 * 2**10  # characters of an error
-_LONGEST_TRACEBACK = 16 * 2**10
-_LONGEST_NAME = 1024  # bytes of a header other than the traceback
 _LOOKED_AT = 256 * 2**10  # bytes at either end of what is not JSON, where a sender is looked for
-_GO_ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 _ADVICE = "send the place where the data can be read instead, or raise the limit on both sides"
-
-_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-_RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
-)
 _MEMBER = {
     name: re.compile(rb'"%s"\s*:\s*"((?:[^"\\]|\\.){1,1024})"' % name.encode(), re.I | re.S)
     for name in ("senderid", "id", "atomid", "electronId", "atomId")
@@ -155,9 +107,9 @@ def encode_electron(electron: Electron, sender_id: str, limits: Limits = LIMITS)
         raise WireError(_unanswerable(sender_id))
     payload = timeout = copy_state = ""
     if electron.payload is not None:
-        payload = f',"payload":{_payload_text(electron, limits)}'
+        payload = f',"payload":{payload_text(electron, limits)}'
     if electron.timeout is not None:
-        timeout = _timeout_text(electron.timeout)
+        timeout = timeout_text(electron.timeout)
     if electron.copy_state:
         copy_state = ',"copystate":true'
     if type(electron.id) is not str or not electron.id:
@@ -167,7 +119,7 @@ def encode_electron(electron: Electron, sender_id: str, limits: Limits = LIMITS)
         f'"atomid":{encode_basestring(electron.atom_id)}{timeout}{copy_state}{payload}}}'
     )
     if len(body) > limits.bytes:
-        raise _invalid(electron, f"an electron with its payload is {_too_large(body, limits)}")
+        raise invalid(electron, f"an electron with its payload is {_too_large(body, limits)}")
     return body
 
 
@@ -194,12 +146,12 @@ def decode_electron(body: bytes, limits: Limits = LIMITS) -> Electron:
         raise WireError(_unanswerable(sender_id))
     payload = sent.get("payload")
     if type(payload) is str:
-        payload = _unwrapped(payload, limits)
+        payload = unwrapped(payload, limits)
     options: dict[str, Any] = {}
     if "copystate" in sent:
-        options["copy_state"] = _copy_state(sent["copystate"])
+        options["copy_state"] = copy_state_of(sent["copystate"])
     if sent.get("timeout") is not None:
-        options["timeout"] = _timeout(sent["timeout"], Sender(sender_id, electron_id, atom_id))
+        options["timeout"] = timeout_of(sent["timeout"], Sender(sender_id, electron_id, atom_id))
     return Electron(atom_id, payload, id=electron_id, sender_id=sender_id, **options)
 
 
@@ -252,7 +204,7 @@ def encode_properties(
     """
     error, result = "", "null"
     if properties.error is not None:
-        told = _error_text(properties, properties.error, conductor_id)
+        told = error_text(properties, properties.error, conductor_id)
         error = f',"error":"{b64encode(utf8(told)).decode()}"'
     elif properties.result is not None:
         try:
@@ -262,8 +214,8 @@ def encode_properties(
     body = utf8(
         f'{{"electronId":{encode_basestring(properties.electron_id)},'
         f'"atomId":{encode_basestring(properties.atom_id)},'
-        f'"starttime":"{_time_text(properties.start)}",'
-        f'"endtime":"{_time_text(properties.end)}"{error},"result":{result}}}'
+        f'"starttime":"{time_text(properties.start)}",'
+        f'"endtime":"{time_text(properties.end)}"{error},"result":{result}}}'
     )
     if len(body) > limits.bytes:
         what = f"properties with their result are {_too_large(body, limits)}"
@@ -276,14 +228,14 @@ def details_of(properties: Properties) -> dict[str, str | int]:
     error = properties.error
     if error is None:
         return {}
-    traceback = utf8(getattr(error, "traceback", ""))[-_LONGEST_TRACEBACK:]
+    traceback = utf8(getattr(error, "traceback", ""))[-LONGEST_TRACEBACK:]
     names = {
         "atomizer-kind": getattr(error, "kind", ""),
         "atomizer-type": getattr(error, "type", ""),
         "atomizer-tier": getattr(error, "tier", ""),
         "atomizer-worker": properties.worker or getattr(error, "worker", ""),
     }
-    told = {name: utf8(text)[:_LONGEST_NAME] for name, text in names.items()}
+    told = {name: utf8(text)[:LONGEST_HEADER] for name, text in names.items()}
     told["atomizer-traceback"] = traceback
     texts = {name: part.decode(errors="ignore") for name, part in told.items() if part}
     return {**texts, "atomizer-attempts": properties.attempts}
@@ -311,14 +263,14 @@ def decode_properties(
         atom_id = ""
     elif type(atom_id) is not str:
         raise WireError(f"atomId must be a text, got {kind_of(atom_id)}")
-    start, end = _time(sent, "starttime"), _time(sent, "endtime")
+    start, end = time_of(sent, "starttime"), time_of(sent, "endtime")
     told = sent.get("error")
     if told is None:
         result = sent.get("result")
         return Properties.of(electron_id, atom_id, start, end, None, result, "")
     if type(told) is not str:
         raise WireError(f"error must be a text of base64, got {kind_of(told)}")
-    error = _error(told, Event("", electron_id, atom_id), headers, (start, end), limits)
+    error = error_of(told, Event("", electron_id, atom_id), headers, (start, end), limits)
     return Properties.of(electron_id, atom_id, start, end, error, None, error.worker, error.attempt)
 
 
@@ -363,10 +315,6 @@ def _too_large(body: bytes, limits: Limits) -> str:
     return f"{len(body):,} bytes, more than the limit of {limits.bytes:,}; {_ADVICE}"
 
 
-def _invalid(electron: Electron, what: str) -> InvalidPayloadError:
-    return InvalidPayloadError(Event(what, electron.id, electron.atom_id, level="error"))
-
-
 def _about(properties: Properties, what: str) -> Event:
     return Event(what, properties.electron_id, properties.atom_id, level="error")
 
@@ -397,177 +345,3 @@ def _unanswerable(sender_id: Any) -> str:
         f"senderid must be the name of the queue to answer to, a text of 1 to {LONGEST_NAME} "
         f"bytes, got {got}"
     )
-
-
-# ---- members of a request -----------------------------------------------------------------------
-
-
-def _payload_text(electron: Electron, limits: Limits) -> str:
-    try:
-        text = to_text(electron.payload, "payload", limits.depth, limits.bytes)
-    except FormError as why:
-        raise _invalid(electron, str(why)) from None
-    if text[0] in "{[" or not _is_misread(text):
-        return text
-    return f'"{b64encode(utf8(text)).decode()}"'
-
-
-def _is_misread(text: str) -> bool:
-    """Whether a Go agent takes a payload for base64: it cuts the quotes off and tries."""
-    bare = text.strip('"')
-    return len(bare) % 4 == 0 and _BASE64.fullmatch(bare) is not None
-
-
-def _unwrapped(text: str, limits: Limits) -> Any:
-    """Return the JSON that a text is base64 of; the text where it is none."""
-    if len(text) % 4:
-        return text
-    try:
-        inner = binascii.a2b_base64(text, strict_mode=True)
-        inner.decode()
-        return read(inner, limits.depth)
-    except (NotJsonError, binascii.Error, UnicodeDecodeError):
-        return text
-    except WireError as error:
-        why = error.event.message
-    except ValueError:  # not ASCII
-        return text
-    raise WireError(f"a payload in base64 cannot be read: {why}")
-
-
-def _timeout_text(timeout: Any) -> str:
-    seconds = seconds_of(timeout, "timeout")
-    assert seconds is not None
-    if math.isinf(seconds):
-        return ""
-    nanoseconds = round(min(seconds * 1e9, _LONGEST_TIMEOUT))
-    return f',"timeout":{min(max(nanoseconds, 1), _LONGEST_TIMEOUT)}'  # the nearest float is longer
-
-
-def _timeout(sent: Any, sender: Sender) -> float:
-    if type(sent) is not int or not -(2**63) <= sent < 2**63:
-        got = f"{sent:,}" if type(sent) is int and abs(sent) < 2**99 else kind_of(sent)
-        raise WireError(
-            f"timeout must be a whole number of nanoseconds, of 64 bits, or null, got {got}"
-        )
-    if sent <= 0:
-        event = Event(
-            f"its time was up before it was received: a timeout of {sent:,} ns",
-            sender.id,
-            sender.atom_id,
-            level="error",
-        )
-        raise ExpiredError(event, None, *sender)
-    return sent / 1e9
-
-
-def _copy_state(sent: Any) -> bool:
-    if sent is not None and type(sent) is not bool:
-        raise WireError(f"copystate must be true or false, got {kind_of(sent)}")
-    return bool(sent)
-
-
-# ---- members of a reply -------------------------------------------------------------------------
-
-
-def _time_text(moment: datetime) -> str:
-    if moment.tzinfo is not UTC:
-        if moment.utcoffset() is None:
-            raise WireError(f"start and end must have a time zone, got {moment}; give them UTC")
-        moment = moment.astimezone(UTC)
-    text = moment.isoformat()[:-6]
-    return f"{text.rstrip('0')}Z" if len(text) > 19 else f"{text}Z"
-
-
-def _time(sent: Mapping[str, Any], name: str) -> datetime:
-    text = sent.get(name)
-    if text is None:
-        return _GO_ZERO_TIME
-    try:
-        if type(text) is str and _RFC3339.fullmatch(text):
-            moment = datetime.fromisoformat(text.upper())
-            return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass  # a 13th month, say: told below
-    got = f"{shorten(text, 60)!r}" if type(text) is str else kind_of(text)
-    raise WireError(f"{name} must be a time as of RFC 3339, 2026-01-31T12:00:00Z, got {got}")
-
-
-def _error_text(properties: Properties, error: AtomizerError, conductor_id: str) -> str:
-    if getattr(error, "kind", "") == "exception":
-        message = str(getattr(error, "message", ""))
-        # A Go program would take an object for an event, and null for no error at all.
-        if message and message.lstrip()[:1] != "{" and message.strip() != "null":
-            return shorten(message, _LONGEST_MESSAGE)
-    event = error.event
-    told = {
-        "message": shorten(str(event.message), _LONGEST_MESSAGE),
-        "electronID": event.electron_id or properties.electron_id,
-        "atomID": event.atom_id or properties.atom_id,
-        "conductorID": event.conductor_id or conductor_id,
-    }
-    return to_text({"event": told, "internal": None}, "error")
-
-
-def _error(
-    told: str, whose: Event, headers: Any, times: tuple[datetime, datetime], limits: Limits
-) -> ElectronError:
-    """Return the error of a reply: of an event of the runtime, or of an exception's text."""
-    text = _plain_text(told)
-    event = _event_in(text, limits)
-    kind: Any = _header(headers, "kind")
-    if kind not in _KINDS:
-        kind = "exception" if event is None else "rejected"
-    name = _header(headers, "type")
-    if event is None:
-        message = text
-        event = Event(
-            f"{name}: {text}" if name else text, whose.electron_id, whose.atom_id, level="error"
-        )
-    else:
-        message = event.message.removeprefix(f"{name}: ") if name else event.message
-    tier = _header(headers, "tier")
-    return ElectronError(
-        event, None, kind, name, message,
-        _header(headers, "traceback"), tier if tier in _TIERS else "",
-        _attempts(headers), _header(headers, "worker"), *times,
-    )  # fmt: skip
-
-
-def _plain_text(told: str) -> str:
-    try:
-        inner = binascii.a2b_base64(told.replace("\n", "").replace("\r", ""), strict_mode=True)
-    except ValueError:  # from a peer that does not know better
-        return told
-    return whole_text(inner)
-
-
-def _event_in(text: str, limits: Limits) -> Event | None:
-    if text.lstrip()[:1] != "{":
-        return None
-    try:
-        told = folded(pairs_of(text.encode(), limits.depth), frozenset({"event"})).get("event")
-    except WireError:
-        return None
-    if type(told) is not dict:
-        return None
-    known = folded(told.items(), _EVENT)
-    names = ("message", "electronID", "atomID", "conductorID")
-    texts = [known.get(name) or "" for name in names]
-    if not all(type(text) is str for text in texts):
-        return None
-    message, electron_id, atom_id, conductor_id = texts
-    return Event(message, electron_id, atom_id, conductor_id, level="error")
-
-
-def _header(headers: Any, name: str) -> str:
-    value = headers.get(f"atomizer-{name}") if isinstance(headers, Mapping) else None
-    if type(value) is not str:
-        return ""
-    cut = value[-_LONGEST_TRACEBACK:] if name == "traceback" else value[:_LONGEST_NAME]
-    return utf8(cut).decode()
-
-
-def _attempts(headers: Any) -> int:
-    value = headers.get("atomizer-attempts") if isinstance(headers, Mapping) else None
-    return value if type(value) is int and 0 < value < 2**31 else 1

@@ -13,7 +13,7 @@ from atomizer_dask.events import Event, Level
 if TYPE_CHECKING:
     from atomizer_dask.conductor import Listener
     from atomizer_dask.conductors.amqp.address import Address
-    from atomizer_dask.conductors.amqp.messages import Limits
+    from atomizer_dask.conductors.amqp.message_members import Limits
 
 
 class Desk:

@@ -19,10 +19,8 @@ from atomizer_dask import (
     Properties,
     WireError,
 )
+from atomizer_dask.conductors.amqp.message_members import ExpiredError, Limits, Sender
 from atomizer_dask.conductors.amqp.messages import (
-    ExpiredError,
-    Limits,
-    Sender,
     decode_electron,
     decode_properties,
     details_of,
