@@ -93,7 +93,7 @@ class _ReplaySite(Site):
     def find_atom(self, batch: Batch) -> Definition:
         raise AssertionError("a replay brings its atom along")
 
-    def give_back(self, batch: Batch, kept: int) -> None:
+    def give_back(self, batch: Batch, stop: int) -> None:
         raise AssertionError("a replay is executed whole")
 
     def emit(self, channel: str, event: Event) -> None:

@@ -128,11 +128,27 @@ class Carrier(ABC):
 
 @dataclass(slots=True, eq=False)
 class _UnderWay:
+    """A batch that is with the workers.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    stop
+        Offset after the last electron that its worker still has; the rest was given back.
+    start
+        Offset of the first electron whose outcome is not known.
+    ran
+        Seconds of the running electron, when its worker's wall time was about to end.
+    waits_since
+        When its electron began to wait for others that it sent; 0 where it does not.
+    """
+
     batch: Batch
     stop: int
-    told: int = 0  # of how many electrons the outcome is known
-    ran: float = 0.0  # seconds of the running electron, when its worker was about to end
-    waits_since: float = 0.0  # for what its electron has sent
+    start: int = 0
+    ran: float = 0.0
+    waits_since: float = 0.0
 
     @property
     def is_waiting(self) -> bool:
@@ -271,16 +287,16 @@ class Driver:
                 self._pump()
                 return
 
-    def adopt(self, batch: Batch, told: int, kept: int) -> None:
-        """Wait for a batch that another process sent; on the dispatcher's thread.
+    def adopt(self, batch: Batch, start: int, stop: int) -> None:
+        """Wait for a batch that another process submitted; on the dispatcher's thread.
 
         Parameters
         ----------
-        told, kept
-            It is responsible for its electrons from one offset to another.
+        start, stop
+            Offsets of the first electron that the batch is responsible for, and after the last.
         """
-        self._leases[batch.key] = _UnderWay(batch, kept, told)
-        self.leased += kept - told
+        self._leases[batch.key] = _UnderWay(batch, stop, start)
+        self.leased += stop - start
         self.sizing.note_longest(batch.longest)
         self._carrier.await_batch(batch, self.post)
 
@@ -303,7 +319,7 @@ class Driver:
     def _report(self, report: Report) -> None:
         lease = self._leases.get(report.key)
         if lease is None:
-            return  # Dask ran it again after a worker died, or told twice
+            return  # Dask ran it again after a worker died, or the report came twice
         if isinstance(report, Lost):
             self.fail(report.error)
             return
@@ -326,15 +342,15 @@ class Driver:
         self._pump()
 
     def _deliver(self, lease: _UnderWay, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
-        if outcome.first > lease.told:  # what was told of these went to a process that died
-            self._source.give_back(lease.batch, lease.told, outcome.first, lease.batch.terms)
-            self.leased -= outcome.first - lease.told
-            lease.told = outcome.first
-        # Where Dask ran a batch again, what had been given back has gone to somebody else.
-        outcome = outcome.part(lease.told, lease.stop)
-        if outcome.stop > lease.told:
-            self.leased -= min(outcome.stop, lease.stop) - lease.told
-            lease.told = outcome.stop
+        if outcome.first > lease.start:  # a process that died heard what became of those before
+            self._source.give_back(lease.batch, lease.start, outcome.first, lease.batch.terms)
+            self.leased -= outcome.first - lease.start
+            lease.start = outcome.first
+        # Where Dask ran a batch again, another batch has what this one had given back.
+        outcome = outcome.part(lease.start, lease.stop)
+        if outcome.stop > lease.start:
+            self.leased -= min(outcome.stop, lease.stop) - lease.start
+            lease.start = outcome.stop
         self._culprits += sum(failure.kind == "killed" for failure in outcome.failures)
         self.sizing.note_longest(outcome.longest)
         self._source.deliver(lease.batch, outcome, last=last)
@@ -344,30 +360,33 @@ class Driver:
         self._waiting -= lease.is_waiting
         self._deliver(lease, outcome, last=True)
 
-    def _take_back(self, lease: _UnderWay, kept: int, terms: AttemptTerms | None = None) -> None:
-        kept = max(kept, lease.told)
-        if kept < lease.stop:
-            self._source.give_back(lease.batch, kept, lease.stop, terms or lease.batch.terms)
-            self.leased -= lease.stop - kept
-            lease.stop = kept
+    def _take_back(self, lease: _UnderWay, stop: int, terms: AttemptTerms | None = None) -> None:
+        """Return the electrons from offset `stop` on to the source."""
+        stop = max(stop, lease.start)
+        if stop < lease.stop:
+            self._source.give_back(lease.batch, stop, lease.stop, terms or lease.batch.terms)
+            self.leased -= lease.stop - stop
+            lease.stop = stop
 
     def _recover(self, key: str, lease: _UnderWay) -> None:
-        """Have executed elsewhere what nobody will tell of."""
+        """Return to the source the electrons of a batch that nobody will report."""
         self._source.salvage(lease.batch)
         if lease.ran:
             self._take_back_cut(lease)
-        self._take_back(lease, lease.told)
+        self._take_back(lease, lease.start)
         self._end(key, lease, Outcome.none())
 
     def _take_back_cut(self, lease: _UnderWay) -> None:
-        """Take back what a wall time has cut short."""
+        """Return electrons that a wall time cut short; several of them in halves."""
         terms = lease.batch.terms
-        if lease.stop - lease.told > 1:  # executed at a time: half of them may be fast enough
-            half = (lease.told + lease.stop) // 2
-            self._take_back(lease, half, terms._replace())
+        if lease.stop - lease.start > 1:  # executed at a time: half of them may be fast enough
+            half = (lease.start + lease.stop) // 2
+            self._take_back(lease, half, terms.apart())
             return
         seconds, cut_short = max(terms.min_seconds, lease.ran), terms.cut_short + 1
-        self._take_back(lease, lease.told, terms._replace(min_seconds=seconds, cut_short=cut_short))
+        self._take_back(
+            lease, lease.start, terms._replace(min_seconds=seconds, cut_short=cut_short)
+        )
 
     def _take_back_held(self, lease: _UnderWay) -> None:
         """Take back what waits behind an electron that keeps its worker from answering.
@@ -376,12 +395,12 @@ class Driver:
         """
         terms = lease.batch.terms
         terms = terms._replace(deaths=max(terms.deaths, 1))
-        self._take_back(lease, lease.told + 1, terms)
+        self._take_back(lease, lease.start + 1, terms)
 
     def _rescue(self, key: str, lease: _UnderWay, worker: str) -> None:
-        """Have what a dead worker had executed where only a child process can die.
+        """Return the electrons of a batch whose worker died; a child process executes them next.
 
-        Any of its electrons may be the culprit, or none.
+        Any of them may have killed the worker, or none.
         """
         terms = lease.batch.terms
         terms = terms._replace(
@@ -389,7 +408,7 @@ class Driver:
         )
         self._source.salvage(lease.batch)
         if terms.deaths <= self._most_deaths:
-            self._take_back(lease, lease.told, terms)
+            self._take_back(lease, lease.start, terms)
             self._end(key, lease, Outcome.none())
             return
         why = f"{terms.deaths} workers died while they had it, the last was {worker}"
@@ -404,9 +423,9 @@ class Driver:
         self._pump()
 
     def _fail_rest(self, key: str, lease: _UnderWay, failure: Failure, worker: str = "") -> None:
-        """End a batch; those of whom nothing has been told end with `failure`."""
-        rest = Outcome.all_failed(lease.stop - lease.told, failure, worker)
-        self._end(key, lease, replace(rest, first=lease.told, stop=lease.stop))
+        """End a batch; the electrons whose outcome is not known end with `failure`."""
+        rest = Outcome.all_failed(lease.stop - lease.start, failure, worker)
+        self._end(key, lease, replace(rest, first=lease.start, stop=lease.stop))
 
     def retract(self) -> None:
         """Forget all batches under way; on the dispatcher's thread."""
@@ -414,7 +433,7 @@ class Driver:
             self._carrier.retract(key)
 
     def let_go(self) -> None:
-        """Wait for nothing any more, and leave what is under way to whoever comes."""
+        """Wait for no batch any more: another process takes over what is under way."""
         for key in self._leases:
             self._carrier.forget(key)
         self._failed = True

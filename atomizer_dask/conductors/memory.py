@@ -180,9 +180,9 @@ class _MemorySite(IsolatingSite):
         self._definitions[definition.identity] = definition  # as long as there is its identity
         return self._singletons.setdefault(definition.identity, SingletonSlot())
 
-    def give_back(self, batch: Batch, kept: int) -> None:
+    def give_back(self, batch: Batch, stop: int) -> None:
         if (post := self.posts.get(batch.key)) is not None:
-            post(GivenBack(batch.key, kept))
+            post(GivenBack(batch.key, stop))
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:
         if (post := self.posts.get(batch.key)) is not None:

@@ -10,7 +10,7 @@ from atomizer_dask.execution.outcome import Outcome, StoredOutcome
 
 @dataclass(frozen=True, slots=True)
 class GivenBack:
-    """A site gives back all but the first `kept` electrons of a batch."""
+    """A site gives back the electrons of a batch from offset `stop` on."""
 
     key: str
     stop: int

@@ -72,6 +72,13 @@ class AttemptTerms(NamedTuple):
     min_seconds: float = 0.0
     cut_short: int = 0
 
+    def apart(self) -> AttemptTerms:
+        """Return equal terms that are another object.
+
+        Sources bundle electrons whose terms are one object: on these they form their own batch.
+        """
+        return self._replace()
+
     def again(self, worker: str, *, elsewhere: bool) -> AttemptTerms:
         """Return the terms of the next attempt, after one that failed on `worker`."""
         attempt = self.attempt + 1

@@ -65,8 +65,8 @@ class Place(ABC):
         """Return the atom of a batch."""
 
     @abstractmethod
-    def give_back(self, batch: Batch, kept: int) -> None:
-        """Tell the driver that all but the first `kept` electrons are free for others."""
+    def give_back(self, batch: Batch, stop: int) -> None:
+        """Return the electrons of a batch from offset `stop` on to the driver."""
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:
         """Tell the driver what has ended of a batch that has not, and return whether it is told."""
@@ -126,7 +126,7 @@ class Lease:
         self._released = False
         self.lock = threading.Lock()
         self._over = threading.Event()
-        self._told = 0
+        self._reported = 0
         self._so_far: Callable[[], Outcome] | None = None
         self.failures = FailureLog()
 
@@ -136,17 +136,17 @@ class Lease:
         with self.lock:
             rest = 0 if self._claims is None else self._claims.drain()
             self._given += rest
-            kept = len(self.batch) - self._given
+            stop = len(self.batch) - self._given
         if rest:
-            self.site.give_back(self.batch, kept)
+            self.site.give_back(self.batch, stop)
 
-    def surrender_from(self, kept: int) -> None:
-        """Give back all but the first `kept` electrons, which its own thread will not begin."""
+    def surrender_from(self, stop: int) -> None:
+        """Give back the electrons from offset `stop` on, which its own thread will not begin."""
         with self.lock:
-            given = len(self.batch) - kept
+            given = len(self.batch) - stop
             more, self._given = given > self._given, max(given, self._given)
         if more:
-            self.site.give_back(self.batch, kept)
+            self.site.give_back(self.batch, stop)
 
     def hand_over(self) -> None:
         """Tell what has ended, where the running electron goes on for long."""
@@ -156,9 +156,9 @@ class Lease:
             if self._over.is_set() or self._so_far is None:
                 return
             outcome = self._so_far()
-            part = outcome.part(self._told, outcome.stop)
+            part = outcome.part(self._reported, outcome.stop)
             if len(part) and self.site.tell(self.batch, part):
-                self._told = max(self._told, outcome.stop)
+                self._reported = max(self._reported, outcome.stop)
 
     def ran(self) -> float:
         """Return for how long the electron that is running has been."""
@@ -219,8 +219,8 @@ class Lease:
     def rest_of(self, outcome: Outcome) -> Outcome:
         """Return the outcome of the batch without what has been reported already."""
         with self.lock:  # somebody may be giving back, or telling, at this very moment
-            kept = len(self.batch) - self._given
-            return replace(outcome.part(self._told, kept), stop=kept)
+            stop = len(self.batch) - self._given
+            return replace(outcome.part(self._reported, stop), stop=stop)
 
     # -- what the loops that execute it ask ---------------------------------------------------
 
@@ -269,11 +269,11 @@ class Lease:
         scalar
             Whether a result is one value rather than a record of several.
         """
-        kept = len(ends) if counts is None else int(counts.sum())
+        stop = len(ends) if counts is None else int(counts.sum())
         failures = self.failures
-        known = failures.count_before(kept)
+        known = failures.count_before(stop)
         return Outcome(
-            stop=kept,
+            stop=stop,
             results=results,
             failed=np.array(failures.offsets[:known], dtype=np.int64),
             codes=np.array(failures.codes[:known], dtype=np.int32),

@@ -312,9 +312,9 @@ class BatchTasks:
 
     async def _carry_half(self, batch: Batch) -> None:
         """Narrow down which input cannot travel: give half of them back, carry the other half."""
-        kept = len(batch) // 2
-        self.post(batch.key, GivenBack(batch.key, kept))
-        await self._carry_out(batch.part(0, kept), False)
+        stop = len(batch) // 2
+        self.post(batch.key, GivenBack(batch.key, stop))
+        await self._carry_out(batch.part(0, stop), False)
 
     async def _is_unfit_since(self, verdicts: int) -> bool:
         """Return whether a worker turned out to lack what all need since a batch was sent."""

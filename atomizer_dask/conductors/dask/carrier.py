@@ -222,8 +222,8 @@ class DaskCarrier(BatchConductor):
         match message:
             case BatchArrived(key, outcome):
                 self._tasks.post_arrived(key, outcome)
-            case BatchGivenBack(key, kept):
-                self._tasks.post(key, GivenBack(key, kept))
+            case BatchGivenBack(key, stop):
+                self._tasks.post(key, GivenBack(key, stop))
             case BatchPartly(key, outcome):
                 self._tasks.post_partly(key, outcome)
             case BatchExpiring(key, ran):

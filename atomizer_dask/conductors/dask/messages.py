@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class BatchGivenBack(NamedTuple):
-    """The worker keeps the first `kept` electrons of a batch; the rest is free for others."""
+    """The worker gives back the electrons of a batch from offset `stop` on."""
 
     key: str
     stop: int

@@ -312,9 +312,9 @@ class DaskSite(IsolatingSite):
             conductor = self._conductor
             conductor.post(lambda: conductor.cancel_descendants(root))
 
-    def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
+    def give_back(self, batch: Batch, stop: int) -> None:  # noqa: D102
         if (channel := self._channels.get(batch.key)) is not None:
-            self._send(channel, BatchGivenBack(batch.key, kept))
+            self._send(channel, BatchGivenBack(batch.key, stop))
 
     def release_slot(self) -> None:  # noqa: D102
         # Not followed by rejoin(): that would wait for a thread to fall free, at each level of a

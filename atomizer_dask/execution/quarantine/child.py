@@ -103,7 +103,7 @@ class ChildSite(Site):
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102
         return self._atoms[batch.version]
 
-    def give_back(self, batch: Batch, kept: int) -> None:  # noqa: D102
+    def give_back(self, batch: Batch, stop: int) -> None:  # noqa: D102
         raise AssertionError("a piece is executed whole")
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
