@@ -21,12 +21,12 @@ from atomizer_dask.config import setting
 
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
 LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
-LONGEST_FORGOTTEN = 0.995  # per electron: what there has not been among some hundred may not come
+LONGEST_FORGOTTEN = 0.995  # decay per electron: a duration unseen for some hundred is forgotten
 # First boxes of many threads, as shares of the full one. By the least, a scheduler that takes 3
 # times `Bounds.per_second` has handed out all of them; and with that they end over one full box,
 # so that the next ones do not begin to end while the first still do.
 LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.4, 0.65
-SCOUT_BOX = 0.01  # likewise, of one batch in a hundred
+SCOUT_BOX = 0.01  # share of the full box, of the one batch in a hundred that scouts
 SCOUTS = 100  # threads for each
 LEAST_WORTH = 0.02  # of what fits into a box, in the last batches of many threads
 
@@ -54,7 +54,7 @@ class Bounds:
     largest
         Bytes of the inputs of one: Dask warns of a task of 10 MB.
     prefetch
-        How many a thread has, so that a worker never waits for the driver.
+        Batches per thread: a spare one keeps the worker busy.
     """
 
     per_second: float
@@ -123,7 +123,7 @@ class Sizing:
         self._slowest = min(electrons / seconds, self.rate)
 
     def note_longest(self, seconds: float) -> None:
-        """Take into account that there was an electron that took so long."""
+        """Note how many seconds the longest electron of a batch took."""
         self.longest = max(self.longest, seconds)
 
     def window(self, remaining: int, threads: int, under_way: int) -> int:

@@ -28,10 +28,10 @@ from atomizer_dask.conductors.reports import (
     Dropped,
     Expiring,
     GivenBack,
-    Held,
     Lost,
     Partly,
     Report,
+    WorkerSilent,
 )
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
@@ -60,25 +60,25 @@ class Source(Protocol):
         """Return how many electrons are neither under way nor done."""
 
     def take(self, size: Size, key: str) -> Batch | None:
-        """Return the next batch, at most as large as `size`; None where it fell away."""
+        """Return the next batch, about as large as `size`; None where nothing is left of it."""
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:
         """Take back the electrons of a batch from offset `start` to `stop`.
 
-        To be executed on `terms`, which are the batch's own unless a worker died with them.
+        They are executed on `terms`: the batch's own, unless a worker died with them.
         """
 
     def deliver(self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
-        """Note what became of some electrons of a batch.
+        """Take the outcome of some electrons of a batch.
 
-        With the `last` of them it has ended; what had been told of before is not told again.
+        The `last` one ends the batch. No electron is delivered twice.
         """
 
     def salvage(self, batch: Batch) -> None:
-        """Look whether results of a batch, of which nobody will tell, have been kept anyway."""
+        """Look in the store for results of a batch that nobody will report."""
 
     def fail(self, error: AtomizerError) -> None:
-        """Note that no more will be delivered: the conductor is gone, or an action raised."""
+        """End with an error: the conductor is gone, or an action raised."""
 
     def give_up(self, error: AtomizerError) -> None:
         """Wake whoever waits, and do nothing else: `fail` has raised, or its thread is stuck.
@@ -87,9 +87,9 @@ class Source(Protocol):
         """
 
     def leave(self) -> Callable[[], bool] | None:
-        """Leave what remains to another process, and return what says whether that is done.
+        """Hand the remaining electrons to another process.
 
-        None where there is no other: then it fails.
+        Returns a function that says whether that is done; None where no other process can.
         """
 
     def disown(self, error: AtomizerError) -> None:
@@ -127,7 +127,7 @@ class Carrier(ABC):
 
 
 @dataclass(slots=True, eq=False)
-class _UnderWay:
+class _InFlight:
     """A batch that is with the workers.
 
     Parameters
@@ -178,8 +178,8 @@ class Driver:
         self._carrier = carrier
         self._dispatcher = dispatcher
         self._source = source
-        self._leases: dict[str, _UnderWay] = {}
-        self._waiting = 0  # how many of these
+        self._in_flight: dict[str, _InFlight] = {}
+        self._waiting_batches = 0  # how many of these
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
         self._culprits = 0
@@ -190,7 +190,7 @@ class Driver:
     @property
     def idle(self) -> bool:
         """Whether no batch is under way."""
-        return not self._leases
+        return not self._in_flight
 
     @property
     def has_failed(self) -> bool:
@@ -222,7 +222,7 @@ class Driver:
 
     def _break_off(self, error: BaseException) -> None:
         logger.debug("an action of the dispatcher raised", exc_info=error)
-        for key in list(self._leases):
+        for key in list(self._in_flight):
             try:
                 self._carrier.retract(key)
             except Exception as again:
@@ -250,7 +250,7 @@ class Driver:
                 batch = replace(batch, longest=self.sizing.longest)
             if later := self._due_after(threads, batch.origin.depth):
                 batch = replace(batch, due_seconds=later)
-            self._leases[key] = _UnderWay(batch, len(batch))
+            self._in_flight[key] = _InFlight(batch, len(batch))
             self.leased += len(batch)
             try:
                 self._carrier.submit(batch, self.post)
@@ -259,16 +259,16 @@ class Driver:
 
     @property
     def _at_work(self) -> int:
-        return len(self._leases) - self._waiting
+        return len(self._in_flight) - self._waiting_batches
 
     def _due_after(self, threads: int, depth: int) -> float:
-        """Return after how many seconds it is another batch's turn; see `turns`."""
+        """Return the seconds until another batch is due; see `fair_share`."""
         ahead = self.sizing.seconds_ahead(self._at_work, self.leased, threads)
-        if not self._waiting:
+        if not self._waiting_batches:
             return due_seconds(ahead, depth, 0.0, 0.0)
         own = max(self._carrier.own_threads, 1)
-        since = next(lease.waits_since for lease in self._leases.values() if lease.is_waiting)
-        beyond = max(self._waiting / own - 1, 0.0)
+        since = next(lease.waits_since for lease in self._in_flight.values() if lease.is_waiting)
+        beyond = max(self._waiting_batches / own - 1, 0.0)
         return due_seconds(ahead, depth, beyond, monotonic() - since)
 
     def note_waiting(self, electron_id: str) -> None:
@@ -280,10 +280,10 @@ class Driver:
 
     def _note_waiting(self, electron_id: str) -> None:
         # The latest: a batch that gave it back still names it.
-        for lease in reversed(self._leases.values()):
+        for lease in reversed(self._in_flight.values()):
             if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
                 lease.waits_since = monotonic()
-                self._waiting += 1
+                self._waiting_batches += 1
                 self._pump()
                 return
 
@@ -295,7 +295,7 @@ class Driver:
         start, stop
             Offsets of the first electron that the batch is responsible for, and after the last.
         """
-        self._leases[batch.key] = _UnderWay(batch, stop, start)
+        self._in_flight[batch.key] = _InFlight(batch, stop, start)
         self.leased += stop - start
         self.sizing.note_longest(batch.longest)
         self._carrier.await_batch(batch, self.post)
@@ -317,7 +317,7 @@ class Driver:
         self.post_action(self._report, report)
 
     def _report(self, report: Report) -> None:
-        lease = self._leases.get(report.key)
+        lease = self._in_flight.get(report.key)
         if lease is None:
             return  # Dask ran it again after a worker died, or the report came twice
         if isinstance(report, Lost):
@@ -329,7 +329,7 @@ class Driver:
             self._deliver(lease, report.outcome, last=False)
         elif isinstance(report, Expiring):
             lease.ran = report.ran
-        elif isinstance(report, Held):
+        elif isinstance(report, WorkerSilent):
             self._take_back_held(lease)
         elif isinstance(report, Died) and not lease.ran:
             self._rescue(report.key, lease, report.worker)
@@ -341,7 +341,7 @@ class Driver:
             self.sizing.learn(report.outcome.stop, report.outcome.seconds)
         self._pump()
 
-    def _deliver(self, lease: _UnderWay, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
+    def _deliver(self, lease: _InFlight, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
         if outcome.first > lease.start:  # a process that died heard what became of those before
             self._source.give_back(lease.batch, lease.start, outcome.first, lease.batch.terms)
             self.leased -= outcome.first - lease.start
@@ -355,12 +355,12 @@ class Driver:
         self.sizing.note_longest(outcome.longest)
         self._source.deliver(lease.batch, outcome, last=last)
 
-    def _end(self, key: str, lease: _UnderWay, outcome: Outcome | StoredOutcome) -> None:
-        del self._leases[key]
-        self._waiting -= lease.is_waiting
+    def _end(self, key: str, lease: _InFlight, outcome: Outcome | StoredOutcome) -> None:
+        del self._in_flight[key]
+        self._waiting_batches -= lease.is_waiting
         self._deliver(lease, outcome, last=True)
 
-    def _take_back(self, lease: _UnderWay, stop: int, terms: AttemptTerms | None = None) -> None:
+    def _take_back(self, lease: _InFlight, stop: int, terms: AttemptTerms | None = None) -> None:
         """Return the electrons from offset `stop` on to the source."""
         stop = max(stop, lease.start)
         if stop < lease.stop:
@@ -368,7 +368,7 @@ class Driver:
             self.leased -= lease.stop - stop
             lease.stop = stop
 
-    def _recover(self, key: str, lease: _UnderWay) -> None:
+    def _recover(self, key: str, lease: _InFlight) -> None:
         """Return to the source the electrons of a batch that nobody will report."""
         self._source.salvage(lease.batch)
         if lease.ran:
@@ -376,7 +376,7 @@ class Driver:
         self._take_back(lease, lease.start)
         self._end(key, lease, Outcome.none())
 
-    def _take_back_cut(self, lease: _UnderWay) -> None:
+    def _take_back_cut(self, lease: _InFlight) -> None:
         """Return electrons that a wall time cut short; several of them in halves."""
         terms = lease.batch.terms
         if lease.stop - lease.start > 1:  # executed at a time: half of them may be fast enough
@@ -388,16 +388,16 @@ class Driver:
             lease, lease.start, terms._replace(min_seconds=seconds, cut_short=cut_short)
         )
 
-    def _take_back_held(self, lease: _UnderWay) -> None:
-        """Take back what waits behind an electron that keeps its worker from answering.
+    def _take_back_held(self, lease: _InFlight) -> None:
+        """Take back the electrons behind one that keeps its worker from answering.
 
-        In a child process, for it may be any of the batch: there it keeps nobody.
+        A child process executes them, for each of them may do the same.
         """
         terms = lease.batch.terms
         terms = terms._replace(deaths=max(terms.deaths, 1))
         self._take_back(lease, lease.start + 1, terms)
 
-    def _rescue(self, key: str, lease: _UnderWay, worker: str) -> None:
+    def _rescue(self, key: str, lease: _InFlight, worker: str) -> None:
         """Return the electrons of a batch whose worker died; a child process executes them next.
 
         Any of them may have killed the worker, or none.
@@ -417,34 +417,34 @@ class Driver:
 
     def abandon(self, failure: Failure) -> None:
         """End every batch under way, its electrons with `failure`; on the dispatcher's thread."""
-        for key, lease in list(self._leases.items()):
+        for key, lease in list(self._in_flight.items()):
             self._carrier.retract(key)
             self._fail_rest(key, lease, failure)
         self._pump()
 
-    def _fail_rest(self, key: str, lease: _UnderWay, failure: Failure, worker: str = "") -> None:
+    def _fail_rest(self, key: str, lease: _InFlight, failure: Failure, worker: str = "") -> None:
         """End a batch; the electrons whose outcome is not known end with `failure`."""
         rest = Outcome.all_failed(lease.stop - lease.start, failure, worker)
         self._end(key, lease, replace(rest, first=lease.start, stop=lease.stop))
 
     def retract(self) -> None:
         """Forget all batches under way; on the dispatcher's thread."""
-        for key in self._leases:
+        for key in self._in_flight:
             self._carrier.retract(key)
 
     def let_go(self) -> None:
         """Wait for no batch any more: another process takes over what is under way."""
-        for key in self._leases:
+        for key in self._in_flight:
             self._carrier.forget(key)
         self._failed = True
-        self._leases.clear()
-        self._waiting = 0
+        self._in_flight.clear()
+        self._waiting_batches = 0
         self.leased = 0
 
     def leave(self, error: AtomizerError) -> Callable[[], bool]:
-        """Have what remains left to another process, or fail it; on the dispatcher's thread.
+        """Hand the rest to another process, or fail it; on the dispatcher's thread.
 
-        Returns what says whether that is done.
+        Returns a function that says whether that is done.
         """
         has_ended = None if self._failed else self._source.leave()
         if has_ended is None:
@@ -458,13 +458,13 @@ class Driver:
         self._source.disown(error)
 
     def fail(self, error: AtomizerError) -> None:
-        """Give up: the conductor is gone, or an action raised. On the dispatcher's thread.
+        """End the source with an error; on the dispatcher's thread.
 
-        Whatever is raised by that, whoever waits is woken.
+        Whoever waits is woken, also where the source raises.
         """
         self._failed = True
-        self._leases.clear()
-        self._waiting = 0
+        self._in_flight.clear()
+        self._waiting_batches = 0
         self.leased = 0
         try:
             self._source.fail(error)

@@ -52,7 +52,7 @@ class Expiring:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class WorkerSilent:
     """The worker of a batch answers nobody, in the middle of one of its electrons."""
 
     key: str
@@ -73,4 +73,4 @@ class Lost:
     error: ConductorError
 
 
-Report = GivenBack | Partly | Arrived | Expiring | Held | Died | Dropped | Lost
+Report = GivenBack | Partly | Arrived | Expiring | WorkerSilent | Died | Dropped | Lost

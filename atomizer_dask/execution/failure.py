@@ -97,7 +97,7 @@ class FailureLog:
         self._stacks: dict[Any, str] = {}
 
     def add(self, offset: int, error: BaseException, *, is_cancelled: bool) -> None:
-        """Note that an electron failed with an error, after it had been cancelled or not."""
+        """Record why an electron failed; `is_cancelled` says that its run cancelled it first."""
         try:
             alike, tier = self._described(error, is_cancelled), ""
             if isinstance(error, OvertimeError):

@@ -69,7 +69,7 @@ class Place(ABC):
         """Return the electrons of a batch from offset `stop` on to the driver."""
 
     def tell(self, batch: Batch, outcome: Outcome) -> bool:
-        """Tell the driver what has ended of a batch that has not, and return whether it is told."""
+        """Report the electrons that have ended of a batch that goes on; return whether it did."""
         return False
 
     @abstractmethod

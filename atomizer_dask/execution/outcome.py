@@ -223,7 +223,7 @@ class Outcome:
         return replace(outcome, unstored=unstored)
 
     def as_stored(self) -> Outcome:
-        """Return what `unstored` tells of, all of whose electrons failed, as what they returned."""
+        """Return the outcome with `unstored` as its results, and without failures."""
         assert self.unstored is not None
         results = {**self.unstored}
         return replace(self, results=results, failed=[], codes=[], failures=[], unstored=None)
@@ -347,7 +347,7 @@ class StoredOutcome:
         return self.failed.failures
 
     def part(self, start: int, stop: int) -> StoredOutcome:
-        """Return it: a file is not cut, and whoever takes it in knows what is told twice."""
+        """Return the whole receipt: a file is not cut, and a record ignores what it has."""
         return self
 
 

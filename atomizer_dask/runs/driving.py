@@ -17,7 +17,7 @@ from atomizer_dask.execution.batch import AttemptTerms
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan, Today
-from atomizer_dask.runs.progress import Control as ProgressControl
+from atomizer_dask.runs.progress import ProgressSource
 from atomizer_dask.runs.sources.make import source_of
 from atomizer_dask.runs.sources.source import RunSource
 from atomizer_dask.runs.sources.stored_source import StoredRunSource
@@ -27,7 +27,7 @@ from atomizer_dask.store.provenance import surroundings
 Drive = Callable[[Any, str, bytes, bytes, str], str]
 
 
-class Control(ProgressControl, Protocol):
+class RunControl(ProgressSource, Protocol):
     """Who drives a run, as its handle sees it."""
 
     @property

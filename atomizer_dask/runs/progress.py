@@ -79,7 +79,7 @@ class Progress:
         )
 
 
-class Control(Protocol):
+class ProgressSource(Protocol):
     """What drives a run, as far as its progress depends on that."""
 
     @property
@@ -94,7 +94,7 @@ class Control(Protocol):
         """Return why nothing can be executed; nothing where it can."""
 
 
-def progress_of(ledger: Ledger, control: Control, rows: int, total: int | None) -> Progress:
+def progress_of(ledger: Ledger, control: ProgressSource, rows: int, total: int | None) -> Progress:
     """Return how far a run is.
 
     Parameters

@@ -198,7 +198,7 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _from_row(row: dict[str, Any]) -> Failed:
-    """Return a failure whose details were lost with whoever was about to write them."""
+    """Rebuild a failure from its row of properties, where the file of failures lacks it."""
     name, _, message = row["error"].partition(": ")
     failure = Failure("exception", name, message)
     return Failed(row["attempts"], failure, row["worker"], row["start"], row["end"])

@@ -20,7 +20,7 @@ from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.execution.batch import Batch, Positions
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.policy import seconds_of
-from atomizer_dask.runs.driving import Control, Drive, Driven, Opened
+from atomizer_dask.runs.driving import Drive, Driven, Opened, RunControl
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan
 from atomizer_dask.runs.plots.methods import Pictures
@@ -83,7 +83,7 @@ class Run(LiveDisplay, Pictures):
         *,
         store: Store | None = None,
         allow_pickle: bool = False,
-        control: Control | None = None,
+        control: RunControl | None = None,
     ) -> None:
         super().__init__(run_id, view, ledger, store, allow_pickle=allow_pickle)
         self.atom_id = atom_id

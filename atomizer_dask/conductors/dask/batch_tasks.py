@@ -25,10 +25,10 @@ from atomizer_dask.conductors.reports import (
     Dropped,
     Expiring,
     GivenBack,
-    Held,
     Lost,
     Partly,
     Report,
+    WorkerSilent,
 )
 from atomizer_dask.errors import ConductorError, UnpicklableError, text_of, where_raised
 from atomizer_dask.execution.batch import Batch
@@ -153,7 +153,7 @@ class BatchTasks:
         """Post what has become of a batch to whoever waits for it."""
         post = self._posts.get(key)
         if post is not None:
-            if not isinstance(report, GivenBack | Partly | Expiring | Held):
+            if not isinstance(report, GivenBack | Partly | Expiring | WorkerSilent):
                 del self._posts[key]
             post(report)
 
@@ -174,7 +174,7 @@ class BatchTasks:
         reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
             ("dropped", Dropped),
             ("died", partial(Died, worker=message["worker"])),
-            ("held", Held),
+            ("held", WorkerSilent),
         )
         for how, report in reports:
             for key in (batches[task] for task in keys_in(message, how) if task in batches):

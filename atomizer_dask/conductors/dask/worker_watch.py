@@ -174,7 +174,7 @@ class WorkerWatch:
             self.note_lost_state(batch, worker, "died")
 
     def note_lost_state(self, batch: Batch, worker: str, how: str = "") -> None:
-        """Tell whom a batch is of that a worker has gone, and a singleton's state with it."""
+        """Warn the sender of a batch that the worker of its singleton, and the state, are gone."""
         key = batch.version, worker
         if key in self._without_state or not self._tasks.is_awaited(batch.key):
             return

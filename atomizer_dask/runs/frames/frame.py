@@ -218,7 +218,7 @@ def _failures(
 
 
 def _current(parts: Sequence[RunPart]) -> list[RunPart]:
-    """Return the parts that tell of an electron last, by where they begin."""
+    """Return the parts without superseded electrons, sorted by their first position."""
     current = [part for part in map(RunPart.current, parts) if len(part.outcome)]
     return sorted(current, key=lambda part: part.positions[0])
 
@@ -270,7 +270,7 @@ def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None)
 
 def _outputs(parts: Sequence[RunPart]) -> dict[str, Any]:
     names = dict.fromkeys(name for part in parts for name in part.outcome.results)
-    for part in parts:  # which of itself must not make columns of a run without a store
+    for part in parts:  # outputs that a store cannot hold still have their columns
         names |= dict.fromkeys(part.outcome.unstored or ())
     return {name: _output(parts, name) for name in names}
 

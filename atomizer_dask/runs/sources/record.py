@@ -1,4 +1,4 @@
-"""Where it is taken down what becomes of the electrons of a run: in this process."""
+"""The record of a run: it takes down what becomes of electrons; here, in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Record(Protocol):
         """Return which of some electrons have not ended."""
 
     def unsent_of(self, lot: Lot) -> Positions:
-        """Return of which electrons no further attempt than this one has been sent."""
+        """Return the electrons without a later attempt than this one."""
 
     def take(
         self,

@@ -1,4 +1,4 @@
-"""Where it is taken down what becomes of the electrons of a run: in its store."""
+"""The record of a run with a store: it writes outcomes into the store, and notes them."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class StoreRecord:
         return self.journal.not_done(positions)
 
     def unsent_of(self, lot: Lot) -> Positions:
-        """Return of which electrons whoever drove the run before had sent no further attempt."""
+        """Return the electrons without a later attempt that the process before had submitted."""
         positions = lot.positions
         if not self._adopted:
             return positions
