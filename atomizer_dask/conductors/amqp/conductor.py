@@ -2,11 +2,11 @@
 
 ::
 
-    send ── requests ──▶ queue (shared by all) ──▶ service ── receive ▸ atomizer ▸ complete
+    send ─ publisher ──▶ queue (shared by all) ──▶ consumer ─ receive ▸ atomizer ▸ complete
       ▲                                                                              │
-      └──── reply queue (ours alone) ◀── broker ◀── service ◀────────────────────────┘
+      └──── reply queue (ours alone) ◀── broker ◀── consumer ◀───────────────────────┘
 
-What happens to messages, happens on the one thread of the link.
+What happens to messages, happens on the one thread of the connection.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 
 from atomizer_dask.conductor import Conductor, Listener, check_electron
 from atomizer_dask.conductors.amqp.address import Address, Tls
-from atomizer_dask.conductors.amqp.consumer import DEAD, Service
+from atomizer_dask.conductors.amqp.consumer import DEAD, Consumer
 from atomizer_dask.conductors.amqp.message_members import Limits
 from atomizer_dask.conductors.amqp.messages import LONGEST_NAME
-from atomizer_dask.conductors.amqp.publisher import Requests
-from atomizer_dask.conductors.amqp.session import Desk
+from atomizer_dask.conductors.amqp.publisher import Publisher
+from atomizer_dask.conductors.amqp.session import Session
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.config import check, setting
 from atomizer_dask.display import markup
@@ -155,7 +155,7 @@ class AmqpConductor(Conductor):
         self._serve = serve
         self._closed = False
         self._pid = os.getpid()
-        self._desk = Desk(
+        self._session = Session(
             id,
             route.address,
             route.queue,
@@ -164,51 +164,51 @@ class AmqpConductor(Conductor):
             is_down=self._on_down,
             flush=self._flush,
         )
-        self._requests = Requests(self._desk)
-        self._service = Service(self._desk, max_in_flight)
-        self._link = self._desk.link
-        self._link.open(patience)
+        self._publisher = Publisher(self._session)
+        self._consumer = Consumer(self._session, max_in_flight)
+        self._connection = self._session.connection
+        self._connection.open(patience)
         _conductors.setdefault(route, self)
         atexit.register(self.close)
 
     @property
     def sender_id(self) -> str:
         """Who we are to the peers, and the name of the queue that answers come to."""
-        return self._requests.sender_id
+        return self._publisher.sender_id
 
     @property
     def state(self) -> ConductorState:
         """Whether there is a connection: ``connected``, ``reconnecting``, ``closed``."""
-        return self._link.state
+        return self._connection.state
 
     def status(self) -> QueueStatus:
         """Return how it is, and what it has done."""
-        service = self._service
+        consumer = self._consumer
         return QueueStatus(
             state=self.state,
             address=str(self.route.address),
             queue=self.queue,
-            sent=self._requests.sent,
-            replies=self._requests.replies,
-            in_flight=len(service.hands),
-            waiting=service.hands.waiting,
-            oldest=max(0.0, monotonic() - service.oldest),
-            prefetch=service.prefetch,
-            reconnects=max(self._link.generation - 1, 0),
-            seconds=service.seconds,
-            blocked=self._link.blocked,
-            **service.counts,
+            sent=self._publisher.sent,
+            replies=self._publisher.replies,
+            in_flight=len(consumer.unanswered),
+            waiting=consumer.unanswered.waiting,
+            oldest=max(0.0, monotonic() - consumer.oldest),
+            prefetch=consumer.prefetch,
+            reconnects=max(self._connection.generation - 1, 0),
+            seconds=consumer.seconds,
+            blocked=self._connection.blocked,
+            **consumer.counts,
         )
 
     def attach(self, listener: Listener) -> None:
         """Tell `listener` what happens."""
-        if listener not in self._desk.listeners:
-            self._desk.listeners.append(listener)
+        if listener not in self._session.listeners:
+            self._session.listeners.append(listener)
 
     def detach(self, listener: Listener) -> None:
         """Undo `attach`."""
-        if listener in self._desk.listeners:
-            self._desk.listeners.remove(listener)
+        if listener in self._session.listeners:
+            self._session.listeners.remove(listener)
 
     @property
     def is_of_parent(self) -> bool:
@@ -254,9 +254,9 @@ class AmqpConductor(Conductor):
         check_electron(electron)
         _check_options(electron)
         self.check_open()
-        self._requests.send(electron, future)
+        self._publisher.send(electron, future)
         if self._closed:  # meanwhile, and perhaps before it could see this one
-            self._requests.fail(self._closed_error())
+            self._publisher.fail(self._closed_error())
         return future
 
     # -- receiving --------------------------------------------------------------------------
@@ -274,24 +274,24 @@ class AmqpConductor(Conductor):
         if not self._serve:
             return
         self.check_open()
-        service = self._service
-        if service.is_open:
+        consumer = self._consumer
+        if consumer.is_open:
             raise ConductorError(Event("somebody receives already", conductor_id=self.id))
-        inbox = self._link.ask(service.open)
+        inbox = self._connection.ask(consumer.open)
         left: deque[Electron] = deque()
         try:
             while (electrons := inbox.get()) is not None:
                 left.extend(electrons)
                 while left:
                     electron = left.popleft()
-                    if service.is_open:
+                    if consumer.is_open:
                         yield electron
                     else:
                         self.give_back(electron.id)
         finally:  # whoever receives no more, or just one, leaves the rest to others
             for electron in left:
                 self.give_back(electron.id)
-            if service.inbox is inbox:
+            if consumer.inbox is inbox:
                 self.stop_receiving()
 
     def complete(self, properties: Properties) -> None:
@@ -302,7 +302,7 @@ class AmqpConductor(Conductor):
         ConductorError
             Where none of that id is unanswered.
         """
-        if properties.electron_id not in self._service.hands:
+        if properties.electron_id not in self._consumer.unanswered:
             raise ConductorError(
                 Event(
                     "no electron of this id waits for an answer",
@@ -310,25 +310,25 @@ class AmqpConductor(Conductor):
                     conductor_id=self.id,
                 )
             )
-        self._service.complete(properties)
+        self._consumer.complete(properties)
 
     def give_back(self, electron_id: str) -> None:
         """Return an electron to the queue, for others."""
-        self._link.call(partial(self._service.give_back, electron_id))
+        self._connection.call(partial(self._consumer.give_back, electron_id))
 
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others, so that these can be received."""
-        self._link.call(partial(self._service.note_waiting, electron_id))
+        self._connection.call(partial(self._consumer.note_waiting, electron_id))
 
     def stop_receiving(self) -> None:
         """Take no more electrons, and return those that nobody has been given."""
-        if self._service.is_open:
-            for electron in self._service.drain():
+        if self._consumer.is_open:
+            for electron in self._consumer.drain():
                 self.give_back(electron.id)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until every electron received is answered or returned; return whether they are."""
-        return wait(self._service.is_empty, timeout)
+        return wait(self._consumer.is_empty, timeout)
 
     # -- ending -----------------------------------------------------------------------------
 
@@ -344,42 +344,44 @@ class AmqpConductor(Conductor):
             if _conductors.get(self.route) is self:
                 del _conductors[self.route]
         self.stop_receiving()
-        if self._link.state == "connected" and not self._link.is_current:
+        if self._connection.state == "connected" and not self._connection.is_current:
             flushed = threading.Event()
-            self._link.call(partial(self._wind_up, flushed, monotonic() + CLOSE_SECONDS))
+            self._connection.call(partial(self._wind_up, flushed, monotonic() + CLOSE_SECONDS))
             flushed.wait(CLOSE_SECONDS + 1)
-        self._link.abandon()
-        self._requests.fail(ConductorError(Event("the conductor was closed", conductor_id=self.id)))
-        self._service.is_empty.set()
+        self._connection.abandon()
+        self._publisher.fail(
+            ConductorError(Event("the conductor was closed", conductor_id=self.id))
+        )
+        self._consumer.is_empty.set()
 
     def _wind_up(self, flushed: threading.Event, until: float) -> None:
         """Have sent what is to be sent, delete our own queues, and set `flushed`."""
         self._flush()
-        link = self._link
-        open_ = link.state == "connected" and not link.blocked and monotonic() < until
-        if open_ and (link.unsent or self._requests.has_unsent):
-            link.call_later(0.01, partial(self._wind_up, flushed, until))
+        connection = self._connection
+        open_ = connection.state == "connected" and not connection.blocked and monotonic() < until
+        if open_ and (connection.unsent or self._publisher.has_unsent):
+            connection.call_later(0.01, partial(self._wind_up, flushed, until))
             return
-        queues = self._requests.queues()
+        queues = self._publisher.queues()
         if open_ and queues:
-            self._requests.is_down()
-            link.delete(queues, flushed.set)
+            self._publisher.is_down()
+            connection.delete(queues, flushed.set)
         else:
             flushed.set()
 
-    # -- on the thread of the link ----------------------------------------------------------
+    # -- on the thread of the connection ----------------------------------------------------------
 
     def _flush(self) -> None:
-        self._service.flush()
-        self._requests.flush()
+        self._consumer.flush()
+        self._publisher.flush()
 
     def _on_up(self) -> None:
-        self._requests.is_up()
-        self._service.is_up()
+        self._publisher.is_up()
+        self._consumer.is_up()
 
     def _on_down(self) -> None:
-        self._requests.is_down()
-        self._service.is_down()
+        self._publisher.is_down()
+        self._consumer.is_down()
 
     def __repr__(self) -> str:
         return f"<AmqpConductor {self.id}: {self.route.address}, queue {self.queue}, {self.state}>"
@@ -393,7 +395,7 @@ class AmqpConductor(Conductor):
             "queue": markup.code(status.queue),
             "sent": _numbers(("electrons", status.sent), ("answered", status.replies)),
         }
-        if self._service.is_open or status.received:
+        if self._consumer.is_open or status.received:
             did["served"] = _numbers(
                 ("received", status.received),
                 ("answered", status.answered),

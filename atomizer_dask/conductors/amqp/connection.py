@@ -79,7 +79,7 @@ class Message:
         self.is_unroutable = False
 
 
-class Link:
+class BrokerConnection:
     """A connection that comes back.
 
     Parameters

@@ -28,8 +28,8 @@ from atomizer_dask.conductors.amqp.messages import (
 )
 from atomizer_dask.conductors.amqp.prefetch import Prefetch
 from atomizer_dask.conductors.amqp.publisher import OURS
-from atomizer_dask.conductors.amqp.session import Desk
-from atomizer_dask.conductors.amqp.unanswered import Answer, Hands, Held
+from atomizer_dask.conductors.amqp.session import Session
+from atomizer_dask.conductors.amqp.unanswered import Answer, PendingElectron, Unanswered
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import WireError
 from atomizer_dask.execution.failure import Failure, utc
@@ -51,14 +51,14 @@ class Delivery:
         self.persistent = persistent
 
 
-class Service:
+class Consumer:
     """The receiving side.
 
-    But for `take`, `complete` and `drain`, all of it happens on the thread of the link.
+    But for `take`, `complete` and `drain`, all of it happens on the thread of the connection.
 
     Attributes
     ----------
-    hands
+    unanswered
         What is received and not answered.
     is_open
         Whether electrons are taken.
@@ -72,8 +72,8 @@ class Service:
         When that was received which has been in hand for longest, a tenth of a second ago.
     """
 
-    def __init__(self, desk: Desk, max_in_flight: int) -> None:
-        self.hands = Hands()
+    def __init__(self, session: Session, max_in_flight: int) -> None:
+        self.unanswered = Unanswered()
         self.is_open = False
         self.is_empty = threading.Event()
         self.is_empty.set()
@@ -83,13 +83,13 @@ class Service:
         self.seconds = 0.0
         self.oldest = inf
         self.inbox: SimpleQueue[list[Electron] | None] = SimpleQueue()
-        self._desk = desk
+        self._session = session
         self._acks = Acks()
         self._prefetch = Prefetch(max_in_flight)
         self._taken: list[Electron] = []
         self._completed: deque[Properties] = deque()
         self._channel: Any = None
-        self._consumer = ""
+        self._consumer_tag = ""
         self._senders: set[str] = set()
         self._answered_before, self._ticked, self._beginnings = 0, 0.0, 0
 
@@ -100,18 +100,18 @@ class Service:
 
     @property
     def _dead_queue(self) -> str:
-        return self._desk.queue + DEAD
+        return self._session.queue + DEAD
 
     # -- from any thread --------------------------------------------------------------------
 
     def complete(self, properties: Properties) -> None:
         """Answer an electron."""
         self._completed.append(properties)
-        self._desk.wake()
+        self._session.wake()
 
     def drain(self) -> list[Electron]:
         """Take no more electrons, and return those that nobody has been given."""
-        self._desk.link.ask(self._close)
+        self._session.connection.ask(self._close)
         left: list[Electron] = []
         while True:
             try:
@@ -127,15 +127,15 @@ class Service:
         """Take electrons from the queue as soon as there is a connection; return the inbox."""
         self.is_open = True
         self.inbox = SimpleQueue()
-        if self._desk.link.state == "connected":
+        if self._session.connection.state == "connected":
             self.is_up()
         return self.inbox
 
     def is_up(self) -> None:
         """Go on with a new connection."""
         if self.is_open:
-            self._desk.declare_own(self._desk.queue)
-            self._desk.link.declare(self._dead_queue, self._on_declared)
+            self._session.declare_own(self._session.queue)
+            self._session.connection.declare(self._dead_queue, self._on_declared)
 
     def is_down(self) -> None:
         """Note that the connection is lost."""
@@ -160,7 +160,7 @@ class Service:
         if reason == NO_CONNECTION:
             return
         if self._channel is None:
-            self._desk.link.channel(self._on_channel)
+            self._session.connection.channel(self._on_channel)
         else:  # again on the same, for deliveries of before may not be acknowledged yet
             self._begin(self._channel)
 
@@ -173,7 +173,7 @@ class Service:
     def _begin(self, channel: Any) -> None:
         """Take electrons on a channel that has no consumer."""
         self._channel = channel
-        self._consumer = ""
+        self._consumer_tag = ""
         self._prefetch.count = 0
         self._ticked = monotonic()
         self._beginnings += 1
@@ -182,20 +182,20 @@ class Service:
     def _on_deleted(self, _: Any) -> None:
         """Go on where somebody has deleted the queue."""
         channel, self._channel = self._channel, None
-        self._desk.tell("the queue was deleted; it is declared again", "warning")
+        self._session.tell("the queue was deleted; it is declared again", "warning")
 
         def declared(reason: str) -> None:
             if channel.is_open:
                 self._begin(channel)
 
-        self._desk.link.declare(self._desk.queue, declared)
+        self._session.connection.declare(self._session.queue, declared)
 
     def _close(self) -> None:
         self.is_open = False
-        if self._channel is not None and self._channel.is_open and self._consumer:
-            self._desk.link.cancel(self._channel, self._consumer)
-        for held in self.hands.put_back_later():
-            self._return(held)
+        if self._channel is not None and self._channel.is_open and self._consumer_tag:
+            self._session.connection.cancel(self._channel, self._consumer_tag)
+        for pending in self.unanswered.put_back_later():
+            self._return(pending)
         if self._taken:
             self.inbox.put(self._taken)
             self._taken = []
@@ -204,13 +204,13 @@ class Service:
 
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others, so that these can be received."""
-        self.hands.note_waiting(electron_id)
+        self.unanswered.note_waiting(electron_id)
         self._follow()
 
     def _tick(self, beginning: int) -> None:
         if self.is_open and beginning == self._beginnings:
             self._follow()
-            self._desk.link.call_later(TICK_SECONDS, partial(self._tick, beginning))
+            self._session.connection.call_later(TICK_SECONDS, partial(self._tick, beginning))
 
     def _follow(self) -> None:
         """Ask for as many electrons as can be executed."""
@@ -221,14 +221,14 @@ class Service:
         is_due = seconds > TICK_SECONDS / 2
         before = self._prefetch.count
         count = self._prefetch.follow(
-            threads=sum(listener.threads for listener in self._desk.listeners),
-            held=len(self.hands),
-            waiting=self.hands.waiting,
+            threads=sum(listener.threads for listener in self._session.listeners),
+            unanswered=len(self.unanswered),
+            waiting=self.unanswered.waiting,
             answered=answered - self._answered_before if is_due else 0,
             seconds=max(seconds, TICK_SECONDS),
-            size=self.hands.bytes / max(len(self.hands), 1),
+            size=self.unanswered.bytes / max(len(self.unanswered), 1),
         )
-        self.oldest = self.hands.oldest()
+        self.oldest = self.unanswered.oldest()
         if is_due:
             self._ticked, self._answered_before = now, answered
         if count != before:
@@ -236,11 +236,13 @@ class Service:
 
     def _consume(self, count: int) -> None:
         """Have a consumer that is sent `count` electrons ahead, in place of the one before."""
-        before = self._consumer
+        before = self._consumer_tag
         self._channel.basic_qos(prefetch_count=count)
-        self._consumer = self._desk.link.consume(self._channel, self._desk.queue, self._on_message)
+        self._consumer_tag = self._session.connection.consume(
+            self._channel, self._session.queue, self._on_message
+        )
         if before:
-            self._desk.link.cancel(self._channel, before)
+            self._session.connection.cancel(self._channel, before)
 
     # -- receiving --------------------------------------------------------------------------
 
@@ -253,24 +255,24 @@ class Service:
                 self._acks.settle(number)
                 self._channel.basic_nack(number, requeue=True)
             return
-        tag = self._desk.link.generation, number
+        tag = self._session.connection.generation, number
         delivery = Delivery(tag, body, mode == PERSISTENT)
         try:
             self._receive(delivery)
         except Exception as error:  # noqa: BLE001 - no message may stop a node
-            self._desk.report("internal error", error)
+            self._session.report("internal error", error)
             self._bury([tag], body, f"internal error: {type(error).__name__}")
 
     def _receive(self, delivery: Delivery) -> None:
         body = delivery.body
         try:
-            electron = decode_electron(body, self._desk.limits)
+            electron = decode_electron(body, self._session.limits)
         except WireError as error:
             self._refuse(delivery, error)
             return
         digest = hash(body)
-        known = self.hands.find(electron, digest)
-        if isinstance(known, Held):
+        known = self.unanswered.find(electron, digest)
+        if isinstance(known, PendingElectron):
             self.counts["repeated"] += 1
             known.tags.append(delivery.tag)
         elif known is not None:
@@ -279,14 +281,16 @@ class Service:
         else:
             self.counts["received"] += 1
             self.is_empty.clear()
-            held = Held(electron, digest, monotonic(), body, delivery.persistent, [delivery.tag])
-            if self.hands.take(held):
+            pending = PendingElectron(
+                electron, digest, monotonic(), body, delivery.persistent, [delivery.tag]
+            )
+            if self.unanswered.take(pending):
                 self._taken.append(electron)
-                self._desk.wake()
+                self._session.wake()
 
     def _refuse(self, delivery: Delivery, error: WireError) -> None:
         """Answer what is no electron where it tells from whom it is, else keep it with the dead."""
-        self._desk.report("received what is no electron", error)
+        self._session.report("received what is no electron", error)
         sender = recognise(delivery.body)
         if sender is None:
             self._bury([delivery.tag], delivery.body, error.event.message)
@@ -299,61 +303,63 @@ class Service:
         )
         now, whose = utc(time_ns()), (sender.id, sender.atom_id)
         properties = Properties(*whose, now, now, failure.error(*whose))
-        reply = encode_properties(properties, self._desk.id, self._desk.limits)
+        reply = encode_properties(properties, self._session.id, self._session.limits)
         self._reply(sender.sender_id, reply, details_of(properties), delivery)
 
     # -- answering --------------------------------------------------------------------------
 
     def _answer(self, properties: Properties) -> None:
-        held = self.hands.get(properties.electron_id)
-        if held is None or held.reply is not None:
+        pending = self.unanswered.get(properties.electron_id)
+        if pending is None or pending.reply is not None:
             return  # it was returned, or is answered already
         try:
             body = self._written(properties)
         except WireError as error:  # its id alone is too large, say
-            self._bury(held.tags, held.body, f"it cannot be answered: {error.event.message}")
-            self._release(held)
+            self._bury(pending.tags, pending.body, f"it cannot be answered: {error.event.message}")
+            self._release(pending)
             return
         self.counts["failed"] += properties.error is not None
-        held.reply = Answer(held.digest, body, details_of(properties))
-        self._desk.link.publish(
+        pending.reply = Answer(pending.digest, body, details_of(properties))
+        self._session.connection.publish(
             Message(
-                held.electron.sender_id,
-                held.reply.body,
+                pending.electron.sender_id,
+                pending.reply.body,
                 self._on_answered,
-                headers=held.reply.headers,
-                persistent=held.persistent,
-                whose=held,
+                headers=pending.reply.headers,
+                persistent=pending.persistent,
+                whose=pending,
             )
         )
 
     def _written(self, properties: Properties) -> bytes:
         try:
-            return encode_properties(properties, self._desk.id, self._desk.limits)
+            return encode_properties(properties, self._session.id, self._session.limits)
         except WireError as error:
             failure = Failure("exception", "WireError", error.event.message)
             now, whose = utc(time_ns()), (properties.electron_id, properties.atom_id)
             failed = Properties(*whose, now, now, failure.error(*whose))
-            return encode_properties(failed, self._desk.id, self._desk.limits)
+            return encode_properties(failed, self._session.id, self._session.limits)
 
     def _on_answered(self, message: Message, reason: str) -> None:
-        held: Held = message.whose
+        pending: PendingElectron = message.whose
         if reason:
             if self._tries_again(message):
                 return
-            self._bury(held.tags, held.body, f"it was answered, but its sender is gone: {reason}")
+            self._bury(
+                pending.tags, pending.body, f"it was answered, but its sender is gone: {reason}"
+            )
         else:
             self._know(message.queue)
-            for tag in held.tags:
+            for tag in pending.tags:
                 self._acknowledge(tag)
-            self.hands.remember(held)
+            self.unanswered.remember(pending)
         self.counts["answered"] += 1
-        self.seconds += monotonic() - held.received
-        self._release(held)
+        self.seconds += monotonic() - pending.received
+        self._release(pending)
 
     def _reply(self, sender: str, body: bytes, headers: Any, delivery: Delivery) -> None:
         """Answer a message without having executed anything."""
-        self._desk.link.publish(
+        self._session.connection.publish(
             Message(
                 sender,
                 body,
@@ -386,9 +392,9 @@ class Service:
             if reason and message.is_declared:
                 message.sent(message, reason)
             else:
-                self._desk.link.publish(message)
+                self._session.connection.publish(message)
 
-        self._desk.link.declare(message.queue, declared)
+        self._session.connection.declare(message.queue, declared)
         return True
 
     def _know(self, sender: str) -> None:
@@ -398,46 +404,46 @@ class Service:
 
     def _acknowledge(self, tag: tuple[int, int]) -> None:
         generation, number = tag
-        if generation == self._desk.link.generation:
+        if generation == self._session.connection.generation:
             self._acks.add(number)
-            self._desk.wake()
+            self._session.wake()
 
     # -- not answering ----------------------------------------------------------------------
 
     def give_back(self, electron_id: str) -> None:
         """Return an electron to the queue, for others."""
-        held = self.hands.get(electron_id)
-        if held is not None and held.reply is None:
-            self._return(held)
-            self._release(held)
+        pending = self.unanswered.get(electron_id)
+        if pending is not None and pending.reply is None:
+            self._return(pending)
+            self._release(pending)
 
-    def _return(self, held: Held) -> None:
+    def _return(self, pending: PendingElectron) -> None:
         self.counts["given_back"] += 1
         if self._channel is None or not self._channel.is_open:
             return  # the broker takes it back by itself
-        for generation, tag in held.tags:
-            if generation == self._desk.link.generation:
+        for generation, tag in pending.tags:
+            if generation == self._session.connection.generation:
                 self._acks.settle(tag)
                 self._channel.basic_nack(tag, requeue=True)
 
-    def _release(self, held: Held) -> None:
+    def _release(self, pending: PendingElectron) -> None:
         """Hold an electron no longer."""
-        following = self.hands.let_go(held)
+        following = self.unanswered.let_go(pending)
         if following is not None:
             if self.is_open:
                 self._taken.append(following.electron)
-                self._desk.wake()
+                self._session.wake()
             else:
                 self._return(following)
                 self._release(following)
-        if not self.hands:
+        if not self.unanswered:
             self.is_empty.set()
 
     def _bury(self, tags: list[tuple[int, int]], body: bytes, reason: str) -> None:
         """Have a message that cannot be answered kept, with the reason, for a human to see."""
-        self._desk.tell(f"a message went to {self._dead_queue}: {reason}", "warning")
-        headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._desk.queue}
-        self._desk.link.publish(
+        self._session.tell(f"a message went to {self._dead_queue}: {reason}", "warning")
+        headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._session.queue}
+        self._session.connection.publish(
             Message(
                 self._dead_queue,
                 body,
@@ -450,7 +456,7 @@ class Service:
 
     def _on_buried(self, message: Message, reason: str) -> None:
         if reason:
-            self._desk.declare_and_send(message)
+            self._session.declare_and_send(message)
             return
         self.counts["dead"] += 1
         for tag in message.whose:

@@ -26,11 +26,11 @@ class Prefetch:
     Examples
     --------
     >>> prefetch = Prefetch(limit=10_000)
-    >>> prefetch.follow(threads=2, held=0, waiting=0, answered=0, seconds=0.1)
+    >>> prefetch.follow(threads=2, unanswered=0, waiting=0, answered=0, seconds=0.1)
     4
-    >>> prefetch.follow(threads=2, held=4, waiting=0, answered=100, seconds=0.1)
+    >>> prefetch.follow(threads=2, unanswered=4, waiting=0, answered=100, seconds=0.1)
     504
-    >>> prefetch.follow(threads=2, held=504, waiting=500, answered=0, seconds=0.1)
+    >>> prefetch.follow(threads=2, unanswered=504, waiting=500, answered=0, seconds=0.1)
     1029
     """
 
@@ -43,7 +43,7 @@ class Prefetch:
         self,
         *,
         threads: int,
-        held: int,
+        unanswered: int,
         waiting: int,
         answered: int,
         seconds: float,
@@ -55,14 +55,14 @@ class Prefetch:
         ----------
         threads
             How many electrons are executed at a time.
-        held, waiting
+        unanswered, waiting
             Electrons in hand, and those of them that wait for others.
         answered, seconds
             How many were answered in the last so many seconds.
         size
             Bytes of an electron in hand, on average.
         """
-        is_busy = held >= BUSY * self.count
+        is_busy = unanswered >= BUSY * self.count
         if is_busy:  # else it is the queue that is slow
             rate = answered / seconds
             self._rate = max(rate, self._rate + 0.2 * (rate - self._rate))

@@ -19,7 +19,7 @@ from atomizer_dask.conductors.amqp.messages import (
     encode_electron,
     recognise_reply,
 )
-from atomizer_dask.conductors.amqp.session import Desk
+from atomizer_dask.conductors.amqp.session import Session
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, WireError
 from atomizer_dask.events import Event
@@ -32,10 +32,10 @@ REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge
 FORBIDDEN = "(403"  # in a reason: what the user may not do
 
 
-class Requests:
+class Publisher:
     """What has been sent and is not answered.
 
-    But for `send`, all of it happens on the thread of the link.
+    But for `send`, all of it happens on the thread of the connection.
 
     Attributes
     ----------
@@ -45,11 +45,11 @@ class Requests:
         How many electrons went out, and how many of them were answered.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, session: Session) -> None:
         self.sender_id = f"{OURS}{uuid.uuid4()}"
         self.sent = 0
         self.replies = 0
-        self._desk = desk
+        self._session = session
         self._waiting: dict[str, tuple[ElectronFuture, bytes]] = {}
         self._outbox: deque[str] = deque()
         self._arrived: list[Properties] = []
@@ -64,22 +64,22 @@ class Requests:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something has not been given to the link."""
+        """Whether something has not been given to the connection."""
         return bool(self._outbox)
 
     def send(self, electron: Electron, future: ElectronFuture) -> None:
         """Send an electron, from any thread; see `AmqpConductor.send`."""
-        body = encode_electron(electron, self.sender_id, self._desk.limits)
+        body = encode_electron(electron, self.sender_id, self._session.limits)
         if self._waiting.setdefault(electron.id, (future, body))[0] is not future:
             raise ConductorError(
                 Event(
                     "an electron of this id is under way already; give each its own",
                     electron_id=electron.id,
-                    conductor_id=self._desk.id,
+                    conductor_id=self._session.id,
                 )
             )
         self._outbox.append(electron.id)
-        self._desk.wake()
+        self._session.wake()
 
     def flush(self) -> None:
         """Do what has come up."""
@@ -94,7 +94,7 @@ class Requests:
     def is_up(self) -> None:
         """Go on with a new connection."""
         if self._is_asked_for:
-            self._desk.link.count(self._canary_queue, self._look_for_canary)
+            self._session.connection.count(self._canary_queue, self._look_for_canary)
         elif self._outbox:
             self._ask_for_replies()
 
@@ -123,7 +123,7 @@ class Requests:
         if self._channel is None:  # who sends must be able to hear the answer
             self._ask_for_replies()
             return
-        desk = self._desk
+        session = self._session
         for _ in range(len(self._outbox)):
             electron_id = self._outbox.popleft()
             future, body = self._waiting.get(electron_id, (None, b""))
@@ -134,33 +134,35 @@ class Requests:
                 del self._waiting[electron_id]
                 continue
             self.sent += 1
-            desk.link.publish(Message(desk.queue, body, self._on_sent, whose=electron_id))
+            session.connection.publish(
+                Message(session.queue, body, self._on_sent, whose=electron_id)
+            )
 
     def _on_sent(self, message: Message, reason: str) -> None:
         if reason:  # somebody has deleted the queue
-            self._desk.declare_and_send(message)
+            self._session.declare_and_send(message)
 
     # -- being answered ---------------------------------------------------------------------
 
     def _ask_for_replies(self) -> None:
-        link = self._desk.link
-        if link.state != "connected" or self._is_asked_for:
+        connection = self._session.connection
+        if connection.state != "connected" or self._is_asked_for:
             return
         self._is_asked_for = True
-        self._desk.declare_own(self._desk.queue)
-        link.declare(self._canary_queue, self._on_canary_queue)
-        link.declare(self.sender_id, self._on_reply_queue)
+        self._session.declare_own(self._session.queue)
+        connection.declare(self._canary_queue, self._on_canary_queue)
+        connection.declare(self.sender_id, self._on_reply_queue)
 
     def _on_canary_queue(self, reason: str) -> None:
         if not reason and not self._has_canary:
-            self._desk.link.publish(Message(self._canary_queue, b"{}", self._on_canary))
+            self._session.connection.publish(Message(self._canary_queue, b"{}", self._on_canary))
 
     def _on_canary(self, message: Message, reason: str) -> None:
         self._has_canary = not reason  # from here on: not while it may be lost itself
 
     def _on_reply_queue(self, reason: str) -> None:
         if not reason:
-            self._desk.link.channel(self._on_channel)
+            self._session.connection.channel(self._on_channel)
         elif reason != NO_CONNECTION:
             self._is_asked_for = False
             self._do_without_replies(reason)
@@ -168,20 +170,22 @@ class Requests:
     def _do_without_replies(self, reason: str) -> None:
         """End what could never be answered; try again where the broker may change its mind."""
         message = f"the broker gives us no queue for replies: {reason}"
-        self._desk.tell(message, "error")
+        self._session.tell(message, "error")
         if FORBIDDEN not in reason:
-            self._desk.link.call_later(REFUSED_SECONDS, self._ask_for_replies)
+            self._session.connection.call_later(REFUSED_SECONDS, self._ask_for_replies)
             return
         self._outbox.clear()  # first: what is sent meanwhile asks again
         advice = "let the user configure, write and read queues: rabbitmqctl set_permissions"
         self.fail(
-            ConductorError(Event(f"{message}; {advice}", conductor_id=self._desk.id, level="error"))
+            ConductorError(
+                Event(f"{message}; {advice}", conductor_id=self._session.id, level="error")
+            )
         )
 
     def _on_channel(self, channel: Any) -> None:
         channel.basic_qos(prefetch_count=REPLIES_AHEAD)
         channel.add_on_cancel_callback(self._on_deleted)
-        self._desk.link.consume(channel, self.sender_id, self._on_reply)
+        self._session.connection.consume(channel, self.sender_id, self._on_reply)
         self._channel = channel
         self._send_all()
 
@@ -190,11 +194,11 @@ class Requests:
     ) -> None:
         self._last_tag = tag
         try:
-            self._arrived.append(decode_properties(body, headers, self._desk.limits))
+            self._arrived.append(decode_properties(body, headers, self._session.limits))
         except WireError as error:
-            self._desk.report("received a reply that cannot be read", error)
+            self._session.report("received a reply that cannot be read", error)
             self._fail_unread(body, error)
-        self._desk.wake()
+        self._session.wake()
 
     def _fail_unread(self, body: bytes, error: WireError) -> None:
         """End the electron of a reply that cannot be read: there will be no other."""
@@ -240,8 +244,8 @@ class Requests:
         self._ask_for_replies()
 
     def _send_again(self) -> None:
-        under_way = self._desk.link.under_way().union(self._outbox)
+        under_way = self._session.connection.under_way().union(self._outbox)
         again = [electron_id for electron_id in list(self._waiting) if electron_id not in under_way]
         self._outbox.extend(again)
         if again:
-            self._desk.tell(f"the broker has forgotten electrons; {len(again):,} are sent again")
+            self._session.tell(f"the broker has forgotten electrons; {len(again):,} are sent again")

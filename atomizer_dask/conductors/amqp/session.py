@@ -1,4 +1,4 @@
-"""What both sides of the AMQP conductor share: the link, and whom to tell of what happens."""
+"""What publisher and consumer share: the connection, and who listens to what happens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, REFUSED_SECONDS, Link, Message
+from atomizer_dask.conductors.amqp.connection import (
+    NO_CONNECTION,
+    REFUSED_SECONDS,
+    BrokerConnection,
+    Message,
+)
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event, Level
 
@@ -16,8 +21,8 @@ if TYPE_CHECKING:
     from atomizer_dask.conductors.amqp.message_members import Limits
 
 
-class Desk:
-    """The link, and whom to tell of what happens.
+class Session:
+    """The connection, and the listeners that are given events and errors.
 
     Parameters
     ----------
@@ -28,7 +33,7 @@ class Desk:
     limits
         Of a message.
     is_up, is_down
-        Called on the thread of the link when there is a connection, and when there is none.
+        Called on the thread of the connection when it is there, and when it is lost.
     flush
         Called there soon after `wake`.
     """
@@ -53,7 +58,7 @@ class Desk:
         self._is_up = is_up
         self._is_down = is_down
         self._is_woken = False
-        self.link = Link(
+        self.connection = BrokerConnection(
             address,
             f"atomizer-{id}",
             is_up=self._on_up,
@@ -63,17 +68,17 @@ class Desk:
         )
 
     def wake(self) -> None:
-        """Have done on the thread of the link what has come up, once for all of it."""
+        """Have done on the thread of the connection what has come up, once for all of it."""
         if not self._is_woken:
             self._is_woken = True
-            self.link.call(self._wake_up)
+            self.connection.call(self._wake_up)
 
     def _wake_up(self) -> None:
         self._is_woken = False  # first: what comes up from here on needs another turn
         self._flush()
 
     def _on_up(self) -> None:
-        again = " again" if self.link.generation > 1 else ""
+        again = " again" if self.connection.generation > 1 else ""
         self.tell(f"connected to the broker at {self._address}{again}")
         self._is_up()
 
@@ -98,7 +103,7 @@ class Desk:
 
     def declare_own(self, queue: str) -> None:
         """Have a queue there that we need."""
-        self.link.declare(queue, self._note_undeclared)
+        self.connection.declare(queue, self._note_undeclared)
 
     def declare_and_send(self, message: Message) -> None:
         """Have the queue there that a message has not found, and send it again."""
@@ -106,11 +111,13 @@ class Desk:
         def declared(reason: str) -> None:
             self._note_undeclared(reason)
             if reason and reason != NO_CONNECTION:
-                self.link.call_later(REFUSED_SECONDS, partial(self.link.publish, message))
+                self.connection.call_later(
+                    REFUSED_SECONDS, partial(self.connection.publish, message)
+                )
             else:
-                self.link.publish(message)
+                self.connection.publish(message)
 
-        self.link.declare(message.queue, declared)
+        self.connection.declare(message.queue, declared)
 
     def _note_undeclared(self, reason: str) -> None:
         if reason and reason != NO_CONNECTION:

@@ -13,7 +13,7 @@ REMEMBERED_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class PendingElectron:
     """An electron that was received and is not answered for good.
 
     Parameters
@@ -62,16 +62,16 @@ class Answer:
         )
 
 
-class Hands:
-    """What is in the hands of a conductor.
+class Unanswered:
+    """What a conductor has received and not answered.
 
     The broker delivers again what was not acknowledged when a connection was cut. What is still
     in hand then is not executed again, and what was answered is answered from memory.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, Held] = {}
-        self._later: dict[str, deque[Held]] = {}
+        self._pending: dict[str, PendingElectron] = {}
+        self._later: dict[str, deque[PendingElectron]] = {}
         self._answers: OrderedDict[tuple[str, str], Answer] = OrderedDict()
         self._bytes = 0
         self._count = 0
@@ -82,84 +82,84 @@ class Hands:
         return self._count
 
     def __contains__(self, electron_id: object) -> bool:
-        return electron_id in self._held
+        return electron_id in self._pending
 
-    def find(self, electron: Electron, digest: int) -> Held | Answer | None:
+    def find(self, electron: Electron, digest: int) -> PendingElectron | Answer | None:
         """Return what has become of an electron that was delivered before; None for a new one."""
-        for held in self._named(electron.id):
-            if held.digest == digest and held.electron.sender_id == electron.sender_id:
-                return held
+        for pending in self._named(electron.id):
+            if pending.digest == digest and pending.electron.sender_id == electron.sender_id:
+                return pending
         answer = self._answers.get((electron.sender_id, electron.id))
         return None if answer is None or answer.digest != digest else answer
 
-    def _named(self, electron_id: str) -> list[Held]:
+    def _named(self, electron_id: str) -> list[PendingElectron]:
         """Return what is in hand of an id."""
-        if electron_id not in self._held:
+        if electron_id not in self._pending:
             return []
-        return [self._held[electron_id], *self._later.get(electron_id, deque())]
+        return [self._pending[electron_id], *self._later.get(electron_id, deque())]
 
-    def take(self, held: Held) -> bool:
+    def take(self, pending: PendingElectron) -> bool:
         """Take an electron, and return whether it may be executed now.
 
         Ids are those of many senders. One that is in hand already has to be answered first.
         """
-        electron_id = held.electron.id
+        electron_id = pending.electron.id
         self._count += 1
-        self.bytes += len(held.body)
-        if electron_id in self._held:
-            self._later.setdefault(electron_id, deque()).append(held)
+        self.bytes += len(pending.body)
+        if electron_id in self._pending:
+            self._later.setdefault(electron_id, deque()).append(pending)
             return False
-        self._held[electron_id] = held
+        self._pending[electron_id] = pending
         return True
 
-    def get(self, electron_id: str) -> Held | None:
+    def get(self, electron_id: str) -> PendingElectron | None:
         """Return an electron that is in hand and may be executed."""
-        return self._held.get(electron_id)
+        return self._pending.get(electron_id)
 
-    def let_go(self, held: Held) -> Held | None:
+    def let_go(self, pending: PendingElectron) -> PendingElectron | None:
         """Hold an electron no longer, and return the one that was to come after it."""
-        electron_id = held.electron.id
-        del self._held[electron_id]
+        electron_id = pending.electron.id
+        del self._pending[electron_id]
         self._count -= 1
-        self.bytes -= len(held.body)
-        self.waiting -= held.is_waiting
+        self.bytes -= len(pending.body)
+        self.waiting -= pending.is_waiting
         waiting = self._later.get(electron_id)
         if not waiting:
             return None
-        following = self._held[electron_id] = waiting.popleft()
+        following = self._pending[electron_id] = waiting.popleft()
         if not waiting:
             del self._later[electron_id]
         return following
 
     def oldest(self) -> float:
-        """Return when that was received which has been in hand for longest; on the link's thread.
+        """Return when the electron that waits longest was received; on the connection's thread.
 
         Infinity where nothing is in hand.
         """
-        return next((held.received for held in self._held.values()), inf)
+        return next((pending.received for pending in self._pending.values()), inf)
 
-    def remember(self, held: Held) -> None:
+    def remember(self, pending: PendingElectron) -> None:
         """Keep the answer to an electron for when it is delivered again."""
-        assert held.reply is not None
-        key = held.electron.sender_id, held.electron.id
+        assert pending.reply is not None
+        key = pending.electron.sender_id, pending.electron.id
         before = self._answers.pop(key, None)
-        self._bytes += held.reply.size - (0 if before is None else before.size)
-        self._answers[key] = held.reply
+        self._bytes += pending.reply.size - (0 if before is None else before.size)
+        self._answers[key] = pending.reply
         while len(self._answers) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
             _, oldest = self._answers.popitem(last=False)
             self._bytes -= oldest.size
 
-    def put_back_later(self) -> list[Held]:
+    def put_back_later(self) -> list[PendingElectron]:
         """Let go of all that had to come after others, and return them."""
-        those = [held for waiting in self._later.values() for held in waiting]
+        those = [pending for waiting in self._later.values() for pending in waiting]
         self._later.clear()
         self._count -= len(those)
-        self.bytes -= sum(len(held.body) for held in those)
+        self.bytes -= sum(len(pending.body) for pending in those)
         return those
 
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others that it sent."""
-        held = self._held.get(electron_id)
-        if held is not None and not held.is_waiting:
-            held.is_waiting = True
+        pending = self._pending.get(electron_id)
+        if pending is not None and not pending.is_waiting:
+            pending.is_waiting = True
             self.waiting += 1

@@ -279,7 +279,7 @@ def test_a_cut_right_after_a_cut_leaves_no_answer_unheard(broker, queue, monkeyp
     with connected(broker.url, queue) as (conductor, ears):
         future = conductor.send(Electron(TOSS))
         wait_until(lambda: conductor.status().sent == 1, "it is out")
-        its = conductor._link
+        its = conductor._connection
         count = its.count
 
         def cut():
@@ -302,16 +302,18 @@ def test_consumers_that_are_done_are_forgotten(broker, queue):
         next_electron = threading.Thread(target=lambda: list(conductor.receive()), daemon=True)
         next_electron.start()
         wait_until(lambda: conductor.status().prefetch, "it receives")
-        service = conductor._service
+        consumer = conductor._consumer
         for count in range(1, 20):
-            conductor._link.ask(lambda count=count: service._consume(count))
-        known = conductor._link._connection._consumers
-        wait_until(lambda: len(known) == 1 and not service._channel._cancelled, "one is left")
+            conductor._connection.ask(lambda count=count: consumer._consume(count))
+        known = conductor._connection._connection._consumers
+        wait_until(lambda: len(known) == 1 and not consumer._channel._cancelled, "one is left")
 
 
 def test_waits_longer_after_each_failure_but_not_for_ever(monkeypatch):
     waited = []
-    it = connection.Link(None, "test", is_up=None, is_down=None, is_blocked=None, on_problem=None)
+    it = connection.BrokerConnection(
+        None, "test", is_up=None, is_down=None, is_blocked=None, on_problem=None
+    )
     monkeypatch.setattr(it, "call_later", lambda seconds, _: waited.append(seconds))
     for _ in range(2000):
         it._retry()
@@ -327,15 +329,15 @@ def test_a_broker_that_lets_nobody_consume_is_not_asked_without_end(broker, queu
     waited = []
     try:
         with connected(url, queue) as (conductor, ears):
-            call_later = conductor._link.call_later
+            call_later = conductor._connection.call_later
 
             def later(seconds, function):
-                if function == conductor._link._connect:
+                if function == conductor._connection._connect:
                     waited.append(seconds)
                     seconds = 0
                 call_later(seconds, function)
 
-            monkeypatch.setattr(conductor._link, "call_later", later)
+            monkeypatch.setattr(conductor._connection, "call_later", later)
             receiving = threading.Thread(target=lambda: list(conductor.receive()), daemon=True)
             receiving.start()
             wait_until(lambda: len(waited) >= 6, "six attempts")
@@ -371,7 +373,7 @@ def test_a_cut_while_answering_an_unknown_sender_is_no_dead_letter(wire, queue, 
         now = datetime.now(UTC)
         wire.is_deaf = True  # to what the broker says of the answer
         conductor.complete(Properties(electron.id, electron.atom_id, now, now, result=5))
-        wait_until(lambda: conductor._link._unconfirmed, "it is on its way")
+        wait_until(lambda: conductor._connection._unconfirmed, "it is on its way")
         wire.is_deaf = False
         wire.cut()
         ears.wait_for("again")
@@ -459,7 +461,7 @@ def test_goes_on_after_an_error_of_its_own(broker, queue):
         def fail():
             raise ValueError("mine")
 
-        conductor._link._loop.add_callback_threadsafe(fail)  # not by `call`, which guards
+        conductor._connection._loop.add_callback_threadsafe(fail)  # not by `call`, which guards
         ears.wait_for("again")
         assert "mine" in str(ears.errors[0].internal)
         conductor.send(Electron(TOSS)).result(SECONDS).value()

@@ -384,7 +384,7 @@ def close_connections(broker):
 
 
 def cut_socket(node):
-    node.conductors["amqp"]._link._connection._transport._sock.shutdown(2)
+    node.conductors["amqp"]._connection._connection._transport._sock.shutdown(2)
 
 
 @pytest.mark.parametrize("how", ["socket", "operator"])
@@ -413,11 +413,13 @@ def test_an_error_that_comes_up_while_it_takes_leave_of_the_broker_is_told_later
         failed = Failure("exception", "ValueError", "not now").properties(next(electrons))
 
         def answer_while_leaving():
-            conductor._link._close_connection("a test: as where the broker has closed a channel")
-            conductor._service.complete(failed)
+            conductor._connection._close_connection(
+                "a test: as where the broker has closed a channel"
+            )
+            conductor._consumer.complete(failed)
             conductor._flush()
 
-        conductor._link.ask(answer_while_leaving)
+        conductor._connection.ask(answer_while_leaving)
         (reply,) = peer.replies(1)
         assert told(reply) == "not now"
         assert conductor.join(SECONDS)
@@ -502,15 +504,15 @@ def test_killing_a_node_loses_nothing(broker, queue, peer, tmp_path):
 
 def test_nothing_is_acknowledged_before_the_reply_is_confirmed(broker, queue, peer, counting):
     with serving(broker.url, queue, counting.atom) as node:
-        link = node.conductors["amqp"]._link
+        connection = node.conductors["amqp"]._connection
         peer.ask("count", payload={"number": 0})
-        link.ask(lambda: setattr(link, "_can_send", lambda: False))  # replies stay here
+        connection.ask(lambda: setattr(connection, "_can_send", lambda: False))  # replies stay here
         peer.send(peer.electron("count", payload={"number": 1}))
         wait_until(lambda: counting.executed == [0, 1], "it is executed")
-        wait_until(lambda: link.unsent == 1, "its reply waits")
+        wait_until(lambda: connection.unsent == 1, "its reply waits")
         assert messages(broker, queue) == 1
-        link.ask(lambda: delattr(link, "_can_send"))
-        link.call(link._drain)
+        connection.ask(lambda: delattr(connection, "_can_send"))
+        connection.call(connection._drain)
         assert peer.replies(1)[0]["result"] == 1
         wait_until(lambda: messages(broker, queue) == 0, "it is acknowledged")
 

@@ -9,20 +9,20 @@ TICK = 0.1
 
 def simulate(seconds_each, *, threads=2, queued=10**6, limit=10_000, ticks=100):
     """Have a node execute electrons that take so long, and return what it asked for each tick."""
-    prefetch, held, progress, answered, asked = Prefetch(limit), 0, 0.0, 0, []
+    prefetch, unanswered, progress, answered, asked = Prefetch(limit), 0, 0.0, 0, []
     for _ in range(ticks):
         count = prefetch.follow(
-            threads=threads, held=held, waiting=0, answered=answered, seconds=TICK
+            threads=threads, unanswered=unanswered, waiting=0, answered=answered, seconds=TICK
         )
         asked.append(count)
-        taken = min(max(count - held, 0), queued)
-        held, queued = held + taken, queued - taken
-        # A broker sends more as soon as one is acknowledged: what is held is no limit of the rate.
+        taken = min(max(count - unanswered, 0), queued)
+        unanswered, queued = unanswered + taken, queued - taken
+        # A broker sends more as soon as one is acknowledged: what is unanswered is no limit of the rate.
         progress += threads * TICK / seconds_each
-        answered = min(int(progress), held + queued)
+        answered = min(int(progress), unanswered + queued)
         progress -= answered
         from_queue = min(answered, queued)
-        queued, held = queued - from_queue, held - (answered - from_queue)
+        queued, unanswered = queued - from_queue, unanswered - (answered - from_queue)
     return asked
 
 
@@ -45,20 +45,20 @@ def test_never_asks_for_more_than_the_limit(limit):
 def test_asks_for_less_again_where_electrons_get_longer():
     prefetch = Prefetch(10_000)
     for _ in range(5):
-        prefetch.follow(threads=2, held=prefetch.count, waiting=0, answered=500, seconds=TICK)
+        prefetch.follow(threads=2, unanswered=prefetch.count, waiting=0, answered=500, seconds=TICK)
     assert prefetch.count > 2000
     for _ in range(200):
-        prefetch.follow(threads=2, held=prefetch.count, waiting=0, answered=0, seconds=TICK)
+        prefetch.follow(threads=2, unanswered=prefetch.count, waiting=0, answered=0, seconds=TICK)
     assert prefetch.count < 10
 
 
 def test_a_slow_queue_is_no_slow_node():
     prefetch = Prefetch(10_000)
     for _ in range(5):
-        prefetch.follow(threads=2, held=prefetch.count, waiting=0, answered=500, seconds=TICK)
+        prefetch.follow(threads=2, unanswered=prefetch.count, waiting=0, answered=500, seconds=TICK)
     count = prefetch.count
     for _ in range(200):
-        prefetch.follow(threads=2, held=0, waiting=0, answered=0, seconds=TICK)
+        prefetch.follow(threads=2, unanswered=0, waiting=0, answered=0, seconds=TICK)
     assert prefetch.count == count
 
 
@@ -71,15 +71,19 @@ def test_a_new_number_is_not_asked_for_with_each_tick():
     threads=st.integers(1, 64), spawners=st.integers(1, 500), limit=st.sampled_from([1, 3, 10_000])
 )
 def test_a_node_full_of_electrons_that_wait_is_sent_more(threads, spawners, limit):
-    prefetch, held = Prefetch(limit), 0
+    prefetch, unanswered = Prefetch(limit), 0
     for _ in range(10 * spawners + 100):
         count = prefetch.follow(
-            threads=threads, held=held, waiting=min(held, spawners), answered=0, seconds=TICK
+            threads=threads,
+            unanswered=unanswered,
+            waiting=min(unanswered, spawners),
+            answered=0,
+            seconds=TICK,
         )
-        if held >= spawners + 1:
+        if unanswered >= spawners + 1:
             return  # the first of what they wait for is here
-        assert count > held, "it would wait for ever"
-        held = count
+        assert count > unanswered, "it would wait for ever"
+        unanswered = count
     raise AssertionError("never got past the spawners")
 
 
@@ -91,10 +95,10 @@ def test_a_node_full_of_electrons_that_wait_is_sent_more(threads, spawners, limi
 )
 def test_what_does_not_wait_stays_within_the_limit(history, limit):
     prefetch = Prefetch(limit)
-    for held, waiting, answered in history:
-        waiting = min(waiting, held)
+    for unanswered, waiting, answered in history:
+        waiting = min(waiting, unanswered)
         count = prefetch.follow(
-            threads=2, held=held, waiting=waiting, answered=answered, seconds=TICK
+            threads=2, unanswered=unanswered, waiting=waiting, answered=answered, seconds=TICK
         )
         assert count >= 1
         most = max(w for _, w, _ in history)

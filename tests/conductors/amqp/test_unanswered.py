@@ -8,106 +8,106 @@ from atomizer_dask.conductors.amqp.unanswered import (
     REMEMBERED,
     REMEMBERED_BYTES,
     Answer,
-    Hands,
-    Held,
+    PendingElectron,
+    Unanswered,
 )
 
 
-def held(id="e1", sender="replies", body=b"{}", tag=1):
+def pending(id="e1", sender="replies", body=b"{}", tag=1):
     electron = Electron("atom", id=id, sender_id=sender)
-    return Held(electron, hash(body), 0.0, body, False, [(1, tag)])
+    return PendingElectron(electron, hash(body), 0.0, body, False, [(1, tag)])
 
 
-def answer(hands, one, body=b"reply", headers=None):
+def answer(unanswered, one, body=b"reply", headers=None):
     one.reply = Answer(one.digest, body, headers or {})
-    hands.remember(one)
-    return hands.let_go(one)
+    unanswered.remember(one)
+    return unanswered.let_go(one)
 
 
 def test_what_is_in_hand_is_known_when_it_comes_again():
-    hands, one = Hands(), held()
-    assert hands.find(one.electron, one.digest) is None
-    assert hands.take(one)
-    assert hands.find(one.electron, one.digest) is one
+    unanswered, one = Unanswered(), pending()
+    assert unanswered.find(one.electron, one.digest) is None
+    assert unanswered.take(one)
+    assert unanswered.find(one.electron, one.digest) is one
 
 
 def test_what_was_answered_is_answered_from_memory():
-    hands, one = Hands(), held()
-    hands.take(one)
-    answer(hands, one)
-    assert hands.find(one.electron, one.digest) is one.reply
-    assert len(hands) == 0
+    unanswered, one = Unanswered(), pending()
+    unanswered.take(one)
+    answer(unanswered, one)
+    assert unanswered.find(one.electron, one.digest) is one.reply
+    assert len(unanswered) == 0
 
 
 def test_another_message_of_the_same_id_is_another_electron():
-    hands, one = Hands(), held()
-    hands.take(one)
-    assert hands.find(one.electron, hash(b"other")) is None
-    answer(hands, one)
-    assert hands.find(one.electron, hash(b"other")) is None
+    unanswered, one = Unanswered(), pending()
+    unanswered.take(one)
+    assert unanswered.find(one.electron, hash(b"other")) is None
+    answer(unanswered, one)
+    assert unanswered.find(one.electron, hash(b"other")) is None
 
 
 def test_the_same_id_of_different_senders_is_executed_one_after_the_other():
-    hands = Hands()
-    first, second, third = (held(sender=f"sender-{n}", tag=n) for n in range(3))
-    assert [hands.take(one) for one in (first, second, third)] == [True, False, False]
-    assert hands.find(second.electron, second.digest) is second
-    assert answer(hands, first) is second
-    assert hands.get("e1") is second
-    assert answer(hands, second) is third
-    assert answer(hands, third) is None
-    assert "e1" not in hands
+    unanswered = Unanswered()
+    first, second, third = (pending(sender=f"sender-{n}", tag=n) for n in range(3))
+    assert [unanswered.take(one) for one in (first, second, third)] == [True, False, False]
+    assert unanswered.find(second.electron, second.digest) is second
+    assert answer(unanswered, first) is second
+    assert unanswered.get("e1") is second
+    assert answer(unanswered, second) is third
+    assert answer(unanswered, third) is None
+    assert "e1" not in unanswered
 
 
 def test_those_that_come_after_others_are_put_back_together():
-    hands = Hands()
-    first, second, third = (held(sender=f"sender-{n}", tag=n) for n in range(3))
+    unanswered = Unanswered()
+    first, second, third = (pending(sender=f"sender-{n}", tag=n) for n in range(3))
     for one in (first, second, third):
-        hands.take(one)
-    assert hands.put_back_later() == [second, third]
-    assert len(hands) == 1
-    assert answer(hands, first) is None
+        unanswered.take(one)
+    assert unanswered.put_back_later() == [second, third]
+    assert len(unanswered) == 1
+    assert answer(unanswered, first) is None
 
 
 def test_waiting_ones_are_counted_once_and_until_they_are_answered():
-    hands, one = Hands(), held()
-    hands.take(one)
-    hands.note_waiting("e1")
-    hands.note_waiting("e1")
-    hands.note_waiting("unknown")
-    assert hands.waiting == 1
-    answer(hands, one)
-    assert hands.waiting == 0
+    unanswered, one = Unanswered(), pending()
+    unanswered.take(one)
+    unanswered.note_waiting("e1")
+    unanswered.note_waiting("e1")
+    unanswered.note_waiting("unknown")
+    assert unanswered.waiting == 1
+    answer(unanswered, one)
+    assert unanswered.waiting == 0
 
 
 def test_answers_are_forgotten_where_there_are_too_many():
-    hands = Hands()
+    unanswered = Unanswered()
     for number in range(REMEMBERED + 10):
-        one = held(id=str(number))
-        hands.take(one)
-        answer(hands, one)
-    first, last = held(id="0"), held(id=str(REMEMBERED + 9))
-    assert hands.find(first.electron, first.digest) is None
-    assert hands.find(last.electron, last.digest) is not None
+        one = pending(id=str(number))
+        unanswered.take(one)
+        answer(unanswered, one)
+    first, last = pending(id="0"), pending(id=str(REMEMBERED + 9))
+    assert unanswered.find(first.electron, first.digest) is None
+    assert unanswered.find(last.electron, last.digest) is not None
 
 
 def test_an_answer_larger_than_what_is_remembered_is_forgotten():
-    hands = Hands()
+    unanswered = Unanswered()
     for body in (b"small", bytes(REMEMBERED_BYTES + 1), b"small"):
-        one = held()
-        hands.take(one)
-        answer(hands, one, body)
-    assert hands.find(one.electron, one.digest) is one.reply
+        one = pending()
+        unanswered.take(one)
+        answer(unanswered, one, body)
+    assert unanswered.find(one.electron, one.digest) is one.reply
 
 
 def test_remembered_answers_take_little_memory_with_all_that_they_say():
-    hands = Hands()
+    unanswered = Unanswered()
     tracemalloc.start()
     try:
         for number in range(10_000):
-            one = held(id=str(number))
-            hands.take(one)
-            answer(hands, one, headers={"atomizer-traceback": str(number).zfill(16_000)})
+            one = pending(id=str(number))
+            unanswered.take(one)
+            answer(unanswered, one, headers={"atomizer-traceback": str(number).zfill(16_000)})
         size, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -117,19 +117,21 @@ def test_remembered_answers_take_little_memory_with_all_that_they_say():
 @given(st.lists(st.tuples(st.sampled_from(["take", "answer", "wait"]), st.integers(0, 3),
                           st.integers(0, 2)), max_size=60))  # fmt: skip
 def test_counts_are_right_whatever_happens(steps):
-    hands, model = Hands(), {}
+    unanswered, model = Unanswered(), {}
     for step, number, sender in steps:
         name = f"e{number}"
         queue = model.setdefault(name, [])
         if step == "take":
-            one = held(id=name, sender=f"sender-{sender}")
-            if not isinstance(hands.find(one.electron, one.digest), Held):
-                assert hands.take(one) == (not queue)
+            one = pending(id=name, sender=f"sender-{sender}")
+            if not isinstance(unanswered.find(one.electron, one.digest), PendingElectron):
+                assert unanswered.take(one) == (not queue)
                 queue.append(one)
         elif step == "wait":
-            hands.note_waiting(name)
+            unanswered.note_waiting(name)
         elif queue:
             one = queue.pop(0)
-            assert answer(hands, one) is (queue[0] if queue else None)
-        assert len(hands) == sum(map(len, model.values()))
-        assert hands.waiting == sum(one.is_waiting for those in model.values() for one in those)
+            assert answer(unanswered, one) is (queue[0] if queue else None)
+        assert len(unanswered) == sum(map(len, model.values()))
+        assert unanswered.waiting == sum(
+            one.is_waiting for those in model.values() for one in those
+        )
