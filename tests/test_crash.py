@@ -29,7 +29,7 @@ from pandas.testing import assert_frame_equal
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, MemoryConductor, Run, atom, grid
 from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
 from atomizer_dask.execution.row_dependence import MOST_ROWS
-from atomizer_dask.runs import source
+from atomizer_dask.runs.sources import stored_source
 from atomizer_dask.store.writer import ResultWriter
 
 ORPHAN_NS = 5_000_000_000  # in which a worker ends whose scheduler is gone
@@ -151,7 +151,7 @@ def clumsy_client(crash, at, after):
 
     for name in ("replace", "link", "unlink"):
         setattr(os, name, counting(getattr(os, name)))
-    source.FLUSH_SECONDS = 0.02  # so that there is much to write, and to merge
+    stored_source.FLUSH_SECONDS = 0.02  # so that there is much to write, and to merge
     ResultWriter.merge_small.__defaults__ = (3,)
     with Atomizer(MemoryConductor(2), *ATOMS.values()) as atomizer:
         crash.carry_on(atomizer).wait(progress=False)

@@ -952,9 +952,10 @@ def test_registering_again_takes_what_the_atom_refers_to_now(atomizer):
 def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin():
     # The scheduler raises in its place what the first of its clients brought along, by value.
     code = (
-        "import pickle, sys; from atomizer_dask.conductors.dask.scheduler_plugin import ByValue; "
+        "import pickle, sys\n"
+        "from atomizer_dask.conductors.dask.scheduler_plugin import PluginByValue\n"
+        "sys.stdout.buffer.write(pickle.dumps(PluginByValue()))"
     )
-    code += "sys.stdout.buffer.write(pickle.dumps(ByValue()))"
     command = [sys.executable, "-c", code]
     brought = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     plugin = pickle.loads(brought)

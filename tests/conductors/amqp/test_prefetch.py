@@ -17,7 +17,7 @@ def simulate(seconds_each, *, threads=2, queued=10**6, limit=10_000, ticks=100):
         asked.append(count)
         taken = min(max(count - unanswered, 0), queued)
         unanswered, queued = unanswered + taken, queued - taken
-        # A broker sends more as soon as one is acknowledged: what is unanswered is no limit of the rate.
+        # A broker sends more as soon as one is acknowledged: the rate has no limit there.
         progress += threads * TICK / seconds_each
         answered = min(int(progress), unanswered + queued)
         progress -= answered
