@@ -6,6 +6,7 @@ from atomizer_dask.widgets.format import rounded
 
 POINTS = 90
 FIRST_STEP = 0.4  # seconds
+CLOCK_STEP = 1e-9  # seconds: what is closer together happened at once, as far as clocks can tell
 
 
 class RateHistory:
@@ -42,11 +43,11 @@ class RateHistory:
         samples = self._samples
         if len(samples) > 1 and ended == samples[-1][1] == samples[-2][1]:
             samples.pop()  # a rest has a beginning and an end
-        elif samples and not last and seconds - samples[-1][0] < self._step:
+        elif not last and seconds - samples[-1][0] < self._step:
             return
         elif last and len(samples) > 1 and seconds - samples[-1][0] < self._step / 2:
             samples.pop()  # of a few milliseconds there is no rate to speak of
-        if samples and seconds <= samples[-1][0]:
+        if seconds - samples[-1][0] < CLOCK_STEP:
             return
         samples.append((seconds, ended))
         if len(samples) > POINTS:

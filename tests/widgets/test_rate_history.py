@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atomizer_dask.widgets.rate_history import POINTS, RateHistory
@@ -27,6 +27,7 @@ def test_electrons_that_are_tried_again_are_no_negative_rate():
     assert course.rates() == [[1.0, 100.0], [2.0, 0.0]]
 
 
+@example([(2e-309, 1, True)])
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10**8), st.booleans())))
 def test_whatever_comes_points_are_few_ordered_and_finite(samples):
     course = RateHistory()

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from distributed.comm import CommClosedError
 from distributed.core import clean_exception
 from distributed.protocol.pickle import dumps
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INSTALL_SECONDS = 5.0  # for workers to have a plugin, before those that do not answer may be late
+INSTALL_AGAIN_SECONDS = 0.2  # until the scheduler has noticed that a worker died
+INSTALLATIONS = 10
 
 _installing: set[asyncio.Task[Any]] = set()
 
@@ -55,13 +58,30 @@ async def ask_workers(
 
 async def install(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
     """Have all workers have a plugin, those that do not answer now as soon as they do."""
-    task = asyncio.ensure_future(client.register_plugin(plugin))
+    task = asyncio.ensure_future(_register(client, plugin))
     _installing.add(task)
     task.add_done_callback(_installing.discard)
     if (await asyncio.wait([task], timeout=INSTALL_SECONDS))[0]:
         task.result()
     else:
         task.add_done_callback(_take_note)
+
+
+async def _register(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
+    """Register a plugin, again where a worker dies as it is given it.
+
+    Dask's scheduler then hangs up on the client, as if it were the client that is gone; by then it
+    keeps the plugin for workers to come.
+    """
+    for left in reversed(range(INSTALLATIONS)):
+        try:
+            await client.register_plugin(plugin)
+        except CommClosedError:
+            if not left or client.status != "running":  # it is the scheduler that is gone
+                raise
+            await asyncio.sleep(INSTALL_AGAIN_SECONDS)
+        else:
+            return
 
 
 def successes(answers: dict[str, Any]) -> dict[str, Any]:
