@@ -359,7 +359,7 @@ class AmqpConductor(Conductor):
         self._flush()
         connection = self._connection
         open_ = connection.state == "connected" and not connection.blocked and monotonic() < until
-        if open_ and (connection.unsent or self._publisher.has_unsent):
+        if open_ and (connection.outgoing or self._publisher.has_unsent):
             connection.call_later(0.01, partial(self._wind_up, flushed, until))
             return
         queues = self._publisher.queues()

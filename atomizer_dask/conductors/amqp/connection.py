@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.amqp.address import Address
+from atomizer_dask.conductors.amqp.outgoing import Message, Outgoing
 from atomizer_dask.conductors.status import ConductorState
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError, text_of
@@ -27,56 +28,11 @@ if TYPE_CHECKING:
     from atomizer_dask.conductors.amqp.pika_connection import OnMessage
 
 
-UNCONFIRMED = 8192  # messages that the broker has not confirmed yet, at most
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0  # seconds
-REFUSED_SECONDS = 1.0  # until a message is sent again that the broker could not take
-NO_QUEUE, NO_CONNECTION = "there is no such queue", "the connection was lost"
+NO_CONNECTION = "the connection was lost"
 HANG_UP_SECONDS = 2.0  # for the broker to take leave of us; one that is blocked does not
 STEADY_SECONDS = 1.0  # that a connection must have held, or the next one waits longer
 ANSWER_SECONDS = 10.0  # for the thread to do what it is asked
-
-
-class Message:
-    """A message on its way to a queue.
-
-    Parameters
-    ----------
-    queue
-        Where it goes.
-    body
-        The JSON.
-    sent
-        Called with the message once the broker has it and an empty text, or why it cannot have it.
-    headers
-        What is said beside it.
-    persistent
-        Whether it outlives the broker's process.
-    whose
-        What `sent` needs to know.
-    """
-
-    __slots__ = (
-        "body", "headers", "is_declared", "is_unroutable", "persistent", "queue", "sent", "whose",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        queue: str,
-        body: bytes,
-        sent: Callable[[Message, str], None],
-        *,
-        headers: Mapping[str, Any] | None = None,
-        persistent: bool = False,
-        whose: Any = None,
-    ) -> None:
-        self.queue = queue
-        self.body = body
-        self.sent = sent
-        self.headers = headers
-        self.persistent = persistent
-        self.whose = whose
-        self.is_declared = False  # its queue, for its sake
-        self.is_unroutable = False
 
 
 class BrokerConnection:
@@ -97,6 +53,17 @@ class BrokerConnection:
         empty text when it does again.
     on_problem
         Told of what should never happen.
+
+    Attributes
+    ----------
+    outgoing
+        The messages that the broker has not confirmed.
+    state
+        Whether there is a connection.
+    generation
+        Which one it is: tags of an earlier one mean nothing.
+    blocked
+        Why the broker takes nothing just now.
     """
 
     def __init__(
@@ -111,17 +78,20 @@ class BrokerConnection:
     ) -> None:
         self.address = address
         self.state: ConductorState = "reconnecting"
-        self.generation = 0  # of the connection: tags of an earlier one mean nothing
-        self.blocked = ""  # why the broker takes nothing just now
+        self.generation = 0
+        self.blocked = ""
+        self.outgoing = Outgoing(
+            self._send,
+            can_send=self._can_send,
+            call_later=self.call_later,
+            guarded=self._guarded,
+        )
         self._name = name
         self._is_up = is_up
         self._is_down = is_down
         self._is_blocked = is_blocked
         self._on_problem = on_problem
         self._first: Future[None] = Future()
-        self._backlog: deque[Message] = deque()
-        self._unconfirmed: OrderedDict[int, Message] = OrderedDict()
-        self._sequence = 0
         self._failures = 0
         self._patient_until = 0.0
         self._connection: Any = None
@@ -129,7 +99,6 @@ class BrokerConnection:
         self._side: Any = None
         self._is_side_busy = False
         self._side_tasks: deque[tuple[str, bool, Callable[[str, int], None]]] = deque()
-        self._refused: set[Message] = set()
         self._pika: Any = None  # our module about it, loaded with the first connection
         self._loop: Any = None
         self._thread: threading.Thread | None = None
@@ -165,7 +134,7 @@ class BrokerConnection:
             self._first.result(patience + setting("amqp.connect-timeout") + 1)
         except TimeoutError:
             self.abandon()
-            raise self._unreachable("no answer in time") from None
+            raise _unreachable(self.address, "no answer in time") from None
         except BaseException:
             self.abandon()
             raise
@@ -213,22 +182,6 @@ class BrokerConnection:
         return threading.current_thread() is self._thread
 
     # -- on the thread ----------------------------------------------------------------------
-
-    @property
-    def unsent(self) -> int:
-        """How many messages the broker has not confirmed."""
-        return len(self._backlog) + len(self._unconfirmed) + len(self._refused)
-
-    def under_way(self) -> set[Any]:
-        """Return whose messages the broker has not confirmed."""
-        return {m.whose for m in (*self._backlog, *self._unconfirmed.values(), *self._refused)}
-
-    def publish(self, message: Message) -> None:
-        """Send a message now, or as soon as that is possible."""
-        if self._backlog or not self._can_send():
-            self._backlog.append(message)
-        else:
-            self._send(message)
 
     def channel(self, ready: Callable[[Any], None]) -> None:
         """Have a channel opened, and the connection lost where it is closed by the broker."""
@@ -353,7 +306,7 @@ class BrokerConnection:
         """Say why there is no first connection, and return whether it is given up."""
         if self._first.done() or monotonic() < self._patient_until:
             return False
-        self._first.set_exception(self._unreachable(error))
+        self._first.set_exception(_unreachable(self.address, error))
         return True
 
     def _retry(self) -> None:
@@ -377,12 +330,12 @@ class BrokerConnection:
         if self.state == "closed":
             return
         self._channel = channel
-        self._sequence = 0
+        self.outgoing.begin()
         self.generation += 1
         self.call_later(STEADY_SECONDS, partial(self._note_steady, self.generation))
         self.state = "connected"
         self._guarded(self._is_up)
-        self._drain()
+        self.outgoing.drain()
         if not self._first.done():
             self._first.set_result(None)
 
@@ -403,8 +356,7 @@ class BrokerConnection:
         """Note that the connection is gone, keep what it had not confirmed, and connect again."""
         self._connection = self._channel = self._side = None
         self.blocked = ""
-        self._backlog.extendleft(reversed(self._unconfirmed.values()))
-        self._unconfirmed.clear()
+        self.outgoing.put_back()
         if self.state == "closed":
             self._loop.stop()
             return
@@ -430,34 +382,11 @@ class BrokerConnection:
             connection.drop()
         self.call(self._loop.stop)
 
-    def _unreachable(self, error: Any) -> ConductorError:
-        reason = _reason(error)
-        what = (
-            f"nobody serves AMQP at {self.address}: {reason}; check that RabbitMQ runs there, and "
-            "that scheme, host and port are right"
-        )
-        if "(403)" in reason:
-            what = (
-                f"the broker at {self.address} does not let us in: {reason}; check user and "
-                "password, those of the URL, else of ATOMIZER_AMQP_USER and "
-                "ATOMIZER_AMQP_PASSWORD, else guest, who may come from the broker's machine only"
-            )
-        elif "(530)" in reason:
-            what = (
-                f"the broker at {self.address} does not let us in: {reason}; check the virtual "
-                "host, what comes after the port and a / in the URL"
-            )
-        return ConductorError(Event(what, level="error"))
-
     # -- publishing -------------------------------------------------------------------------
 
     def _can_send(self) -> bool:
-        return (
-            self.state == "connected"
-            and self._channel.is_open  # it is not while we take leave of the broker
-            and len(self._unconfirmed) < UNCONFIRMED
-            and not self.blocked
-        )
+        """Return whether the broker takes messages; it does not while we take leave of it."""
+        return self.state == "connected" and self._channel.is_open and not self.blocked
 
     def _send(self, message: Message) -> None:
         self._connection.publish(
@@ -467,45 +396,14 @@ class BrokerConnection:
             persistent=message.persistent,
             headers=message.headers,
         )
-        self._sequence += 1
-        message.is_unroutable = False
-        self._unconfirmed[self._sequence] = message
-
-    def _drain(self) -> None:
-        while self._backlog and self._can_send():
-            self._send(self._backlog.popleft())
 
     def _on_confirmed(self, frame: Any) -> None:
         method = frame.method
-        tag, unconfirmed = method.delivery_tag, self._unconfirmed
-        done = []
-        if method.multiple:
-            while unconfirmed and next(iter(unconfirmed)) <= tag:
-                done.append(unconfirmed.popitem(last=False)[1])
-        elif (message := unconfirmed.pop(tag, None)) is not None:
-            done.append(message)
-        if self._pika.is_refusal(method):
-            for message in done:
-                self._refused.add(message)
-                self.call_later(REFUSED_SECONDS, partial(self._send_refused, message))
-        else:
-            for message in done:
-                self._guarded(
-                    partial(message.sent, message, NO_QUEUE if message.is_unroutable else "")
-                )
-        self._drain()
-
-    def _send_refused(self, message: Message) -> None:
-        self._refused.discard(message)
-        self.publish(message)
+        is_refused = self._pika.is_refusal(method)
+        self.outgoing.confirm(method.delivery_tag, method.multiple, is_refused=is_refused)
 
     def _on_returned(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        """Mark a message whose queue is not there; the broker confirms it all the same."""
-        for message in self._unconfirmed.values():
-            same = message.queue == method.routing_key and message.body == body
-            if same and not message.is_unroutable:
-                message.is_unroutable = True
-                return
+        self.outgoing.note_returned(method.routing_key, body)
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
         self.blocked = str(frame.method.reason) or "it has no memory or disk space left"
@@ -514,7 +412,27 @@ class BrokerConnection:
     def _on_unblocked(self, *_: Any) -> None:
         self.blocked = ""
         self._guarded(partial(self._is_blocked, ""))
-        self._drain()
+        self.outgoing.drain()
+
+
+def _unreachable(address: Address, error: Any) -> ConductorError:
+    reason = _reason(error)
+    what = (
+        f"nobody serves AMQP at {address}: {reason}; check that RabbitMQ runs there, and "
+        "that scheme, host and port are right"
+    )
+    if "(403)" in reason:
+        what = (
+            f"the broker at {address} does not let us in: {reason}; check user and "
+            "password, those of the URL, else of ATOMIZER_AMQP_USER and "
+            "ATOMIZER_AMQP_PASSWORD, else guest, who may come from the broker's machine only"
+        )
+    elif "(530)" in reason:
+        what = (
+            f"the broker at {address} does not let us in: {reason}; check the virtual "
+            "host, what comes after the port and a / in the URL"
+        )
+    return ConductorError(Event(what, level="error"))
 
 
 def _reason(error: Any) -> str:

@@ -17,7 +17,7 @@ from time import monotonic, time_ns
 from typing import Any
 
 from atomizer_dask.conductors.amqp.acknowledgements import Acks
-from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, Message
+from atomizer_dask.conductors.amqp.connection import NO_CONNECTION
 from atomizer_dask.conductors.amqp.frames import PERSISTENT
 from atomizer_dask.conductors.amqp.message_members import ExpiredError
 from atomizer_dask.conductors.amqp.messages import (
@@ -26,6 +26,7 @@ from atomizer_dask.conductors.amqp.messages import (
     encode_properties,
     recognise,
 )
+from atomizer_dask.conductors.amqp.outgoing import Message
 from atomizer_dask.conductors.amqp.prefetch import Prefetch
 from atomizer_dask.conductors.amqp.publisher import OURS
 from atomizer_dask.conductors.amqp.session import Session
@@ -320,7 +321,7 @@ class Consumer:
             return
         self.counts["failed"] += properties.error is not None
         pending.reply = Answer(pending.digest, body, details_of(properties))
-        self._session.connection.publish(
+        self._session.connection.outgoing.publish(
             Message(
                 pending.electron.sender_id,
                 pending.reply.body,
@@ -359,7 +360,7 @@ class Consumer:
 
     def _reply(self, sender: str, body: bytes, headers: Any, delivery: Delivery) -> None:
         """Answer a message without having executed anything."""
-        self._session.connection.publish(
+        self._session.connection.outgoing.publish(
             Message(
                 sender,
                 body,
@@ -392,7 +393,7 @@ class Consumer:
             if reason and message.is_declared:
                 message.sent(message, reason)
             else:
-                self._session.connection.publish(message)
+                self._session.connection.outgoing.publish(message)
 
         self._session.connection.declare(message.queue, declared)
         return True
@@ -443,7 +444,7 @@ class Consumer:
         """Have a message that cannot be answered kept, with the reason, for a human to see."""
         self._session.tell(f"a message went to {self._dead_queue}: {reason}", "warning")
         headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._session.queue}
-        self._session.connection.publish(
+        self._session.connection.outgoing.publish(
             Message(
                 self._dead_queue,
                 body,

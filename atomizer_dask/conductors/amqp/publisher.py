@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from itertools import compress
 from typing import Any
 
-from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, REFUSED_SECONDS, Message
+from atomizer_dask.conductors.amqp.connection import NO_CONNECTION
 from atomizer_dask.conductors.amqp.messages import (
     decode_properties,
     encode_electron,
     recognise_reply,
 )
+from atomizer_dask.conductors.amqp.outgoing import REFUSED_SECONDS, Message
 from atomizer_dask.conductors.amqp.session import Session
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ConductorError, WireError
@@ -134,7 +135,7 @@ class Publisher:
                 del self._waiting[electron_id]
                 continue
             self.sent += 1
-            session.connection.publish(
+            session.connection.outgoing.publish(
                 Message(session.queue, body, self._on_sent, whose=electron_id)
             )
 
@@ -155,7 +156,9 @@ class Publisher:
 
     def _on_canary_queue(self, reason: str) -> None:
         if not reason and not self._has_canary:
-            self._session.connection.publish(Message(self._canary_queue, b"{}", self._on_canary))
+            self._session.connection.outgoing.publish(
+                Message(self._canary_queue, b"{}", self._on_canary)
+            )
 
     def _on_canary(self, message: Message, reason: str) -> None:
         self._has_canary = not reason  # from here on: not while it may be lost itself
@@ -244,7 +247,7 @@ class Publisher:
         self._ask_for_replies()
 
     def _send_again(self) -> None:
-        under_way = self._session.connection.under_way().union(self._outbox)
+        under_way = self._session.connection.outgoing.whose().union(self._outbox)
         again = [electron_id for electron_id in list(self._waiting) if electron_id not in under_way]
         self._outbox.extend(again)
         if again:

@@ -6,12 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from atomizer_dask.conductors.amqp.connection import (
-    NO_CONNECTION,
-    REFUSED_SECONDS,
-    BrokerConnection,
-    Message,
-)
+from atomizer_dask.conductors.amqp.connection import NO_CONNECTION, BrokerConnection
+from atomizer_dask.conductors.amqp.outgoing import REFUSED_SECONDS, Message
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event, Level
 
@@ -112,10 +108,10 @@ class Session:
             self._note_undeclared(reason)
             if reason and reason != NO_CONNECTION:
                 self.connection.call_later(
-                    REFUSED_SECONDS, partial(self.connection.publish, message)
+                    REFUSED_SECONDS, partial(self.connection.outgoing.publish, message)
                 )
             else:
-                self.connection.publish(message)
+                self.connection.outgoing.publish(message)
 
         self.connection.declare(message.queue, declared)
 

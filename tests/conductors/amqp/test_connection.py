@@ -373,7 +373,7 @@ def test_a_cut_while_answering_an_unknown_sender_is_no_dead_letter(wire, queue, 
         now = datetime.now(UTC)
         wire.is_deaf = True  # to what the broker says of the answer
         conductor.complete(Properties(electron.id, electron.atom_id, now, now, result=5))
-        wait_until(lambda: conductor._connection._unconfirmed, "it is on its way")
+        wait_until(lambda: conductor._connection.outgoing._unconfirmed, "it is on its way")
         wire.is_deaf = False
         wire.cut()
         ears.wait_for("again")

@@ -506,13 +506,14 @@ def test_nothing_is_acknowledged_before_the_reply_is_confirmed(broker, queue, pe
     with serving(broker.url, queue, counting.atom) as node:
         connection = node.conductors["amqp"]._connection
         peer.ask("count", payload={"number": 0})
-        connection.ask(lambda: setattr(connection, "_can_send", lambda: False))  # replies stay here
+        outgoing = connection.outgoing
+        connection.ask(lambda: setattr(outgoing, "_can_send", lambda: False))  # replies stay here
         peer.send(peer.electron("count", payload={"number": 1}))
         wait_until(lambda: counting.executed == [0, 1], "it is executed")
-        wait_until(lambda: connection.unsent == 1, "its reply waits")
+        wait_until(lambda: len(outgoing) == 1, "its reply waits")
         assert messages(broker, queue) == 1
-        connection.ask(lambda: delattr(connection, "_can_send"))
-        connection.call(connection._drain)
+        connection.ask(lambda: setattr(outgoing, "_can_send", connection._can_send))
+        connection.call(outgoing.drain)
         assert peer.replies(1)[0]["result"] == 1
         wait_until(lambda: messages(broker, queue) == 0, "it is acknowledged")
 
