@@ -330,7 +330,6 @@ class BrokerConnection:
         if self.state == "closed":
             return
         self._channel = channel
-        self.outgoing.begin()
         self.generation += 1
         self.call_later(STEADY_SECONDS, partial(self._note_steady, self.generation))
         self.state = "connected"

@@ -302,8 +302,7 @@ class Consumer:
         failure = Failure(
             "timeout" if expired else "rejected", type(error).__name__, error.event.message
         )
-        now, whose = utc(time_ns()), (sender.id, sender.atom_id)
-        properties = Properties(*whose, now, now, failure.error(*whose))
+        properties = _failed(failure, sender.id, sender.atom_id)
         reply = encode_properties(properties, self._session.id, self._session.limits)
         self._reply(sender.sender_id, reply, details_of(properties), delivery)
 
@@ -337,8 +336,7 @@ class Consumer:
             return encode_properties(properties, self._session.id, self._session.limits)
         except WireError as error:
             failure = Failure("exception", "WireError", error.event.message)
-            now, whose = utc(time_ns()), (properties.electron_id, properties.atom_id)
-            failed = Properties(*whose, now, now, failure.error(*whose))
+            failed = _failed(failure, properties.electron_id, properties.atom_id)
             return encode_properties(failed, self._session.id, self._session.limits)
 
     def _on_answered(self, message: Message, reason: str) -> None:
@@ -462,3 +460,9 @@ class Consumer:
         self.counts["dead"] += 1
         for tag in message.whose:
             self._acknowledge(tag)
+
+
+def _failed(failure: Failure, electron_id: str, atom_id: str) -> Properties:
+    """Return the properties of an electron that is not executed, and failed just now."""
+    now = utc(time_ns())
+    return Properties(electron_id, atom_id, now, now, failure.error(electron_id, atom_id))

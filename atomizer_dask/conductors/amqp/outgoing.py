@@ -85,7 +85,7 @@ class Outgoing:
         self._backlog: deque[Message] = deque()
         self._unconfirmed: OrderedDict[int, Message] = OrderedDict()
         self._refused: set[Message] = set()
-        self._sequence = 0  # of the last message on this connection, as the broker counts
+        self._sequence = 0  # of the last message, as the broker counts on each connection
 
     def __len__(self) -> int:
         return len(self._backlog) + len(self._unconfirmed) + len(self._refused)
@@ -106,14 +106,11 @@ class Outgoing:
         while self._backlog and self._has_room():
             self._publish_now(self._backlog.popleft())
 
-    def begin(self) -> None:
-        """Count from the first message of a new connection."""
-        self._sequence = 0
-
     def put_back(self) -> None:
         """Have sent again what was not confirmed before the connection was lost, in its order."""
         self._backlog.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
+        self._sequence = 0
 
     def confirm(self, tag: int, multiple: bool, *, is_refused: bool) -> None:
         """Take note that the broker has a message, or all up to it, or could not take them."""

@@ -6,7 +6,7 @@ kind and its fields. Whatever of the user's own goes along is pickled in a field
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 
 class BatchGivenBack(NamedTuple):
@@ -71,13 +71,7 @@ Message = (
     | EventsEmitted
     | ErrorReported
 )
-_TYPES: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        BatchGivenBack, BatchPartly, BatchArrived, BatchExpiring,
-        SentOn, SpawnerWaiting, EventsEmitted, ErrorReported,
-    )
-}  # fmt: skip
+_TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def to_topic(message: Message) -> tuple[Any, ...]:
