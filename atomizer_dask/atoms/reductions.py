@@ -16,12 +16,7 @@ from cloudpickle import cloudpickle
 
 from atomizer_dask.atoms.code.bytecode import imports_of
 from atomizer_dask.atoms.code.own_modules import file_of, is_installed
-from atomizer_dask.atoms.namespaces import (
-    Place,
-    arrive,
-    complete,
-    name_of,
-)
+from atomizer_dask.atoms.namespaces import Place, arrive, complete, name_of
 from atomizer_dask.sweeps.copies import is_sentinel
 
 STATED = None, None, complete  # ends what pickle calls a reduce value: items, pairs, state setter

@@ -10,10 +10,7 @@ import click
 
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.cli.clusters import ClusterOptions, cluster_options, conductor_at
-from atomizer_dask.cli.ending import (
-    errors_as_text,
-    heeding_termination,
-)
+from atomizer_dask.cli.ending import errors_as_text, heeding_termination
 from atomizer_dask.events import Event, Stream
 from atomizer_dask.montecarlopi import MonteCarlo, Toss, standard_error
 from atomizer_dask.runs.run import Run

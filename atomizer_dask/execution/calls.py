@@ -14,15 +14,11 @@ from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import TURN
 from atomizer_dask.conductor import Conductor
-from atomizer_dask.errors import (
-    InvalidPayloadError,
-)
+from atomizer_dask.errors import InvalidPayloadError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.lease import Lease, Place
-from atomizer_dask.execution.outputs import (
-    outputs_of_slice,
-)
+from atomizer_dask.execution.outputs import outputs_of_slice
 from atomizer_dask.sweeps.columns import (
     as_objects,
     column,

@@ -12,9 +12,7 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.execution.calls import bond, seeded
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.execution.outputs import (
-    ResultCollector,
-)
+from atomizer_dask.execution.outputs import ResultCollector
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.timeout import watched
 

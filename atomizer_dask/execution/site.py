@@ -12,9 +12,7 @@ from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.calls import inputs_as_columns
 from atomizer_dask.execution.lease import HAND_OVER_SECONDS, Lease, Place, SingletonSlot
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.execution.outputs import (
-    join_outcomes,
-)
+from atomizer_dask.execution.outputs import join_outcomes
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import Cuts
 from atomizer_dask.execution.scalar_loop import run_each

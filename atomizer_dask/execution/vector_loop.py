@@ -11,24 +11,16 @@ import numpy as np
 
 from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.definition import FunctionAtom
-from atomizer_dask.errors import (
-    DependentRowsError,
-)
+from atomizer_dask.errors import DependentRowsError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.calls import own_array, seeded
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import Column, Outcome
-from atomizer_dask.execution.outputs import (
-    errors_of_slice,
-    join,
-    outputs_of_slice,
-)
+from atomizer_dask.execution.outputs import errors_of_slice, join, outputs_of_slice
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import fault_of, longest_stretch, warning_of
 from atomizer_dask.execution.timeout import TimeIsUp, watched
-from atomizer_dask.sweeps.columns import (
-    numpy_values,
-)
+from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, numpy_or_extension
 
 _FIRST_SLICE = 1024

@@ -9,12 +9,8 @@ from typing import Any, Literal
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.pickling import dump_atom
-from atomizer_dask.errors import (
-    StoreChangedError,
-)
-from atomizer_dask.store.layout import (
-    ATOM,
-)
+from atomizer_dask.errors import StoreChangedError
+from atomizer_dask.store.layout import ATOM
 from atomizer_dask.store.provenance import differences, versions
 from atomizer_dask.store.signature import sign
 from atomizer_dask.store.store import Store, now

@@ -15,12 +15,7 @@ from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import seed_of
-from atomizer_dask.errors import (
-    RegistrationError,
-    StoreChangedError,
-    StoreError,
-    UnstorableError,
-)
+from atomizer_dask.errors import RegistrationError, StoreChangedError, StoreError, UnstorableError
 from atomizer_dask.execution.batch import Positions
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.policy import OnFailure

@@ -32,12 +32,7 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Column, Outcome, RunPart
 from atomizer_dask.store.arrow import codec
 from atomizer_dask.store.arrow.codec import EncodedColumn
-from atomizer_dask.sweeps.columns import (
-    OUTPUT_PREFIX,
-    Values,
-    numpy_values,
-    renamed,
-)
+from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, Values, numpy_values, renamed
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")

@@ -7,13 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.sweeps.columns import (
-    Values,
-    as_objects,
-    column,
-    loop_values,
-    numpy_values,
-)
+from atomizer_dask.sweeps.columns import Values, as_objects, column, loop_values, numpy_values
 from atomizer_dask.sweeps.copies import own_copy, own_payload
 
 

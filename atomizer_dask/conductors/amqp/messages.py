@@ -42,12 +42,7 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring
 from typing import Any
 
-from atomizer_dask.conductors.amqp.json_reader import (
-    kind_of,
-    members_of,
-    read,
-    utf8,
-)
+from atomizer_dask.conductors.amqp.json_reader import kind_of, members_of, read, utf8
 from atomizer_dask.conductors.amqp.json_writer import FormError, to_text
 from atomizer_dask.conductors.amqp.message_members import (
     LONGEST_HEADER,

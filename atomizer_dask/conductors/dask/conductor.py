@@ -41,23 +41,13 @@ from atomizer_dask.conductors.dask.scheduler_plugin import (
     knows,
 )
 from atomizer_dask.conductors.dask.task_keys import kept_key
-from atomizer_dask.conductors.dask.worker import (
-    CALLS,
-    Undisturbed,
-    drive_detached,
-    let_go,
-    sees,
-)
+from atomizer_dask.conductors.dask.worker import CALLS, Undisturbed, drive_detached, let_go, sees
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import (
-    ConductorError,
-)
+from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, StoreTarget
-from atomizer_dask.execution.packing import (
-    Packed,
-)
+from atomizer_dask.execution.packing import Packed
 from atomizer_dask.policy import Policy
 
 logger = logging.getLogger(__name__)

@@ -17,15 +17,9 @@ from atomizer_dask.conductors.dask.messages import (
     SpawnerWaiting,
     to_topic,
 )
-from atomizer_dask.errors import (
-    AtomizerError,
-)
+from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event, Level
-from atomizer_dask.execution.packing import (
-    dump_error,
-    dump_events,
-    dumps,
-)
+from atomizer_dask.execution.packing import dump_error, dump_events, dumps
 
 logger = logging.getLogger(__name__)
 
