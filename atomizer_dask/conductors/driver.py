@@ -287,15 +287,17 @@ class Driver:
                 self._pump()
                 return
 
-    def adopt(self, batch: Batch, start: int, stop: int) -> None:
+    def adopt(self, batch: Batch, start: int, stop: int, ran: float = 0.0) -> None:
         """Wait for a batch that another process submitted; on the dispatcher's thread.
 
         Parameters
         ----------
         start, stop
             Offsets of the first electron that the batch is responsible for, and after the last.
+        ran
+            Seconds of the running electron, where the wall time of its worker is about to end.
         """
-        self._in_flight[batch.key] = _InFlight(batch, stop, start)
+        self._in_flight[batch.key] = _InFlight(batch, stop, start, ran)
         self.leased += stop - start
         self.sizing.note_longest(batch.longest)
         self._carrier.await_batch(batch, self.post)
@@ -433,13 +435,21 @@ class Driver:
             self._carrier.retract(key)
 
     def let_go(self) -> None:
-        """Wait for no batch any more: another process takes over what is under way."""
+        """Send nothing more, and wait for no batch: another process takes over."""
+        self.hand_over()
+        self._failed = True
+
+    def hand_over(self) -> list[tuple[Batch, int, int, float]]:
+        """Wait for no batch any more, and return those under way, as `adopt` takes them."""
+        handed = [
+            (each.batch, each.start, each.stop, each.ran) for each in self._in_flight.values()
+        ]
         for key in self._in_flight:
             self._carrier.forget(key)
-        self._failed = True
         self._in_flight.clear()
         self._waiting_batches = 0
         self.leased = 0
+        return handed
 
     def leave(self, error: AtomizerError) -> Callable[[], bool]:
         """Hand the rest to another process, or fail it; on the dispatcher's thread.

@@ -12,10 +12,10 @@ from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Route
 from atomizer_dask.conductors.dispatcher import as_error
 from atomizer_dask.conductors.driver import Driver, Source
-from atomizer_dask.conductors.electron_source import ElectronSource, Sent, give_up, held
+from atomizer_dask.conductors.electron_source import ElectronSource, Handed, Sent, give_up, held
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
-from atomizer_dask.execution.batch import FIRST, Origin
+from atomizer_dask.execution.batch import FIRST, Batch, Origin
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.registry import registered
@@ -201,17 +201,31 @@ class ElectronSender:
         for source, driver in list(self._sources.values()):
             driver.act(source.withdraw, error)
 
-    def orphans(self, *, all: bool) -> list[Sent]:
-        """Give away what no electron waits for: what is not under way, or all of it."""
+    def orphans(self) -> list[Sent]:
+        """Give away what is not under way, and no electron here waits for."""
         orphans = self.empty()
         for source, _ in self._sources.values():
-            orphans += source.orphans(all=all)
+            orphans += source.orphans()
         return orphans
 
-    @property
-    def left(self) -> int:
-        """How many electrons the sources have that are not done."""
-        return sum(source.unfinished for source, _ in self._sources.values())
+    def hand_over(self) -> list[tuple[Batch, Handed]]:
+        """Give away the batches that are under way: another process waits for them."""
+        return [
+            (batch, source.hand_over(batch, start, stop, ran))
+            for source, driver in self._sources.values()
+            for batch, start, stop, ran in driver.hand_over()
+        ]
+
+    def adopt(self, handed: Handed) -> None:
+        """Wait for a batch of what electrons elsewhere had sent, whose worker leaves."""
+        example = handed.electrons[0]
+        source, driver = self._source_for(example.group(), example)
+        self.count += len(handed.electrons)
+        driver.act(self._adopt, source, driver, handed)
+
+    @staticmethod
+    def _adopt(source: ElectronSource, driver: Driver, handed: Handed) -> None:
+        driver.adopt(source.adopt(handed), handed.start, handed.stop, handed.ran)
 
     def empty(self) -> list[Sent]:
         """Take everything out of the outbox."""

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from dataclasses import replace
 from itertools import compress
+from math import inf
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.random_streams import RandomStream
@@ -51,9 +53,41 @@ class Sent(NamedTuple):
             origin.space,
         )
 
+    def without_future(self) -> Sent:
+        """Return it as it travels to another process: nobody waits for it there."""
+        return self._replace(future=None)  # type: ignore[arg-type]
+
     def is_of(self, root: str) -> bool:
         """Return whether it is `root`, or descends from it."""
         return root in (self.electron.id, self.root)
+
+
+class Handed(NamedTuple):
+    """Electrons under way that are handed over to another process, with their batch.
+
+    Parameters
+    ----------
+    key
+        Of the batch.
+    electrons
+        All of the batch, without their futures.
+    awaited
+        Whether each is waited for by an electron, which will send it again.
+    start, stop
+        Offsets of the first electron whose outcome is not known, and after the last.
+    ran
+        Seconds of the running electron, when its worker's wall time was about to end.
+    longest
+        Seconds that the longest of them took so far.
+    """
+
+    key: str
+    electrons: list[Sent]
+    awaited: list[bool]
+    start: int
+    stop: int
+    ran: float
+    longest: float
 
 
 def held(electron: Electron) -> Electron:
@@ -135,6 +169,9 @@ class ElectronSource:
         if not taken:
             del self._under_way[key]
             return None
+        return self._batch(key, taken, size.seconds)
+
+    def _batch(self, key: str, taken: list[Sent], seconds: float) -> Batch:
         example = self._example.electron
         terms = taken[0].terms
         return Batch(
@@ -151,7 +188,7 @@ class ElectronSource:
             ids=[sent.electron.id for sent in taken],
             sender_ids=[sent.electron.sender_id for sent in taken],
             copy_state=example.copy_state,
-            seconds=size.seconds,
+            seconds=seconds,
         )
 
     def _next(self, count: int) -> list[Sent]:
@@ -164,7 +201,8 @@ class ElectronSource:
         return taken[:same]
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:  # noqa: D102
-        back = self._under_way[batch.key][start:stop]
+        # What has been answered meanwhile, as cancelled, is not executed again.
+        back = [sent for sent in self._under_way[batch.key][start:stop] if not sent.future.done()]
         if self._withdrawn is not None:
             give_up(back, self._withdrawn)
             return
@@ -257,15 +295,28 @@ class ElectronSource:
     def disown(self, error: AtomizerError) -> None:
         """Do nothing: the futures are those of the parent's threads."""
 
-    def orphans(self, *, all: bool) -> list[Sent]:
-        """Give away what no electron waits for: what is not under way, or all of it."""
+    def orphans(self) -> list[Sent]:
+        """Give away what is not under way, and no electron here waits for."""
         those = [*self._waiting, *self._delayed.values()]
-        if all:
-            those += [sent for group in self._under_way.values() for sent in group]
-        mine = [sent for sent in self._waiting if sent.future.is_awaited]
-        self._waiting = deque(mine)
+        self._waiting = deque(sent for sent in self._waiting if sent.future.is_awaited)
         self._delayed = {k: sent for k, sent in self._delayed.items() if sent.future.is_awaited}
-        return [s for s in those if not (s.future.is_awaited or s.future.done())]
+        return [sent for sent in those if not (sent.future.is_awaited or sent.future.done())]
+
+    def hand_over(self, batch: Batch, start: int, stop: int, ran: float) -> Handed:
+        """Give away the electrons of a batch under way."""
+        those = self._under_way.pop(batch.key)
+        awaited = [sent.future.is_awaited for sent in those]
+        bare = [sent.without_future() for sent in those]
+        return Handed(batch.key, bare, awaited, start, stop, ran, self.driver.sizing.longest)
+
+    def adopt(self, handed: Handed) -> Batch:
+        """Return the batch of electrons that another process has handed over."""
+        electrons = [sent._replace(future=ElectronFuture()) for sent in handed.electrons]
+        for sent in compress(electrons, handed.awaited):
+            sent.future.cancel()
+        ElectronFuture.start_all([sent.future for sent in electrons])
+        self._under_way[handed.key] = electrons
+        return replace(self._batch(handed.key, electrons, inf), longest=handed.longest)
 
     def withdraw(self, error: AtomizerError) -> None:
         """End with `error` what has not begun, now and when it is given back."""

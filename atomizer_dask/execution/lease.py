@@ -160,6 +160,12 @@ class Lease:
             if len(part) and self.site.tell(self.batch, part):
                 self._reported = max(self._reported, outcome.stop)
 
+    @property
+    def has_untold(self) -> bool:
+        """Whether electrons have ended that nobody has been told of."""
+        with self.lock:
+            return self._so_far is not None and self._so_far().stop > self._reported
+
     def ran(self) -> float:
         """Return for how long the electron that is running has been."""
         with self.lock:

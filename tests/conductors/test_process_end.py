@@ -14,7 +14,7 @@ from distributed.comm import CommClosedError
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, MemoryConductor, Run, atom, grid
-from atomizer_dask.conductors.dask.scheduler_plugin import is_trouble
+from atomizer_dask.conductors.dask.batch_tasks import is_trouble
 from atomizer_dask.errors import ConductorError, RegistrationError
 from atomizer_dask.store.signature import is_own, sign
 

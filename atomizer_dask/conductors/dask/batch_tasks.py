@@ -11,11 +11,12 @@ from time import time
 from typing import Any, Protocol
 
 from distributed import Client, Future, KilledWorker, wait
+from distributed.comm import CommClosedError
 
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.conductors.dask.idle_workers import keys_in
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
-from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost, is_trouble
+from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost
 from atomizer_dask.conductors.dask.task_keys import key_of
 from atomizer_dask.conductors.dask.walltime import WallTimeError
 from atomizer_dask.conductors.fair_share import task_priority
@@ -41,6 +42,14 @@ logger = logging.getLogger(__name__)
 
 MANY_TROUBLES = 5  # in a row, after which a run ends
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
+_TROUBLE = (
+    "cannot schedule new futures",
+    "interpreter shutdown",
+    "loop is closed",
+    "ConnectionPool is closed",
+    "No worker found",
+    "No workers found",
+)
 
 
 class Owner(Protocol):
@@ -275,6 +284,7 @@ class BatchTasks:
     async def _adopt(self, batch: Batch) -> Future:
         """Return a future of a task that another client submitted."""
         key = key_of(batch)
+        self._dropping.add(batch.key)  # the scheduler may have forgotten it: no fault from outside
         future = Future(key, self._client)
         msg = {"key": key, "client": self._client.id}
         await self._client.scheduler.log_event(topic=ADOPTED, msg=msg)
@@ -392,3 +402,12 @@ def _unpacked(packed: Packed, batch: Batch) -> Any:
 def _failure_of_task(error: Exception) -> Failure:
     why = f"the worker could not take it: {text_of(error)}"
     return Failure("rejected", type(error).__name__, why)
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Return whether a task ended so because of a connection, or of a process that ends."""
+    if isinstance(error, ConnectionError | TimeoutError | CommClosedError):
+        return True
+    return isinstance(error, RuntimeError | ValueError) and any(
+        text in str(error) for text in _TROUBLE
+    )

@@ -22,18 +22,19 @@ from atomizer_dask.conductors.dask.messages import (
     BatchArrived,
     BatchExpiring,
     BatchGivenBack,
+    BatchHandedOn,
     BatchPartly,
+    ElectronHandedOn,
     ErrorReported,
     EventsEmitted,
     Message,
-    SentOn,
     SpawnerWaiting,
     from_topic,
 )
 from atomizer_dask.conductors.dask.placement import Placement
 from atomizer_dask.conductors.dask.scheduler_plugin import DEMAND, SEND_SECONDS
 from atomizer_dask.conductors.dask.worker_watch import WorkerList, WorkerWatch
-from atomizer_dask.conductors.electron_source import Sent
+from atomizer_dask.conductors.electron_source import Handed, Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.electron import new_id
@@ -228,8 +229,14 @@ class DaskCarrier(BatchConductor):
                 self._tasks.post_partly(key, outcome)
             case BatchExpiring(key, ran):
                 self._tasks.post(key, Expiring(key, ran))
-            case SentOn(sent):
-                self._take_in(Sent(*loads(sent)))
+            case ElectronHandedOn(sent):
+                electron: Sent = loads(sent)
+                if self._is_of_ours(electron):
+                    self._sender.send_again(electron)
+            case BatchHandedOn(_, handed):
+                batch: Handed = loads(handed)
+                if self._is_of_ours(batch.electrons[0]):
+                    self.post(partial(self._sender.adopt, batch))
             case SpawnerWaiting(electron_id):
                 self.tell_waiting(self.channel, electron_id)
             case EventsEmitted(events):
@@ -238,11 +245,9 @@ class DaskCarrier(BatchConductor):
             case ErrorReported(error):
                 self.report(self.channel, loads(error))
 
-    def _take_in(self, sent: Sent) -> None:
-        """Send what an electron had sent whose worker leaves; nobody waits for its outcome."""
-        if self._closed or sent.origin.channel != self.channel:  # others may listen to it as well
-            return
-        self._sender.send_again(sent)
+    def _is_of_ours(self, sent: Sent) -> bool:
+        """Return whether it descends from what was sent here: others may listen as well."""
+        return not self._closed and sent.origin.channel == self.channel
 
     # -- what its tasks and its watch tell it -------------------------------------------------
 

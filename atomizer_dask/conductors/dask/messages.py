@@ -37,10 +37,17 @@ class BatchExpiring(NamedTuple):
     ran: float
 
 
-class SentOn(NamedTuple):
-    """What an electron sent is handed on, for its worker leaves; `sent` is a pickled `Sent`."""
+class ElectronHandedOn(NamedTuple):
+    """An electron sent another, and its worker leaves before that began; a pickled `Sent`."""
 
     sent: bytes
+
+
+class BatchHandedOn(NamedTuple):
+    """A worker leaves, and what its electrons sent is under way; a pickled `Handed`."""
+
+    key: str
+    handed: bytes
 
 
 class SpawnerWaiting(NamedTuple):
@@ -66,7 +73,8 @@ Message = (
     | BatchPartly
     | BatchArrived
     | BatchExpiring
-    | SentOn
+    | ElectronHandedOn
+    | BatchHandedOn
     | SpawnerWaiting
     | EventsEmitted
     | ErrorReported

@@ -22,14 +22,15 @@ import dask
 from dask._task_spec import Task
 from dask.utils import parse_timedelta
 from distributed import SchedulerPlugin
-from distributed.comm import CommClosedError
 from distributed.protocol import pickle
 from distributed.scheduler import Scheduler, WorkerState
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
+HANDED = "atomizer-handed"  # the topic on which workers that leave tell who waits for a task now
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
+HEARD = "atomizer-heard"  # how a worker that leaves hears that the scheduler has all it told
 LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
 NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
@@ -84,9 +85,10 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         elif topic == LEAVING:
             self._let_leave(msg["worker"], final=msg["final"])
             stream = self._scheduler.stream_comms.get(msg["worker"])
-            if msg["final"] and stream is not None:  # by which it knows that all it told is here
+            if msg["final"] and stream is not None:
                 status = {"status": "closing_gracefully", "stimulus_id": f"atomizer-{time()}"}
                 stream.send({"op": "worker-status-change", **status})
+                stream.send({"op": HEARD, "number": msg["number"]})
         elif topic == SETTLED:
             keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
             if keeper is not None:
@@ -94,6 +96,22 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
                 self._scheduler.client_releases_keys(keys, keeper.client_key)
                 self._dismiss_idle_keepers(keeper.client_key)
+        elif topic == HANDED:
+            self._pass_on(tuple(msg["key"]), msg["channel"])
+        elif self._heirs and type(msg) in (tuple, list):  # what a worker tells of a batch, say
+            heir = self._heirs.get(msg[1], topic)
+            if heir != topic:
+                self._scheduler.log_event(heir, msg)
+
+    def _pass_on(self, key: Any, channel: str) -> None:
+        """Keep a task for whoever listens to a channel, who is told of it from now on.
+
+        Its client, a worker's, will have gone before these can ask for it.
+        """
+        self._heirs[_batch_of(key)] = channel
+        for client in list(self._scheduler._broker._topics[channel].subscribers):
+            if key in self._scheduler.tasks:
+                self._scheduler.client_desires_keys([key], client)
 
     def _note_claims(self, client: str, needed: list[str], unneeded: list[str]) -> None:
         """Keep versions of atoms as long as a client needs them."""
@@ -287,6 +305,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._claims: dict[str, set[str]] = {}  # clients and keepers that need a version of an atom
         self._senders: dict[str, set[str]] = {}  # clients that sent what a keeper keeps
         self._atoms: dict[str, Any] = scheduler.task_metadata.setdefault(METADATA, {})
+        self._heirs: dict[str, str] = {}  # channels that messages about a batch go to, by its key
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target
         self._dask_retire: Callable[..., Any] = scheduler.handlers["retire_workers"]
@@ -308,6 +327,8 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             if finish in ("memory", "erred"):
                 self._scheduler.loop.add_callback(self._release, key)
             return
+        if finish == "forgotten":
+            self._heirs.pop(_batch_of(key), None)
         task = self._scheduler.tasks.get(key)
         if task is None:
             return
@@ -351,6 +372,12 @@ def packed_by_value(value: Any, module: str) -> bytes:
         for each in modules:
             cloudpickle.unregister_pickle_by_value(each)
     return data
+
+
+def _batch_of(key: Any) -> str:
+    """Return the key of a batch from that of its task; see `task_keys`."""
+    batch: str = key[0].partition("-")[2]
+    return batch
 
 
 def is_batch(key: Any) -> bool:
@@ -398,25 +425,6 @@ class OutcomeLostError(Exception):
 def is_lost(error: BaseException) -> bool:
     """Return whether an outcome is gone; by name, for the class came from whoever was first."""
     return type(error).__name__ == OutcomeLostError.__name__
-
-
-_TROUBLE = (
-    "cannot schedule new futures",
-    "interpreter shutdown",
-    "loop is closed",
-    "ConnectionPool is closed",
-    "No worker found",
-    "No workers found",
-)
-
-
-def is_trouble(error: BaseException) -> bool:
-    """Return whether a task ended so because of a connection, or of a process that ends."""
-    if isinstance(error, ConnectionError | TimeoutError | CommClosedError):
-        return True
-    return isinstance(error, RuntimeError | ValueError) and any(
-        text in str(error) for text in _TROUBLE
-    )
 
 
 def forget_kept(dask_scheduler: Scheduler) -> None:

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic, time
@@ -24,6 +25,7 @@ import psutil
 
 from atomizer_dask.conductors.dask.messages import BatchExpiring, to_topic
 from atomizer_dask.conductors.dask.scheduler_plugin import (
+    HEARD,
     JOINED_SECONDS,
     LEAVING,
     is_batch,
@@ -109,8 +111,7 @@ class WorkerShutdown:
     channel_of
         Returns where whoever sent a batch listens.
     hand_on
-        Hands on what electrons here have sent and nobody here waits for, or all of it; returns how
-        much is left.
+        Hands on what electrons here have sent.
     keep
         Writes outcomes that nobody has fetched into the stores of their runs, each with its batch.
     margin
@@ -124,7 +125,7 @@ class WorkerShutdown:
         leases: Callable[[], list[Lease]],
         emit: Callable[[str, Event], None],
         channel_of: Callable[[Batch], str],
-        hand_on: Callable[[bool], Awaitable[int]],
+        hand_on: Callable[[], Awaitable[None]],
         keep: Callable[[list[tuple[Packed, Packed]]], None],
         margin: float | None = None,
     ) -> None:
@@ -141,6 +142,8 @@ class WorkerShutdown:
         self._closed = False  # to all
         self._unloading_until = -inf
         self._left = False
+        self._told, self._heard = 0, asyncio.Event()  # how often finally; the scheduler has it all
+        worker.stream_handlers[HEARD] = self._note_heard
         self._ends_with_job = False
         self._timer: Any = None
         if getattr(worker, "lifetime", None):
@@ -236,8 +239,13 @@ class WorkerShutdown:
         self._worker.loop.add_callback(self._leave_when_idle)
 
     def _tell_scheduler(self, *, final: bool, retired: bool = False) -> None:
-        facts = {"worker": self._worker.address, "final": final, "retired": retired}
-        self._worker.log_event(LEAVING, facts)
+        facts = {"final": final, "retired": retired, "number": self._told}
+        self._worker.log_event(LEAVING, {"worker": self._worker.address, **facts})
+
+    def _note_heard(self, number: int) -> None:
+        """Note that the scheduler has all that was told up to then."""
+        if number == self._told:
+            self._heard.set()
 
     # -- leaving ---------------------------------------------------------------------------
 
@@ -248,11 +256,6 @@ class WorkerShutdown:
             idle = 0 if self._leases() or self._worker.state.executing else idle + 1
             self._closed |= bool(idle)
             await asyncio.sleep(LOOK_SECONDS)
-        # Others may be executing what electrons here have sent, of which they tell this worker.
-        while await self._hand_on(False):
-            await asyncio.sleep(LOOK_SECONDS)
-            if self._left:
-                return
         await self._leave()
 
     async def _leave_now(self) -> None:
@@ -275,9 +278,8 @@ class WorkerShutdown:
             if monotonic() > until:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-        await self._hand_on(True)
-        self._tell_scheduler(final=True, retired=True)
-        await self._until_told()
+        await self._hand_on()
+        await self._tell_finally(retired=True)
 
     async def _hand_over(self) -> None:
         loop = asyncio.get_running_loop()
@@ -291,11 +293,13 @@ class WorkerShutdown:
             message = BatchExpiring(lease.batch.key, lease.ran())
             self._worker.log_event(self._channel_of(lease.batch), to_topic(message))
 
-    async def _until_told(self) -> None:
-        """Wait until the scheduler has all that was told, which may be large."""
-        until = monotonic() + self._patience
-        while self._worker.status.name == "running" and monotonic() < until:
-            await asyncio.sleep(LOOK_SECONDS)
+    async def _tell_finally(self, *, retired: bool = False) -> None:
+        """Have the scheduler know that this worker leaves, and all that was told before."""
+        self._heard.clear()
+        self._told += 1
+        self._tell_scheduler(final=True, retired=retired)
+        with suppress(TimeoutError):  # the scheduler is gone, or what was told is very large
+            await asyncio.wait_for(self._heard.wait(), self._patience)
 
     @property
     def _patience(self) -> float:
@@ -306,9 +310,8 @@ class WorkerShutdown:
             return
         self._left = True
         try:
-            await self._hand_on(True)
-            self._tell_scheduler(final=True)
-            await self._until_told()
+            await self._hand_on()
+            await self._tell_finally()
             await self._until_fetched()
             await self._say_goodbye()
         finally:
@@ -324,8 +327,24 @@ class WorkerShutdown:
 
     @property
     def _is_ending(self) -> bool:
-        """Whether the electrons of some batch have ended, and their outcome is not told yet."""
-        return self._executes and not self._leases()
+        """Whether electrons have ended of which nobody has been told yet."""
+        state, leases = self._worker.state, self._leases()
+        begun = sum(is_batch(task.key) for task in (*state.executing, *state.long_running))
+        return begun > len(leases) or any(lease.has_untold for lease in leases)
+
+    async def _until_all_is_told(self) -> None:
+        """Wait until this process can end, in the midst of electrons, and none is done twice.
+
+        Nothing is awaited between the last look and the return.
+        """
+        until = monotonic() + self._patience
+        while True:
+            await self._hand_over()
+            await self._hand_on()
+            await self._tell_finally()
+            await self._until_fetched()
+            if not self._is_ending or monotonic() > until:
+                return
 
     async def _say_goodbye(self) -> None:
         """Have what others need moved to other workers.
@@ -350,10 +369,14 @@ class WorkerShutdown:
             if self._leases() and not restart:
                 async with worker.rpc(worker.nanny) as nanny:
                     await nanny.close_gracefully(reason=REASON)
-            if self._leases():
-                os._exit(0)  # nothing else stops their threads for certain
-            await self._until_fetched()  # what has ended since
+            await self._until_all_is_told()
+            self.stop_running()
         await worker.close(nanny=not restart, executor_wait=False, reason=REASON)
+
+    def stop_running(self) -> None:
+        """End this process where electrons run on: the worker closes, and others execute them."""
+        if self._worker.nanny and self._leases():
+            os._exit(0)  # nothing else stops their threads for certain; Dask would wait for them
 
     def _unfetched(self) -> list[tuple[Packed, Packed]]:
         """Return batches of runs that have a store, with their outcomes, which end with us."""

@@ -351,6 +351,7 @@ class DaskSite(IsolatingSite):
         super().close()
         if self._conductor is not None:
             await self._conductor.part()
+        self.leaving.stop_running()
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         with self._guard:
@@ -366,12 +367,10 @@ class DaskSite(IsolatingSite):
         conductor = self._conductor
         return await asyncio.wrap_future(conductor.ask(lambda: conductor.census(channel)))
 
-    async def hand_on(self, all: bool) -> int:
-        """Hand on children that nobody here waits for; return how many children are left."""
-        if self._conductor is None:
-            return 0
-        conductor = self._conductor
-        return await asyncio.wrap_future(conductor.ask(lambda: conductor.hand_on(all=all)))
+    async def hand_on(self) -> None:
+        """Hand on what electrons here have sent, and none of them waits for."""
+        if self._conductor is not None:
+            await asyncio.wrap_future(self._conductor.ask(self._conductor.hand_on))
 
     def let_go(self) -> None:
         """Release the outcomes of children that have been delivered."""

@@ -10,13 +10,17 @@ from distributed import Client, Worker
 
 from atomizer_dask.conductors.dask.carrier import DaskCarrier, WorkerCalls
 from atomizer_dask.conductors.dask.messages import (
+    BatchHandedOn,
+    ElectronHandedOn,
     ErrorReported,
     EventsEmitted,
     Message,
-    SentOn,
     SpawnerWaiting,
     to_topic,
 )
+from atomizer_dask.conductors.dask.scheduler_plugin import HANDED
+from atomizer_dask.conductors.dask.task_keys import key_of
+from atomizer_dask.conductors.electron_source import Sent
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.packing import dump_error, dump_events, dumps
@@ -39,6 +43,7 @@ class WorkerConductor(DaskCarrier):
 
     def __init__(self, worker: Worker, client: Client, calls: WorkerCalls) -> None:
         self._worker = worker
+        self._heirs: dict[str, str] = {}  # channels of who waits for a batch that was handed on
         super().__init__("dask", client, calls)
 
     @property
@@ -55,19 +60,38 @@ class WorkerConductor(DaskCarrier):
     def tell_waiting(self, channel: str, electron_id: str) -> None:  # noqa: D102
         self._send(channel, SpawnerWaiting(electron_id))
 
-    def hand_on(self, *, all: bool) -> int:
-        """Have whom they descend from send what no electron here waits for; return what is left.
+    def hand_on(self) -> None:
+        """Have whom they descend from take over what electrons here have sent.
 
+        What one of them waits for it does not: whoever executes that electron again sends it again.
         To be called on the dispatcher's thread.
         """
-        for sent in self._sender.orphans(all=all):
-            data = dumps((*sent[:1], None, *sent[2:]))
-            if data is None:
+        for sent in self._sender.orphans():
+            channel, data = sent.origin.channel, self._dumped(sent.without_future(), [sent])
+            if data is not None:
+                self._send(channel, ElectronHandedOn(data))
+        for batch, handed in self._sender.hand_over():
+            channel, data = batch.origin.channel, self._dumped(handed, handed.electrons)
+            if data is not None:
+                self._heirs[batch.key] = channel
+                self._worker.log_event(HANDED, {"key": key_of(batch), "channel": channel})
+                self._send(channel, BatchHandedOn(batch.key, data))
+
+    def _dumped(self, what: Any, electrons: list[Sent]) -> bytes | None:
+        data = dumps(what)
+        if data is None:
+            for sent in electrons:
                 event = Event(f"{sent.electron.id} cannot be sent on", level="error")
                 self.report(sent.origin.channel, AtomizerError(event))
-            else:
-                self._send(sent.origin.channel, SentOn(data))
-        return self._sender.left
+        return data
+
+    def _heed(self, message: Message) -> None:
+        """Do what a message says, or pass it on where it is about what was handed on."""
+        heir = self._heirs.get(getattr(message, "key", ""))
+        if heir is None:
+            super()._heed(message)
+        else:
+            self._send(heir, message)
 
     def leave(self) -> None:
         """Do nothing where the worker's process ends: the worker has said that it leaves."""

@@ -81,6 +81,8 @@ def test_is_after_a_restart_what_it_was(own_broker):
 
 def test_keeps_persistent_messages_when_it_is_killed(own_broker):
     send_persistent(own_broker.url, "kept", b"kept")
+    # The message is on disk once it is confirmed; that there is such a queue, a moment later.
+    assert own_broker.ctl("eval", "mnesia:sync_log().").strip() == "ok"
     own_broker.kill()
     wait_until_closed(own_broker.url)
     own_broker.start()

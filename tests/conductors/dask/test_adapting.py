@@ -93,6 +93,23 @@ def test_what_has_ended_on_a_worker_that_is_retired_is_not_executed_again(tmp_pa
     assert counted(tmp_path, "ended") == dict.fromkeys(range(electrons), 1)
 
 
+def test_electrons_that_run_on_when_their_worker_is_retired_end_with_it(tmp_path):
+    """Dask waits half a minute for them, though others execute them by then."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Atomizer(DaskConductor(cluster), marked) as atomizer,
+        Client(cluster) as client,
+    ):
+        sweep = {"i": range(2), "seconds": [3.0] * 2, "folder": [str(tmp_path)] * 2}
+        run = atomizer.map(marked, sweep)
+        wait_until(lambda: counted(tmp_path, "begun").total() == 2)
+        client.retire_workers(list(client.scheduler_info()["workers"])[:1])
+        frame = run.wait(100).to_frame(metadata=True)
+    assert frame["result"].tolist() == [0, 1]
+    assert counted(tmp_path, "begun").total() == 3
+    assert counted(tmp_path, "ended") == {0: 1, 1: 1}
+
+
 def test_a_singleton_whose_worker_is_retired_begins_anew_elsewhere_and_that_is_told():
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,

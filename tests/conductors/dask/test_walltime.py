@@ -127,10 +127,11 @@ def forgets(i, seconds, folder, context):
     return i
 
 
-def test_what_an_electron_sent_outlives_its_worker(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])  # where it is executed by the others, too
+def test_what_an_electron_sent_outlives_its_worker(tmp_path, workers):
     (marks := tmp_path / "marks").mkdir()
-    options = "--nworkers 1 --nthreads 2 --lifetime 6s --lifetime-restart"
-    electrons = 12
+    options = f"--nworkers {workers} --nthreads 2 --lifetime 6s --lifetime-restart"
+    electrons = 12 * workers
     with (
         workers_with(tmp_path, *options.split()) as conductor,
         Atomizer(conductor, forgets, marked) as atomizer,
@@ -175,14 +176,23 @@ class Exited(BaseException):
 
 @pytest.mark.parametrize("ends_in_time", [False, True])
 @pytest.mark.parametrize("restarts", [False, True])
-def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_elsewhere(
+def test_electrons_end_with_the_process_and_those_that_ended_before_are_told_of(
     monkeypatch, ends_in_time, restarts
 ):
-    did, leases = [], [SimpleNamespace()]
+    did = []
+
+    def tell():
+        if lease.has_untold:
+            did.append("told")
+            lease.has_untold = False
+
+    lease = SimpleNamespace(surrender=lambda: None, hand_over=tell, has_untold=False)
+    leases = [lease]
 
     async def retire(workers, close_workers, remove):
         did.append("removed" if remove else "emptied")
-        if ends_in_time:
+        lease.has_untold = True  # an electron ends just now
+        if ends_in_time:  # and was the last
             leases.clear()
 
     async def close(nanny, **_):
@@ -199,17 +209,22 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
 
         yield SimpleNamespace(close_gracefully=close_gracefully)
 
-    async def hand_on(all):
-        return 0
+    async def hand_on():
+        did.append("handed on")
+
+    def log_event(topic, facts):
+        did.append("the scheduler knows")
+        worker.stream_handlers["atomizer-heard"](number=facts["number"])
 
     worker = SimpleNamespace(
         address="tcp://here",
         nanny="tcp://nanny",
         status=SimpleNamespace(name="closing_gracefully"),
-        log_event=lambda topic, facts: did.append("told the scheduler"),
+        log_event=log_event,
+        stream_handlers={},
         lifetime_restart=restarts,
         data={},
-        state=SimpleNamespace(executing=(), tasks={}),
+        state=SimpleNamespace(executing=(), long_running=(), tasks={}),
         scheduler=SimpleNamespace(retire_workers=retire),
         rpc=rpc,
         close=close,
@@ -220,15 +235,13 @@ def test_electrons_end_with_the_process_before_the_scheduler_has_them_executed_e
     )
     with suppress(Exited):
         asyncio.run(leaving._leave())
-    if ends_in_time:
-        assert did == ["told the scheduler", "emptied", f"closed, its nanny too: {not restarts}"]
-    else:
-        assert did == [
-            "told the scheduler",
-            "emptied",
-            *([] if restarts else ["told its nanny"]),
-            "ended",
-        ]
+    assert did == [
+        *("handed on", "the scheduler knows", "emptied"),
+        *([] if restarts or ends_in_time else ["told its nanny"]),
+        *([] if ends_in_time else ["told"]),
+        *("handed on", "the scheduler knows"),
+        f"closed, its nanny too: {not restarts}" if ends_in_time else "ended",
+    ]
 
 
 def leave(dask_worker):
@@ -268,6 +281,7 @@ def leaving():
     worker = SimpleNamespace(
         address="tcp://here",
         loop=SimpleNamespace(add_callback=lambda *_: None),
+        stream_handlers={},
         log_event=lambda topic, message: told.append((topic, message)),
     )
     leaving = WorkerShutdown(

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib import resources
 
 import dask
@@ -290,13 +291,15 @@ def test_recipe_of_the_page_works_as_it_stands(tmp_path):
 
 def listening():
     """Return which addresses this process and those it started listen at."""
-    this = psutil.Process(os.getpid())
-    return {
-        (process.pid, *connection.laddr)
-        for process in (this, *this.children(recursive=True))
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    this, found = psutil.Process(os.getpid()), set()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # those of a test before may be ending
+            found.update(
+                (process.pid, *connection.laddr)
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            )
+    return found
 
 
 @pytest.mark.dask
