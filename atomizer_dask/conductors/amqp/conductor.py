@@ -23,11 +23,12 @@ from typing import Any
 
 from atomizer_dask.conductor import Conductor, Listener, check_electron
 from atomizer_dask.conductors.amqp.address import Address, Tls
-from atomizer_dask.conductors.amqp.consumer import DEAD, Consumer
-from atomizer_dask.conductors.amqp.message_members import Limits
+from atomizer_dask.conductors.amqp.consumer import Consumer
 from atomizer_dask.conductors.amqp.messages import LONGEST_NAME
 from atomizer_dask.conductors.amqp.publisher import Publisher
+from atomizer_dask.conductors.amqp.replies import DEAD
 from atomizer_dask.conductors.amqp.session import Session
+from atomizer_dask.conductors.amqp.wire.message_members import Limits
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.config import check, setting
 from atomizer_dask.display import markup
@@ -197,6 +198,7 @@ class AmqpConductor(Conductor):
             reconnects=max(self._connection.generation - 1, 0),
             seconds=consumer.seconds,
             blocked=self._connection.blocked,
+            dead=consumer.dead,
             **consumer.counts,
         )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -18,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.amqp.address import Address
+from atomizer_dask.conductors.amqp.declarations import Declarations
 from atomizer_dask.conductors.amqp.outgoing import Message, Outgoing
 from atomizer_dask.conductors.status import ConductorState
 from atomizer_dask.config import setting
@@ -96,9 +96,7 @@ class BrokerConnection:
         self._patient_until = 0.0
         self._connection: Any = None
         self._channel: Any = None
-        self._side: Any = None
-        self._is_side_busy = False
-        self._side_tasks: deque[tuple[str, bool, Callable[[str, int], None]]] = deque()
+        self._declarations: Declarations | None = None
         self._pika: Any = None  # our module about it, loaded with the first connection
         self._loop: Any = None
         self._thread: threading.Thread | None = None
@@ -202,66 +200,24 @@ class BrokerConnection:
         self._connection.cancel(channel, consumer)
 
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
-        """Call `done` with how many messages a queue has ready, or with why it has none."""
-        self._side_tasks.append((queue, True, done))
-        self._next_side_task()
+        """Do what `Declarations.count` does, or tell that there is no connection."""
+        if self._declarations is None:
+            done(NO_CONNECTION, 0)
+        else:
+            self._declarations.count(queue, done)
 
     def declare(self, queue: str, done: Callable[[str], None]) -> None:
-        """Have a durable queue there, and call `done` with an empty text, or with why it is not.
-
-        One that is there with other properties is taken as it is. All on a channel of its own,
-        since the broker closes one on which somebody asks for what cannot be.
-        """
-        self._side_tasks.append((queue, False, lambda reason, _: done(reason)))
-        self._next_side_task()
+        """Do what `Declarations.declare` does, or tell that there is no connection."""
+        if self._declarations is None:
+            done(NO_CONNECTION)
+        else:
+            self._declarations.declare(queue, done)
 
     def delete(self, queues: list[str], done: Callable[[], None]) -> None:
         """Have queues deleted."""
         for queue in queues[:-1]:
             self._channel.queue_delete(queue)
         self._channel.queue_delete(queues[-1], callback=lambda _: done())
-
-    def _next_side_task(self) -> None:
-        """Begin with the next task, unless one is under way."""
-        if self._is_side_busy or not self._side_tasks:
-            return
-        if self._connection is None or not self._connection.is_open:
-            return  # they end when the connection is lost
-        self._is_side_busy = True
-        if self._side is None:
-            self._connection.channel(on_open_callback=self._on_side_open)
-        else:
-            self._declare_first()
-
-    def _declare_first(self) -> None:
-        queue, passive, _ = self._side_tasks[0]
-        self._side.queue_declare(
-            queue,
-            passive=passive,
-            durable=True,
-            callback=lambda frame: self._end_side_task("", frame.method.message_count),
-        )
-
-    def _on_side_open(self, channel: Any) -> None:
-        self._side = channel
-        channel.add_on_close_callback(self._on_side_closed)
-        self._declare_first()
-
-    def _on_side_closed(self, channel: Any, error: Any) -> None:
-        if channel is not self._side:
-            return
-        self._side = None
-        if self._side_tasks and self._connection is not None and self._connection.is_open:
-            code = getattr(error, "reply_code", 0)
-            taken = code in (405, 406) and not self._side_tasks[0][1]
-            self._end_side_task("" if taken else _reason(error))
-
-    def _end_side_task(self, reason: str, count: int = 0) -> None:
-        self._is_side_busy = False
-        if self._side_tasks:
-            _, _, done = self._side_tasks.popleft()
-            self._guarded(partial(done, reason, count))
-            self._next_side_task()
 
     def _run(self) -> None:
         while True:
@@ -330,6 +286,7 @@ class BrokerConnection:
         if self.state == "closed":
             return
         self._channel = channel
+        self._declarations = Declarations(self._connection, self._guarded, _reason)
         self.generation += 1
         self.call_later(STEADY_SECONDS, partial(self._note_steady, self.generation))
         self.state = "connected"
@@ -353,7 +310,8 @@ class BrokerConnection:
 
     def _lose(self, reason: str) -> None:
         """Note that the connection is gone, keep what it had not confirmed, and connect again."""
-        self._connection = self._channel = self._side = None
+        self._connection = self._channel = None
+        declarations, self._declarations = self._declarations, None
         self.blocked = ""
         self.outgoing.put_back()
         if self.state == "closed":
@@ -365,10 +323,8 @@ class BrokerConnection:
             return
         if was_up:
             self._guarded(lambda: self._is_down(reason))
-        self._is_side_busy = False
-        unanswered, self._side_tasks = self._side_tasks, deque()
-        for _, _, done in unanswered:
-            self._guarded(partial(done, NO_CONNECTION, 0))
+        if declarations is not None:
+            declarations.end(NO_CONNECTION)
         self._retry()
 
     def _hang_up(self) -> None:

@@ -18,27 +18,27 @@ from typing import Any
 
 from atomizer_dask.conductors.amqp.acknowledgements import Acks
 from atomizer_dask.conductors.amqp.connection import NO_CONNECTION
-from atomizer_dask.conductors.amqp.frames import PERSISTENT
-from atomizer_dask.conductors.amqp.message_members import ExpiredError
 from atomizer_dask.conductors.amqp.messages import (
     decode_electron,
     details_of,
     encode_properties,
     recognise,
 )
-from atomizer_dask.conductors.amqp.outgoing import Message
+from atomizer_dask.conductors.amqp.outgoing import PERSISTENT
 from atomizer_dask.conductors.amqp.prefetch import Prefetch
-from atomizer_dask.conductors.amqp.publisher import OURS
+from atomizer_dask.conductors.amqp.replies import Replies
 from atomizer_dask.conductors.amqp.session import Session
 from atomizer_dask.conductors.amqp.unanswered import Answer, PendingElectron, Unanswered
+from atomizer_dask.conductors.amqp.wire.message_members import ExpiredError, Sender
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import WireError
+from atomizer_dask.errors import Kind, WireError
 from atomizer_dask.execution.failure import Failure, utc
 from atomizer_dask.properties import Properties
 
 TICK_SECONDS = 0.1
-SENDERS = 100_000  # whose reply queue is known to have been there
-DEAD = ".dead"
+
+Tag = tuple[int, int]
+"""The number of a connection, and of a delivery on it."""
 
 
 class Delivery:
@@ -46,7 +46,7 @@ class Delivery:
 
     __slots__ = ("body", "persistent", "tag")
 
-    def __init__(self, tag: tuple[int, int], body: bytes, persistent: bool) -> None:
+    def __init__(self, tag: Tag, body: bytes, persistent: bool) -> None:
         self.tag = tag
         self.body = body
         self.persistent = persistent
@@ -66,7 +66,7 @@ class Consumer:
     is_empty
         Set while none is in hand.
     counts
-        By the names of `QueueStatus`.
+        By the names of `QueueStatus`, but for the dead.
     seconds
         From receiving to answering, of all answered.
     oldest
@@ -78,9 +78,7 @@ class Consumer:
         self.is_open = False
         self.is_empty = threading.Event()
         self.is_empty.set()
-        self.counts = dict.fromkeys(
-            ("received", "answered", "failed", "repeated", "given_back", "dead"), 0
-        )
+        self.counts = dict.fromkeys(("received", "answered", "failed", "repeated", "given_back"), 0)
         self.seconds = 0.0
         self.oldest = inf
         self.inbox: SimpleQueue[list[Electron] | None] = SimpleQueue()
@@ -91,17 +89,18 @@ class Consumer:
         self._completed: deque[Properties] = deque()
         self._channel: Any = None
         self._consumer_tag = ""
-        self._senders: set[str] = set()
+        self._replies = Replies(session)
         self._answered_before, self._ticked, self._beginnings = 0, 0.0, 0
+
+    @property
+    def dead(self) -> int:
+        """How many messages were kept with the dead."""
+        return self._replies.dead
 
     @property
     def prefetch(self) -> int:
         """How many electrons the broker may leave here."""
         return self._prefetch.count if self.is_open else 0
-
-    @property
-    def _dead_queue(self) -> str:
-        return self._session.queue + DEAD
 
     # -- from any thread --------------------------------------------------------------------
 
@@ -136,7 +135,7 @@ class Consumer:
         """Go on with a new connection."""
         if self.is_open:
             self._session.declare_own(self._session.queue)
-            self._session.connection.declare(self._dead_queue, self._on_declared)
+            self._session.connection.declare(self._replies.dead_queue, self._on_declared)
 
     def is_down(self) -> None:
         """Note that the connection is lost."""
@@ -278,7 +277,7 @@ class Consumer:
             known.tags.append(delivery.tag)
         elif known is not None:
             self.counts["repeated"] += 1
-            self._reply(electron.sender_id, known.body, known.headers, delivery)
+            self._answer_at_once(electron.sender_id, known.body, known.headers, delivery)
         else:
             self.counts["received"] += 1
             self.is_empty.clear()
@@ -298,13 +297,9 @@ class Consumer:
             return
         for count in ("received", "answered", "failed"):
             self.counts[count] += 1
-        expired = isinstance(error, ExpiredError)
-        failure = Failure(
-            "timeout" if expired else "rejected", type(error).__name__, error.event.message
-        )
-        properties = _failed(failure, sender.id, sender.atom_id)
+        properties = _refused(error, sender)
         reply = encode_properties(properties, self._session.id, self._session.limits)
-        self._reply(sender.sender_id, reply, details_of(properties), delivery)
+        self._answer_at_once(sender.sender_id, reply, details_of(properties), delivery)
 
     # -- answering --------------------------------------------------------------------------
 
@@ -313,99 +308,55 @@ class Consumer:
         if pending is None or pending.reply is not None:
             return  # it was returned, or is answered already
         try:
-            body = self._written(properties)
+            body = _encoded(properties, self._session)
         except WireError as error:  # its id alone is too large, say
             self._bury(pending.tags, pending.body, f"it cannot be answered: {error.event.message}")
             self._release(pending)
             return
         self.counts["failed"] += properties.error is not None
         pending.reply = Answer(pending.digest, body, details_of(properties))
-        self._session.connection.outgoing.publish(
-            Message(
-                pending.electron.sender_id,
-                pending.reply.body,
-                self._on_answered,
-                headers=pending.reply.headers,
-                persistent=pending.persistent,
-                whose=pending,
-            )
+        self._replies.send(
+            pending.electron.sender_id,
+            pending.reply.body,
+            pending.reply.headers,
+            partial(self._on_answered, pending),
+            persistent=pending.persistent,
         )
 
-    def _written(self, properties: Properties) -> bytes:
-        try:
-            return encode_properties(properties, self._session.id, self._session.limits)
-        except WireError as error:
-            failure = Failure("exception", "WireError", error.event.message)
-            failed = _failed(failure, properties.electron_id, properties.atom_id)
-            return encode_properties(failed, self._session.id, self._session.limits)
-
-    def _on_answered(self, message: Message, reason: str) -> None:
-        pending: PendingElectron = message.whose
+    def _on_answered(self, pending: PendingElectron, reason: str) -> None:
         if reason:
-            if self._tries_again(message):
-                return
-            self._bury(
-                pending.tags, pending.body, f"it was answered, but its sender is gone: {reason}"
-            )
+            why = f"it was answered, but its sender is gone: {reason}"
+            self._bury(pending.tags, pending.body, why)
         else:
-            self._know(message.queue)
-            for tag in pending.tags:
-                self._acknowledge(tag)
+            self._acknowledge(pending.tags)
             self.unanswered.remember(pending)
         self.counts["answered"] += 1
         self.seconds += monotonic() - pending.received
         self._release(pending)
 
-    def _reply(self, sender: str, body: bytes, headers: Any, delivery: Delivery) -> None:
+    def _answer_at_once(
+        self, sender_id: str, body: bytes, headers: Any, delivery: Delivery
+    ) -> None:
         """Answer a message without having executed anything."""
-        self._session.connection.outgoing.publish(
-            Message(
-                sender,
-                body,
-                self._on_replied,
-                headers=headers,
-                persistent=delivery.persistent,
-                whose=delivery,
-            )
-        )
 
-    def _on_replied(self, message: Message, reason: str) -> None:
-        delivery: Delivery = message.whose
-        if not reason:
-            self._acknowledge(delivery.tag)
-        elif not self._tries_again(message):
-            self._bury([delivery.tag], delivery.body, f"it cannot be answered: {reason}")
-
-    def _tries_again(self, message: Message) -> bool:
-        """Declare the queue of a sender that we do not know, as the peers do, and send again.
-
-        Not that of one who was there before: it has closed, and nobody would ever read it. Our own
-        kind sends nothing before its queue is there.
-        """
-        is_known = message.queue in self._senders or message.queue.startswith(OURS)
-        if is_known or message.is_declared:
-            return False
-
-        def declared(reason: str) -> None:
-            message.is_declared = reason != NO_CONNECTION
-            if reason and message.is_declared:
-                message.sent(message, reason)
+        def done(reason: str) -> None:
+            if reason:
+                why = f"it cannot be answered: {reason}"
+                self._bury([delivery.tag], delivery.body, why)
             else:
-                self._session.connection.outgoing.publish(message)
+                self._acknowledge([delivery.tag])
 
-        self._session.connection.declare(message.queue, declared)
-        return True
+        self._replies.send(sender_id, body, headers, done, persistent=delivery.persistent)
 
-    def _know(self, sender: str) -> None:
-        if len(self._senders) >= SENDERS:
-            self._senders.clear()
-        self._senders.add(sender)
+    def _bury(self, tags: list[Tag], body: bytes, reason: str) -> None:
+        """Have a message that cannot be answered kept with the dead, and acknowledge it."""
+        self._replies.bury(body, reason, partial(self._acknowledge, tags))
 
-    def _acknowledge(self, tag: tuple[int, int]) -> None:
-        generation, number = tag
-        if generation == self._session.connection.generation:
-            self._acks.add(number)
-            self._session.wake()
+    def _acknowledge(self, tags: list[Tag]) -> None:
+        for generation, number in tags:
+            if generation == self._session.connection.generation:
+                self._acks.add(number)
+                self._session.wake()
 
     # -- not answering ----------------------------------------------------------------------
 
@@ -438,28 +389,22 @@ class Consumer:
         if not self.unanswered:
             self.is_empty.set()
 
-    def _bury(self, tags: list[tuple[int, int]], body: bytes, reason: str) -> None:
-        """Have a message that cannot be answered kept, with the reason, for a human to see."""
-        self._session.tell(f"a message went to {self._dead_queue}: {reason}", "warning")
-        headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._session.queue}
-        self._session.connection.outgoing.publish(
-            Message(
-                self._dead_queue,
-                body,
-                self._on_buried,
-                headers=headers,
-                persistent=True,
-                whose=tags,
-            )
-        )
 
-    def _on_buried(self, message: Message, reason: str) -> None:
-        if reason:
-            self._session.declare_and_send(message)
-            return
-        self.counts["dead"] += 1
-        for tag in message.whose:
-            self._acknowledge(tag)
+def _encoded(properties: Properties, session: Session) -> bytes:
+    """Return an answer; where it has no JSON form, that it has none."""
+    try:
+        return encode_properties(properties, session.id, session.limits)
+    except WireError as error:
+        failure = Failure("exception", "WireError", error.event.message)
+        failed = _failed(failure, properties.electron_id, properties.atom_id)
+        return encode_properties(failed, session.id, session.limits)
+
+
+def _refused(error: WireError, sender: Sender) -> Properties:
+    """Return the properties of what could not be read as an electron."""
+    kind: Kind = "timeout" if isinstance(error, ExpiredError) else "rejected"
+    failure = Failure(kind, type(error).__name__, error.event.message)
+    return _failed(failure, sender.id, sender.atom_id)
 
 
 def _failed(failure: Failure, electron_id: str, atom_id: str) -> Properties:

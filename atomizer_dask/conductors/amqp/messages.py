@@ -42,9 +42,9 @@ from collections.abc import Mapping
 from json.encoder import encode_basestring
 from typing import Any
 
-from atomizer_dask.conductors.amqp.json_reader import kind_of, members_of, read, utf8
-from atomizer_dask.conductors.amqp.json_writer import FormError, to_text
-from atomizer_dask.conductors.amqp.message_members import (
+from atomizer_dask.conductors.amqp.wire.json_reader import kind_of, members_of, read, utf8
+from atomizer_dask.conductors.amqp.wire.json_writer import FormError, to_text
+from atomizer_dask.conductors.amqp.wire.message_members import (
     LONGEST_HEADER,
     LONGEST_TRACEBACK,
     Limits,

@@ -10,6 +10,7 @@ from typing import Any
 UNCONFIRMED = 8192  # messages that the broker has not confirmed yet, at most
 REFUSED_SECONDS = 1.0  # until a message is sent again that the broker could not take
 NO_QUEUE = "there is no such queue"
+PERSISTENT = 2  # the delivery mode of what the broker keeps on disk
 
 
 class Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from struct import Struct
 from typing import Any
 
 from pika import (
@@ -13,21 +14,21 @@ from pika import (
     SSLOptions,
 )
 from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.nbio_interface import AbstractStreamProtocol, AbstractStreamTransport
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.spec import Basic
 
 from atomizer_dask.conductors.amqp.address import Address
-from atomizer_dask.conductors.amqp.frames import (
-    HEADER,
-    PERSISTENT,
-    delivered,
-    end_of_frame,
-    properties_of,
-    published,
-    without_properties,
-)
+from atomizer_dask.conductors.amqp.outgoing import PERSISTENT
 from atomizer_dask.config import setting
 
 READ_BYTES = 2**15
+HEADER = 2  # the type of the frame that has the properties of a message
+OVERHEAD = 8  # bytes of a frame besides what it carries
+_FRAME = Struct(">BHI")  # type, channel, size
+_PROPERTIES = _FRAME.size + 12  # where they begin: after class, weight and size of the body
+_JSON = b"\x10application/json"
+_ENCODED = {b"\x80\0" + _JSON, b"\x90\0" + _JSON + b"\x01", b"\x90\0" + _JSON + b"\x02"}  # as usual
 
 OnMessage = Callable[[int, int | None, Mapping[str, Any] | None, bytes], None]
 """Called with the tag of a delivery, its delivery mode, its headers and its body."""
@@ -38,16 +39,14 @@ __all__ = ["Connection", "IOLoop", "OnMessage", "connect", "is_refusal"]
 class Connection(SelectConnection):  # type: ignore[misc]
     """A connection that reads and writes much at a time.
 
-    Each system call lets go of the interpreter lock, and a busy thread that takes it then keeps it
+    Each system call releases the interpreter lock, and a busy thread that takes it then keeps it
     for 5 ms. With pika's own 4 KB for a read, and a write for each frame, that would be how long
     ten messages take.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self._frame_buffer: bytes = b""
-        self._written: list[bytes] = []
-        self._consumers: dict[tuple[int, bytes], OnMessage] = {}
-        super().__init__(*args, **options)
+    def __init__(self, parameters: ConnectionParameters, loop: IOLoop, **callbacks: Any) -> None:
+        self._streams = _Streams(loop)
+        super().__init__(parameters, custom_ioloop=self._streams, **callbacks)
 
     def publish(
         self,
@@ -59,93 +58,179 @@ class Connection(SelectConnection):  # type: ignore[misc]
         headers: Mapping[str, Any] | None,
     ) -> None:
         """Send a message to a queue; the broker returns it where there is none."""
-        if headers or not body or len(body) > self._body_max_length:
-            properties = BasicProperties(
-                content_type="application/json",
-                delivery_mode=PERSISTENT if persistent else None,
-                headers=dict(headers) if headers else None,
-            )
-            channel.basic_publish("", queue, body, properties, mandatory=True)
-            return
-        frames = published(channel.channel_number, queue, body, persistent=persistent)
-        self._output_marshaled_frames([frames])
+        properties = _USUAL[persistent]
+        if headers:
+            properties = _properties(persistent, dict(headers))
+        channel.basic_publish("", queue, body, properties, mandatory=True)
 
     def consume(self, channel: Any, queue: str, on_message: OnMessage) -> str:
         """Have `on_message` called with what arrives from a queue; return the consumer's name."""
 
-        def on_unusual(_: Any, method: Any, properties: Any, body: bytes) -> None:
+        def arrived(_: Any, method: Any, properties: Any, body: bytes) -> None:
             on_message(method.delivery_tag, properties.delivery_mode, properties.headers, body)
 
-        consumer: str = channel.basic_consume(queue, on_unusual)
-        self._consumers[channel.channel_number, consumer.encode()] = on_message
+        consumer: str = channel.basic_consume(queue, arrived)
         return consumer
 
     def cancel(self, channel: Any, consumer: str) -> None:
-        """Have a consumer be given no more; what is on its way to it still arrives."""
-
-        def cancelled(_: Any) -> None:
-            self._consumers.pop((channel.channel_number, consumer.encode()), None)
-
+        """Have a consumer be given no more; what is on its way to it returns to the queue."""
         # Without being told of the end pika would keep the name for as long as the channel is open.
-        channel.basic_cancel(consumer, callback=cancelled)
-
-    def _proto_connection_made(self, transport: Any) -> Any:
-        transport._MAX_RECV_BYTES = READ_BYTES
-        return super()._proto_connection_made(transport)
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        """Give messages to their consumers, and everything else to pika, frame by frame."""
-        if not self.is_open:
-            super()._on_data_available(data_in)
-            return
-        buffer, start = self._frame_buffer + data_in, 0
-        self._frame_buffer = b""
-        try:
-            while self.is_open:
-                message = delivered(buffer, start)
-                on_message = message and self._consumers.get((message.channel, message.consumer))
-                if message and on_message:
-                    self.bytes_received += message.end - start
-                    start = message.end
-                    on_message(message.tag, message.mode, None, message.body)
-                    continue
-                stop = end_of_frame(buffer, start)
-                if stop is None:
-                    break
-                frame, start = buffer[start:stop], stop
-                super()._on_data_available(_readable(frame))
-        finally:
-            self._frame_buffer += buffer[start:]
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        if not self._written:
-            self.ioloop.add_callback_threadsafe(self.emit)
-        self._written.append(data)
+        channel.basic_cancel(consumer, callback=lambda _: None)
 
     def emit(self) -> None:
         """Write what has come up in this turn of the loop."""
-        data = b"".join(self._written)
-        self._written.clear()
-        if data and self._transport is not None:
-            super()._adapter_emit_data(data)
+        if self._streams.transport is not None:
+            self._streams.transport.emit()
 
     def drop(self) -> None:
         """Hang up without a word."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self._streams.transport is not None:
+            self._streams.transport.abort()
 
 
-def _readable(frame: bytes) -> bytes:
+def _properties(persistent: bool, headers: dict[str, Any] | None = None) -> BasicProperties:
+    mode = PERSISTENT if persistent else None
+    return BasicProperties("application/json", delivery_mode=mode, headers=headers)
+
+
+_USUAL = {persistent: _properties(persistent) for persistent in (False, True)}
+
+
+class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
+    """Puts `_Transport` and `_Protocol` between pika and the socket.
+
+    Attributes
+    ----------
+    transport
+        Of the connection, once there is one.
+    """
+
+    transport: _Transport | None = None
+
+    def __init__(self, loop: IOLoop) -> None:
+        super().__init__(loop)
+        self._native_loop = loop
+
+    def create_streaming_connection(
+        self, protocol_factory: Callable[[], Any], sock: Any, on_done: Callable[[Any], None],
+        ssl_context: Any = None, server_hostname: str | None = None,
+    ) -> Any:  # fmt: skip
+        """Do as pika's own does."""
+
+        def done(made: Any) -> None:
+            if not isinstance(made, BaseException):
+                made = self.transport, made[1].pika
+            on_done(made)
+
+        return super().create_streaming_connection(
+            lambda: _Protocol(protocol_factory(), self._wrap),
+            sock, done, ssl_context, server_hostname,
+        )  # fmt: skip
+
+    def _wrap(self, transport: AbstractStreamTransport) -> _Transport:
+        # No public way to set it. Written against pika 1.4; a test tells where it is gone.
+        transport._MAX_RECV_BYTES = READ_BYTES
+        self.transport = _Transport(transport, self._native_loop)
+        return self.transport
+
+
+class _Transport(AbstractStreamTransport):  # type: ignore[misc]
+    """Writes at once all that comes up in a turn of the loop."""
+
+    def __init__(self, socket: AbstractStreamTransport, loop: IOLoop) -> None:
+        self._socket = socket
+        self._loop = loop
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.add_callback_threadsafe(self.emit)
+        self._written.append(data)
+
+    def emit(self) -> None:
+        """Write what has come up."""
+        data = b"".join(self._written)
+        self._written.clear()
+        if data:
+            self._socket.write(data)
+
+    def abort(self) -> None:
+        self._socket.abort()
+
+    def get_protocol(self) -> AbstractStreamProtocol:
+        return self._socket.get_protocol()
+
+    def get_write_buffer_size(self) -> int:
+        size: int = self._socket.get_write_buffer_size() + sum(map(len, self._written))
+        return size
+
+
+class _Protocol(AbstractStreamProtocol):  # type: ignore[misc]
+    """Gives pika what arrives frame by frame, so that it need not copy the rest for each.
+
+    Parameters
+    ----------
+    pika
+        Its own protocol.
+    wrap
+        Returns the transport that pika shall have.
+    """
+
+    def __init__(
+        self,
+        pika: AbstractStreamProtocol,
+        wrap: Callable[[AbstractStreamTransport], AbstractStreamTransport],
+    ) -> None:
+        self.pika = pika
+        self._wrap = wrap
+        self._rest = b""
+
+    def connection_made(self, transport: AbstractStreamTransport) -> None:
+        self.pika.connection_made(self._wrap(transport))
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self.pika.connection_lost(error)
+
+    def eof_received(self) -> bool | None:
+        keeps_open: bool | None = self.pika.eof_received()
+        return keeps_open
+
+    def data_received(self, data: bytes) -> None:
+        buffer, start = self._rest + data, 0
+        if buffer[:1] == b"A":  # no frame but the protocol that a broker would speak
+            self.pika.data_received(data)
+            return
+        self._rest = b""
+        try:
+            while (stop := end_of_frame(buffer, start)) is not None:
+                frame, start = buffer[start:stop], stop
+                self.pika.data_received(readable(frame))
+        finally:
+            self._rest += buffer[start:]
+
+
+def end_of_frame(buffer: bytes, start: int) -> int | None:
+    """Return where the frame ends that begins at `start`; None where it is not there as a whole."""
+    if len(buffer) - start < OVERHEAD:
+        return None
+    _, _, size = _FRAME.unpack_from(buffer, start)
+    end: int = start + OVERHEAD + size
+    return end if end <= len(buffer) else None
+
+
+def readable(frame: bytes) -> bytes:
     """Return a frame as it is, or without the properties of its message where pika has no reading.
 
     What it raises about them, at a date beyond the year 9999 say, would end the connection: the
     broker would deliver the message again, and so on without end.
     """
-    if frame[0] == HEADER:
+    if frame[0] == HEADER and frame[_PROPERTIES:-1] not in _ENCODED:
         try:
-            BasicProperties().decode(properties_of(frame))
+            BasicProperties().decode(frame[_PROPERTIES:-1])
         except Exception:  # noqa: BLE001 - whatever comes of bytes that a stranger chose
-            return without_properties(frame)
+            _, channel, _ = _FRAME.unpack_from(frame)
+            content = frame[_FRAME.size : _PROPERTIES] + b"\0\0"
+            return _FRAME.pack(HEADER, channel, len(content)) + content + frame[-1:]
     return frame
 
 
@@ -173,10 +258,10 @@ def connect(
     )
     return Connection(
         parameters,
+        loop,
         on_open_callback=is_open,
         on_open_error_callback=lambda _, error: has_failed(error),
         on_close_callback=lambda _, error: is_closed(error),
-        custom_ioloop=loop,
     )
 
 

@@ -14,7 +14,7 @@ from atomizer_dask.events import Event, Level
 if TYPE_CHECKING:
     from atomizer_dask.conductor import Listener
     from atomizer_dask.conductors.amqp.address import Address
-    from atomizer_dask.conductors.amqp.message_members import Limits
+    from atomizer_dask.conductors.amqp.wire.message_members import Limits
 
 
 class Session:

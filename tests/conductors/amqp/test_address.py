@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from atomizer_dask.conductors.amqp.address import Address, Tls
 from atomizer_dask.conductors.amqp.conductor import Route
-from atomizer_dask.conductors.amqp.message_members import Limits
+from atomizer_dask.conductors.amqp.wire.message_members import Limits
 from atomizer_dask.execution.batch import Origin
 from atomizer_dask.execution.packing import pack
 

@@ -19,7 +19,6 @@ from atomizer_dask import (
     Properties,
     WireError,
 )
-from atomizer_dask.conductors.amqp.message_members import ExpiredError, Limits, Sender
 from atomizer_dask.conductors.amqp.messages import (
     decode_electron,
     decode_properties,
@@ -28,6 +27,7 @@ from atomizer_dask.conductors.amqp.messages import (
     encode_properties,
     recognise,
 )
+from atomizer_dask.conductors.amqp.wire.message_members import ExpiredError, Limits, Sender
 from atomizer_dask.execution.failure import Failure
 
 # What the Go console and the Go agent sent and accepted, byte for byte.

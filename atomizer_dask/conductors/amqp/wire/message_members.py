@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, get_args
 
-from atomizer_dask.conductors.amqp.json_reader import (
+from atomizer_dask.conductors.amqp.wire.json_reader import (
     NotJsonError,
     folded,
     kind_of,
@@ -19,7 +19,7 @@ from atomizer_dask.conductors.amqp.json_reader import (
     utf8,
     whole_text,
 )
-from atomizer_dask.conductors.amqp.json_writer import FormError, to_text
+from atomizer_dask.conductors.amqp.wire.json_writer import FormError, to_text
 from atomizer_dask.display.text import shorten
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ElectronError, InvalidPayloadError, Kind, WireError

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from stored_columns import ANY
 
-from atomizer_dask.conductors.amqp.json_writer import FormError, to_text
+from atomizer_dask.conductors.amqp.wire.json_writer import FormError, to_text
 
 MOMENT = datetime(2026, 1, 31, 12, 0, 0, 120_000)
 NANOSECONDS = pd.Timestamp("2026-01-31T12:00:00.123456789")
