@@ -2,7 +2,8 @@
 
 What comes from users passes through `text`, `code`, `value` or `details`, which escape it. `Html`
 is what has been escaped. Styles are inline, for notebooks that are not trusted lose all others,
-and colours are those of Jupyter's theme where there is one.
+and colours are those of Jupyter's theme where there is one. `markupsafe` escapes as `html.escape`
+does, at three times its cost, and would take no line away.
 """
 
 from __future__ import annotations

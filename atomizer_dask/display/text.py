@@ -1,6 +1,8 @@
 """Any value as a short text, whatever it is and however large.
 
 Values come from atoms and their inputs: their ``repr`` may raise, have gigabytes or have no end.
+`reprlib` bounds neither arrays nor objects before they are written, and does not say how much it
+leaves out.
 """
 
 from __future__ import annotations

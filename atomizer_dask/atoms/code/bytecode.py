@@ -3,6 +3,9 @@
 That is: the indices of constants and names, which shift as docstrings come and go; offsets;
 no-operations and pairs of instructions, which line breaks make; and the way to call a function of
 a module, which depends on whether it is imported in the same notebook cell.
+
+Not the source, though `ast` would normalise it in half the lines: what runs is not what a file says
+that was edited after its import.
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ path, UUID                               text
 =======================================  =========================================================
 
 Anything else is an error that names the path to it, and so is what holds itself.
+
+`orjson` writes ten to twenty times as fast, which of a small message saves 2 of some 100
+microseconds; but it refuses whole numbers of more than 64 bits and half a surrogate pair, and does
+not say where in a value the culprit is.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@
     2 workers on node7, node8 (and not on 4 others):
       Python         3.12      here 3.11     stops: ...
       numpy          2.1.0     here 2.3.1
+
+`Client.get_versions` imports what it is asked about, waits for workers that do not answer, and
+cannot say whether a module of the user's could be imported.
 """
 
 from __future__ import annotations
