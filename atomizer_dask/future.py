@@ -1,11 +1,15 @@
-"""The future of an electron: awaitable, cheap, and known to whoever waits inside an atom."""
+"""The future of an electron: awaitable, cheap, and known to whoever waits inside an atom.
+
+Only here is used what `concurrent.futures` has that is not public, as of Python 3.11 to 3.14: a
+future of ours has a condition only where somebody waits, and is finished with thousands of others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, process, thread
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from itertools import compress, groupby
 from operator import attrgetter
@@ -33,6 +37,11 @@ def _renew_guard() -> None:
 
 # Another thread may hold it at the moment of a fork.
 os.register_at_fork(after_in_child=_renew_guard)
+
+
+def executor_threads() -> set[Any]:
+    """Return the threads of all executors, for which Python waits in its own way."""
+    return {*thread._threads_queues, *process._threads_wakeups}
 
 
 class _Waiters(list[Any]):

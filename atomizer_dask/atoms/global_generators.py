@@ -38,11 +38,18 @@ _BY_PACKAGES = {
     "rvs", "sample", "shuffle", "resample", "bootstrap", "permutation_test", "train_test_split",
 }  # fmt: skip
 _OWN = {"context", "rng"}  # by which an electron's own generator is called
-GENERATORS: dict[int, Any] = {id(random._inst): random, id(np.random.mtrand._rand): np.random}
 KINDS: tuple[type, ...] = (
     np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence,
     random.Random,
 )  # fmt: skip
+
+
+def generator_of(module: Any) -> Any:
+    """Return the generator that the functions of `random` or `numpy.random` draw from."""
+    return module._inst if module is random else module.mtrand._rand
+
+
+GENERATORS: dict[int, Any] = {id(generator_of(each)): each for each in (random, np.random)}
 
 
 def drawn_from(code: CodeType, scope: Mapping[str, Any]) -> set[str]:

@@ -35,6 +35,7 @@ from uuid import UUID
 import numpy as np
 from cloudpickle import cloudpickle
 
+from atomizer_dask.atoms.cloudpickle_internals import globals_of, reduce_class
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.code.own_modules import is_installed
 from atomizer_dask.atoms.code.values import closure_of, defaults_of
@@ -216,7 +217,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.names.update(names_in(function.__code__))
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
-        self.watched.add_function(function, cloudpickle._extract_code_globals(code))
+        self.watched.add_function(function, globals_of(code))
         names = ChainMap(closure_of(function), defaults_of(function), scope)
         self.drawn_from |= drawn_from(code, names)
         if self._by_name and _BY_NAME.intersection(code.co_names):  # nobody can know which
@@ -242,7 +243,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.classes.append(cls)
         self.things.append(cls)
         self.modules.add(cls.__module__)
-        reduced = cloudpickle._dynamic_class_reduce(cls)
+        reduced = reduce_class(cls)
         maker, arguments, state, *_, setter = reduced
         *others, _, extra = arguments  # without cloudpickle's own name of it
         state[0].pop("__slotnames__", None)  # which Python adds when it pickles an instance

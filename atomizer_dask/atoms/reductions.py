@@ -12,10 +12,15 @@ from importlib.util import resolve_name
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from cloudpickle import cloudpickle
-
+from atomizer_dask.atoms.cloudpickle_internals import (
+    is_registered_by_value,
+    lookup,
+    make_type_variable,
+    parts_of_type_variable,
+)
 from atomizer_dask.atoms.code.bytecode import imports_of
 from atomizer_dask.atoms.code.own_modules import file_of, is_installed
+from atomizer_dask.atoms.global_generators import generator_of
 from atomizer_dask.atoms.namespaces import Place, arrive, complete, name_of
 from atomizer_dask.sweeps.copies import is_sentinel
 
@@ -28,11 +33,11 @@ _ENUMS_OWN = {"_value_", "_name_", "__objclass__", "_sort_order_"}  # of members
 
 def is_by_reference(thing: Any) -> bool:
     """Return whether a function or a class is that of its name in an installed module."""
-    found = cloudpickle._lookup_module_and_qualname(thing)
+    found = lookup(thing)
     if found is None:
         return False
     module, _ = found
-    if cloudpickle._is_registered_pickle_by_value(module):  # by the user, who wants it so
+    if is_registered_by_value(module):  # by the user, who wants it so
         return False
     return is_installed(module.__name__, getattr(module, "__file__", None))
 
@@ -93,8 +98,7 @@ def reduce_global_generator(module: ModuleType) -> Any:
 
 
 def _global_generator(module: str) -> Any:
-    loaded: Any = importlib.import_module(module)
-    return loaded._inst if module == "random" else loaded.mtrand._rand
+    return generator_of(importlib.import_module(module))
 
 
 def reduce_cached(function: Any) -> Any:
@@ -125,11 +129,11 @@ def reduce_instance(thing: Any, kind: type) -> Any:
 
 def reduce_type_variable(variable: typing.TypeVar) -> Any:
     """Reduce a type variable of the user's own by its parts."""
-    if cloudpickle._lookup_module_and_qualname(variable, name=variable.__name__) is None:
+    if lookup(variable, name=variable.__name__) is None:
         return NotImplemented
     if is_installed(str(variable.__module__)):
         return NotImplemented
-    return cloudpickle._make_typevar, cloudpickle._decompose_typevar(variable)
+    return make_type_variable, parts_of_type_variable(variable)
 
 
 def reduce_weak_mapping(mapping: Any) -> Any:

@@ -7,13 +7,13 @@ thereafter in many ways. So runs are left before that: what has a store can be g
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.process
-import concurrent.futures.thread
 import logging
 import os
 import threading
 import weakref
 from typing import Any, Protocol
+
+from atomizer_dask.future import executor_threads
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,7 @@ class Watch:
 
 def _join_threads() -> None:
     """Wait for the user's threads, which may wait for runs, as Python does a little later."""
-    executors = {
-        *concurrent.futures.thread._threads_queues,
-        *concurrent.futures.process._threads_wakeups,
-    }
+    executors = executor_threads()
     for thread in threading.enumerate():
         is_ours = thread is threading.current_thread() or thread is threading.main_thread()
         if not (thread.daemon or is_ours or thread in executors):

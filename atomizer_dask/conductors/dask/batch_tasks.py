@@ -14,6 +14,7 @@ from distributed import Client, Future, KilledWorker, wait
 from distributed.comm import CommClosedError
 
 from atomizer_dask.atoms.namespaces import HOME
+from atomizer_dask.conductors.dask.cluster import internals
 from atomizer_dask.conductors.dask.idle_workers import keys_in
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
 from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost
@@ -345,7 +346,7 @@ class BatchTasks:
         """
         if self._client.generation > generation and self._client.status == "running":
             # What was on its way to the scheduler just then it has, and the client wants no more.
-            self._client._release_key(key_of(batch))
+            internals.release(self._client, key_of(batch))
             return Dropped(batch.key)
         if batch.key in self._dropping or batch.key not in self._posts:
             return Dropped(batch.key)

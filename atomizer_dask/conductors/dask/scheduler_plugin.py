@@ -19,11 +19,12 @@ from typing import Any
 
 import cloudpickle
 import dask
-from dask._task_spec import Task
 from dask.utils import parse_timedelta
 from distributed import SchedulerPlugin
 from distributed.protocol import pickle
 from distributed.scheduler import Scheduler, WorkerState
+
+from atomizer_dask.conductors.dask.cluster import internals
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
@@ -109,7 +110,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         Its client, a worker's, will have gone before these can ask for it.
         """
         self._heirs[_batch_of(key)] = channel
-        for client in list(self._scheduler._broker._topics[channel].subscribers):
+        for client in internals.subscribers(self._scheduler, channel):
             if key in self._scheduler.tasks:
                 self._scheduler.client_desires_keys([key], client)
 
@@ -252,24 +253,14 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._scheduler.transitions(more, stimulus)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """Forget what is of use to nobody once a client has gone, however it went.
-
-        Dask would keep its last 1,000 messages, and how long its tasks took, for ever.
-        """
+        """Forget what is of use to nobody once a client has gone, however it went."""
         self._demand.pop(client, None)
         self._give_up(client, self._claims)
         for senders in self._senders.values():
             senders.discard(client)
         self._forget_atoms()
-        topics = scheduler._broker._topics
-        for name, topic in list(topics.items()):
-            if name.startswith(TOPICS):
-                topic.unsubscribe(client)
-                if not topic.subscribers:
-                    del topics[name]
-        for name, prefix in list(scheduler.task_prefixes.items()):
-            if OF_RUN in name and not prefix._groups:
-                del scheduler.task_prefixes[name]
+        internals.unsubscribe(scheduler, client, TOPICS)
+        internals.forget_durations(scheduler, OF_RUN)
 
     def _release(self, key: Any) -> None:
         keeper = keeper_of(key[1])
@@ -343,7 +334,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             # future was about to go.
             task.worker_restrictions = {NO_WORKER}
             self._scheduler.loop.add_callback(self._lose, key)
-            task.run_spec = Task(key, raise_lost)
+            internals.have_run(self._scheduler, key, raise_lost)
 
 
 class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
@@ -363,7 +354,8 @@ class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
 
 def packed_by_value(value: Any, module: str) -> bytes:
     """Return something of a module as bytes, with the code of that module and of this one."""
-    modules = [sys.modules[name] for name in dict.fromkeys((__name__, module))]
+    names = dict.fromkeys((__name__, internals.__name__, module))
+    modules = [sys.modules[name] for name in names]
     for each in modules:
         cloudpickle.register_pickle_by_value(each)
     try:

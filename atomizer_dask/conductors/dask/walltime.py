@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from atomizer_dask.conductors.dask.cluster.internals import lifetime_timer
 from atomizer_dask.conductors.dask.messages import BatchExpiring, to_topic
 from atomizer_dask.conductors.dask.scheduler_plugin import (
     HEARD,
@@ -155,7 +156,7 @@ class WorkerShutdown:
 
     def _take_over_lifetime(self) -> None:
         worker = self._worker
-        timer = _timer_of(worker)
+        timer = lifetime_timer(worker)
         if timer is None:
             # Too early by what the imports took, which does no harm.
             began = _beginning()
@@ -388,16 +389,6 @@ class WorkerShutdown:
 def _tell_of(lease: Lease) -> None:
     lease.surrender()
     lease.hand_over()
-
-
-def _timer_of(worker: Worker) -> asyncio.TimerHandle | None:
-    """Return what ends a worker with a lifetime, for Dask keeps the moment nowhere else."""
-    for timer in list(getattr(worker.loop.asyncio_loop, "_scheduled", ())):
-        for argument in timer._args or ():
-            if getattr(argument, "func", None) == worker.close_gracefully:
-                found: asyncio.TimerHandle = timer
-                return found
-    return None
 
 
 def _beginning() -> float:

@@ -12,6 +12,8 @@ from typing import Any
 
 from distributed import Nanny, SpecCluster
 
+from atomizer_dask.conductors.dask.cluster.internals import start_missing
+
 
 class LostWorkers:
     """Has a cluster of this process start again which workers it gave up.
@@ -40,7 +42,7 @@ class LostWorkers:
         cluster, lost = self._cluster, self._look()
         if cluster.status.name == "running" and any(map(self._is_to_be_replaced, lost)):
             # Not scale(), which may undo what somebody else asks of it just then.
-            cluster.loop.add_callback(cluster._correct_state)
+            start_missing(cluster)
 
     def _look(self) -> set[Any]:
         """Note whose nannies go on, and return the names of workers that are not there."""

@@ -17,6 +17,7 @@ import psutil
 from distributed import Client, Nanny, NannyPlugin, Worker, WorkerPlugin
 
 from atomizer_dask.conductors.dask.ask_workers import ask_workers, install, successes
+from atomizer_dask.conductors.dask.cluster.internals import nannies
 from atomizer_dask.execution.quarantine.signals import heed_not
 
 
@@ -32,7 +33,7 @@ def shield(client: Client) -> None:
     certain = successes(answers)
     if len(certain) == len(answers) and children.isdisjoint(certain.values()):
         return  # none is of this process, nor may one be that does not answer
-    for nanny in list(Nanny._instances):
+    for nanny in nannies():
         nanny.loop.add_callback(_have_later_ones_start_safely)
     client.sync(install, client, _UninterruptedWorker())
     client.sync(install, client, _UninterruptedNanny())

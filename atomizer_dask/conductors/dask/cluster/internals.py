@@ -1,0 +1,69 @@
+"""What we use of distributed that is not public, but for what `local_cluster` overrides.
+
+Written against version 2026.8. A test tells where any of it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from dask._task_spec import Task
+from distributed import Client, Nanny, SpecCluster, Worker
+from distributed.scheduler import Scheduler
+
+
+def subscribers(scheduler: Scheduler, topic: str) -> list[str]:
+    """Return the clients that listen to a topic."""
+    return list(scheduler._broker._topics[topic].subscribers)
+
+
+def unsubscribe(scheduler: Scheduler, client: str, prefix: str) -> None:
+    """Take a client off all topics whose names begin so, and forget those that nobody listens to.
+
+    Dask would keep the last 1,000 messages of each for ever.
+    """
+    topics = scheduler._broker._topics
+    for name, topic in list(topics.items()):
+        if name.startswith(prefix):
+            topic.unsubscribe(client)
+            if not topic.subscribers:
+                del topics[name]
+
+
+def forget_durations(scheduler: Scheduler, mark: str) -> None:
+    """Forget how long tasks took of which there are none, and whose names have a mark."""
+    for name, prefix in list(scheduler.task_prefixes.items()):
+        if mark in name and not prefix._groups:
+            del scheduler.task_prefixes[name]
+
+
+def have_run(scheduler: Scheduler, key: Any, function: Callable[[], Any]) -> None:
+    """Have a task of the scheduler call a function in place of what it was to."""
+    scheduler.tasks[key].run_spec = Task(key, function)
+
+
+def release(client: Client, key: Any) -> None:
+    """Have a client want a key no more, though it has no future of it."""
+    client._release_key(key)
+
+
+def start_missing(cluster: SpecCluster) -> None:
+    """Have a cluster start workers that it should have, and has not."""
+    cluster.loop.add_callback(cluster._correct_state)
+
+
+def nannies() -> list[Nanny]:
+    """Return the nannies of this process."""
+    return list(Nanny._instances)
+
+
+def lifetime_timer(worker: Worker) -> asyncio.TimerHandle | None:
+    """Return what ends a worker with a lifetime, for Dask keeps the moment nowhere else."""
+    for timer in list(getattr(worker.loop.asyncio_loop, "_scheduled", ())):
+        for argument in timer._args or ():
+            if getattr(argument, "func", None) == worker.close_gracefully:
+                found: asyncio.TimerHandle = timer
+                return found
+    return None
