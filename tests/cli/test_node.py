@@ -314,6 +314,7 @@ def test_what_ends_it_reaches_its_workers_too_and_what_runs_is_answered(
     node.wait_for("draining")
     (tmp_path / "gate").touch()
     assert node.wait() == 0
+    assert node.events("ended")[-1]["returned"] == 0, node.output
     (reply,) = peer.replies(1)
     assert (reply["electronId"], reply["result"]) == (asked, "one")
 

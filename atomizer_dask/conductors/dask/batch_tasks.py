@@ -110,6 +110,7 @@ class BatchTasks:
         self._tasks: dict[str, Future] = {}
         self._spaces: dict[str, str] = {}  # where the outcome of a batch arrives, if not at home
         self._pinned: dict[str, set[str]] = {}
+        self._unplaced: set[str] = set()  # of these, at the last look
         self._dropping: set[str] = set()
         self._finished: list[Future] = []
         self._troubles = 0  # of Dask's own, in a row
@@ -150,10 +151,14 @@ class BatchTasks:
             self._client.loop.add_callback(self._drop, key)
 
     async def drop_unplaced(self, workers: set[str]) -> None:
-        """Cancel tasks that may go to some workers only, of which none is there any more."""
-        for key, wanted in list(self._pinned.items()):
-            if not wanted & workers:
-                await self._drop(key)
+        """Cancel tasks that may go to some workers only, of which none is there any more.
+
+        Once they are missing twice in a row: one may have joined since the workers were looked at.
+        """
+        unplaced = {key for key, wanted in self._pinned.items() if not wanted & workers}
+        for key in unplaced & self._unplaced:
+            await self._drop(key)
+        self._unplaced = unplaced
 
     def is_awaited(self, key: str) -> bool:
         """Return whether somebody waits for a batch."""

@@ -161,10 +161,10 @@ class DaskCarrier(BatchConductor):
         """Have what has not been begun of a run, or of descendants, given back."""
         if cancel:
             self.cancel_descendants(root)
-        if self._watch.workers:
-            self._tell_workers(self._calls.stop, root, epoch, cancel)
-        else:  # nobody has begun, and nobody is there to tell
-            self._tasks.drop_all()
+        is_reached = self._client.status == "running"
+        # Not by the workers as last seen: after a death the next one may have begun already.
+        if not (is_reached and self._tell_workers(self._calls.stop, root, epoch, cancel)):
+            self._tasks.drop_all()  # nobody has begun
 
     def release_finished(self) -> None:
         """Release the futures of outcomes that have been delivered."""
@@ -310,14 +310,15 @@ class DaskCarrier(BatchConductor):
         answers: dict[str, Any] = self._client.sync(ask_workers, self._client, *function, **options)
         return successes(answers)
 
-    def _tell_workers(self, what: Callable[..., Any], *args: Any) -> None:
-        """Call something on all workers, without waiting for those that do not answer.
+    def _tell_workers(self, what: Callable[..., Any], *args: Any) -> bool:
+        """Call something on all workers, and return whether there are any.
 
-        A worker does not where its electron holds the interpreter lock.
+        Nobody waits for those that do not answer, as where an electron holds the interpreter lock.
         """
         call = partial(ask_workers, self._client, what, *args)
         with suppress(TimeoutError):
-            self._client.sync(call, callback_timeout=TELL_SECONDS)
+            return bool(self._client.sync(call, callback_timeout=TELL_SECONDS))
+        return True
 
 
 def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:

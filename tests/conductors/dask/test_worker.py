@@ -23,6 +23,7 @@ def site():
             scheduler=SimpleNamespace(address="tcp://nowhere"),
             security=None,
             batched_stream=SimpleNamespace(interval=0.002),
+            stream_handlers={},
             memory_manager=SimpleNamespace(memory_limit=None),
             loop=SimpleNamespace(add_callback=lambda *_: None, call_later=None),
             log_event=lambda *event: sent.append(event),

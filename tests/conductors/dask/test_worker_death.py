@@ -12,6 +12,8 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, Future, LocalCluster
+from patience import wait_until
+from shortlived import counted, marked
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, atom, grid
 from atomizer_dask.conductors.dask.scheduler_plugin import is_batch
@@ -340,3 +342,17 @@ def test_restarting_all_workers_costs_neither_results_nor_atoms(gate):
         assert sent.result(60).value() == 7
         assert other.send(patient, payload).result(60).value() == 7
         assert nothing_left(cluster)
+
+
+def test_what_a_worker_executes_that_has_just_taken_the_place_of_another_is_not_taken_from_it(
+    tmp_path,
+):
+    conductor = DaskConductor(workers=1)
+    with Atomizer(conductor, marked) as atomizer:
+        run = atomizer.map(marked, {"i": [0], "seconds": [1.5], "folder": [str(tmp_path)]})
+        wait_until(lambda: counted(tmp_path, "begun"))
+        conductor._watch.workers.clear()  # as after a death, until workers are looked at again
+        run.pause()
+        run.resume()
+        run.wait(60)
+    assert counted(tmp_path, "begun") == counted(tmp_path, "ended") == {0: 1}
