@@ -283,7 +283,7 @@ def test_a_cut_right_after_a_cut_leaves_no_answer_unheard(broker, queue, monkeyp
         count = its.count
 
         def cut():
-            its._connection._transport._sock.shutdown(socket.SHUT_RDWR)
+            its._connection._streams.transport._socket._sock.shutdown(socket.SHUT_RDWR)
 
         def count_and_be_cut(*what):
             monkeypatch.setattr(its, "count", count)
@@ -305,8 +305,10 @@ def test_consumers_that_are_done_are_forgotten(broker, queue):
         consumer = conductor._consumer
         for count in range(1, 20):
             conductor._connection.ask(lambda count=count: consumer._consume(count))
-        known = conductor._connection._connection._consumers
-        wait_until(lambda: len(known) == 1 and not consumer._channel._cancelled, "one is left")
+        channel = consumer._channel
+        wait_until(
+            lambda: len(channel.consumer_tags) == 1 and not channel._cancelled, "one is left"
+        )
 
 
 def test_waits_longer_after_each_failure_but_not_for_ever(monkeypatch):

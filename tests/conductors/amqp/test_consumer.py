@@ -384,7 +384,7 @@ def close_connections(broker):
 
 
 def cut_socket(node):
-    node.conductors["amqp"]._connection._connection._transport._sock.shutdown(2)
+    node.conductors["amqp"]._connection._connection._streams.transport._socket._sock.shutdown(2)
 
 
 @pytest.mark.parametrize("how", ["socket", "operator"])
