@@ -73,7 +73,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         epoch
             Only batches made up to then.
         cancel
-            Tell running electrons through ``context.cancelled``.
+            Cancel running electrons too, through ``context.cancelled``.
         """
 
     def check_detachable(self, sink: StoreTarget) -> None:
@@ -166,7 +166,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
     # -- what the atomizer uses -------------------------------------------------------------
 
     def attach(self, listener: Listener) -> None:
-        """Look up atoms at `listener` first, and tell it what happens."""
+        """Look up atoms at `listener` first, and send it events."""
         if listener not in self._listeners:
             self._listeners.append(listener)
 
@@ -299,18 +299,18 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
 
     def tell_waiting(self, channel: str, electron_id: str) -> None:
-        """Tell the listeners that an electron waits for others that it sent."""
+        """Notify the listeners that an electron waits for others that it sent."""
         for listener in self._listeners:
             listener.note_waiting(electron_id)
         self.post(lambda: self._sender.note_waiting(electron_id))
 
     def emit(self, channel: str, event: Event) -> None:
-        """Tell the listeners; `channel` says whose, where a conductor has several."""
+        """Emit an event to the listeners; `channel` says whose, where a conductor has several."""
         for listener in self._listeners:
             listener.emit(event)
 
     def report(self, channel: str, error: AtomizerError) -> None:
-        """Tell the listeners of an error."""
+        """Report an error to the listeners."""
         for listener in self._listeners:
             listener.report(error)
         if not self._listeners:

@@ -41,7 +41,7 @@ class Dispatcher:
     conductor_id
         Of the conductor, whose name the thread has.
     on_error
-        Told of an exception that an action raised; it never ends the thread.
+        Called with an exception that an action raised; it never ends the thread.
     """
 
     def __init__(self, conductor_id: str, on_error: Callable[[BaseException], None]) -> None:

@@ -46,7 +46,7 @@ UNKNOWN_RATE = 2.0  # electrons per second and thread, as Dask assumes of tasks
 
 
 class Source(Protocol):
-    """Where a driver takes electrons from, and what it tells about them.
+    """Where a driver takes electrons from, and where it delivers their outcomes.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Carrier(ABC):
         """Forget a batch: nobody waits for it any more."""
 
     def forget(self, key: str) -> None:
-        """Tell no more of a batch, which goes on; see `BatchConductor.in_flight`."""
+        """Report nothing more about a batch, which goes on; see `BatchConductor.in_flight`."""
         self.retract(key)
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:

@@ -107,7 +107,7 @@ class ElectronSource:
     example
         Any of them.
     report
-        Told of each failure that is final.
+        Called with each failure that is final.
 
     Attributes
     ----------

@@ -29,14 +29,14 @@ class Ending(Protocol):
 
 
 class Watch:
-    """Tells what has work under way that the interpreter ends, or that this is a forked process."""
+    """Notifies what has work under way at the end of the interpreter, and in a forked process."""
 
     def __init__(self) -> None:
         self._those: weakref.WeakSet[Any] = weakref.WeakSet()
         self._registered = False
 
     def add(self, ending: Ending) -> None:
-        """Tell `ending`, as long as anybody has it."""
+        """Notify `ending`, as long as anybody has it."""
         if not self._registered:
             self._registered = True
             os.register_at_fork(after_in_child=self._fork)
@@ -46,7 +46,7 @@ class Watch:
         self._those.add(ending)
 
     def discard(self, ending: Ending) -> None:
-        """Tell `ending` nothing any more."""
+        """Notify `ending` no more."""
         self._those.discard(ending)
 
     def _end(self) -> None:
@@ -59,7 +59,7 @@ class Watch:
         for ending in list(self._those):
             try:
                 ending.leave()
-            except Exception:  # the others shall be told, too
+            except Exception:  # the others are notified all the same
                 logger.exception("%r could not end in good order", ending)
 
     def _fork(self) -> None:

@@ -1,4 +1,4 @@
-"""What a conductor tells its driver."""
+"""The reports of a conductor to its driver."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class QueueStatus:
     received
         Electrons taken from the queue, each counted once.
     answered, failed
-        How many of these were answered, and how many of the answers tell of a failure.
+        How many of these were answered, and how many of the answers are failures.
     repeated
         Deliveries of electrons that were in hand or answered already: these are not executed again.
     given_back

@@ -90,7 +90,7 @@ def successes(answers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_note(task: asyncio.Task[Any]) -> None:
-    """Tell what became of a plugin that nobody waits for any more."""
+    """Log what became of a plugin that nobody waits for any more."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.info("a plugin is not on all workers: %s", error)
 

@@ -94,7 +94,7 @@ class AtomTable:
             self._claim([], versions)
 
     def _claim(self, needed: list[str], unneeded: list[str]) -> None:
-        """Tell the scheduler which versions it is to keep for this client, and which no longer."""
+        """Have the scheduler keep versions for this client, and release others."""
         msg = {"client": self._client.id, "needed": needed, "unneeded": unneeded}
         ask = self._client.scheduler.log_event
         self._ask(self._client.sync, ask, topic=CLAIMS, msg=msg)

@@ -81,7 +81,7 @@ class BatchTasks:
     client
         Connected to the scheduler.
     owner
-        Is told what concerns more than a batch.
+        Is notified of what concerns more than a batch.
     run_batch
         The function that executes a batch on a worker, from its packed form and a channel.
     placement
@@ -133,11 +133,11 @@ class BatchTasks:
         self._client.loop.add_callback(self._carry, batch, True)
 
     def forget(self, key: str) -> None:
-        """Tell no more of a batch, which goes on."""
+        """Report nothing more about a batch, which goes on."""
         self._posts.pop(key, None)
 
     def forget_all(self) -> None:
-        """Tell no more of any batch."""
+        """Report nothing more about any batch."""
         self._posts.clear()
 
     def retract(self, key: str) -> None:
@@ -181,7 +181,7 @@ class BatchTasks:
         if key in self._posts or key in self._tasks:  # else it was taken back
             report = Arrived(key, self._unpack(key, outcome))
             self.post(key, report)
-            self._arrived.add(key)  # afterwards: else nobody would tell of it where that raises
+            self._arrived.add(key)  # afterwards: where that raises, its task still reports it
 
     def post_idle(self, message: Mapping[str, Any]) -> None:
         """Post what the scheduler's side took back from an idle worker."""
@@ -339,7 +339,7 @@ class BatchTasks:
             return False
         try:
             await fitness.welcome(await self._client.nthreads())
-        except (OSError, RuntimeError):  # the scheduler is gone, which is told elsewhere
+        except (OSError, RuntimeError):  # the scheduler is gone, which is reported elsewhere
             return False
         return fitness.verdicts > verdicts
 

@@ -60,7 +60,7 @@ class WorkerCalls(NamedTuple):
     census
         Counts what electrons of a channel have sent.
     wall_time
-        Tells how many seconds a worker has left, and had at first.
+        Returns how many seconds a worker has left, and had at first.
     """
 
     run_batch: Callable[[Packed, str], Packed]
@@ -92,7 +92,7 @@ class DaskCarrier(BatchConductor):
         self._client = client
         self._calls = calls
         self._channels: set[str] = {self.channel}
-        self._demand = (0, 0.0)  # as last told
+        self._demand = (0, 0.0)  # as last announced
         client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
         self._address = client.scheduler.address
         # On the scheduler's clock batches are due that come from different machines.
@@ -143,14 +143,14 @@ class DaskCarrier(BatchConductor):
         self._tasks.submit(batch, post)
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Have told what becomes of a batch that another process submitted."""
-        if batch.origin.channel not in self._channels:  # where its worker tells of it
+        """Report what becomes of a batch that another process submitted."""
+        if batch.origin.channel not in self._channels:  # on which its worker reports
             self._channels.add(batch.origin.channel)
             self._client.subscribe_topic(batch.origin.channel, self._on_message)
         self._tasks.adopt(batch, post)
 
     def forget(self, key: str) -> None:
-        """Tell no more of a batch, which goes on; see `in_flight`."""
+        """Report nothing more about a batch, which goes on; see `in_flight`."""
         self._tasks.forget(key)
 
     def retract(self, key: str) -> None:
@@ -207,13 +207,13 @@ class DaskCarrier(BatchConductor):
         """Return the versions that descendants of an electron shall find, by atom id."""
         return self._atoms.catalog
 
-    # -- what workers tell -------------------------------------------------------------------
+    # -- messages of workers -----------------------------------------------------------------
 
     def _on_message(self, message: tuple[float, Any]) -> None:
         try:
             self._heed(from_topic(message[1]))
         except BaseException as error:  # noqa: BLE001 - of objects in events, on Dask's event loop
-            # What is told of a batch comes again with its future; an event has nobody waiting.
+            # The future of a batch brings its outcome once more; nobody waits for an event.
             what = f"the workers told something that cannot be read: {where_raised(error)}"
             self.report(
                 "", AtomizerError(Event(what, conductor_id=self.id, level="warning"), error)
@@ -249,7 +249,7 @@ class DaskCarrier(BatchConductor):
         """Return whether it descends from what was sent here: others may listen as well."""
         return not self._closed and sent.origin.channel == self.channel
 
-    # -- what its tasks and its watch tell it -------------------------------------------------
+    # -- reports of its tasks and its watch ---------------------------------------------------
 
     @property
     def is_closed(self) -> bool:

@@ -160,12 +160,12 @@ class DaskConductor(DaskCarrier):
         return fitness
 
     def _note_news(self, event: Event) -> None:
-        """Tell listeners, also those who attach later."""
+        """Emit an event to listeners, also to those who attach later."""
         self._news.append(event)
         self.emit(self.channel, event)
 
     def attach(self, listener: Listener) -> None:
-        """Look up atoms at `listener` first, and tell it what happens, and has at connecting."""
+        """Look up atoms at `listener` first; send it events, also those of connecting."""
         is_new = listener not in self._listeners
         super().attach(listener)
         for event in list(self._news) if is_new else ():

@@ -4,7 +4,7 @@ To Dask a worker that is paused for memory, whose process is stopped, or whose h
 has what was sent to it, until it is gone: after five minutes, or never. Here a worker counts by
 what it does. What an idle one has not begun goes to others within seconds; so does what it has
 begun, where its process does not go on. An electron that only keeps its worker from answering, for
-it holds the interpreter lock, is waited for. What an idle worker tells later is dropped.
+it holds the interpreter lock, is waited for. What an idle worker reports later is dropped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from atomizer_dask.conductors.dask.scheduler_plugin import (
     packed_by_value,
 )
 
-IDLE = "atomizer-idle"  # the topic on which clients are told what was taken back, and why
+IDLE = "atomizer-idle"  # the topic on which the scheduler announces what it took back, and why
 LOOK_SECONDS = 1.0
 LATE_SECONDS = 3.0  # between two looks: then it was the scheduler that stood still
 MISSED_HEARTBEATS = 6
@@ -47,7 +47,7 @@ STATES = {  # of the process of a worker that is silent, and that does not go on
     "asleep": "process asleep",
 }
 NOTHING: Mapping[str, Any] = {}
-UNSAID = ("closing", "closing_gracefully")  # which is told elsewhere
+UNSAID = ("closing", "closing_gracefully")  # which other events announce
 
 
 @dataclass
@@ -248,7 +248,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _begun(self, worker: WorkerState, idle: Idle | None) -> set[TaskState]:
         """Return the tasks that a worker may have begun.
 
-        Those are what it last told of, and as many others as it had threads for since. One that
+        Those are what it last reported, and as many others as it had threads for since. One that
         is paused begins nothing.
         """
         told = {task for task in worker.executing if task in worker.processing}
@@ -467,5 +467,5 @@ def _stimulus(what: str) -> str:
 
 
 def keys_in(message: Mapping[str, Any], how: str) -> list[Any]:
-    """Return the keys that a message tells of, which were lists on their way."""
+    """Return the keys in a message, which were lists on their way."""
     return [tuple(key) for key in message.get(how, ())]

@@ -1,4 +1,4 @@
-"""What workers tell a conductor, on the topic that is the conductor's channel.
+"""The messages of workers to a conductor, on the topic that is the conductor's channel.
 
 Dask's topics carry numbers, texts, bytes and tuples of these, so that a record travels as its
 kind and its fields. Whatever of the user's own goes along is pickled in a field.

@@ -30,7 +30,7 @@ class Placement:
     client
         Through which scheduler and workers are asked.
     wall_time
-        What a worker calls to tell how many seconds it has left, and had at first.
+        Returns, on a worker, how many seconds it has left, and had at first.
     emit
         Puts an event on a channel.
     tell_of_lost_state
@@ -42,7 +42,7 @@ class Placement:
     workers, working
         The addresses of those there are, and of those that do something.
     fitness
-        Tells which of them lack what an atom needs; None where nobody has looked.
+        Knows which of them lack what an atom needs; None where nobody has looked.
     """
 
     def __init__(

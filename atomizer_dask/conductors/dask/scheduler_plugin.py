@@ -27,17 +27,17 @@ from distributed.scheduler import Scheduler, WorkerState
 from atomizer_dask.conductors.dask.cluster import internals
 
 ONCE = "atomizer-once"  # the last part of our tasks' keys
-SETTLED = "atomizer-settled"  # the topic on which keys are named that nobody needs any more
+SETTLED = "atomizer-settled"  # the topic on which clients release keys that nobody needs any more
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
-HANDED = "atomizer-handed"  # the topic on which workers that leave tell who waits for a task now
+HANDED = "atomizer-handed"  # the topic on which a worker that leaves names who waits for a task from now on
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
-HEARD = "atomizer-heard"  # how a worker that leaves hears that the scheduler has all it told
-LEAVING = "atomizer-leaving"  # and that on which workers tell that their wall time ends
+HEARD = "atomizer-heard"  # the message by which the scheduler acknowledges all that a leaving worker sent
+LEAVING = "atomizer-leaving"  # the topic on which workers announce that their wall time ends
 NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that there is not
-DEMAND = "atomizer-demand"  # and that on which clients tell what they will send
+DEMAND = "atomizer-demand"  # the topic on which clients announce how much they will send
 NEXT_WORKER = "tcp://0.0.0.0:1"  # stands for the next worker that joins
-ADOPTED = "atomizer-adopted"  # and that on which another client asks for keys
-CLAIMS = "atomizer-claims"  # and that on which clients tell which atoms they need
+ADOPTED = "atomizer-adopted"  # the topic on which another client asks for keys
+CLAIMS = "atomizer-claims"  # the topic on which clients name the atoms they need
 TOPICS = "atomizer-"  # how all topics of ours begin
 KEEPER = "atomizer-"  # and the names of clients that keep the tasks of runs
 OF_RUN = "·"  # within the name under which tasks of ours are shown
@@ -76,7 +76,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._senders.setdefault(keeper, set()).add(client)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Let go of tasks whose outcomes are in the store, or tell another client of tasks."""
+        """Act on a message about tasks: of clients, or of workers that leave."""
         if topic == ADOPTED:
             self._give(tuple(msg["key"]), msg["client"])
         elif topic == CLAIMS:
@@ -99,13 +99,13 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._dismiss_idle_keepers(keeper.client_key)
         elif topic == HANDED:
             self._pass_on(tuple(msg["key"]), msg["channel"])
-        elif self._heirs and type(msg) in (tuple, list):  # what a worker tells of a batch, say
+        elif self._heirs and type(msg) in (tuple, list):  # a worker's message about a batch, say
             heir = self._heirs.get(msg[1], topic)
             if heir != topic:
                 self._scheduler.log_event(heir, msg)
 
     def _pass_on(self, key: Any, channel: str) -> None:
-        """Keep a task for whoever listens to a channel, who is told of it from now on.
+        """Keep a task for whoever listens to a channel, and forward messages about its batch there.
 
         Its client, a worker's, will have gone before these can ask for it.
         """
@@ -305,7 +305,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         logging.getLogger("distributed.scheduler").addFilter(is_not_about_ours)
 
     def restart(self, scheduler: Scheduler) -> None:
-        """Keep the code of atoms: Dask forgets it with all tasks, and each client has told once."""
+        """Keep the code of atoms: Dask forgets it with all tasks, and clients send it only once."""
         scheduler.task_metadata[METADATA] = self._atoms
         keepers = (name for name in scheduler.clients if name.startswith(KEEPER))
         self._dismiss_idle_keepers(*keepers)
@@ -437,7 +437,7 @@ def is_not_about_ours(record: logging.LogRecord) -> bool:
         keys = record.msg.partition("elsewhere: {")[2].partition("}")[0]
         return not keys or bool(re.sub(rf"\((?:'[^']*', )+'{ONCE}'\)(, )?", "", keys))
     if record.msg.startswith("broadcast to ") and " failed: " in record.msg:
-        return False  # whoever asked all workers is told; we ask, and some leave just then
+        return False  # whoever asked all workers has the error; some leave just as we ask
     args = record.args if isinstance(record.args, tuple) else ()
     return not (
         record.msg.startswith("Task %s marked as failed") and bool(args) and is_batch(args[0])

@@ -3,7 +3,7 @@
 The end is that of Dask's ``--lifetime`` or of the worker's job. From when the first batch is
 refused, because its electrons would not end in time, the scheduler gives the worker no others;
 once the running ones have ended, it leaves at once. What runs on until `margin` before the end is
-cut short: all that has ended by then is told, and Dask does not run the batch again.
+cut short: the worker reports all that has ended by then, and Dask does not run the batch again.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class WorkerShutdown:
     keep
         Writes outcomes that nobody has fetched into the stores of their runs, each with its batch.
     margin
-        Seconds before its end, in which it tells of what has ended, and leaves; as configured
+        Seconds before its end, in which it reports what has ended, and leaves; as configured
         where not given.
     """
 
@@ -165,7 +165,7 @@ class WorkerShutdown:
         loop = worker.loop
         end = monotonic() + timer.when() - loop.asyncio_loop.time()
         self._shorten(end - worker.lifetime, end)
-        loop.add_callback(timer.cancel)  # it would not wait until what has ended is told
+        loop.add_callback(timer.cancel)  # it would not wait for reports of what has ended
 
     def _ask_slurm(self) -> None:
         end = _end_of_slurm_job()
@@ -188,7 +188,7 @@ class WorkerShutdown:
 
     @property
     def is_last_chance(self) -> bool:
-        """Whether what has ended is told now, however large, or never."""
+        """Whether this is the last chance to report what has ended, however large."""
         return self._closed or monotonic() < self._unloading_until
 
     @property
@@ -198,7 +198,7 @@ class WorkerShutdown:
     # -- what ------------------------------------------------------------------------------
 
     def takes(self, batch: Batch) -> bool:
-        """Return whether there is time for an electron of a batch, and tell where there is not."""
+        """Return whether there is time for an electron of a batch, and announce where there is not."""
         if monotonic() < self._unloading_until:
             return False
         if self.wall_time.end == inf:
@@ -244,7 +244,7 @@ class WorkerShutdown:
         self._worker.log_event(LEAVING, {"worker": self._worker.address, **facts})
 
     def _note_heard(self, number: int) -> None:
-        """Note that the scheduler has all that was told up to then."""
+        """Note that the scheduler has all messages up to then."""
         if number == self._told:
             self._heard.set()
 
@@ -260,7 +260,7 @@ class WorkerShutdown:
         await self._leave()
 
     async def _leave_now(self) -> None:
-        """Tell of what has ended, and leave in the middle of the electrons that have not."""
+        """Report what has ended, and leave in the middle of the electrons that have not."""
         if self._worker.status.name not in ("running", "paused"):
             return  # somebody else has it closed
         self._refusing = self._closed = True
@@ -295,11 +295,11 @@ class WorkerShutdown:
             self._worker.log_event(self._channel_of(lease.batch), to_topic(message))
 
     async def _tell_finally(self, *, retired: bool = False) -> None:
-        """Have the scheduler know that this worker leaves, and all that was told before."""
+        """Announce that this worker leaves, and wait until the scheduler has all messages."""
         self._heard.clear()
         self._told += 1
         self._tell_scheduler(final=True, retired=retired)
-        with suppress(TimeoutError):  # the scheduler is gone, or what was told is very large
+        with suppress(TimeoutError):  # the scheduler is gone, or messages are very large
             await asyncio.wait_for(self._heard.wait(), self._patience)
 
     @property
@@ -328,7 +328,7 @@ class WorkerShutdown:
 
     @property
     def _is_ending(self) -> bool:
-        """Whether electrons have ended of which nobody has been told yet."""
+        """Whether electrons have ended that are not reported yet."""
         state, leases = self._worker.state, self._leases()
         begun = sum(is_batch(task.key) for task in (*state.executing, *state.long_running))
         return begun > len(leases) or any(lease.has_untold for lease in leases)

@@ -48,7 +48,7 @@ from atomizer_dask.store.worker_writer import WorkerWriter
 
 logger = logging.getLogger(__name__)
 
-LARGE_TELLING = 2**20  # bytes of what is told of a batch that goes on, through the scheduler
+LARGE_TELLING = 2**20  # bytes of a report on a batch that goes on, which travels through the scheduler
 SPACES = 16  # of code among inputs, of which the latest are kept
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
@@ -130,13 +130,13 @@ async def let_go(dask_worker: Worker) -> None:
 class Undisturbed(WorkerPlugin):  # type: ignore[misc]
     """Has a worker leave it to the process that started it when to end.
 
-    A service manager, a batch system and a terminal tell all processes at once.
+    A service manager, a batch system and a terminal signal all processes at once.
     """
 
     name = "atomizer-undisturbed"
 
     def setup(self, worker: Worker) -> None:
-        """Go on at what tells processes to end."""
+        """Ignore the signals that ask processes to end."""
         with suppress(ValueError):  # it is in a thread of somebody's process
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, heed_not)

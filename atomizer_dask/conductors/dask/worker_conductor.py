@@ -52,7 +52,7 @@ class WorkerConductor(DaskCarrier):
         return int(self._worker.state.nthreads)
 
     def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
-        """Tell nobody which workers there are: the conductor of the client does."""
+        """Emit no events about workers: the conductor of the client does."""
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         self._send(channel, EventsEmitted(dump_events([event])))

@@ -59,7 +59,7 @@ class WorkerWatch:
     client
         Connected to the scheduler.
     owner
-        Is told what happens.
+        Is notified of what happens.
     tasks
         Lose what was placed on workers that have gone.
     placement
@@ -186,7 +186,7 @@ class WorkerWatch:
 
 
 def _listen(watch: WorkerWatch) -> dict[str, str]:
-    """Have a watch told of idle workers, and return how workers go that are going.
+    """Subscribe a watch to events about workers; return, by worker, how those leave that leave.
 
     A client has one listener to a topic, and may have several conductors.
     """

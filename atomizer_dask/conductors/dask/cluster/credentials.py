@@ -1,4 +1,4 @@
-"""What Dask is told of TLS, and what is wrong where it fails."""
+"""How Dask is configured for TLS, and what is wrong where that fails."""
 
 from __future__ import annotations
 

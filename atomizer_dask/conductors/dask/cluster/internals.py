@@ -1,6 +1,6 @@
 """What we use of distributed that is not public, but for what `local_cluster` overrides.
 
-Written against version 2026.8. A test tells where any of it is gone.
+Written against version 2026.8. A test fails where any of it is gone.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from atomizer_dask.execution.quarantine.signals import blocked, end_group, heed_
 from atomizer_dask.interruptible import SLICE_SECONDS
 
 GRACE = 0.6  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
-QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections tell that they end
+QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections log that they end
 LOOK_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
 
 
@@ -92,7 +92,7 @@ class OwnCluster(LocalCluster):  # type: ignore[misc]
 
 
 class _Quiet(logging.Filter):
-    """Drops what clusters tell for the record, as Dask does while there is one.
+    """Drops what clusters log for the record, as Dask does while there is one.
 
     Dask changes the level of handlers for that. Of two clusters the first to close changes it
     back, and some lines come after the last.
