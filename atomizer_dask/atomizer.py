@@ -458,7 +458,7 @@ class Atomizer(LiveDisplay):
         self._roster.lose(conductor, error)
         self.report(error)
 
-    # -- what conductors tell -------------------------------------------------------------------
+    # -- events of conductors -------------------------------------------------------------------
 
     def find(self, atom_id: str) -> Definition | None:
         """Return the atom that this id means here now; None where it means none."""
@@ -488,7 +488,7 @@ class Atomizer(LiveDisplay):
         """Note an error: on the error streams, and in the log where nobody listens."""
         self._streams.report(error)
 
-    # -- what runs tell -------------------------------------------------------------------------
+    # -- events of runs -------------------------------------------------------------------------
 
     def add_run(self, run: Run) -> None:
         """Keep a run that is about to start, as long as somebody has a handle of it."""

@@ -67,10 +67,10 @@ class Conductor(ABC):
     def note_waiting(self, electron_id: str) -> None:  # noqa: B027 - most have no limit
         """Note that an electron that `receive` gave, if it did, waits for others that it sent."""
 
-    def attach(self, listener: Listener) -> None:  # noqa: B027 - most have nothing to tell
-        """Ask `listener` for atoms, and tell it what happens."""
+    def attach(self, listener: Listener) -> None:  # noqa: B027 - most have no events
+        """Ask `listener` for atoms, and send it events and errors."""
 
-    def detach(self, listener: Listener) -> None:  # noqa: B027 - most have nothing to tell
+    def detach(self, listener: Listener) -> None:  # noqa: B027 - most have no events
         """Undo `attach`."""
 
     def send(self, electron: Electron) -> Future[Properties]:
@@ -114,7 +114,7 @@ class Sender(Protocol):
 
 
 class Listener(Protocol):
-    """Whom a conductor asks for atoms, and tells what happens: the atomizer."""
+    """Whom a conductor asks for atoms, and sends events and errors: the atomizer."""
 
     @property
     def threads(self) -> int:

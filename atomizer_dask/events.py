@@ -151,7 +151,7 @@ class Stream(Generic[T]):
     buffer
         How many unread items are kept.
     on_problem
-        Told of what goes wrong in subscribers: a message and the exception. Logged where not given.
+        Called with what goes wrong in subscribers: a message and the exception. Else logged.
 
     Examples
     --------

@@ -175,7 +175,7 @@ class ElectronFuture(Future[Properties]):
         self._stop_what = what
 
     def report_to(self, on_problem: Callable[[str, BaseException], None]) -> None:
-        """Have `on_problem` told of what callbacks raise; it is logged where nobody is."""
+        """Have `on_problem` called with what callbacks raise, which is logged otherwise."""
         self._on_problem = on_problem
 
     def done(self) -> bool:
@@ -204,7 +204,7 @@ class ElectronFuture(Future[Properties]):
     def cancel(self) -> bool:
         """Cancel the electron, and return whether it had not begun.
 
-        One that had begun is told through ``context.cancelled``, and so is what it sent; its
+        One that had begun sees it in ``context.cancelled``, and so does what it sent; its
         Properties then say ``cancelled``, a second later at the latest.
         """
         if super().cancel():

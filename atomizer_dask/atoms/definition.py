@@ -35,7 +35,7 @@ class Definition(ABC):
     @property
     @abstractmethod
     def identity(self) -> tuple[Hashable, ...]:
-        """Tells whether two definitions are the same atom, as long as both exist.
+        """Says whether two definitions are the same atom, as long as both exist.
 
         They are where they were made of the same objects, and execute in the same way.
         """

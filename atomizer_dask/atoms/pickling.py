@@ -417,7 +417,7 @@ def _has_no_generator(value: Any) -> bool:
     pickler = Pickler(io.BytesIO())
     try:
         pickler.dump(value)
-    except BaseException as error:  # what cannot be pickled is told of elsewhere
+    except BaseException as error:  # what cannot be pickled is an error elsewhere
         if is_interrupt(error):
             raise
     return not pickler.generators

@@ -149,7 +149,7 @@ class Lease:
             self.site.give_back(self.batch, stop)
 
     def hand_over(self) -> None:
-        """Tell what has ended, where the running electron goes on for long."""
+        """Report what has ended, where the running electron goes on for long."""
         if self._over.wait(HAND_OVER_SECONDS):
             return
         with self.lock:
@@ -162,7 +162,7 @@ class Lease:
 
     @property
     def has_untold(self) -> bool:
-        """Whether electrons have ended that nobody has been told of."""
+        """Whether electrons have ended that are not reported."""
         with self.lock:
             return self._so_far is not None and self._so_far().stop > self._reported
 
@@ -224,7 +224,7 @@ class Lease:
 
     def rest_of(self, outcome: Outcome) -> Outcome:
         """Return the outcome of the batch without what has been reported already."""
-        with self.lock:  # somebody may be giving back, or telling, at this very moment
+        with self.lock:  # another thread may give back, or report, at this very moment
             stop = len(self.batch) - self._given
             return replace(outcome.part(self._reported, stop), stop=stop)
 

@@ -401,7 +401,7 @@ class RunPart:
         return len(self.outcome)
 
     def current(self) -> RunPart:
-        """Return it without what another part tells of."""
+        """Return it without the electrons of another part."""
         if self.replaced is None or not self.replaced.any():
             return self
         stays = np.ones(len(self.outcome), dtype=bool)

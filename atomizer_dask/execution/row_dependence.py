@@ -80,7 +80,7 @@ class Cuts:
         """Return whether to examine a batch that may take some seconds.
 
         The first one on each worker, and all where that costs next to nothing: some have rows that
-        are all alike, which do not tell.
+        are all alike, which prove nothing.
         """
         took = self.of(key).seconds
         return took is None or took < _SHARE * seconds
@@ -138,7 +138,7 @@ def fault_of(atom_id: str, found: Difference, electrons: int) -> DependentRowsEr
 
 
 def warning_of(atom_id: str, found: Difference) -> str:
-    """Return what is told where numbers differ in their last bits."""
+    """Return the warning where numbers differ in their last bits."""
     return (
         f"the last bits of what the vectorised atom {atom_id} gives depend on how many electrons "
         f"it is given at a time: {found.name} of one and the same electron is {found.whole!r} or "

@@ -40,7 +40,7 @@ class Site(Place):
         epoch
             Only batches made up to then.
         cancel
-            Tell the running electrons too.
+            Cancel the running electrons too.
         """
         # For batches that are still to begin. Of very many runs the first are long over.
         self._stopped[root] = epoch, cancel

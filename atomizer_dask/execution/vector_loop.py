@@ -113,13 +113,13 @@ def _run_slice(
 
 
 class _Silent:
-    """A lease whose electrons have told all that they had to tell: they are executed again."""
+    """A lease whose electrons have emitted their events already: they are executed again."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
 
     def emit(self, event: Event) -> None:
-        """Tell nobody."""
+        """Drop the event."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lease, name)

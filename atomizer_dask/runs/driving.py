@@ -266,4 +266,4 @@ class Driven:
 
 
 def _ignore_failure(failure: Failure, position: int) -> None:
-    """Tell nobody: what fails when it is verified is a row of what `Run.verify` returns."""
+    """Do nothing: what fails when it is verified is a row of what `Run.verify` returns."""

@@ -41,7 +41,7 @@ class Ledger:
     changed
         Notified of every change.
     parts
-        What became of the electrons. A later part replaces what an earlier one told of.
+        What became of the electrons. A later part replaces what an earlier one says.
     history
         What earlier attempts failed with, by position.
     done, failed, cancelled
@@ -132,12 +132,12 @@ class Ledger:
         )
 
     def properties_of(self, part: RunPart | StoredPart) -> Iterator[Properties]:
-        """Yield the Properties of the electrons that a part tells of last."""
+        """Yield the Properties of the electrons for which a part is the latest."""
         for known in _loaded(part):
             yield from known.outcome.properties(self.told_of(known))
 
     def failed_parts(self) -> list[RunPart]:
-        """Return what tells of failed electrons, without those that are tried again."""
+        """Return the parts with failed electrons, without those that are tried again."""
         with self.changed:
             some = [p for p in self.parts if isinstance(p, RunPart) and len(p.outcome.failed)]
         return [part for part in map(_failed, map(RunPart.current, some)) if len(part)]
@@ -191,7 +191,7 @@ class Ledger:
             self.parts[index] = part
 
     def strike_out(self, part: RunPart, again: np.ndarray) -> None:
-        """Note which of the failed electrons of a part, by a mask, a later part will tell of."""
+        """Note which of the failed electrons of a part, by a mask, a later part will replace."""
         with self.changed:
             ended, cancelled = self._ended, _cancelled(part)
             part.replaced = again if part.replaced is None else part.replaced | again
@@ -204,7 +204,7 @@ class Ledger:
     def remember(self, position: int, error: ElectronError) -> None:
         """Note what an attempt failed with that is not the last."""
         known = self.history.get(position, ())
-        if all(earlier.attempt != error.attempt for earlier in known):  # not told twice
+        if all(earlier.attempt != error.attempt for earlier in known):  # not noted twice
             self.history[position] = (*known, error.bare())
 
     def set_state(self, state: State, *, ended: bool = False) -> None:
@@ -263,7 +263,7 @@ def _cancelled(part: RunPart | StoredPart) -> int:
 
 
 def _failed(part: RunPart) -> RunPart:
-    """Return what a part tells of failed electrons: all of it where millions were cancelled."""
+    """Return the failed electrons of a part: all of it where millions were cancelled."""
     outcome = part.outcome
     return part if len(outcome.failed) == len(part) else part.pick(outcome.failed_mask())
 

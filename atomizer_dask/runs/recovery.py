@@ -222,7 +222,7 @@ def events_before(
     run_id, atom_id
         Whose events they are.
     sessions
-        Who worked on it, as its store tells.
+        Who worked on it, as its store says.
     ledger
         What is known of its electrons.
     """

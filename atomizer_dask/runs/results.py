@@ -156,7 +156,7 @@ class Results:
         return [part for part in map(RunPart.current, self._view.as_rows(loaded)) if len(part)]
 
     def failed_rows(self) -> list[RunPart]:
-        """Return what tells of failed electrons, as rows of the sweep."""
+        """Return the parts with failed electrons, as rows of the sweep."""
         return self._view.as_rows(self._ledger.failed_parts())
 
     def outermost_of_store(self, count: int) -> list[RunPart]:

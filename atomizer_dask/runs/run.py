@@ -295,7 +295,7 @@ class Run(LiveDisplay, Pictures):
     def cancel(self) -> None:
         """Stop: what has not begun never will, what is finished stays.
 
-        Running electrons are told through ``context.cancelled``. The electrons that never ran are
+        Running electrons see it in ``context.cancelled``. The electrons that never ran are
         rows like any other, with an error of kind ``cancelled``.
         """
         driven = self._driven

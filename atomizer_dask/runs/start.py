@@ -292,7 +292,7 @@ def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
 
 
 class _DetachedHost:
-    """Whoever a detached run and its conductor tell: nobody looks, and the log has what matters."""
+    """The listener of a detached run and its conductor: the log has what matters."""
 
     def __init__(self, conductor: DaskConductor, definition: Definition) -> None:
         self._conductor = conductor

@@ -118,7 +118,7 @@ def why_not_ended(run: Waitable, timeout: float | None) -> str:
 
 
 def watch(run: Waitable, until: float | None, update: Callable[[Progress], object]) -> bool:
-    """Wait for a run, telling `update` how far it is, and return whether it has ended."""
+    """Wait for a run, calling `update` with how far it is; return whether it has ended."""
     while True:
         left = UPDATE_SECONDS if until is None else min(UPDATE_SECONDS, until - monotonic())
         ended = run.join(max(0.0, left))

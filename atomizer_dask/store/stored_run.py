@@ -172,7 +172,7 @@ class StoredRun:
 
 
 def state_of(store: Store) -> State:
-    """Return what is told of a run, ``suspended`` where it was left in the middle."""
+    """Return the state of a run, ``suspended`` where it was left in the middle."""
     state: State = store.manifest["state"]
     if state not in GOING or living_holder(store.folder) is not None:
         return state

@@ -50,7 +50,7 @@ class WorkerWriter:
             return _put(folder, batch, batch.sink, outcome)
         except UnstorableError:
             raise
-        except Exception:  # disk full, an endpoint away: the client tries, and tells what is wrong
+        except Exception:  # disk full, an endpoint away: the client tries, and reports the error
             logger.warning("cannot write to the store %s", folder.url, exc_info=True)
             return outcome
 

@@ -128,7 +128,7 @@ class ResultWriter:
         Parameters
         ----------
         positions
-            Of the electrons that it tells of.
+            Of its electrons.
         """
         failed = stored.offsets - stored.first
         good = np.delete(numpy_values(positions), failed) if len(failed) else positions

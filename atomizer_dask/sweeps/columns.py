@@ -26,7 +26,7 @@ _DTYPES: dict[type, np.dtype[Any]] = {
 }
 _OBJECT = np.dtype(object)
 _OF_ONE_DTYPE = (np.number, np.bool_)  # np.timedelta64 is a number, and has many
-_USUAL_BYTES = 64  # of an object that does not tell
+_USUAL_BYTES = 64  # of an object that does not say
 
 
 def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:

@@ -26,8 +26,8 @@ class StreamReader:
     over
         Returns whether no more are wanted.
     on_rows, on_error, on_end
-        Told that there are more rows, that the iterator raised, that there will be no more; the
-        first is not told again until `seen` is called.
+        Called when there are more rows, when the iterator raised, when there will be no more; for
+        more rows not again until `seen` is called.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class StreamReader:
         limit = self._sweep.drawn + chunk
         try:
             for drawn in self._sweep.draw():
-                # Told at once, for the next row may depend on what becomes of this one.
+                # Announced at once, for the next row may depend on what becomes of this one.
                 if not self._told:
                     self._told = True
                     self._on_rows()

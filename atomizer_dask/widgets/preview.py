@@ -42,7 +42,7 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     column
         Which output; the first one of numbers where it is empty or none of the frame's.
     """
-    is_going = run.state in GOING  # first: what ends meanwhile is told of the next time
+    is_going = run.state in GOING  # first: what ends meanwhile is shown the next time
     pieces = run.parts_since(0)
     if not any(map(len, pieces)):
         return {}

@@ -76,7 +76,7 @@ class RunPanel(Panel):
         return {**facts, "spark": self._spark, "workers": self._crew_facts()}
 
     def _steady(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return it with the rate told before, where only that has changed, and not by much."""
+        """Return it with the rate shown before, where only that has changed, and not by much."""
         rest = {n: v for n, v in facts.items() if n not in ("rate", "eta", "elapsed")}
         before = self._told.get("rate", 0.0)
         if self._told.get("rest") == rest and abs(facts["rate"] - before) <= RATE_CHANGE * before:
@@ -90,7 +90,7 @@ class RunPanel(Panel):
         began = thread_time()
         try:
             status = run.conductor.status()
-        except AtomizerError:  # the scheduler is gone, which the run is told by its conductor
+        except AtomizerError:  # the scheduler is gone, which ends the run by its conductor
             return
         if status.state != "connected":  # what it says then is that it knows of no workers
             return

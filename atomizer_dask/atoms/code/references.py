@@ -241,7 +241,7 @@ class References:
         if isinstance(value, FunctionAtom | ClassAtom):
             return self._definition(value)
         if is_generator(value) or id(value) in GENERATORS:
-            return _digest(kind.__qualname__)  # its state tells how often it has been drawn from
+            return _digest(kind.__qualname__)  # its state depends on how much was drawn
         contents = self._ordered(value) if kind in (set, frozenset) else contents_of(value)
         # Something installed that holds what cannot be pickled, as a connection does, may differ
         # in each process: it counts by type. The user's own objects count by each attribute.

@@ -203,7 +203,7 @@ class AmqpConductor(Conductor):
         )
 
     def attach(self, listener: Listener) -> None:
-        """Tell `listener` what happens."""
+        """Send `listener` events and errors."""
         if listener not in self._session.listeners:
             self._session.listeners.append(listener)
 

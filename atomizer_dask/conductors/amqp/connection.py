@@ -52,7 +52,7 @@ class BrokerConnection:
         Called on the thread when the broker takes nothing any more, with the reason, and with an
         empty text when it does again.
     on_problem
-        Told of what should never happen.
+        Called with what should never happen.
 
     Attributes
     ----------
@@ -200,14 +200,14 @@ class BrokerConnection:
         self._connection.cancel(channel, consumer)
 
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
-        """Do what `Declarations.count` does, or tell that there is no connection."""
+        """Do what `Declarations.count` does; without a connection call `done` with that."""
         if self._declarations is None:
             done(NO_CONNECTION, 0)
         else:
             self._declarations.count(queue, done)
 
     def declare(self, queue: str, done: Callable[[str], None]) -> None:
-        """Do what `Declarations.declare` does, or tell that there is no connection."""
+        """Do what `Declarations.declare` does; without a connection call `done` with that."""
         if self._declarations is None:
             done(NO_CONNECTION)
         else:
@@ -333,7 +333,7 @@ class BrokerConnection:
             connection.close()  # `_lose` stops the loop
             self.call_later(HANG_UP_SECONDS, connection.drop)
             return
-        if connection is not None:  # pika breaks down where it is told to close one that opens
+        if connection is not None:  # pika breaks down where it is to close one that opens
             connection.drop()
         self.call(self._loop.stop)
 

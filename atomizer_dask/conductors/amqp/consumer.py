@@ -289,7 +289,7 @@ class Consumer:
                 self._session.wake()
 
     def _refuse(self, delivery: Delivery, error: WireError) -> None:
-        """Answer what is no electron where it tells from whom it is, else keep it with the dead."""
+        """Answer what is no electron where its sender is known, else keep it with the dead."""
         self._session.report("received what is no electron", error)
         sender = recognise(delivery.body)
         if sender is None:

@@ -126,7 +126,7 @@ def decode_electron(body: bytes, limits: Limits = LIMITS) -> Electron:
     ExpiredError
         Where its timeout is not above 0.
     WireError
-        Where it cannot be read; `recognise` may tell who sent it.
+        Where it cannot be read; `recognise` may know who sent it.
 
     Examples
     --------
@@ -299,7 +299,7 @@ def _found(body: bytes, wanted: tuple[str, ...]) -> dict[str, Any]:
             try:
                 found[name] = read(b'"%s"' % match[1], 0)
             except WireError:
-                continue  # a text that is none tells nothing
+                continue  # a text that is none says nothing
     return found
 
 

@@ -74,7 +74,7 @@ class Connection(SelectConnection):  # type: ignore[misc]
 
     def cancel(self, channel: Any, consumer: str) -> None:
         """Have a consumer be given no more; what is on its way to it returns to the queue."""
-        # Without being told of the end pika would keep the name for as long as the channel is open.
+        # Without a callback pika would keep the name for as long as the channel is open.
         channel.basic_cancel(consumer, callback=lambda _: None)
 
     def emit(self) -> None:
@@ -128,7 +128,7 @@ class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
         )  # fmt: skip
 
     def _wrap(self, transport: AbstractStreamTransport) -> _Transport:
-        # No public way to set it. Written against pika 1.4; a test tells where it is gone.
+        # No public way to set it. Written against pika 1.4; a test fails where it is gone.
         transport._MAX_RECV_BYTES = READ_BYTES
         self.transport = _Transport(transport, self._native_loop)
         return self.transport

@@ -2,7 +2,7 @@
 
 Our electrons are not kept on the broker's disk, which would cost more than all the rest: who sends
 them keeps them until they are answered, and sends them again should the broker have forgotten. A
-canary tells: a message of the same kind in a queue of its own.
+canary shows it: a message of the same kind in a queue of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
 
-OURS = "atomizer_dask."  # begins the names of our own queues, and tells operators whose they are
+OURS = "atomizer_dask."  # begins the names of our own queues, and shows operators whose they are
 REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge
 FORBIDDEN = "(403"  # in a reason: what the user may not do
 

@@ -29,9 +29,9 @@ from atomizer_dask.conductors.dask.cluster import internals
 ONCE = "atomizer-once"  # the last part of our tasks' keys
 SETTLED = "atomizer-settled"  # the topic on which clients release keys that nobody needs any more
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
-HANDED = "atomizer-handed"  # the topic on which a worker that leaves names who waits for a task from now on
+HANDED = "atomizer-handed"  # the topic on which a leaving worker names who waits for a task
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
-HEARD = "atomizer-heard"  # the message by which the scheduler acknowledges all that a leaving worker sent
+HEARD = "atomizer-heard"  # the message that acknowledges all messages of a leaving worker
 LEAVING = "atomizer-leaving"  # the topic on which workers announce that their wall time ends
 NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that there is not
 DEMAND = "atomizer-demand"  # the topic on which clients announce how much they will send

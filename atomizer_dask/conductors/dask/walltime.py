@@ -198,7 +198,7 @@ class WorkerShutdown:
     # -- what ------------------------------------------------------------------------------
 
     def takes(self, batch: Batch) -> bool:
-        """Return whether there is time for an electron of a batch, and announce where there is not."""
+        """Return whether there is time for an electron of a batch; announce where there is not."""
         if monotonic() < self._unloading_until:
             return False
         if self.wall_time.end == inf:

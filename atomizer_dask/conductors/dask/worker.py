@@ -48,7 +48,7 @@ from atomizer_dask.store.worker_writer import WorkerWriter
 
 logger = logging.getLogger(__name__)
 
-LARGE_TELLING = 2**20  # bytes of a report on a batch that goes on, which travels through the scheduler
+LARGE_TELLING = 2**20  # bytes of a report on a batch that goes on: it passes the scheduler
 SPACES = 16  # of code among inputs, of which the latest are kept
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1

@@ -111,7 +111,7 @@ class ChildProcess:
         return self._exit
 
     def close(self) -> None:
-        """Close the connection, which tells the child to return; kill it after a second."""
+        """Close the connection, upon which the child returns; kill it after a second."""
         if not self.connection.closed:
             # A plain close would neither wake a thread that is receiving, nor reach the child.
             _hang_up(self.connection, socket.SHUT_RDWR)

@@ -149,7 +149,7 @@ class _ForkServerLoop:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         else:
             threading.Thread(target=_die_at_end_of, args=self._lifeline[:1], daemon=True).start()
-        if os.getppid() != self._pid:  # it died before we asked to be told
+        if os.getppid() != self._pid:  # it died before we asked for a signal
             os._exit(1)
 
 
@@ -158,7 +158,7 @@ def run_server(control: str, target: str, preload: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal might stop it for printing
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    if signal.SIGTERM in mask:  # which its owner heeds: whoever stops a service tells all of it
+    if signal.SIGTERM in mask:  # which its owner heeds: whoever stops a service signals all of it
         signal.signal(signal.SIGTERM, heed_not)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     del sys.argv[1:]
@@ -168,7 +168,7 @@ def run_server(control: str, target: str, preload: str) -> NoReturn:
         for name in filter(None, preload.split(",")):
             importlib.import_module(name)
         function = _imported(target)
-    except Exception:  # noqa: BLE001 - whatever an import raises, the owner is told
+    except Exception:  # noqa: BLE001 - whatever an import raises, the owner has it
         _refuse(owner, f"cannot import {target!r} for child processes:\n{traceback.format_exc()}")
     else:
         # Threads of OpenBLAS know about forks, and Python has none here.

@@ -145,7 +145,7 @@ class MemoryRecord:
 
 
 def tell_failures(part: RunPart, listeners: Listeners) -> None:
-    """Tell of the electrons of a part that failed for good."""
+    """Report the electrons of a part that failed for good."""
     current = part.current()
     positions = current.failed_positions()
     for position, code in zip(positions.tolist(), current.outcome.codes, strict=True):

@@ -331,7 +331,7 @@ class StoreRecord:
         finally:
             try:
                 journal.store.release()
-            except (StoreError, OSError) as error:  # whoever comes next is told how to take over
+            except (StoreError, OSError) as error:  # its successor's error says how to take over
                 self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)
 
     def _describe_end(self, plan: Plan, state: State) -> None:

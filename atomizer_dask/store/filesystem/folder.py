@@ -180,7 +180,7 @@ class Folder:
             return [path.stat().st_mtime for path in paths if path.exists()]
         times = []
         for name in names:
-            with suppress(FileNotFoundError, NotImplementedError):  # some file systems do not tell
+            with suppress(FileNotFoundError, NotImplementedError):  # some file systems do not know
                 times.append(self._fs.modified(self.path(f"{folder}/{name}")).timestamp())
         return times
 

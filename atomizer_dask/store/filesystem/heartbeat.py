@@ -19,7 +19,7 @@ from atomizer_dask.store.filesystem.folder import Folder
 logger = logging.getLogger(__name__)
 
 BEAT = "holder-alive-"  # begins the names of files that are written anew as signs of life
-PROBE = "holder-probe-"  # and of those that tell what time it is there
+PROBE = "holder-probe-"  # and of those whose time stamps are the time there
 LONGEST_PAUSE = 3.0  # seconds between two signs of life
 
 _ORDINALS = {
@@ -130,7 +130,7 @@ class Heart:
                         self._on_lost()
                     return
                 self._give_sign()
-            except (OSError, StoreError):  # whoever writes results tells of it
+            except (OSError, StoreError):  # whoever writes results reports it
                 logger.debug("no sign of life after %s s", monotonic() - began, exc_info=True)
 
     def _give_sign(self) -> None:

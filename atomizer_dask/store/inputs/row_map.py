@@ -100,7 +100,7 @@ class RowMap:
         return wanted
 
     def as_rows(self, parts: Iterable[RunPart]) -> list[RunPart]:
-        """Return parts that tell of electrons as parts that tell of rows."""
+        """Return parts about electrons as parts about rows."""
         if self.electrons is None:
             return list(parts)
         rows = np.full(1 + int(self.electrons.max()), -1)

@@ -40,8 +40,8 @@ class Latest:
     send
         Sends an electron with the inputs.
     on_outcome
-        Told what became of a request: its Properties, the exception that kept it from having any,
-        or None where it never began; and whether it was the last one, or there had been a later
+        Called with what became of a request: its Properties, the exception that kept it from having
+        any, or None where it never began; and whether it was the last one, or there had been a later
         one before it ended, or after.
     """
 
@@ -106,7 +106,7 @@ class Latest:
     def _begin(self, request: Request) -> None:
         try:
             future = self._send(request.inputs)
-        except Exception as error:  # noqa: BLE001 - told to whoever asked
+        except Exception as error:  # noqa: BLE001 - it goes to whoever asked
             self._answer(request, error)
             return
         self._under_way = request, future
@@ -118,7 +118,7 @@ class Latest:
         request, future = self._under_way
         self._under_way = None
         if not future.done():
-            # What it may return all the same is what it had when it was told to stop.
+            # What it may return all the same is what it had when it was stopped.
             self._cancelled.add(request.number)
             future.cancel()
 

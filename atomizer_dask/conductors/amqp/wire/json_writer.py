@@ -227,7 +227,7 @@ def _array(values: Iterable[Any], count: int, room: _Room, level: int) -> list[A
     formed: list[Any] = []
     try:
         for item in values:
-            # A comprehension would not tell at which position it failed.
+            # A comprehension would not say at which position it failed.
             formed += (item if type(item) in _AS_IT_IS else _form(item, room, level + 1),)
     except _StuckError as stuck:
         raise stuck.under(len(formed)) from None

@@ -184,7 +184,7 @@ def time_of(sent: Mapping[str, Any], name: str) -> datetime:
             moment = datetime.fromisoformat(text.upper())
             return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        pass  # a 13th month, say: told below
+        pass  # a 13th month, say: an error below
     got = f"{shorten(text, 60)!r}" if type(text) is str else kind_of(text)
     raise WireError(f"{name} must be a time as of RFC 3339, 2026-01-31T12:00:00Z, got {got}")
 
