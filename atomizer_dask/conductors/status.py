@@ -75,15 +75,15 @@ class QueueStatus:
     answered, failed
         How many of these were answered, and how many of the answers are failures.
     repeated
-        Deliveries of electrons that were in hand or answered already: these are not executed again.
+        Deliveries of electrons that were received already: these are not executed again.
     given_back
         Electrons returned to the queue.
     dead
         Messages gone to the dead-letter queue.
     in_flight, waiting
-        Electrons in hand, and how many of these wait for others that they sent.
+        Unanswered electrons, and how many of these wait for others that they sent.
     oldest
-        Seconds since the one that has been in hand for longest was received.
+        Seconds since the oldest unanswered one was received.
     prefetch
         How many the broker may leave with us at a time, beside those.
     reconnects

@@ -25,7 +25,7 @@ class Acks:
 
     def __init__(self) -> None:
         self._last = 0  # that arrived
-        self._open: OrderedDict[int, None] = OrderedDict()  # no more than are in hand
+        self._open: OrderedDict[int, None] = OrderedDict()  # no more than are unanswered
         self._fresh: list[int] = []
 
     def arrived(self, tag: int) -> None:

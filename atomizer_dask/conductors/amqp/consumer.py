@@ -64,13 +64,13 @@ class Consumer:
     is_open
         Whether electrons are taken.
     is_empty
-        Set while none is in hand.
+        Set while none is unanswered.
     counts
         By the names of `QueueStatus`, but for the dead.
     seconds
         From receiving to answering, of all answered.
     oldest
-        When that was received which has been in hand for longest, a tenth of a second ago.
+        When the oldest unanswered one was received, as of a tenth of a second ago.
     """
 
     def __init__(self, session: Session, max_in_flight: int) -> None:
@@ -377,7 +377,7 @@ class Consumer:
                 self._channel.basic_nack(tag, requeue=True)
 
     def _release(self, pending: PendingElectron) -> None:
-        """Hold an electron no longer."""
+        """Remove an electron from the unanswered ones."""
         following = self.unanswered.let_go(pending)
         if following is not None:
             if self.is_open:

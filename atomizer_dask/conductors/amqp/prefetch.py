@@ -6,7 +6,7 @@ from math import ceil
 
 AHEAD_SECONDS = 0.5  # of work: enough for batches, little for others to wait for
 PER_THREAD = 2
-BYTES = 256 * 2**20  # of electrons in hand
+BYTES = 256 * 2**20  # of unanswered electrons
 MOST = 65_535  # by the protocol
 BUSY, GROWN, SHRUNK, SPARE = 0.75, 1.25, 0.5, 1.25
 
@@ -21,7 +21,7 @@ class Prefetch:
     Parameters
     ----------
     limit
-        Of electrons in hand that do not wait.
+        Of unanswered electrons that do not wait.
 
     Examples
     --------
@@ -56,11 +56,11 @@ class Prefetch:
         threads
             How many electrons are executed at a time.
         unanswered, waiting
-            Electrons in hand, and those of them that wait for others.
+            Unanswered electrons, and those of them that wait for others.
         answered, seconds
             How many were answered in the last so many seconds.
         size
-            Bytes of an electron in hand, on average.
+            Bytes of an unanswered electron, on average.
         """
         is_busy = unanswered >= BUSY * self.count
         if is_busy:  # else it is the queue that is slow

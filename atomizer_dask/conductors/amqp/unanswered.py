@@ -66,7 +66,7 @@ class Unanswered:
     """What a conductor has received and not answered.
 
     The broker delivers again what was not acknowledged when a connection was cut. What is still
-    in hand then is not executed again, and what was answered is answered from memory.
+    unanswered then is not executed again, and what was answered is answered from memory.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Unanswered:
         return None if answer is None or answer.digest != digest else answer
 
     def _named(self, electron_id: str) -> list[PendingElectron]:
-        """Return what is in hand of an id."""
+        """Return the unanswered electrons of an id."""
         if electron_id not in self._pending:
             return []
         return [self._pending[electron_id], *self._later.get(electron_id, deque())]
@@ -101,7 +101,7 @@ class Unanswered:
     def take(self, pending: PendingElectron) -> bool:
         """Take an electron, and return whether it may be executed now.
 
-        Ids are those of many senders. One that is in hand already has to be answered first.
+        Ids are those of many senders. One that is unanswered has to be answered first.
         """
         electron_id = pending.electron.id
         self._count += 1
@@ -113,11 +113,11 @@ class Unanswered:
         return True
 
     def get(self, electron_id: str) -> PendingElectron | None:
-        """Return an electron that is in hand and may be executed."""
+        """Return an unanswered electron that may be executed."""
         return self._pending.get(electron_id)
 
     def let_go(self, pending: PendingElectron) -> PendingElectron | None:
-        """Hold an electron no longer, and return the one that was to come after it."""
+        """Remove an electron, and return the one that was to come after it."""
         electron_id = pending.electron.id
         del self._pending[electron_id]
         self._count -= 1
@@ -134,7 +134,7 @@ class Unanswered:
     def oldest(self) -> float:
         """Return when the electron that waits longest was received; on the connection's thread.
 
-        Infinity where nothing is in hand.
+        Infinity where nothing is unanswered.
         """
         return next((pending.received for pending in self._pending.values()), inf)
 
@@ -150,7 +150,7 @@ class Unanswered:
             self._bytes -= oldest.size
 
     def put_back_later(self) -> list[PendingElectron]:
-        """Let go of all that had to come after others, and return them."""
+        """Remove all that had to come after others, and return them."""
         those = [pending for waiting in self._later.values() for pending in waiting]
         self._later.clear()
         self._count -= len(those)

@@ -41,8 +41,8 @@ class Latest:
         Sends an electron with the inputs.
     on_outcome
         Called with what became of a request: its Properties, the exception that kept it from having
-        any, or None where it never began; and whether it was the last one, or there had been a later
-        one before it ended, or after.
+        any, or None where it never began; and whether it was the last one, or there had been a
+        later one before it ended, or after.
     """
 
     def __init__(
