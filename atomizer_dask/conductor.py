@@ -136,8 +136,8 @@ class Listener(Protocol):
 def check_electron(electron: Any) -> None:
     """Raise where `electron` is none, or cannot be carried as it is meant.
 
-    Its payload may be what can never be meant, see `lazy`; and it may not get what is asked for
-    around it.
+    Its payload may be what can never be meant, see `lazy_values`; and it may not get what is asked
+    for around it.
     """
     if not isinstance(electron, Electron):
         raise TypeError(f"expected an Electron, got {type(electron).__name__} {brief(electron)}")

@@ -1,7 +1,8 @@
 """Atoms, inputs and results as bytes that any process of this package can read.
 
 One rule for all that is pickled: what is the user's own travels by value, under the name that makes
-it one object where it arrives (see `spaces`); what is installed travels by name (see `ownership`).
+it one object where it arrives (see `namespaces`); what is installed travels by name, see
+`own_modules`.
 cloudpickle takes functions and classes apart; unlike its own pickler, this one needs no registry
 of the process, tells two versions of a class apart, and leaves the classes of whoever receives a
 result as they are.
@@ -113,7 +114,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     watched
         What it has come by; see `Watched`.
     drawn_from
-        Which generators that a process shares its functions draw from; see `randomness`.
+        Which generators that a process shares its functions draw from; see `global_generators`.
     generators
         Other random generators that it has come by.
     modules, names

@@ -44,7 +44,7 @@ LEAVE_SECONDS = 10.0  # for runs to be left where the interpreter ends
 class BatchConductor(LiveDisplay, Conductor, Carrier):
     """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
 
-    space = HOME  # where outcomes arrive of what is sent from here; see `spaces`
+    space = HOME  # where outcomes arrive of what is sent from here; see `namespaces`
 
     def __init__(self, id: str) -> None:
         check()
@@ -268,7 +268,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return dispatcher.obstacle.message if dispatcher and dispatcher.is_stuck else ""
 
     def cancel_descendants(self, root: str) -> None:
-        """Answer as cancelled what `root` is or sent: at once, or a little later if it runs.
+        """Answer `root` and its descendants as cancelled: queued ones now, running ones soon.
 
         To be called on the dispatcher's thread.
         """

@@ -31,7 +31,7 @@ class Origin(NamedTuple):
     priority
         What is higher goes first.
     space
-        Where the outcomes arrive for whoever sent them; see `spaces`.
+        Where the outcomes arrive for whoever sent them; see `namespaces`.
     """
 
     channel: str = ""
@@ -158,7 +158,7 @@ class Batch:
     sink
         The store that results go to, where there is one.
     due_after
-        Seconds after which it is its turn among what others have sent; see `turns`.
+        Seconds after which it is its turn among what others have sent; see `fair_share`.
     code
         A digest of the user's own code among its inputs, once it has arrived.
     """

@@ -204,7 +204,7 @@ class Lease:
 
     @property
     def waits(self) -> bool:
-        """Whether its electron goes on, and has waited for what it sent."""
+        """Whether its running electron has given up the slot to wait for its children."""
         return self._released and not self._over.is_set()
 
     def emit(self, event: Event) -> None:

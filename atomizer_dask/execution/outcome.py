@@ -401,7 +401,7 @@ class RunPart:
         return len(self.outcome)
 
     def current(self) -> RunPart:
-        """Return it without the electrons of another part."""
+        """Return it without the electrons for which a later part is the latest."""
         if self.replaced is None or not self.replaced.any():
             return self
         stays = np.ones(len(self.outcome), dtype=bool)

@@ -72,7 +72,7 @@ def pack(
     Parameters
     ----------
     space
-        Where things of the user's own arrive; see `spaces`.
+        Where things of the user's own arrive; see `namespaces`.
     brings_code
         Whether functions and classes among its parts are to arrive as they are now, also where
         they have before: in a space of their own, ``space/digest``.

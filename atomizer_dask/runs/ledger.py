@@ -202,7 +202,7 @@ class Ledger:
             self._times = deque((at, number - fewer) for at, number in self._times)
 
     def remember(self, position: int, error: ElectronError) -> None:
-        """Note what an attempt failed with that is not the last."""
+        """Note the error of an attempt that another one follows."""
         known = self.history.get(position, ())
         if all(earlier.attempt != error.attempt for earlier in known):  # not noted twice
             self.history[position] = (*known, error.bare())

@@ -108,7 +108,7 @@ def is_sentinel(value: Any) -> bool:
 
 
 def own_copies(values: Iterable[Any]) -> list[Any]:
-    """Return copies of values; what is there twice is so afterwards."""
+    """Return copies of values; one that appears twice is copied once."""
     known: dict[int, tuple[Any, Any]] = {}  # with the original, or its id might be another's
     copied = []
     for value in values:

@@ -42,7 +42,7 @@ class Streamed(Sweep):
         return sweep
 
     def fill(self, rows: list[Mapping[str, Any]]) -> None:
-        """Take rows for drawn that another process drew."""
+        """Set the rows that another process has drawn."""
         self._drawn = rows
 
     def expect(self, rows: list[Mapping[str, Any]]) -> None:

@@ -122,7 +122,7 @@ class Sweep(ABC):
         )
 
     def check_values(self) -> None:
-        """Raise where a value can never be meant to be an input; see `lazy`.
+        """Raise where a value can never be meant to be an input; see `lazy_values`.
 
         Raises
         ------

@@ -415,7 +415,7 @@ class OutcomeLostError(Exception):
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether an outcome is gone; by name, for the class came from whoever was first."""
+    """Return whether an error is an `OutcomeLostError`, perhaps of the scheduler's own copy."""
     return type(error).__name__ == OutcomeLostError.__name__
 
 

@@ -61,7 +61,7 @@ class WorkerConductor(DaskCarrier):
         self._send(channel, SpawnerWaiting(electron_id))
 
     def hand_on(self) -> None:
-        """Have whom they descend from take over what electrons here have sent.
+        """Have the conductor of the root electron take over what electrons here have sent.
 
         What one of them waits for it does not: whoever executes that electron again sends it again.
         To be called on the dispatcher's thread.

@@ -138,7 +138,7 @@ class StoreRecord:
         return self.journal.not_done(positions)
 
     def unsent_of(self, lot: Lot) -> Positions:
-        """Return the electrons without a later attempt that the process before had submitted."""
+        """Return the electrons of a lot that the process before has not sent on a later attempt."""
         positions = lot.positions
         if not self._adopted:
             return positions

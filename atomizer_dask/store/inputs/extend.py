@@ -179,8 +179,8 @@ def _is_same_axis(one: Given, other: Given, *, tells: bool) -> bool:
 def _matched(universe: Sweep, sweep: Sweep) -> np.ndarray:
     """Return for each row of a sweep the electron that it is, -1 for none.
 
-    An early version did not keep as what columns were given: Python's numbers are compared, first
-    each as given, and then, since it made floats of ints among floats, as they are shown.
+    An early version of stores does not record the types of columns: Python's numbers are compared
+    as given, and then as floats, for it made floats of ints among floats.
     """
     parts = universe.parts if isinstance(universe, Concatenated) else [universe]
     starts = np.cumsum([0, *(part.length or 0 for part in parts)])
