@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from click.testing import CliRunner
+from patience import wait_until
 
 from atomizer_dask import Atomizer, MemoryConductor, grid
 from atomizer_dask.cli.atoms import load_atom
@@ -126,7 +127,8 @@ def test_workers_are_jobs_that_end_with_the_command(command, how):
     assert output.startswith("pi = 3.14")
     submitted = re.search(r"submitted: (\d+)\n", errors)
     assert submitted, errors
-    assert not psutil.pid_exists(int(submitted[1]))
+    job = int(submitted[1])
+    wait_until(lambda: not psutil.pid_exists(job), "told to end, it does so a moment later")
     assert re.search(r"the first worker came after \d+ s; 1 is there\n", errors)
 
 
