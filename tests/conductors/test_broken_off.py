@@ -247,6 +247,7 @@ def test_error_of_a_run_says_what_was_raised_and_where(local, monkeypatch, caplo
         run.wait(SOON)
     assert isinstance(run.error.internal, InjectedError)
     assert run.state == "failed"
+    wait_until(lambda: any(record.levelname == "ERROR" for record in caplog.records), "logged")
     told = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(told) == 1
     assert len(told[0].getMessage().splitlines()) == 1  # a line, no traceback of hundreds
