@@ -70,7 +70,7 @@ def test_what_is_private_to_distributed_is_there():
         kept.result()
         internals.forget_durations(scheduler, "·")
         assert "kept·x" in scheduler.task_prefixes  # there is one
-        internals.have_run(scheduler, "kept·x-1", list)
+        internals.have_run(scheduler.tasks["kept·x-1"], list)
         internals.release(client, "kept·x-1")
         wait_until(lambda: "kept·x-1" not in scheduler.tasks)
         internals.forget_durations(scheduler, "·")

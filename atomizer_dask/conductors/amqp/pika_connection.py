@@ -107,10 +107,6 @@ class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
 
     transport: _Transport | None = None
 
-    def __init__(self, loop: IOLoop) -> None:
-        super().__init__(loop)
-        self._native_loop = loop
-
     def create_streaming_connection(
         self, protocol_factory: Callable[[], Any], sock: Any, on_done: Callable[[Any], None],
         ssl_context: Any = None, server_hostname: str | None = None,
@@ -130,7 +126,7 @@ class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
     def _wrap(self, transport: AbstractStreamTransport) -> _Transport:
         # No public way to set it. Written against pika 1.4; a test fails where it is gone.
         transport._MAX_RECV_BYTES = READ_BYTES
-        self.transport = _Transport(transport, self._native_loop)
+        self.transport = _Transport(transport, self.get_native_ioloop())
         return self.transport
 
 

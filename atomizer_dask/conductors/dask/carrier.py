@@ -233,7 +233,7 @@ class DaskCarrier(BatchConductor):
                 electron: Sent = loads(sent)
                 if self._is_of_ours(electron):
                     self._sender.send_again(electron)
-            case BatchHandedOn(_, handed):
+            case BatchHandedOn(handed):
                 batch: Handed = loads(handed)
                 if self._is_of_ours(batch.electrons[0]):
                     self.post(partial(self._sender.adopt, batch))

@@ -46,7 +46,6 @@ class ElectronHandedOn(NamedTuple):
 class BatchHandedOn(NamedTuple):
     """A worker leaves, and what its electrons sent is under way; a pickled `Handed`."""
 
-    key: str
     handed: bytes
 
 

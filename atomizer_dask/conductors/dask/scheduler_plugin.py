@@ -110,8 +110,8 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         Its client, a worker's, will have gone before these can ask for it.
         """
         self._heirs[_batch_of(key)] = channel
-        for client in internals.subscribers(self._scheduler, channel):
-            if key in self._scheduler.tasks:
+        if key in self._scheduler.tasks:
+            for client in internals.subscribers(self._scheduler, channel):
                 self._scheduler.client_desires_keys([key], client)
 
     def _note_claims(self, client: str, needed: list[str], unneeded: list[str]) -> None:
@@ -334,7 +334,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             # future was about to go.
             task.worker_restrictions = {NO_WORKER}
             self._scheduler.loop.add_callback(self._lose, key)
-            internals.have_run(self._scheduler, key, raise_lost)
+            internals.have_run(task, raise_lost)
 
 
 class PluginByValue(SchedulerPlugin):  # type: ignore[misc]

@@ -75,7 +75,7 @@ class WorkerConductor(DaskCarrier):
             if data is not None:
                 self._heirs[batch.key] = channel
                 self._worker.log_event(HANDED, {"key": key_of(batch), "channel": channel})
-                self._send(channel, BatchHandedOn(batch.key, data))
+                self._send(channel, BatchHandedOn(data))
 
     def _dumped(self, what: Any, electrons: list[Sent]) -> bytes | None:
         data = dumps(what)

@@ -11,7 +11,7 @@ from typing import Any
 
 from dask._task_spec import Task
 from distributed import Client, Nanny, SpecCluster, Worker
-from distributed.scheduler import Scheduler
+from distributed.scheduler import Scheduler, TaskState
 
 
 def subscribers(scheduler: Scheduler, topic: str) -> list[str]:
@@ -39,9 +39,9 @@ def forget_durations(scheduler: Scheduler, mark: str) -> None:
             del scheduler.task_prefixes[name]
 
 
-def have_run(scheduler: Scheduler, key: Any, function: Callable[[], Any]) -> None:
+def have_run(task: TaskState, function: Callable[[], Any]) -> None:
     """Have a task of the scheduler call a function in place of what it was to."""
-    scheduler.tasks[key].run_spec = Task(key, function)
+    task.run_spec = Task(task.key, function)
 
 
 def release(client: Client, key: Any) -> None:
