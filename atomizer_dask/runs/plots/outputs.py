@@ -1,4 +1,8 @@
-"""Outputs of a run against its inputs: lines with error bars, and heat maps."""
+"""Outputs of a run against its inputs: lines with error bars, and heat maps.
+
+pandas computes and matplotlib draws. xarray's own heat map would save some twenty lines, but puts
+the cells of a logarithmic axis elsewhere than where they meet, and would be needed for each plot.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Columns of several batches in one form: the same type of Arrow and the same note."""
+"""Columns of several batches in one form: the same type of Arrow and the same note.
+
+`pa.unify_schemas` knows no notes, and of numbers it takes a signed integer and uint64 for int64,
+in which half of the values of uint64 do not fit.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Python values as JSON that gives them back exactly, types and all.
 
-What JSON has no word for is an object of a single key: ``{"$tuple": [1, 2]}``.
+What JSON has no word for is an object of a single key: ``{"$tuple": [1, 2]}``. Encoders of others
+write such values so that they come back as something else, a tuple as a list; and without them,
+tuples, Decimals and times with a zone could be stored as pickles only.
 """
 
 from __future__ import annotations
