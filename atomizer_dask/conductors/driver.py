@@ -38,7 +38,7 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.execution.batch import AttemptTerms, Batch
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Source(Protocol):
         They are executed on `terms`: the batch's own, unless a worker died with them.
         """
 
-    def deliver(self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
+    def deliver(self, batch: Batch, outcome: BatchOutcome, *, last: bool) -> None:
         """Take the outcome of some electrons of a batch.
 
         The `last` one ends the batch. No electron is delivered twice.
@@ -343,7 +343,7 @@ class Driver:
             self.sizing.learn(report.outcome.stop, report.outcome.seconds)
         self._pump()
 
-    def _deliver(self, lease: _InFlight, outcome: Outcome | StoredOutcome, *, last: bool) -> None:
+    def _deliver(self, lease: _InFlight, outcome: BatchOutcome, *, last: bool) -> None:
         if outcome.first > lease.start:  # a process that died heard what became of those before
             self._source.give_back(lease.batch, lease.start, outcome.first, lease.batch.terms)
             self.leased -= outcome.first - lease.start
@@ -357,7 +357,7 @@ class Driver:
         self.sizing.note_longest(outcome.longest)
         self._source.deliver(lease.batch, outcome, last=last)
 
-    def _end(self, key: str, lease: _InFlight, outcome: Outcome | StoredOutcome) -> None:
+    def _end(self, key: str, lease: _InFlight, outcome: BatchOutcome) -> None:
         del self._in_flight[key]
         self._waiting_batches -= lease.is_waiting
         self._deliver(lease, outcome, last=True)

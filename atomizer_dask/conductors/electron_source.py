@@ -19,7 +19,7 @@ from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import FIRST, AttemptTerms, Batch, Origin
 from atomizer_dask.execution.failure import CANCELLED
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Judge, seconds_of
 from atomizer_dask.sweeps.copies import own_payload
@@ -211,7 +211,7 @@ class ElectronSource:
         self._waiting.extendleft(reversed(self._without_cancelled(back)))
 
     def deliver(  # noqa: D102
-        self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool
+        self, batch: Batch, outcome: BatchOutcome, *, last: bool
     ) -> None:
         assert isinstance(outcome, Outcome)  # what is sent one by one goes into no store
         taken = self._under_way[batch.key]

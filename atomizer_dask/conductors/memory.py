@@ -30,7 +30,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.lease import Lease, SingletonSlot
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.store.worker_writer import WorkerWriter
 
@@ -91,9 +91,7 @@ class MemoryConductor(BatchConductor):
 
         def execute() -> None:
             try:
-                outcome: Outcome | StoredOutcome = self._site.depository.put(
-                    batch, self._site.execute(batch)
-                )
+                outcome: BatchOutcome = self._site.depository.put(batch, self._site.execute(batch))
             except OSError as error:  # of this machine, and no outcome of any electron
                 message = f"a batch of {batch.atom_id} is lost: {error}"
                 lost = ConductorError(Event(message, conductor_id=self.id, level="error"), error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atomizer_dask.errors import ConductorError
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Partly:
     """A batch has not ended, but its first electrons have."""
 
     key: str
-    outcome: Outcome | StoredOutcome
+    outcome: BatchOutcome
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,7 @@ class Arrived:
     """A batch has ended."""
 
     key: str
-    outcome: Outcome | StoredOutcome
+    outcome: BatchOutcome
 
 
 @dataclass(frozen=True, slots=True)

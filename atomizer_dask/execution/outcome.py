@@ -351,6 +351,14 @@ class StoredOutcome:
         return self
 
 
+BatchOutcome = Outcome | StoredOutcome
+"""What became of a batch, wherever its results are.
+
+On its way from worker to record it is a `first` and a `stop`, `seconds` and the `longest` electron,
+`failures`, and a `part` of it: only what packs it and what takes it down ask which one it is.
+"""
+
+
 def _pick(output: Column, wanted: np.ndarray) -> Column:
     if output.present is None:
         return Column(numpy_or_extension(output.values)[wanted])
@@ -412,6 +420,19 @@ class RunPart:
         """Return it for the electrons that `wanted`, a mask of them, says."""
         positions, outcome = numpy_values(self.positions)[wanted], self.outcome.pick(wanted)
         return RunPart(positions, outcome, self.attempt, code=self.code)
+
+    def load(self) -> list[RunPart]:
+        """Return it with its results, which are here."""
+        return [self]
+
+    def cancelled_count(self) -> int:
+        """Return how many failed electrons were cancelled, and are not tried again."""
+        failures = self.outcome.failures
+        kinds = np.array([failure.kind == "cancelled" for failure in failures], dtype=bool)
+        if not kinds.any():
+            return 0
+        were = kinds[np.asarray(self.outcome.codes)]
+        return int(were.sum() if self.replaced is None else (were & ~self.replaced).sum())
 
     def failed_positions(self) -> np.ndarray:
         """Return where in the sweep the failed ones are."""

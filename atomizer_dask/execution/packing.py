@@ -21,7 +21,7 @@ from atomizer_dask.atoms.namespaces import HOME, inside, loads
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Column, Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Column, Outcome, StoredOutcome
 from atomizer_dask.interruptible import is_interrupt
 
 LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
@@ -111,7 +111,7 @@ def dumps(value: Any, known: Sequence[type] = ()) -> bytes | None:
         return None
 
 
-def pack_outcome(outcome: Outcome | StoredOutcome) -> Packed:
+def pack_outcome(outcome: BatchOutcome) -> Packed:
     """Return an outcome packed; a result that cannot be pickled is a failure of its electron.
 
     Exceptions, and results that are more than numbers and texts, are pickled each by itself, since
@@ -163,7 +163,7 @@ def _unstored_together(outcome: Outcome) -> Outcome:
     return replace(outcome, unstored=columns, is_whole=len(columns) == len(travelled))
 
 
-def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | StoredOutcome:
+def unpack_outcome(packed: Packed, space: str = HOME) -> BatchOutcome:
     """Return the outcome; a result that cannot be read here is a failure of its electron.
 
     Parameters
@@ -175,8 +175,8 @@ def unpack_outcome(packed: Packed, space: str = HOME) -> Outcome | StoredOutcome
         return _unpacked(replace(packed, space=space))
 
 
-def _unpacked(packed: Packed) -> Outcome | StoredOutcome:
-    outcome: Outcome | StoredOutcome = packed.load()
+def _unpacked(packed: Packed) -> BatchOutcome:
+    outcome: BatchOutcome = packed.load()
     if isinstance(outcome, StoredOutcome):
         return replace(outcome, failed=_unstored_together(outcome.failed))
     outcome = _unstored_together(outcome)

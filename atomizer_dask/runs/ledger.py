@@ -20,7 +20,7 @@ from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
 from atomizer_dask.store.layout import State
-from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.stored_part import Part, StoredPart
 from atomizer_dask.store.tables import Failed
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.inputs import Columns
@@ -53,7 +53,7 @@ class Ledger:
         self.wakeups = Wakeups()
         self.state: State = "running"
         self.error: AtomizerError | None = None
-        self.parts: list[RunPart | StoredPart] = []
+        self.parts: list[Part] = []
         self.history: dict[int, tuple[ElectronError, ...]] = {}
         self.done = 0
         self.failed = 0
@@ -100,7 +100,7 @@ class Ledger:
         with blocking(), self.changed:
             return wait_for(self.changed, lambda: self.ended, timeout)
 
-    def snapshot(self) -> list[RunPart | StoredPart]:
+    def snapshot(self) -> list[Part]:
         """Return the parts so far."""
         with self.changed:
             return list(self.parts)
@@ -109,7 +109,7 @@ class Ledger:
         """Return which of the positions up to `count` have no outcome."""
         missing = np.ones(count, dtype=bool)
         for part in self.parts:
-            for known in _loaded(part):
+            for known in map(RunPart.current, part.load()):
                 missing[numpy_values(known.positions)] = False
         return np.flatnonzero(missing)
 
@@ -131,9 +131,9 @@ class Ledger:
             run_id=self._run_id,
         )
 
-    def properties_of(self, part: RunPart | StoredPart) -> Iterator[Properties]:
+    def properties_of(self, part: Part) -> Iterator[Properties]:
         """Yield the Properties of the electrons for which a part is the latest."""
-        for known in _loaded(part):
+        for known in map(RunPart.current, part.load()):
             yield from known.outcome.properties(self.told_of(known))
 
     def failed_parts(self) -> list[RunPart]:
@@ -155,14 +155,14 @@ class Ledger:
 
     # -- for the one who writes --------------------------------------------------------------
 
-    def add(self, part: RunPart | StoredPart) -> int:
+    def add(self, part: Part) -> int:
         """Take down what became of some electrons, and return where it stands in `parts`."""
         failed = len(part.failed_positions())
         again = 0 if part.replaced is None else int(part.replaced.sum())
         now = monotonic()
         with self.changed:
             self.parts.append(part)
-            self.cancelled += _cancelled(part) if failed else 0
+            self.cancelled += part.cancelled_count() if failed else 0
             self.failed += failed - again
             self.done += len(part) - failed
             self._times.append((now, self._ended - self._before))
@@ -193,9 +193,9 @@ class Ledger:
     def strike_out(self, part: RunPart, again: np.ndarray) -> None:
         """Note which of the failed electrons of a part, by a mask, a later part will replace."""
         with self.changed:
-            ended, cancelled = self._ended, _cancelled(part)
+            ended, cancelled = self._ended, part.cancelled_count()
             part.replaced = again if part.replaced is None else part.replaced | again
-            self.cancelled -= cancelled - _cancelled(part)
+            self.cancelled -= cancelled - part.cancelled_count()
             self.failed -= int(again.sum())
             # The rate is of what ends: that these have not ended after all is no part of it.
             fewer = ended - self._ended
@@ -251,25 +251,10 @@ class Ledger:
             self.state = "running"
 
 
-def _cancelled(part: RunPart | StoredPart) -> int:
-    """Return how many of a part's failed electrons were cancelled, and are not tried again."""
-    if isinstance(part, StoredPart):
-        return 0
-    kinds = np.array([failure.kind == "cancelled" for failure in part.outcome.failures], dtype=bool)
-    if not kinds.any():
-        return 0
-    were = kinds[np.asarray(part.outcome.codes)]
-    return int(were.sum() if part.replaced is None else (were & ~part.replaced).sum())
-
-
 def _failed(part: RunPart) -> RunPart:
     """Return the failed electrons of a part: all of it where millions were cancelled."""
     outcome = part.outcome
     return part if len(outcome.failed) == len(part) else part.pick(outcome.failed_mask())
-
-
-def _loaded(part: RunPart | StoredPart) -> list[RunPart]:
-    return part.load() if isinstance(part, StoredPart) else [part.current()]
 
 
 def ended_in_words(ledger: Ledger, total: int | None) -> str:

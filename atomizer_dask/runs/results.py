@@ -19,7 +19,7 @@ from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.store import Store
-from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.stored_part import Part, StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
 
 if TYPE_CHECKING:
@@ -143,16 +143,14 @@ class Results:
 
     # -- pieces of it, for whoever shows it while it is under way ---------------------------------
 
-    def parts_since(self, number: int) -> list[RunPart | StoredPart]:
+    def parts_since(self, number: int) -> list[Part]:
         """Return the pieces in which results came, from one of them on."""
         with self._ledger.changed:
             return self._ledger.parts[number:]
 
-    def rows_of(self, parts: Sequence[RunPart | StoredPart]) -> list[RunPart]:
+    def rows_of(self, parts: Sequence[Part]) -> list[RunPart]:
         """Return pieces, read where they are in the store, as rows of the sweep."""
-        loaded: list[RunPart] = []
-        for part in parts:
-            loaded += part.load() if isinstance(part, StoredPart) else [part]
+        loaded = [each for part in parts for each in part.load()]
         return [part for part in map(RunPart.current, self._view.as_rows(loaded)) if len(part)]
 
     def failed_rows(self) -> list[RunPart]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from atomizer_dask.execution.batch import AttemptTerms
 from atomizer_dask.execution.outcome import RunPart
-from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.stored_part import Part
 from atomizer_dask.sweeps.columns import numpy_values
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Sample:
         ]
 
 
-def draw(parts: Iterable[RunPart | StoredPart], n: int, seed: int | None) -> Sample:
+def draw(parts: Iterable[Part], n: int, seed: int | None) -> Sample:
     """Draw good electrons at random, each as likely as any other.
 
     Parameters
@@ -77,15 +77,15 @@ def draw(parts: Iterable[RunPart | StoredPart], n: int, seed: int | None) -> Sam
     return Sample(drawn)
 
 
-def _good(part: RunPart | StoredPart) -> int:
+def _good(part: Part) -> int:
     return len(part) - len(part.failed_positions())
 
 
-def _rows(part: RunPart | StoredPart, rows: np.ndarray) -> list[RunPart]:
+def _rows(part: Part, rows: np.ndarray) -> list[RunPart]:
     """Return some of the good electrons of a part."""
     found = []
     start = 0
-    for each in part.load() if isinstance(part, StoredPart) else [part]:
+    for each in part.load():
         good = np.flatnonzero(~each.outcome.failed_mask())
         mine = rows[(rows >= start) & (rows < start + len(good))] - start
         start += len(good)

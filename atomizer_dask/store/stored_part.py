@@ -84,6 +84,10 @@ class StoredPart:
         """Return none."""
         return np.empty(0, dtype=np.int64)
 
+    def cancelled_count(self) -> int:
+        """Return that none was cancelled."""
+        return 0
+
     def among(self, wanted: np.ndarray, positions: np.ndarray) -> StoredPart:
         """Return it such that of its electrons, at `positions`, those of a mask count."""
         self.wanted = wanted
@@ -131,6 +135,10 @@ class StoredPart:
             # Not a slice: of sliced arrays of arrays, Arrow's filter and take give other elements.
             rows = table.filter(pa.array(here))
             return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
+
+
+Part = RunPart | StoredPart
+"""What became of some electrons of a run, wherever their results are; `load` reads them."""
 
 
 def _is_in(name: str, names: Collection[str] | None) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.execution.batch import Batch, StoreTarget
-from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome, RunPart, StoredOutcome
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.layout import HOLDER, INCOMING
 from atomizer_dask.store.tables import encode_outputs, table_of_good, write_table
@@ -25,9 +25,7 @@ class WorkerWriter:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Folder | None] = {}
 
-    def put(
-        self, batch: Batch, outcome: Outcome, *, however_small: bool = False
-    ) -> Outcome | StoredOutcome:
+    def put(self, batch: Batch, outcome: Outcome, *, however_small: bool = False) -> BatchOutcome:
         """Write the results of a batch into its store, and return a receipt.
 
         The outcome itself where there is no store, where it cannot be seen or written from here,

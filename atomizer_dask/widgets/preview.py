@@ -12,7 +12,7 @@ from atomizer_dask.display.text import plain
 from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
-from atomizer_dask.store.stored_part import StoredPart
+from atomizer_dask.store.stored_part import Part
 from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.widgets.format import cell, count_text
 
@@ -76,7 +76,7 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     }
 
 
-def _tried_again(piece: RunPart | StoredPart) -> int:
+def _tried_again(piece: Part) -> int:
     return 0 if piece.replaced is None else int(piece.replaced.sum())
 
 
@@ -96,7 +96,7 @@ def _told(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> s
     return rows if of == looked_at else f"{count_text(of)} values in {rows}"
 
 
-def _some(run: Run, pieces: Sequence[RunPart | StoredPart]) -> list[RunPart]:
+def _some(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
     """Return some of what has ended: all the pieces there are, or as many evenly chosen ones."""
     limit = READ if run.store is not None else LOOKED_AT
     if len(pieces) > limit:
@@ -105,7 +105,7 @@ def _some(run: Run, pieces: Sequence[RunPart | StoredPart]) -> list[RunPart]:
     return run.rows_of(pieces)
 
 
-def _outermost(run: Run, pieces: Sequence[RunPart | StoredPart]) -> list[RunPart]:
+def _outermost(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
     """Return the pieces that have the first and the last rows; of files only these are read."""
     here = run.rows_of([piece for piece in pieces if isinstance(piece, RunPart)])
     return [*here, *run.outermost_of_store(ROWS)]

@@ -63,8 +63,8 @@ class Owner(Protocol):
     def error(self, message: str) -> ConductorError:
         """Return an error that names its scheduler."""
 
-    def lose(self, error: ConductorError) -> None:
-        """Note that the scheduler is gone."""
+    def note_gone(self) -> ConductorError:
+        """Note that the scheduler is gone, and return the error that says so."""
 
     def note_death(self, batch: Batch, worker: str) -> None:
         """Note that a worker died with a batch."""
@@ -372,9 +372,7 @@ class BatchTasks:
         if self._client.status == "running":
             message = f"a batch of {batch.atom_id} is lost: {reason}"
             return Lost(batch.key, self._owner.error(message))
-        gone = self._owner.error("the scheduler is gone")
-        self._owner.lose(gone)
-        return Lost(batch.key, gone)
+        return Lost(batch.key, self._owner.note_gone())
 
     def _release_soon(self, future: Future) -> None:
         """Release futures of small outcomes many at a time: each costs three messages."""

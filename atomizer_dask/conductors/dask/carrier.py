@@ -265,9 +265,11 @@ class DaskCarrier(BatchConductor):
         self.post(self._tell_demand)
         self.post(self._release_unneeded)
 
-    def note_gone(self) -> None:
-        """Note that the scheduler is gone."""
-        self.lose(self.error("the scheduler is gone"))
+    def note_gone(self) -> ConductorError:
+        """Note that the scheduler is gone, and return the error that says so."""
+        gone = self._gone_error()
+        self.lose(gone)
+        return gone
 
     def _note_lost_state(self, batch: Batch, worker: str) -> None:
         self._watch.note_lost_state(batch, worker)
@@ -294,6 +296,11 @@ class DaskCarrier(BatchConductor):
             Event(f"{message} ({self._address})", conductor_id=self.id, level="error")
         )
 
+    def _gone_error(self, cause: BaseException | None = None) -> ConductorError:
+        error = self.error("the scheduler is gone")
+        error.internal = cause
+        return error
+
     # -- asking ------------------------------------------------------------------------------
 
     def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -301,9 +308,7 @@ class DaskCarrier(BatchConductor):
         try:
             return ask(*args, **options)
         except OSError as error:
-            gone = self.error("the scheduler is gone")
-            gone.internal = error
-            raise gone from error
+            raise self._gone_error(error) from error
 
     def _ask_workers(self, *function: Any, **options: Any) -> dict[str, Any]:
         """Have a function run on all workers, and return what those say that answer."""

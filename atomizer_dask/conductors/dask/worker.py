@@ -40,7 +40,7 @@ from atomizer_dask.errors import UnpicklableError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, StoreTarget
 from atomizer_dask.execution.lease import Lease
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome
 from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, unpack_outcome
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.execution.quarantine.signals import heed_not
@@ -223,7 +223,7 @@ class DaskSite(IsolatingSite):
             self._send(channel, BatchArrived(batch.key, packed.whole()))
         return packed
 
-    def _deposit(self, batch: Batch, outcome: Outcome) -> Outcome | StoredOutcome:
+    def _deposit(self, batch: Batch, outcome: Outcome) -> BatchOutcome:
         return self.depository.put(batch, outcome, however_small=self.leaving.is_last_chance)
 
     def keep(self, outcomes: list[tuple[Packed, Packed]]) -> None:

@@ -16,7 +16,7 @@ from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
 from atomizer_dask.conductors.dask.idle_workers import IDLE
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
 from atomizer_dask.conductors.dask.scheduler_plugin import LEAVING
-from atomizer_dask.errors import AtomizerError, where_raised
+from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch
 
@@ -47,8 +47,8 @@ class Owner(Protocol):
     def note_look(self) -> None:
         """Do what is due once in a while; on the client's event loop."""
 
-    def note_gone(self) -> None:
-        """Note that the scheduler is gone."""
+    def note_gone(self) -> ConductorError:
+        """Note that the scheduler is gone, and return the error that says so."""
 
 
 class WorkerWatch:

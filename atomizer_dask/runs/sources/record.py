@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from atomizer_dask.execution.batch import AttemptTerms, Positions
-from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome, RunPart
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
@@ -32,7 +32,7 @@ class Record(Protocol):
     def take(
         self,
         positions: Positions,
-        outcome: Outcome | StoredOutcome,
+        outcome: BatchOutcome,
         terms: AttemptTerms,
         *,
         code: str,
@@ -104,7 +104,7 @@ class MemoryRecord:
     def take(
         self,
         positions: Positions,
-        outcome: Outcome | StoredOutcome,
+        outcome: BatchOutcome,
         terms: AttemptTerms,
         *,
         code: str = "",

@@ -23,7 +23,7 @@ from atomizer_dask.errors import AtomizerError, ConductorError, ElectronError
 from atomizer_dask.events import Level
 from atomizer_dask.execution.batch import AttemptTerms, Batch, Positions
 from atomizer_dask.execution.failure import Failure
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, Outcome
 from atomizer_dask.runs.ledger import Ledger, ended_in_words
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import ElectronQueue, Lot
@@ -163,7 +163,7 @@ class RunSource:
         self._record.salvage(batch.key)
 
     def deliver(  # noqa: D102
-        self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool
+        self, batch: Batch, outcome: BatchOutcome, *, last: bool
     ) -> None:
         # Another process may have sent it, in another version of the atom.
         code = "" if batch.sink is None else batch.sink.code
@@ -204,7 +204,7 @@ class RunSource:
     def _take_down(
         self,
         positions: Positions,
-        outcome: Outcome | StoredOutcome,
+        outcome: BatchOutcome,
         terms: AttemptTerms,
         code: str = "",
     ) -> None:

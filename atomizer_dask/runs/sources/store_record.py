@@ -14,7 +14,7 @@ import numpy as np
 
 from atomizer_dask.errors import AtomizerError, StoreError
 from atomizer_dask.execution.batch import AttemptTerms, Batch, Positions
-from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome, RunPart, StoredOutcome
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
@@ -151,7 +151,7 @@ class StoreRecord:
     def take(
         self,
         positions: Positions,
-        outcome: Outcome | StoredOutcome,
+        outcome: BatchOutcome,
         terms: AttemptTerms,
         *,
         code: str = "",

@@ -16,7 +16,7 @@ from atomizer_dask.errors import (
 )
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Positions
-from atomizer_dask.execution.outcome import Outcome, StoredOutcome
+from atomizer_dask.execution.outcome import BatchOutcome
 from atomizer_dask.runs.ledger import Ledger, ended_in_words
 from atomizer_dask.runs.plan import Listeners, Plan
 from atomizer_dask.runs.sources.source import RunSource
@@ -70,7 +70,7 @@ class StoredRunSource(RunSource):
         return 0 if self._suspending or self._store_record.refusal else super().waiting()
 
     def deliver(  # noqa: D102
-        self, batch: Batch, outcome: Outcome | StoredOutcome, *, last: bool
+        self, batch: Batch, outcome: BatchOutcome, *, last: bool
     ) -> None:
         with self._store_record.storing():
             self._journal.store.check_held()
