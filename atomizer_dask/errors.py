@@ -115,10 +115,12 @@ class AtomizerError(Exception):
     @markup.safely
     def _repr_html_(self) -> markup.Html:
         return markup.card(
-            type(self).__name__, *self._told(), beside=[markup.badge(*self._mark()), *self._whose()]
+            type(self).__name__,
+            *self._card_parts(),
+            beside=[markup.badge(*self._mark()), *self._whose()],
         )
 
-    def _told(self) -> list[markup.Html | None]:
+    def _card_parts(self) -> list[markup.Html | None]:
         """Return what went wrong as parts of a `markup.card`."""
         behind = "" if self.internal is None else _named(self.internal)
         return [_message(self.event.message), markup.facts({"internal": markup.text(behind)})]
@@ -244,7 +246,7 @@ class ElectronError(AtomizerError):
         """Time from start to end of the attempt; None where it never ran."""
         return None if self.start is None or self.end is None else self.end - self.start
 
-    def _told(self) -> list[markup.Html | None]:
+    def _card_parts(self) -> list[markup.Html | None]:
         """Return what the electron failed with as parts of a `markup.card`."""
         behind = self.internal
         is_other = behind is not None and type(behind).__name__ != self.type

@@ -247,7 +247,7 @@ class ElectronFuture(Future[Properties]):
     def __await__(self) -> Generator[Any, None, Properties]:
         return asyncio.wrap_future(self).__await__()
 
-    def _told_state(self) -> str:
+    def _state_name(self) -> str:
         if self._state == FINISHED and self._exception is not None:
             return "failed"
         return "cancelled" if self.cancelled() else self._state.lower()
@@ -259,11 +259,11 @@ class ElectronFuture(Future[Properties]):
     def __repr__(self) -> str:
         found = self._found()
         after = "" if found is None else f", {one_line(repr(found), 160)}"
-        return f"<ElectronFuture: {self._told_state()}{after}>"
+        return f"<ElectronFuture: {self._state_name()}{after}>"
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
-        state, found = self._told_state(), self._found()
+        state, found = self._state_name(), self._found()
         inner = getattr(found, "_repr_html_", None)
         shown = markup.Html(inner()) if inner else markup.text(repr(found)) if found else None
         return markup.card("ElectronFuture", shown, beside=[markup.badge(state, _TONES[state])])

@@ -71,7 +71,7 @@ class _Count:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._inside = self._good = self._bad = self._told = 0
+        self._inside = self._good = self._bad = self._reported = 0
         self._last = monotonic()
 
     def add(self, tosses: int, future: Future[Properties]) -> None:
@@ -83,19 +83,19 @@ class _Count:
         else:
             self._bad += tosses
         if monotonic() - self._last > _EVENT_SECONDS:
-            self._tell()
+            self._report()
 
     def result(self) -> dict[str, Any]:
         """Return the estimate."""
-        self._tell()
+        self._report()
         pi = 4 * self._inside / self._good if self._good else float("nan")
         tosses = self._good + self._bad
         return {"in": self._inside, "tosses": tosses, "errors": self._bad, "pi": pi}
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         done = self._good + self._bad
-        self._context.emit("tossed", tosses=done - self._told)
-        self._told, self._last = done, monotonic()
+        self._context.emit("tossed", tosses=done - self._reported)
+        self._reported, self._last = done, monotonic()
 
 
 def count_inside(rng: np.random.Generator, tosses: int) -> int:

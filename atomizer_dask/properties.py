@@ -100,7 +100,7 @@ class Properties:
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
-        return markup.card("Properties", *self._told(), beside=[self._mark(), self._whose()])
+        return markup.card("Properties", *self._card_parts(), beside=[self._mark(), self._whose()])
 
     def _mark(self) -> markup.Html:
         if self.error is None:
@@ -110,7 +110,7 @@ class Properties:
     def _whose(self) -> markup.Html:
         return markup.joined(markup.code(self.electron_id), markup.muted(f"of {self.atom_id}"))
 
-    def _told(self) -> list[markup.Html | None]:
+    def _card_parts(self) -> list[markup.Html | None]:
         result = markup.fields(self.result, "result") if self.error is None else {}
         ran = {
             "duration": markup.text(markup.duration(self.duration)),

@@ -112,7 +112,7 @@ class ConductorContract:
         assert _sent(sender, Electron(divide.id, {"x": 4})).result == 0.25
 
     def test_an_atom_that_nobody_knows_is_answered_with_an_error(self, sender: Conductor) -> None:
-        """Whoever waits for it is told, and nothing else is harmed."""
+        """Whoever waits for it is notified, and nothing else is harmed."""
         answer = _sent(sender, Electron("atomizer_dask.testing.none_such", {"x": 1}))
         assert isinstance(answer.error, ElectronError)
         assert answer.error.kind == "unknown_atom"

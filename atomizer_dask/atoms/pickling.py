@@ -4,7 +4,7 @@ One rule for all that is pickled: what is the user's own travels by value, under
 it one object where it arrives (see `namespaces`); what is installed travels by name, see
 `own_modules`.
 cloudpickle takes functions and classes apart; unlike its own pickler, this one needs no registry
-of the process, tells two versions of a class apart, and leaves the classes of whoever receives a
+of the process, keeps two versions of a class apart, and leaves the classes of whoever receives a
 result as they are.
 """
 
@@ -305,7 +305,7 @@ def dump_atom(definition: Definition) -> bytes:
 
 
 def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
-    """Return an atom as bytes, and what tells whether it has changed since.
+    """Return an atom as bytes, and what shows whether it has changed since.
 
     What the user wrote travels by value, so that workers need neither their files nor their
     notebook, and run it as it is now; installed packages go by reference.
@@ -361,7 +361,7 @@ def _exempted(definition: Definition, pickler: Pickler, is_fine: Callable[[Any],
 
 
 def look_at(definition: Definition) -> Watched:
-    """Return what tells whether an atom has changed, which need not travel.
+    """Return what shows whether an atom has changed, which need not travel.
 
     Raises
     ------

@@ -127,7 +127,7 @@ def check_free(store: str | None, place: ClusterOptions, *, takeover: bool) -> N
 
 @contextmanager
 def conductor_at(
-    place: ClusterOptions, tell: Callable[[str], object] | None = None, *, wait: bool = True
+    place: ClusterOptions, announce: Callable[[str], object] | None = None, *, wait: bool = True
 ) -> Iterator[DaskConductor]:
     """Give a conductor on a cluster that is running, or on one of its own.
 
@@ -135,15 +135,15 @@ def conductor_at(
     ----------
     place
         Where.
-    tell
-        Is told what becomes of jobs of a batch system; stderr where not given.
+    announce
+        Called with what becomes of jobs of a batch system; stderr where not given.
     wait
         Whether to wait for the first of them.
     """
     with ExitStack() as stack:
         target: Any = place.target
         if place.cluster is not None:
-            jobs = Jobs(place.cluster, place.adapt or place.jobs or 1, tell or say)
+            jobs = Jobs(place.cluster, place.adapt or place.jobs or 1, announce or say)
             click.get_current_context().call_on_close(jobs.cancel)  # also where we leave
             stack.enter_context(jobs)
             jobs.start(wait=wait)

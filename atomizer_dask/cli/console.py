@@ -1,4 +1,4 @@
-"""The command ``console``: asks for tosses and tells pi, as the test console in Go does."""
+"""The command ``console``: asks for tosses and says pi, as the test console in Go does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tosses_of(text: str) -> int:
 
 
 class _News:
-    """What the conductor tells: `texts` keeps it until somebody looks. Nothing is executed here."""
+    """What the conductor reports, in `texts` until somebody looks. Nothing is executed here."""
 
     threads = 0
 
@@ -72,13 +72,13 @@ class _News:
         self.texts.put(event.message)
 
     def report(self, error: AtomizerError) -> None:
-        if error.event is not self._last:  # else it was told already
+        if error.event is not self._last:  # else it was reported already
             self.texts.put(str(error))
 
 
 @dataclass
 class Conversation:
-    """Asks for tosses, tells estimates: stdout gets what the Go console says, stderr the rest.
+    """Asks for tosses, says estimates: stdout gets what the Go console says, stderr the rest.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class Conversation:
         return False
 
     def _ask(self, tosses: int) -> Properties:
-        """Return the answer, and tell what happens meanwhile; raise Empty where time is up."""
+        """Return the answer, and say what happens meanwhile; raise Empty where time is up."""
         news = self._news.texts
         until = monotonic() + self.timeout
         future = self.conductor.send(Electron(MonteCarlo.id, {"tosses": tosses}))

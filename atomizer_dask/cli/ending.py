@@ -40,7 +40,7 @@ class _TerminatedError(BaseException):
 
 @contextmanager
 def heeding_termination() -> Iterator[None]:
-    """Exit as with what is not all done where the process is told to end, as batch systems do."""
+    """Exit as with what is not all done where the process is asked to end, as batch systems do."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -51,8 +51,8 @@ def heeding_termination() -> Iterator[None]:
         raise _TerminatedError
 
     # A terminal that is closed hangs up; nohup would have that ignored.
-    told = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, terminate) for number in told}
+    signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, terminate) for number in signals}
     try:
         yield
     except _TerminatedError:

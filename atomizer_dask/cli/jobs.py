@@ -89,8 +89,8 @@ class Jobs:
         Of the batch system, as `kinds` has it.
     count
         Of jobs; or a pair of how many there are at least and at most, as work comes and goes.
-    tell
-        Is told lines for people.
+    announce
+        Called with lines for people.
 
     Attributes
     ----------
@@ -104,9 +104,9 @@ class Jobs:
     """
 
     def __init__(
-        self, name: str, count: int | tuple[int, int], tell: Callable[[str], object]
+        self, name: str, count: int | tuple[int, int], announce: Callable[[str], object]
     ) -> None:
-        self._tell = tell
+        self._announce = announce
         self._count = count
         self._made: list[Any] = []  # all jobs, whether they wait, run or have ended
         self._refused: list[str] = []
@@ -132,11 +132,11 @@ class Jobs:
         """
         if isinstance(self._count, tuple):
             least, most = self._count
-            self._tell(f"{self._name}: {least} to {most} jobs, as there is work")
+            self._announce(f"{self._name}: {least} to {most} jobs, as there is work")
             self.cluster.adapt(minimum_jobs=least, maximum_jobs=most)
         else:
             least = self._count
-            self._tell(f"{self._name}: {least} job{'s' if least > 1 else ''}")
+            self._announce(f"{self._name}: {least} job{'s' if least > 1 else ''}")
             self.cluster.scale(jobs=least)
         began = monotonic()
         if not wait or not least:
@@ -144,7 +144,7 @@ class Jobs:
             watch.daemon = True
             watch.start()
             return
-        self._tell("waiting for the first worker; Ctrl-C cancels the jobs")
+        self._announce("waiting for the first worker; Ctrl-C cancels the jobs")
         self._watch(began)
         if self._refused and not self._workers():
             raise ConductorError(f"{self._name} refuses a job: {self._refused[0]}")
@@ -159,24 +159,24 @@ class Jobs:
 
     def _watch(self, began: float) -> None:
         """Tell what happens until the first worker is there, or a job is refused, or all end."""
-        told, due = 0, began + REMIND_SECONDS
+        listed, due = 0, began + REMIND_SECONDS
         while not self._ending.wait(LOOK_SECONDS):
             # In this order: the job of a worker that is there has been submitted.
             workers, ids, seconds = self._workers(), self.ids, monotonic() - began
-            if len(ids) > told:
-                self._tell(f"submitted: {', '.join(ids[told:])}")
-                told = len(ids)
+            if len(ids) > listed:
+                self._announce(f"submitted: {', '.join(ids[listed:])}")
+                listed = len(ids)
             if workers:
                 there = "1 is" if workers == 1 else f"{workers} are"
-                self._tell(f"the first worker came after {seconds:.0f} s; {there} there")
+                self._announce(f"the first worker came after {seconds:.0f} s; {there} there")
                 return
             if self._refused:
-                self._tell(f"{self._name} refuses a job: {self._refused[0]}")
+                self._announce(f"{self._name} refuses a job: {self._refused[0]}")
                 return
             if monotonic() > due:
                 due += REMIND_SECONDS
                 jobs = ", ".join(ids) or "none"
-                self._tell(
+                self._announce(
                     f"no worker for {seconds / 60:.0f} min; jobs submitted: {jobs}. Why one is not "
                     "in the queue any more, its output says (log-directory)"
                 )
@@ -227,7 +227,7 @@ class Jobs:
         except (TimeoutError, RuntimeError):
             left = self.ids
         if left:
-            self._tell(f"jobs that may have to be cancelled by hand: {', '.join(left)}")
+            self._announce(f"jobs that may have to be cancelled by hand: {', '.join(left)}")
 
 
 async def _cancel(jobs: list[Any]) -> list[str]:

@@ -12,7 +12,7 @@ from atomizer_dask.errors import ConductorError
 _COUNTERS = {
     "received": "Electrons taken from the queue, each counted once.",
     "answered": "Electrons whose answer the broker has confirmed.",
-    "failed": "Answers that tell of a failure.",
+    "failed": "Answers that report a failure.",
     "repeated": "Deliveries of electrons that were in hand or answered already.",
     "given_back": "Electrons returned to the queue.",
     "dead": "Messages gone to the dead-letter queue.",

@@ -34,7 +34,7 @@ from atomizer_dask.registry import registered
 LOOK_SECONDS = 0.2  # whether the workers are still there
 SWITCH_SECONDS = 0.001
 COLLECT_AFTER = 50_000, 20, 100  # objects; 700, 10, 10 unless set
-TOGETHER_SECONDS = 0.5  # in which being told twice is being told once
+TOGETHER_SECONDS = 0.5  # in which two signals count as one
 LOST = 1  # exit code: the scheduler is gone
 
 
@@ -44,7 +44,7 @@ LOST = 1  # exit code: the scheduler is gone
 @cluster_options
 @click.option(
     "--grace",
-    help="For running electrons to end, once the node is told to; 30s unless configured.",
+    help="For running electrons to end, once the node is asked to; 30s unless configured.",
 )
 @click.option(
     "--max-in-flight",
@@ -84,7 +84,7 @@ def node(
     # wait for the others' turns.
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     with errors_as_text(), ExitStack() as stack:
-        told = stack.enter_context(_told_to_end())
+        signals = stack.enter_context(_signals_to_end())
         seconds = seconds_of(grace, "--grace", least=0.0)
         seconds = setting("node.grace") if seconds is None else seconds
         atoms = [load_atom(target) for target in targets]
@@ -97,13 +97,13 @@ def node(
             dask.shield_workers()
         if metrics_port is not None:
             stack.callback(serve_metrics(conductor, dask, metrics_host, metrics_port))
-        gone = Node(conductor, dask, atoms, log).serve(told, seconds)
+        gone = Node(conductor, dask, atoms, log).serve(signals, seconds)
     if gone:
         raise SystemExit(LOST)
 
 
 class Node:
-    """An atomizer that serves a queue until it is told to end.
+    """An atomizer that serves a queue until it is asked to end.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class Node:
     atoms
         That are served.
     log
-        What happens is told there.
+        What happens is written there.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class Node:
         self._pace = setting("node.health")
         self._atomizer = Atomizer(dask, conductor, *atoms)
 
-    def serve(self, told: SimpleQueue[int], grace: float) -> bool:
-        """Serve until `told`, then drain for `grace` seconds; return whether it lost its workers.
+    def serve(self, signals: SimpleQueue[int], grace: float) -> bool:
+        """Serve until a signal, then drain for `grace` seconds; return whether workers were lost.
 
         They are lost where the scheduler is gone, which ends it too.
         """
@@ -147,7 +147,7 @@ class Node:
         )
         _spare_the_collector()
         due = monotonic() + self._pace
-        while not _holds(told, LOOK_SECONDS) and self._dask.state != "gone":
+        while not _holds(signals, LOOK_SECONDS) and self._dask.state != "gone":
             if monotonic() >= due:
                 due = monotonic() + self._pace
                 self._log.health(self._conductor.status(), self._dask.threads)
@@ -201,40 +201,41 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _holds(told: SimpleQueue[int], seconds: float) -> bool:
+def _holds(signals: SimpleQueue[int], seconds: float) -> bool:
     try:
-        told.get(timeout=seconds)
+        signals.get(timeout=seconds)
     except Empty:
         return False
     return True
 
 
 @contextmanager
-def _told_to_end() -> Iterator[SimpleQueue[int]]:
-    """Give a queue for the signal that tells the process to end; told twice, it ends at once.
+def _signals_to_end() -> Iterator[SimpleQueue[int]]:
+    """Give a queue for the signal that asks the process to end; asked twice, it ends at once.
 
-    Not where that comes at one go: `timeout` tells the process, and then its group, it among them.
+    Not where both come at one go: `timeout` signals the process, and then its group, it among
+    them.
 
     No `threading.Event`: who waits for one holds its lock for a moment now and then, and would
     never get on if the signal came just then, for `set` needs the same lock.
     """
-    told: SimpleQueue[int] = SimpleQueue()
+    signals: SimpleQueue[int] = SimpleQueue()
     first = inf
 
-    def tell(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if monotonic() > first + TOGETHER_SECONDS:
             leave(128 + number)
         if first == inf:
             first = monotonic()
-            told.put(number)
+            signals.put(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield signals
         return
-    before: dict[int, Any] = {n: signal.signal(n, tell) for n in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield told
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -57,9 +57,9 @@ class NodeLog:
             self._file.flush()
 
     def event(self, event: Event) -> None:
-        """Write what a conductor tells, and whatever is worth a warning."""
+        """Write what a conductor announces, and whatever is worth a warning."""
         if event.level == "error" or (event.level in _QUIET and not event.conductor_id):
-            return  # errors are told as such
+            return  # errors come as such, too
         if event.level in _QUIET or self._may_write():
             self.line(
                 shorten(event.message, MESSAGE),

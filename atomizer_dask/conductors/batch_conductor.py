@@ -298,7 +298,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         if self._closed:
             raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
 
-    def tell_waiting(self, channel: str, electron_id: str) -> None:
+    def announce_waiting(self, channel: str, electron_id: str) -> None:
         """Notify the listeners that an electron waits for others that it sent."""
         for listener in self._listeners:
             listener.note_waiting(electron_id)
@@ -403,10 +403,10 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
 
     def _report_broken(self, error: BaseException) -> None:
         """Fail all that is under way: nobody knows whose the action was that raised."""
-        told = as_error(error)
-        logger.error("all that is under way on %s fails: %s", self.id, told)
-        self._fail_all(told)
-        self.report("", told)
+        failure = as_error(error)
+        logger.error("all that is under way on %s fails: %s", self.id, failure)
+        self._fail_all(failure)
+        self.report("", failure)
 
     def _give_up(self, stuck: Event) -> None:
         """Wake whoever waits, though the dispatcher's thread is stuck."""

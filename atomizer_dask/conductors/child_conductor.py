@@ -45,7 +45,7 @@ class ChildConductor(Conductor):
         self._give_up_slot = lease.about_to_wait
         self._order = itertools.count()
         self._condition = threading.Condition()
-        self._has_told = False
+        self._has_announced = False
 
     @property
     def shares_queue(self) -> bool:  # type: ignore[override]
@@ -69,9 +69,9 @@ class ChildConductor(Conductor):
         Or a node full of such parents would never receive what they wait for.
         """
         self._give_up_slot()
-        if self._origin.route is not None and not self._has_told:
-            self._has_told = True
-            self._conductor.tell_waiting(self._origin.channel, self._root)
+        if self._origin.route is not None and not self._has_announced:
+            self._has_announced = True
+            self._conductor.announce_waiting(self._origin.channel, self._root)
 
     def cancel(self, electron_id: str) -> None:
         """Cancel a child."""

@@ -167,15 +167,15 @@ class Dispatcher:
             try:
                 action()
             except BaseException as error:  # noqa: BLE001 - SystemExit too: others wait for this thread
-                self._tell(error)
+                self._report(error)
             self._begun = None
             del action  # or the run it was about would live until the next one comes
 
-    def _tell(self, error: BaseException) -> None:
+    def _report(self, error: BaseException) -> None:
         try:
             self._on_error(error)
         except BaseException:
-            logger.exception("an error of the dispatcher could not be told")
+            logger.exception("an error of the dispatcher could not be reported")
 
     def _next(self) -> Callable[[], Any] | None:
         """Return what to do next, None at the end."""

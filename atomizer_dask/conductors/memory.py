@@ -182,7 +182,7 @@ class _MemorySite(IsolatingSite):
         if (post := self.posts.get(batch.key)) is not None:
             post(GivenBack(batch.key, stop))
 
-    def tell(self, batch: Batch, outcome: Outcome) -> bool:
+    def report_part(self, batch: Batch, outcome: Outcome) -> bool:
         if (post := self.posts.get(batch.key)) is not None:
             post(Partly(batch.key, self.depository.put(batch, outcome)))
         return True

@@ -204,7 +204,7 @@ def details(summary: str, content: str, *, is_open: bool = False) -> Html | None
     """Return a text of many lines, a traceback say, to be unfolded; None where there is none."""
     if not content:
         return None
-    if len(content) > _LONGEST_TRACEBACK:  # where it began and where it ended tell the most
+    if len(content) > _LONGEST_TRACEBACK:  # its beginning and its end say the most
         half = _LONGEST_TRACEBACK // 2
         left_out = len(content) - 2 * half
         content = f"{content[:half]}\n... {left_out:,} letters ...\n{content[-half:]}"

@@ -98,7 +98,7 @@ class StoreTarget(NamedTuple):
     url
         Its folder.
     token
-        Random id in the lock file. A worker compares it to tell whether its path is the client's
+        Random id in the lock file. A worker compares it to see whether its path is the client's
         folder or another of the same name.
     code
         The fingerprint of the atom's code.

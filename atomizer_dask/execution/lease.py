@@ -68,7 +68,7 @@ class Place(ABC):
     def give_back(self, batch: Batch, stop: int) -> None:
         """Return the electrons of a batch from offset `stop` on to the driver."""
 
-    def tell(self, batch: Batch, outcome: Outcome) -> bool:
+    def report_part(self, batch: Batch, outcome: Outcome) -> bool:
         """Report the electrons that have ended of a batch that goes on; return whether it did."""
         return False
 
@@ -157,11 +157,11 @@ class Lease:
                 return
             outcome = self._so_far()
             part = outcome.part(self._reported, outcome.stop)
-            if len(part) and self.site.tell(self.batch, part):
+            if len(part) and self.site.report_part(self.batch, part):
                 self._reported = max(self._reported, outcome.stop)
 
     @property
-    def has_untold(self) -> bool:
+    def has_unreported(self) -> bool:
         """Whether electrons have ended that are not reported."""
         with self.lock:
             return self._so_far is not None and self._so_far().stop > self._reported

@@ -59,7 +59,7 @@ class _Known:
     def __init__(self) -> None:
         self.seconds: float | None = None  # that the last examination took
         self.fault: DependentRowsError | None = None
-        self.is_told = False
+        self.is_reported = False
 
 
 class Cuts:

@@ -1,4 +1,4 @@
-"""Electrons that take too long: who watches them, and what they are told."""
+"""Electrons that take too long: who watches them, and what they notice of it."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class _Silent:
 
 
 class _Examination:
-    """Whether the rows of a vectorised atom depend on each other, as far as a batch can tell."""
+    """Whether the rows of a vectorised atom depend on each other, as far as a batch shows."""
 
     def __init__(self, lease: Lease, definition: FunctionAtom) -> None:
         batch = lease.batch
@@ -167,8 +167,8 @@ class _Examination:
         found = lease.site.cuts.examine(self._key, execute, whole, int(good[start]), took / count)
         if found is not None and found.is_large:
             self._known.fault = fault_of(batch.atom_id, found, count)
-        elif found is not None and not self._known.is_told:
-            self._known.is_told = True
+        elif found is not None and not self._known.is_reported:
+            self._known.is_reported = True
             message = warning_of(batch.atom_id, found)
             lease.emit(Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning"))
 

@@ -113,7 +113,7 @@ class Ledger:
                 missing[numpy_values(known.positions)] = False
         return np.flatnonzero(missing)
 
-    def told_of(self, part: RunPart) -> Batch:
+    def batch_of(self, part: RunPart) -> Batch:
         """Return the electrons of a part as a batch without inputs, which no outcome needs."""
         earlier = None
         if part.attempt > 1:
@@ -134,7 +134,7 @@ class Ledger:
     def properties_of(self, part: Part) -> Iterator[Properties]:
         """Yield the Properties of the electrons for which a part is the latest."""
         for known in map(RunPart.current, part.load()):
-            yield from known.outcome.properties(self.told_of(known))
+            yield from known.outcome.properties(self.batch_of(known))
 
     def failed_parts(self) -> list[RunPart]:
         """Return the parts with failed electrons, without those that are tried again."""

@@ -226,14 +226,14 @@ def events_before(
     ledger
         What is known of its electrons.
     """
-    told = [
+    events = [
         *_sessions(run_id, atom_id, sessions),
         *(
             failed(run_id, atom_id, failure, position, utc(end))
             for end, position, failure in nlargest(KEPT, _failures(ledger), key=lambda f: f[0])
         ),
     ]
-    return sorted(told, key=lambda event: event.time)
+    return sorted(events, key=lambda event: event.time)
 
 
 def failed(

@@ -92,7 +92,7 @@ class Run(LiveDisplay, Pictures):
         self.recent = EventLog()
         self.interruption = ""
         self._control = control or Opened(run_id, "" if store is None else store.folder.url)
-        self._told_failure: Failure | None = None
+        self._last_failure: Failure | None = None
 
     @classmethod
     def begin(
@@ -117,8 +117,8 @@ class Run(LiveDisplay, Pictures):
             allow_pickle=journal is not None and journal.allow_pickle,
         )
         listeners = Listeners(
-            on_event=run._tell,
-            on_failure=run._tell_failure,
+            on_event=run._on_event,
+            on_failure=run._on_failure,
             on_problem=host.report_problem,
             on_end=run._close,
             on_reopen=run._reopen,
@@ -413,7 +413,7 @@ class Run(LiveDisplay, Pictures):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the results come from: all it takes to tell whether they can be trusted.
+        """Where the results come from: all it takes to see whether they can be trusted.
 
         Run, atom, fingerprints of its code, seed, sweep, options, who worked on it when and
         where (host, Python, packages, git commit, workers), and electrons and seconds by worker.
@@ -534,13 +534,13 @@ class Run(LiveDisplay, Pictures):
         if event.level == "warning" and "worker" in event.fields:
             self._lost_workers[event.fields["worker"]] = event.time
 
-    def _tell(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         self.note(event)
         self._driven.host.put_event(event)
 
-    def _tell_failure(self, failure: Failure, position: int) -> None:
-        if failure is not self._told_failure:  # alike failures that came together are one object
-            self._told_failure = failure
+    def _on_failure(self, failure: Failure, position: int) -> None:
+        if failure is not self._last_failure:  # alike failures that came together are one object
+            self._last_failure = failure
             self.recent.note(failed(self.id, self.atom_id, failure, position))
         error = partial(failure.error, f"{self.id}-{position}", self.atom_id)
         self._driven.host.report_failure(error)

@@ -172,11 +172,11 @@ def go_on(
         definition = find(kept.atom_id)
         if definition is None:
             definition = stored_atom(kept, allow_pickle=allow_pickle)
-        told = check_code(kept.store, conductor.code_of(definition), accept=accept_changes)
+        verdict = check_code(kept.store, conductor.code_of(definition), accept=accept_changes)
         if drop_corrupted:
             for name in drop(kept.store):
                 logger.warning("%s is damaged: its electrons are executed again", name)
-        kept = accept_environment(kept, definition, told)
+        kept = accept_environment(kept, definition, verdict)
         options = kept.options_with(on_failure).with_priority(priority)
         if priority is not None:
             kept.store.manifest["options"]["priority"] = priority

@@ -96,13 +96,13 @@ def wait_showing(run: Waitable, until: float | None, show: Any, control: Any) ->
         with bar(run) as update:
             return watch(run, until, update)
 
-    def tell(progress: Progress) -> None:
+    def call(progress: Progress) -> None:
         try:
             show(progress)
         except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
             control.driven().host.report_problem("a progress callback raised", error)
 
-    return watch(run, until, tell)
+    return watch(run, until, call)
 
 
 def why_not_ended(run: Waitable, timeout: float | None) -> str:

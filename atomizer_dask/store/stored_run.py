@@ -137,15 +137,15 @@ class StoredRun:
         StoreError
             Where the policy was a function, and none is given.
         """
-        told = self.store.manifest["options"]
+        options = self.store.manifest["options"]
         if on_failure is None:
-            on_failure = told["on_failure"]
+            on_failure = options["on_failure"]
         if on_failure is None:
             raise StoreError(
                 f"{self.run_id} had a function as on_failure, which {self.store.folder.url} does "
                 "not keep: give it again, attach(store, on_failure=...)"
             )
-        return MapOptions.from_json(told, on_failure)
+        return MapOptions.from_json(options, on_failure)
 
     @property
     def code(self) -> str:
@@ -224,9 +224,9 @@ def begin(
             kept = StoredRun(store, sweep, RowMap(sweep))
         else:
             _check_same(store, definition.id, seed)
-            told = check_code(store, code, accept=accept_changes)
+            verdict = check_code(store, code, accept=accept_changes)
             kept = StoredRun(store, *_extend(store, sweep, definition, options))
-            kept = accept_environment(kept, definition, told)
+            kept = accept_environment(kept, definition, verdict)
         store.manifest["options"] = options.to_json()
         store.save()
     except BaseException:
@@ -285,13 +285,15 @@ def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
 
 
 def accept_environment(
-    kept: StoredRun, definition: Definition, told: Literal["none", "accepted"] | StoreChangedError
+    kept: StoredRun,
+    definition: Definition,
+    verdict: Literal["none", "accepted"] | StoreChangedError,
 ) -> StoredRun:
     """Return a run whose environment may differ: where all is done, that only has to be known.
 
     Parameters
     ----------
-    told
+    verdict
         What `check_code` returned.
 
     Raises
@@ -299,18 +301,18 @@ def accept_environment(
     StoreChangedError
         Where it differs, that is not accepted, and something is left to execute.
     """
-    if told == "accepted":
+    if verdict == "accepted":
         keep_atom(kept.store, definition)
-    if isinstance(told, StoreChangedError):
+    if isinstance(verdict, StoreChangedError):
         if not _is_done(kept):
-            raise told
-        what = told.event.message.splitlines()[1:-1]
+            raise verdict
+        what = verdict.event.message.splitlines()[1:-1]
         logger.warning(
             "%s was made with another environment (%s); nothing is left to execute",
             kept.store.folder.url,
             "; ".join(what),
         )
-        return replace(kept, unaccepted=told)
+        return replace(kept, unaccepted=verdict)
     return kept
 
 

@@ -26,7 +26,7 @@ class SelectedRows(Sweep):
     def __init__(self, sweep: Sweep, rows: np.ndarray) -> None:
         self._sweep = sweep
         self._rows = rows
-        self.tells = sweep.tells
+        self.is_as_given = sweep.is_as_given
 
     @property
     def names(self) -> tuple[str, ...]:  # noqa: D102
@@ -68,7 +68,7 @@ class WithDefaults(Sweep):
     def __init__(self, sweep: Sweep, values: Mapping[str, Given]) -> None:
         self._sweep = sweep
         self._values = dict(values)
-        self.tells = sweep.tells
+        self.is_as_given = sweep.is_as_given
 
     @property
     def names(self) -> tuple[str, ...]:  # noqa: D102

@@ -19,9 +19,9 @@ class Grid(Sweep):
 
     _counts_values = True
 
-    def __init__(self, axes: Mapping[str, Given], *, tells: bool = True) -> None:
+    def __init__(self, axes: Mapping[str, Given], *, is_as_given: bool = True) -> None:
         self.given = dict(axes)
-        self.tells = tells
+        self.is_as_given = is_as_given
         self._axes = {name: axis.shown for name, axis in axes.items()}
         self._sent = {name: axis.values for name, axis in axes.items()}
         self._scalars = frozenset(name for name, axis in axes.items() if axis.scalars)

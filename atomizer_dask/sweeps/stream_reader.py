@@ -48,7 +48,7 @@ class StreamReader:
         self._on_rows = on_rows
         self._on_error = on_error
         self._on_end = on_end
-        self._told = False  # a look at what has been drawn is on its way
+        self._is_announced = False  # a look at what has been drawn is on its way
         self._seen = sweep.drawn  # how many drawn rows have been taken
         self._thread = threading.Thread(target=self._draw, name=name, daemon=True)
 
@@ -58,7 +58,7 @@ class StreamReader:
 
     def seen(self) -> range:
         """Return the rows that have been drawn since the last call."""
-        self._told = False  # first: a row drawn from here on is told of anew
+        self._is_announced = False  # first: a row drawn from here on is announced anew
         before, self._seen = self._seen, self._sweep.drawn
         return range(before, self._seen)
 
@@ -72,8 +72,8 @@ class StreamReader:
         try:
             for drawn in self._sweep.draw():
                 # Announced at once, for the next row may depend on what becomes of this one.
-                if not self._told:
-                    self._told = True
+                if not self._is_announced:
+                    self._is_announced = True
                     self._on_rows()
                 if drawn == limit:
                     chunk = self._wait_for_need(chunk)

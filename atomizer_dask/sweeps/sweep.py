@@ -27,12 +27,12 @@ class Sweep(ABC):
 
     Attributes
     ----------
-    tells
+    is_as_given
         Whether it is known as what its columns were given. A store of an early version does not
         say; Python's numbers are what its electrons got.
     """
 
-    tells = True
+    is_as_given = True
     _counts_values = False  # in what a notebook shows
 
     @property

@@ -26,10 +26,10 @@ class Table(Sweep):
         columns: Mapping[str, Given],
         frame: pd.DataFrame | None = None,
         *,
-        tells: bool = True,
+        is_as_given: bool = True,
     ) -> None:
         self.given = dict(columns)
-        self.tells = tells
+        self.is_as_given = is_as_given
         self._columns = {name: column.shown for name, column in columns.items()}
         self._sent = {name: column.values for name, column in columns.items()}
         self._scalars = frozenset(name for name, column in columns.items() if column.scalars)

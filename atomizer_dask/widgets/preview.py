@@ -26,14 +26,14 @@ SAMPLED = 20_000  # values
 LOOKED_AT = 200  # pieces of the results; fewer where they have to be read from a store
 READ = 6
 BINS = 24
-NARROW = 1e-13  # of the largest number: in less there are no bins to tell apart
+NARROW = 1e-13  # of the largest number: in less bins cannot be seen apart
 
 
 def preview(run: Run, column: str = "") -> dict[str, Any]:
     """Return the first and last rows that have ended, and the distribution of an output.
 
     Of what it is each says: ``rows`` have ended, of which ``first`` and ``last`` are the ends
-    unless they are only ``some``, and ``told`` names what the chart is of.
+    unless they are only ``some``, and ``caption`` names what the chart is of.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     chart = None if values is None else _chart(values)
     if chart is not None and values is not None:
         rows_now = len(values) if whole else count  # some may have ended since
-        chart["told"] = _told(chart["of"], len(values), rows_now, whole, is_going)
+        chart["caption"] = _caption(chart["of"], len(values), rows_now, whole, is_going)
     return {
         "columns": [plain(str(name)) for name in shown],
         "hidden": len(table.columns) - len(shown),
@@ -86,7 +86,7 @@ def _chosen(sample: pd.DataFrame, outputs: list[str], column: str) -> str:
     return (wanted or numeric or outputs or [""])[0]
 
 
-def _told(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> str:
+def _caption(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> str:
     """Return what a chart is of, in words."""
     rows = f"{count_text(count)} row{'' if count == 1 else 's'}{' so far' if is_going else ''}"
     if not whole:

@@ -6,7 +6,7 @@ from atomizer_dask.widgets.format import rounded
 
 POINTS = 90
 FIRST_STEP = 0.4  # seconds
-CLOCK_STEP = 1e-9  # seconds: what is closer together happened at once, as far as clocks can tell
+CLOCK_STEP = 1e-9  # seconds: what is closer together happened at once, as far as clocks show
 
 
 class RateHistory:

@@ -96,8 +96,8 @@ def _numbers(facts: dict[str, Any]) -> Html:
     left = f"{markup.duration(facts['eta'])} left" if going and facts["eta"] is not None else ""
     failed = f"{count_text(facts['failed'])} failed" if facts["failed"] else ""
     done = f"{count_text(facts['done'])} of {counted(total, 'electron')}"
-    told = filter(None, (done, ended, markup.rate(facts["rate"]), left, failed))
-    return markup.joined(*map(markup.text, told), by=" &nbsp;·&nbsp; ")
+    facts_shown = filter(None, (done, ended, markup.rate(facts["rate"]), left, failed))
+    return markup.joined(*map(markup.text, facts_shown), by=" &nbsp;·&nbsp; ")
 
 
 def _failure(group: dict[str, Any]) -> Html | None:

@@ -92,8 +92,8 @@ def event_row(number: int, event: Event) -> list[Any]:
     """Return an event as a row of the list: number, milliseconds, level, message, whom."""
     message = event.message
     if event.fields:
-        told = {name: cell(value) for name, value in event.fields.items()}
-        message += "".join(f"  {name}={v}" for name, v in told.items() if v not in message)
+        fields = {name: cell(value) for name, value in event.fields.items()}
+        message += "".join(f"  {name}={v}" for name, v in fields.items() if v not in message)
     electron = event.electron_id.removeprefix(f"{event.run_id}-") if event.run_id else ""
     if not electron and event.electron_id:
         electron = event.electron_id

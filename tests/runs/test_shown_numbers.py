@@ -66,7 +66,7 @@ def assert_of_all(shown, frame):
     assert [row[0] for row in shown["last"]] == last
     chart = shown["chart"]
     assert chart["of"] == sum(chart["bars"]) == len(frame)
-    assert chart["told"] == f"all {len(frame):,} rows"
+    assert chart["caption"] == f"all {len(frame):,} rows"
     assert float(chart["mean"]) == pytest.approx(values.mean(), rel=1e-5)
     assert float(chart["spread"]) == pytest.approx(values.std(ddof=0), rel=1e-5)
     assert [float(label) for label in chart["labels"]] == pytest.approx(
@@ -99,17 +99,17 @@ def test_results_that_are_not_all_there_yet_say_so(local, many_files, tmp_path, 
     run = local.map(halts, grid(x=range(110), path=[gate.path]), store=tmp_path / "s")
     wait_until(lambda: run.progress.done == 100)
     shown = preview(run)
-    assert (shown["rows"], shown["chart"]["told"]) == (100, "all 100 rows so far")
+    assert (shown["rows"], shown["chart"]["caption"]) == (100, "all 100 rows so far")
     assert float(shown["chart"]["mean"]) == 49.5
     gate.open()
-    assert preview(run.wait())["chart"]["told"] == "all 110 rows"
+    assert preview(run.wait())["chart"]["caption"] == "all 110 rows"
 
 
 def test_what_has_no_number_is_not_counted_as_drawn(local):
     run = local.map(often_fails, grid(x=range(100))).wait()
     shown = preview(run)
     assert (shown["rows"], shown["chart"]["of"]) == (100, 40)
-    assert shown["chart"]["told"] == "40 values in 100 rows"
+    assert shown["chart"]["caption"] == "40 values in 100 rows"
 
 
 def test_a_sample_says_that_it_is_one(local, monkeypatch, many_files, tmp_path):
@@ -120,7 +120,7 @@ def test_a_sample_says_that_it_is_one(local, monkeypatch, many_files, tmp_path):
     assert shown["rows"] == 1000
     looked_at = shown["chart"]["of"]
     assert looked_at < 1000
-    assert shown["chart"]["told"] == f"a sample of {looked_at:,} of 1,000 rows"
+    assert shown["chart"]["caption"] == f"a sample of {looked_at:,} of 1,000 rows"
 
 
 def test_results_named_like_inputs_are_shown(local):

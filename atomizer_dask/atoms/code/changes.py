@@ -56,7 +56,7 @@ class _Function(NamedTuple):
 
 
 class Watched:
-    """What a pickled atom consists of, to tell whether it has changed since.
+    """What a pickled atom consists of, by which a change since is seen.
 
     Attributes
     ----------

@@ -66,7 +66,7 @@ class CodePart:
 class References:
     """Goes from an atom to all it refers to, in an order that only depends on the code.
 
-    The digest of a part leaves out the parts it refers to, so that it tells what has changed; which
+    The digest of a part leaves out the parts it refers to, so that it shows what has changed; which
     ones these are is kept as their numbers, in order, and counts in the fingerprint.
     """
 

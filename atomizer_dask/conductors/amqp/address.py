@@ -91,8 +91,8 @@ class Address:
             host=str(parts.hostname),
             port=port or PORTS[parts.scheme],
             vhost=unquote(parts.path[1:]) or "/",
-            user=_told(parts.username, USER_VARIABLE),
-            password=_told(parts.password, PASSWORD_VARIABLE),
+            user=_part_or_variable(parts.username, USER_VARIABLE),
+            password=_part_or_variable(parts.password, PASSWORD_VARIABLE),
             tls=tls or Tls(),
         )
 
@@ -101,7 +101,7 @@ class Address:
         return f"{self.scheme}://{host}:{self.port}/{'' if self.vhost == '/' else self.vhost}"
 
 
-def _told(part: str | None, variable: str) -> str:
+def _part_or_variable(part: str | None, variable: str) -> str:
     """Return a part of the URL, else what the environment says."""
     return unquote(part) if part is not None else os.environ.get(variable, "guest")
 

@@ -182,7 +182,7 @@ class Consumer:
     def _on_deleted(self, _: Any) -> None:
         """Go on where somebody has deleted the queue."""
         channel, self._channel = self._channel, None
-        self._session.tell("the queue was deleted; it is declared again", "warning")
+        self._session.announce("the queue was deleted; it is declared again", "warning")
 
         def declared(reason: str) -> None:
             if channel.is_open:

@@ -151,7 +151,7 @@ def decode_electron(body: bytes, limits: Limits = LIMITS) -> Electron:
 
 
 def recognise(body: bytes) -> Sender | None:
-    """Return who sent a request that could not be read; None where that cannot be told.
+    """Return who sent a request that could not be read; None where that is not known.
 
     `id` and `atom_id` may be empty.
 
@@ -169,7 +169,7 @@ def recognise(body: bytes) -> Sender | None:
 def recognise_reply(body: bytes) -> tuple[str, str]:
     """Return the ids of electron and atom that a reply is about which could not be read.
 
-    They are empty where they cannot be told.
+    They are empty where they are not known.
 
     Examples
     --------
@@ -199,8 +199,8 @@ def encode_properties(
     """
     error, result = "", "null"
     if properties.error is not None:
-        told = error_text(properties, properties.error, conductor_id)
-        error = f',"error":"{b64encode(utf8(told)).decode()}"'
+        text = error_text(properties, properties.error, conductor_id)
+        error = f',"error":"{b64encode(utf8(text)).decode()}"'
     elif properties.result is not None:
         try:
             result = to_text(properties.result, "result", limits.depth, limits.bytes)
@@ -230,9 +230,9 @@ def details_of(properties: Properties) -> dict[str, str | int]:
         "atomizer-tier": getattr(error, "tier", ""),
         "atomizer-worker": properties.worker or getattr(error, "worker", ""),
     }
-    told = {name: utf8(text)[:LONGEST_HEADER] for name, text in names.items()}
-    told["atomizer-traceback"] = traceback
-    texts = {name: part.decode(errors="ignore") for name, part in told.items() if part}
+    parts = {name: utf8(text)[:LONGEST_HEADER] for name, text in names.items()}
+    parts["atomizer-traceback"] = traceback
+    texts = {name: part.decode(errors="ignore") for name, part in parts.items() if part}
     return {**texts, "atomizer-attempts": properties.attempts}
 
 
@@ -259,13 +259,13 @@ def decode_properties(
     elif type(atom_id) is not str:
         raise WireError(f"atomId must be a text, got {kind_of(atom_id)}")
     start, end = time_of(sent, "starttime"), time_of(sent, "endtime")
-    told = sent.get("error")
-    if told is None:
+    sent_error = sent.get("error")
+    if sent_error is None:
         result = sent.get("result")
         return Properties.of(electron_id, atom_id, start, end, None, result, "")
-    if type(told) is not str:
-        raise WireError(f"error must be a text of base64, got {kind_of(told)}")
-    error = error_of(told, Event("", electron_id, atom_id), headers, (start, end), limits)
+    if type(sent_error) is not str:
+        raise WireError(f"error must be a text of base64, got {kind_of(sent_error)}")
+    error = error_of(sent_error, Event("", electron_id, atom_id), headers, (start, end), limits)
     return Properties.of(electron_id, atom_id, start, end, error, None, error.worker, error.attempt)
 
 

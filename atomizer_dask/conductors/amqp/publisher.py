@@ -173,7 +173,7 @@ class Publisher:
     def _do_without_replies(self, reason: str) -> None:
         """End what could never be answered; try again where the broker may change its mind."""
         message = f"the broker gives us no queue for replies: {reason}"
-        self._session.tell(message, "error")
+        self._session.announce(message, "error")
         if FORBIDDEN not in reason:
             self._session.connection.call_later(REFUSED_SECONDS, self._ask_for_replies)
             return
@@ -251,4 +251,6 @@ class Publisher:
         again = [electron_id for electron_id in list(self._waiting) if electron_id not in under_way]
         self._outbox.extend(again)
         if again:
-            self._session.tell(f"the broker has forgotten electrons; {len(again):,} are sent again")
+            self._session.announce(
+                f"the broker has forgotten electrons; {len(again):,} are sent again"
+            )

@@ -71,7 +71,7 @@ class Replies:
 
     def bury(self, body: bytes, reason: str, done: Callable[[], None]) -> None:
         """Keep a message that cannot be answered, with the reason, and call `done` when it is."""
-        self._session.tell(f"a message went to {self.dead_queue}: {reason}", "warning")
+        self._session.announce(f"a message went to {self.dead_queue}: {reason}", "warning")
         headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._session.queue}
         self._session.connection.outgoing.publish(
             Message(

@@ -75,7 +75,7 @@ class Session:
 
     def _on_up(self) -> None:
         again = " again" if self.connection.generation > 1 else ""
-        self.tell(f"connected to the broker at {self._address}{again}")
+        self.announce(f"connected to the broker at {self._address}{again}")
         self._is_up()
 
     def _on_down(self, reason: str) -> None:
@@ -93,9 +93,9 @@ class Session:
 
     def _on_blocked(self, reason: str) -> None:
         if reason:
-            self.tell(f"the broker takes nothing just now: {reason}", "warning")
+            self.announce(f"the broker takes nothing just now: {reason}", "warning")
         else:
-            self.tell("the broker takes messages again")
+            self.announce("the broker takes messages again")
 
     def declare_own(self, queue: str) -> None:
         """Have a queue there that we need."""
@@ -117,9 +117,9 @@ class Session:
 
     def _note_undeclared(self, reason: str) -> None:
         if reason and reason != NO_CONNECTION:
-            self.tell(f"the broker does not give us a queue: {reason}", "error")
+            self.announce(f"the broker does not give us a queue: {reason}", "error")
 
-    def tell(self, message: str, level: Level = "info") -> None:
+    def announce(self, message: str, level: Level = "info") -> None:
         """Have the listeners note an event."""
         event = Event(message, conductor_id=self.id, level=level)
         for listener in list(self.listeners):

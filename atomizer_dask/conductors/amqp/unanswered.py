@@ -58,7 +58,7 @@ class Answer:
     def size(self) -> int:
         """How many bytes it takes to remember, about; a traceback may be most of it."""
         return len(self.body) + sum(
-            len(told) for told in self.headers.values() if type(told) is str
+            len(header) for header in self.headers.values() if type(header) is str
         )
 
 

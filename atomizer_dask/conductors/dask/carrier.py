@@ -163,7 +163,7 @@ class DaskCarrier(BatchConductor):
             self.cancel_descendants(root)
         is_reached = self._client.status == "running"
         # Not by the workers as last seen: after a death the next one may have begun already.
-        if not (is_reached and self._tell_workers(self._calls.stop, root, epoch, cancel)):
+        if not (is_reached and self._call_workers(self._calls.stop, root, epoch, cancel)):
             self._tasks.drop_all()  # nobody has begun
 
     def release_finished(self) -> None:
@@ -214,7 +214,7 @@ class DaskCarrier(BatchConductor):
             self._heed(from_topic(message[1]))
         except BaseException as error:  # noqa: BLE001 - of objects in events, on Dask's event loop
             # The future of a batch brings its outcome once more; nobody waits for an event.
-            what = f"the workers told something that cannot be read: {where_raised(error)}"
+            what = f"the workers reported something that cannot be read: {where_raised(error)}"
             self.report(
                 "", AtomizerError(Event(what, conductor_id=self.id, level="warning"), error)
             )
@@ -238,7 +238,7 @@ class DaskCarrier(BatchConductor):
                 if self._is_of_ours(batch.electrons[0]):
                     self.post(partial(self._sender.adopt, batch))
             case SpawnerWaiting(electron_id):
-                self.tell_waiting(self.channel, electron_id)
+                self.announce_waiting(self.channel, electron_id)
             case EventsEmitted(events):
                 for event in loads(events):
                     self.emit(self.channel, event)
@@ -262,7 +262,7 @@ class DaskCarrier(BatchConductor):
 
     def note_look(self) -> None:
         """Do what is due once a second."""
-        self.post(self._tell_demand)
+        self.post(self._announce_demand)
         self.post(self._release_unneeded)
 
     def note_gone(self) -> ConductorError:
@@ -277,7 +277,7 @@ class DaskCarrier(BatchConductor):
     def _release_unneeded(self) -> None:
         self._atoms.release_unneeded(is_idle=not self.demand()[0])
 
-    def _tell_demand(self) -> None:
+    def _announce_demand(self) -> None:
         """Have clusters that adapt know what is still to be done, if that has changed."""
         demand = self.demand()
         if demand != self._demand:
@@ -285,7 +285,7 @@ class DaskCarrier(BatchConductor):
             msg = {"client": self._client.id, "electrons": demand[0], "seconds": demand[1]}
             self._client.loop.add_callback(self._client.scheduler.log_event, topic=DEMAND, msg=msg)
 
-    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+    def announce(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Emit an event about the cluster."""
         event = Event(message, conductor_id=self.id, level=level, fields=fields)
         self.emit(self.channel, event)
@@ -315,7 +315,7 @@ class DaskCarrier(BatchConductor):
         answers: dict[str, Any] = self._client.sync(ask_workers, self._client, *function, **options)
         return successes(answers)
 
-    def _tell_workers(self, what: Callable[..., Any], *args: Any) -> bool:
+    def _call_workers(self, what: Callable[..., Any], *args: Any) -> bool:
         """Call something on all workers, and return whether there are any.
 
         Nobody waits for those that do not answer, as where an electron holds the interpreter lock.

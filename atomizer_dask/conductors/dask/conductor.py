@@ -251,7 +251,7 @@ class DaskConductor(DaskCarrier):
             self._client.unsubscribe_topic(self.channel)
             if self._owns_cluster:
                 # Or the scheduler would warn of lost results, which nobody wants any more.
-                self._tell_workers(let_go)
+                self._call_workers(let_go)
                 self._client.run_on_scheduler(forget_kept)
         self._client.loop.add_callback(self._watch.cancel)
         self._client.close()

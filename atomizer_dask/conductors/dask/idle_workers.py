@@ -60,7 +60,7 @@ class Idle:
         The name of its status, or that it is silent.
     since
         When that was noticed, or it was last heard of.
-    is_told
+    is_reported
         Whether clients know.
     is_benched
         Whether it was we who had the scheduler give it no more tasks.
@@ -82,7 +82,7 @@ class Idle:
 
     why: str
     since: float
-    is_told: bool = False
+    is_reported: bool = False
     is_benched: bool = False
     state: str = ""
     seconds: tuple[float, float] | None = None
@@ -236,8 +236,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._dismiss(worker, idle)
         if why:
             self._idle[address] = Idle(why, heard if why == SILENT else now)
-        elif idle is not None and idle.is_told:
-            self._tell(address, f"worker {address} is back", level="info")
+        elif idle is not None and idle.is_reported:
+            self._report(address, f"worker {address} is back", level="info")
 
     def _dismiss(self, worker: WorkerState, idle: Idle) -> None:
         """Note that a worker is not idle any more for the reason that it was."""
@@ -251,10 +251,10 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         Those are what it last reported, and as many others as it had threads for since. One that
         is paused begins nothing.
         """
-        told = {task for task in worker.executing if task in worker.processing}
-        begun: set[TaskState] = told | worker.long_running
+        begun_by_it = {task for task in worker.executing if task in worker.processing}
+        begun: set[TaskState] = begun_by_it | worker.long_running
         is_exact = idle is not None and idle.why == "paused" and worker.last_seen > idle.since
-        free = worker.nthreads - len(told - worker.long_running)
+        free = worker.nthreads - len(begun_by_it - worker.long_running)
         if free > 0 and not is_exact:
             rest = sorted(worker.processing - begun, key=lambda task: task.priority)
             begun.update(rest[:free])
@@ -269,7 +269,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             idle.is_benched = True
         begun = self._begun(worker, idle)
         waiting = [task for task in worker.processing - begun if is_batch(task.key)]
-        if not idle.is_told and (waiting or idle.why != SILENT):
+        if not idle.is_reported and (waiting or idle.why != SILENT):
             self._announce(worker, idle)
         self._take_back(worker.address, "dropped", waiting)
         ours = [task for task in begun if is_batch(task.key)]
@@ -280,8 +280,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             # One that sleeps may wake up, so that there is no hurry as long as others are busy.
             elif idle.state in STATES and (idle.state != "asleep" or self._free()):
                 if ours:
-                    idle.is_told = True
-                    self._tell_of_taking(worker, idle, "what it has begun goes to others too")
+                    idle.is_reported = True
+                    self._report_taking(worker, idle, "what it has begun goes to others too")
                 self._take_back(worker.address, "died", ours)
                 ours = []
         idle.begun = len(ours)
@@ -290,19 +290,19 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._do(self._bring_back(worker, why))
 
     def _announce(self, worker: WorkerState, idle: Idle) -> None:
-        idle.is_told = True
+        idle.is_reported = True
         if idle.why not in UNSAID:
-            self._tell_of_taking(worker, idle, "what it has not begun goes to others")
+            self._report_taking(worker, idle, "what it has not begun goes to others")
 
-    def _tell_of_taking(self, worker: WorkerState, idle: Idle, what: str) -> None:
-        self._tell(worker.address, f"worker {worker.address} is {idle.text}: {what}")
+    def _report_taking(self, worker: WorkerState, idle: Idle, what: str) -> None:
+        self._report(worker.address, f"worker {worker.address} is {idle.text}: {what}")
 
     def _take_back(self, worker: str, how: str, tasks: Iterable[TaskState]) -> None:
         """Have the clients of batches send them elsewhere, and forget their tasks."""
         keys = [task.key for task in tasks if is_batch(task.key)]
         if not keys:
             return
-        self._tell(worker, "", more={how: keys})
+        self._report(worker, "", more={how: keys})
         for key in keys:
             clients = [client.client_key for client in self._scheduler.tasks[key].who_wants or ()]
             for client in clients:
@@ -316,7 +316,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         keys = [task.key for task in tasks if task.key not in idle.held]
         if keys:
             idle.held.update(keys)
-            self._tell(worker.address, "", more={"held": keys})
+            self._report(worker.address, "", more={"held": keys})
 
     def _free(self) -> set[WorkerState]:
         """Return the workers that have nothing to do."""
@@ -354,11 +354,11 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         late = [task for task in ours if now - waits[task.key] >= self._patience]
         self._take_back(worker, "dropped", late)
 
-    def _tell(
+    def _report(
         self, worker: str, text: str, level: str = "warning", more: Mapping[str, Any] = NOTHING
     ) -> None:
-        told = {"worker": worker, "text": text, "level": level, **more}
-        self._scheduler.log_event(IDLE, told)
+        message = {"worker": worker, "text": text, "level": level, **more}
+        self._scheduler.log_event(IDLE, message)
 
     def _do(self, what: Any) -> None:
         task = asyncio.create_task(what)
@@ -423,7 +423,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     async def _bring_back(self, worker: WorkerState, why: str) -> None:
         address = worker.address
-        self._tell(
+        self._report(
             address,
             f"worker {address} is {why}, and nobody else uses it: it is restarted",
             more={"restarted": True, "name": worker.name},

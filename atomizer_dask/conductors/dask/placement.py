@@ -33,7 +33,7 @@ class Placement:
         Returns, on a worker, how many seconds it has left, and had at first.
     emit
         Puts an event on a channel.
-    tell_of_lost_state
+    note_lost_state
         Is called where a singleton of the cluster moves since its worker has gone: with its batch
         and that worker.
 
@@ -50,7 +50,7 @@ class Placement:
         client: Client,
         wall_time: Callable[..., Any],
         emit: Callable[[str, Event], None],
-        tell_of_lost_state: Callable[[Batch, str], None],
+        note_lost_state: Callable[[Batch, str], None],
     ) -> None:
         self.workers: set[str] = set()
         self.working: set[str] = set()
@@ -58,7 +58,7 @@ class Placement:
         self._client = client
         self._wall_time = wall_time
         self._emit = emit
-        self._tell_of_lost_state = tell_of_lost_state
+        self._note_lost_state = note_lost_state
 
     async def choose(self, batch: Batch, is_wanted: Callable[[], bool]) -> set[str]:
         """Return the workers that may take a batch; none where all may.
@@ -109,10 +109,10 @@ class Placement:
             raise WallTimeError(seconds, life, batch.terms.cut_short)
         enough = {worker for worker, (left, _) in times.items() if left > seconds} - unfit
         if not enough:
-            self._tell_of_waiting(batch)
+            self._warn_of_waiting(batch)
         return enough or {NEXT_WORKER}
 
-    def _tell_of_waiting(self, batch: Batch) -> None:
+    def _warn_of_waiting(self, batch: Batch) -> None:
         message = (
             f"{batch.electron_id(0)} waits for the next worker that joins: it had not ended after "
             f"{batch.terms.min_seconds:.1f} s, and no worker has so much left of its wall time"
@@ -138,7 +138,7 @@ class Placement:
             await asyncio.sleep(LOOK_SECONDS)
         if home is None or home not in fit:
             if home is not None and home not in self.workers:
-                self._tell_of_lost_state(batch, home)
+                self._note_lost_state(batch, home)
             # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
             # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
             home = min(fit, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest())

@@ -143,7 +143,10 @@ class WorkerShutdown:
         self._closed = False  # to all
         self._unloading_until = -inf
         self._left = False
-        self._told, self._heard = 0, asyncio.Event()  # how often finally; the scheduler has it all
+        self._farewells, self._heard = (
+            0,
+            asyncio.Event(),
+        )  # how many; whether the scheduler has it all
         worker.stream_handlers[HEARD] = self._note_heard
         self._ends_with_job = False
         self._timer: Any = None
@@ -228,7 +231,7 @@ class WorkerShutdown:
             if self._refusing:
                 return
             self._refusing = True
-        self._tell_scheduler(final=False)
+        self._report_leaving(final=False)
         where = self._worker.address
         message = (
             f"worker {where} is given no more electrons: its wall time ends in "
@@ -239,13 +242,13 @@ class WorkerShutdown:
         self._emit(batch.origin.channel, event)
         self._worker.loop.add_callback(self._leave_when_idle)
 
-    def _tell_scheduler(self, *, final: bool, retired: bool = False) -> None:
-        facts = {"final": final, "retired": retired, "number": self._told}
+    def _report_leaving(self, *, final: bool, retired: bool = False) -> None:
+        facts = {"final": final, "retired": retired, "number": self._farewells}
         self._worker.log_event(LEAVING, {"worker": self._worker.address, **facts})
 
     def _note_heard(self, number: int) -> None:
         """Note that the scheduler has all messages up to then."""
-        if number == self._told:
+        if number == self._farewells:
             self._heard.set()
 
     # -- leaving ---------------------------------------------------------------------------
@@ -265,7 +268,7 @@ class WorkerShutdown:
             return  # somebody else has it closed
         self._refusing = self._closed = True
         try:
-            await self._tell_of_leases()
+            await self._report_leases()
         finally:
             await self._leave()
 
@@ -280,25 +283,25 @@ class WorkerShutdown:
                 break
             await asyncio.sleep(LOOK_SECONDS)
         await self._hand_on()
-        await self._tell_finally(retired=True)
+        await self._take_leave(retired=True)
 
     async def _hand_over(self) -> None:
         loop = asyncio.get_running_loop()
         leases = self._leases()
-        await asyncio.gather(*(loop.run_in_executor(None, _tell_of, lease) for lease in leases))
+        await asyncio.gather(*(loop.run_in_executor(None, _surrender, lease) for lease in leases))
 
-    async def _tell_of_leases(self) -> None:
-        self._tell_scheduler(final=False)
+    async def _report_leases(self) -> None:
+        self._report_leaving(final=False)
         await self._hand_over()
         for lease in self._leases():
             message = BatchExpiring(lease.batch.key, lease.ran())
             self._worker.log_event(self._channel_of(lease.batch), to_topic(message))
 
-    async def _tell_finally(self, *, retired: bool = False) -> None:
+    async def _take_leave(self, *, retired: bool = False) -> None:
         """Announce that this worker leaves, and wait until the scheduler has all messages."""
         self._heard.clear()
-        self._told += 1
-        self._tell_scheduler(final=True, retired=retired)
+        self._farewells += 1
+        self._report_leaving(final=True, retired=retired)
         with suppress(TimeoutError):  # the scheduler is gone, or messages are very large
             await asyncio.wait_for(self._heard.wait(), self._patience)
 
@@ -312,7 +315,7 @@ class WorkerShutdown:
         self._left = True
         try:
             await self._hand_on()
-            await self._tell_finally()
+            await self._take_leave()
             await self._until_fetched()
             await self._say_goodbye()
         finally:
@@ -331,9 +334,9 @@ class WorkerShutdown:
         """Whether electrons have ended that are not reported yet."""
         state, leases = self._worker.state, self._leases()
         begun = sum(is_batch(task.key) for task in (*state.executing, *state.long_running))
-        return begun > len(leases) or any(lease.has_untold for lease in leases)
+        return begun > len(leases) or any(lease.has_unreported for lease in leases)
 
-    async def _until_all_is_told(self) -> None:
+    async def _until_all_is_reported(self) -> None:
         """Wait until this process can end, in the midst of electrons, and none is done twice.
 
         Nothing is awaited between the last look and the return.
@@ -342,7 +345,7 @@ class WorkerShutdown:
         while True:
             await self._hand_over()
             await self._hand_on()
-            await self._tell_finally()
+            await self._take_leave()
             await self._until_fetched()
             if not self._is_ending or monotonic() > until:
                 return
@@ -370,7 +373,7 @@ class WorkerShutdown:
             if self._leases() and not restart:
                 async with worker.rpc(worker.nanny) as nanny:
                     await nanny.close_gracefully(reason=REASON)
-            await self._until_all_is_told()
+            await self._until_all_is_reported()
             self.stop_running()
         await worker.close(nanny=not restart, executor_wait=False, reason=REASON)
 
@@ -386,7 +389,7 @@ class WorkerShutdown:
         return [(spec.args[0], data[key]) for key, spec in executed.items() if spec is not None]
 
 
-def _tell_of(lease: Lease) -> None:
+def _surrender(lease: Lease) -> None:
     lease.surrender()
     lease.hand_over()
 

@@ -48,7 +48,7 @@ from atomizer_dask.store.worker_writer import WorkerWriter
 
 logger = logging.getLogger(__name__)
 
-LARGE_TELLING = 2**20  # bytes of a report on a batch that goes on: it passes the scheduler
+LARGE_PART = 2**20  # bytes of a report on a batch that goes on: it passes the scheduler
 SPACES = 16  # of code among inputs, of which the latest are kept
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
@@ -296,9 +296,9 @@ class DaskSite(IsolatingSite):
     def code_of(self, batch: Batch) -> tuple[str, bytes]:  # noqa: D102
         return batch.space, self._codes[batch.version]
 
-    def tell(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
+    def report_part(self, batch: Batch, outcome: Outcome) -> bool:  # noqa: D102
         packed = pack_outcome(self._deposit(batch, outcome))
-        if packed.nbytes > LARGE_TELLING and not self.leaving.is_last_chance:
+        if packed.nbytes > LARGE_PART and not self.leaving.is_last_chance:
             return False
         channel = self._channels.get(batch.key)
         if channel is not None:

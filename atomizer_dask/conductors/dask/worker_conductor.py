@@ -51,13 +51,13 @@ class WorkerConductor(DaskCarrier):
         """How many threads its worker has."""
         return int(self._worker.state.nthreads)
 
-    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+    def announce(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Emit no events about workers: the conductor of the client does."""
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         self._send(channel, EventsEmitted(dump_events([event])))
 
-    def tell_waiting(self, channel: str, electron_id: str) -> None:  # noqa: D102
+    def announce_waiting(self, channel: str, electron_id: str) -> None:  # noqa: D102
         self._send(channel, SpawnerWaiting(electron_id))
 
     def hand_on(self) -> None:

@@ -35,7 +35,7 @@ class Owner(Protocol):
     def is_closed(self) -> bool:
         """Whether it has been closed."""
 
-    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+    def announce(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Emit an event about the workers."""
 
     def emit(self, channel: str, event: Event) -> None:
@@ -133,27 +133,27 @@ class WorkerWatch:
         self._placement.workers, self._placement.working = crew.workers, crew.working
         for worker in sorted(before - self.workers):
             if (how := self._leaving.get(worker)) is not None:
-                self._owner.tell(f"worker {worker} {how}", worker=worker)
+                self._owner.announce(f"worker {worker} {how}", worker=worker)
                 continue
             level: Level = "warning" if len(self._tasks) else "info"
-            self._owner.tell(f"worker {worker} left", level, worker=worker)
+            self._owner.announce(f"worker {worker} left", level, worker=worker)
         for worker in sorted(self.workers - before):
-            self._owner.tell(f"worker {worker} joined", worker=worker)
+            self._owner.announce(f"worker {worker} joined", worker=worker)
         if self._placement.fitness is not None:
             self._placement.fitness.forget(before - self.workers)
             self._client.loop.add_callback(self._placement.fitness.welcome, self.workers)
         if before and not crew.workers and len(self._tasks):
             message = "no workers are left; what is under way waits for new ones"
-            self._owner.tell(message, "warning")
+            self._owner.announce(message, "warning")
         elif had and not crew.working and len(self._tasks):
-            self._owner.tell(crew.standstill(set()), "warning")
+            self._owner.announce(crew.standstill(set()), "warning")
 
     def note_idle(self, message: Mapping[str, Any]) -> None:
         """Take note of what the scheduler's side did about an idle worker."""
         if message.get("restarted") and self._lost_workers is not None:
             self._lost_workers.restarted.add(message["name"])
         if message["text"]:
-            self._owner.tell(message["text"], message["level"], worker=message["worker"])
+            self._owner.announce(message["text"], message["level"], worker=message["worker"])
         self._tasks.post_idle(message)
 
     def note_death(self, batch: Batch, worker: str) -> None:
@@ -161,7 +161,7 @@ class WorkerWatch:
         if worker in self.workers:
             self.workers.discard(worker)
             message = f"worker {worker} died; what it had in hands is executed again"
-            self._owner.tell(message, "warning", worker=worker)
+            self._owner.announce(message, "warning", worker=worker)
         is_seen = self._placement.fitness is None or self._placement.fitness.knows(worker)
         if not is_seen and ("", worker) not in self._without_state:
             self._without_state.add(("", worker))
@@ -169,7 +169,7 @@ class WorkerWatch:
                 f"worker {worker} died of its first electrons, as it does where atomizer_dask "
                 "is not installed; its log says why"
             )
-            self._owner.tell(message, "warning", worker=worker)
+            self._owner.announce(message, "warning", worker=worker)
         if is_singleton(batch.version):
             self.note_lost_state(batch, worker, "died")
 

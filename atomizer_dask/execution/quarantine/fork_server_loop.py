@@ -59,7 +59,7 @@ class _ForkServerLoop:
         for pid in self._lives:
             end_group(pid)
         for pid, life in self._lives.items():
-            _tell(life, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            _send(life, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
             end_group(pid)
 
     def _receive(self) -> None:
@@ -76,7 +76,7 @@ class _ForkServerLoop:
             self._live(connection, life, memory)
         connection.close()
         os.close(memory)
-        _tell(life, reply)
+        _send(life, reply)
         if isinstance(reply, int):
             with contextlib.suppress(OSError):  # it has done so itself, or is gone
                 os.setpgid(reply, reply)
@@ -99,7 +99,7 @@ class _ForkServerLoop:
                 life = self._lives.pop(pid)
                 if life in self._selector.get_map():
                     self._selector.unregister(life)
-                _tell(life, os.waitstatus_to_exitcode(status))
+                _send(life, os.waitstatus_to_exitcode(status))
                 life.close()
 
     def _live(self, connection: Link, life: Link, memory: int) -> NoReturn:
@@ -178,16 +178,16 @@ def run_server(control: str, target: str, preload: str) -> NoReturn:
 
 
 def _have_forks_heed_sigterm() -> None:
-    """Have what is forked from here end where it is told, as multiprocessing does in the end."""
-    told = [signal.SIGTERM]
+    """Have what is forked from here end at SIGTERM, which multiprocessing sends in the end."""
+    signals = [signal.SIGTERM]
 
     def heed() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
     os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, told),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, told),
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, signals),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, signals),
         after_in_child=heed,
     )
 
@@ -203,7 +203,7 @@ def _imported(target: str) -> Callable[..., object]:
 def _refuse(owner: socket.socket, reason: str) -> None:
     request = _receive_handles(owner)
     if request is not None:
-        _tell(Connection(request[1]), ImportError(reason))
+        _send(Connection(request[1]), ImportError(reason))
 
 
 def _receive_handles(control: socket.socket) -> list[int] | None:
@@ -213,7 +213,7 @@ def _receive_handles(control: socket.socket) -> list[int] | None:
     return handles if message else None
 
 
-def _tell(life: Link, value: object) -> None:
+def _send(life: Link, value: object) -> None:
     # An owner that has dropped its child does not listen.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         life.send(value)

@@ -217,7 +217,7 @@ class _IsolatedBatch:
             child.cancel_sent()
         if isinstance(ended, ChildDeath) and self._singleton is not None:
             self._singleton.child = None
-            self._tell(f"singleton lost its state: {ended.failure.message}; re-initialised next")
+            self._warn(f"singleton lost its state: {ended.failure.message}; re-initialised next")
         return ended
 
     def _child(self, fresh: bool) -> IsolatedChild:
@@ -226,7 +226,7 @@ class _IsolatedBatch:
                 self._singleton.child = self._site.admit(fresh=True)
                 if self._singleton.instance is not None:
                     self._singleton.instance = None
-                    self._tell("singleton moved to a child process; re-initialised there")
+                    self._warn("singleton moved to a child process; re-initialised there")
             child: IsolatedChild = self._singleton.child
             return child
         if fresh:
@@ -236,7 +236,7 @@ class _IsolatedBatch:
             self._inmate = self._site.admit(fresh=fresh)
         return self._inmate
 
-    def _tell(self, message: str) -> None:
+    def _warn(self, message: str) -> None:
         batch = self._lease.batch
         event = Event(message, atom_id=batch.atom_id, run_id=batch.run_id, level="warning")
         self._lease.emit(event)

@@ -132,7 +132,7 @@ def _frame_of(table: Any, nullable: bool, allow_pickle: bool) -> Any:
     index = pd.Index(table.column("electron").to_numpy())
     frame = frame_of_columns(columns["input"], columns["output"], index, nullable=nullable)
     for name, field in zip(frame.columns, fields_of(table.schema), strict=True):
-        # Of none or only missing texts pandas cannot tell that they are texts.
+        # Of none or only missing texts pandas does not see that they are texts.
         is_text = pa.types.is_string(table.schema.field(field.physical).type)
         is_text &= field.note.get("form", "str_") == "str_" and "pandas" not in field.note
         if is_text and frame[name].isna().all():

@@ -86,7 +86,7 @@ class Selection:
         return wanted | facts
 
     def mask(self, column_of: Callable[[str], pd.Series | None], count: int) -> np.ndarray:
-        """Return which of `count` rows to keep, as far as the columns that are there can tell.
+        """Return which of `count` rows to keep, as far as the columns that are there say.
 
         Parameters
         ----------

@@ -192,7 +192,7 @@ def as_ordered(name: str, values: pd.Series) -> tuple[Any, str]:
 def distinct_of(values: pd.Series) -> tuple[np.ndarray, Any]:
     """Return for each row which of the distinct values it has, and these, as they come.
 
-    Values that cannot be hashed, arrays say, are told apart by their text.
+    Values that cannot be hashed, arrays say, are distinguished by their text.
     """
     if isinstance(values.dtype, pd.CategoricalDtype):
         seen = values.cat.remove_unused_categories()

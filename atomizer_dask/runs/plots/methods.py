@@ -128,7 +128,7 @@ class Pictures(Results):
 
         Notes
         -----
-        Spans that cannot be told apart are drawn as one: some thousands of the longest run.
+        Spans that cannot be seen apart are drawn as one: some thousands of the longest run.
         """
         from atomizer_dask.runs.plots.schedule import spans_of, spans_of_attempts
         from atomizer_dask.runs.plots.timeline import timeline

@@ -70,7 +70,7 @@ def plot(
         notes[left_out] = None
     if all(panel is panels[0] for panel in panels):
         if len(outputs) > 1:
-            picture.tell_apart(panels[0], outputs)
+            picture.distinguish(panels[0], outputs)
         heading.write_over(panels[0], *notes)
         return panels[0]
     figure = panels[0].figure
@@ -98,9 +98,9 @@ def _outputs(
     found = {name: values_of(frame, name) for name in names}
     wrong = [name for name, values in found.items() if values is None]
     if wrong and (y is not None or len(wrong) == len(found)):
-        told = ", ".join(f"{name} ({_what(frame[name])})" for name in wrong)
+        refused = ", ".join(f"{name} ({_what(frame[name])})" for name in wrong)
         raise ValueError(
-            f"{heading.run_id} cannot draw {told}: only numbers, booleans and durations can be "
+            f"{heading.run_id} cannot draw {refused}: only numbers, booleans and durations can be "
             "drawn; return a number from the atom, or make one of run.to_frame(); arrays are in "
             "run.to_xarray()"
         )
@@ -191,7 +191,7 @@ class _Lines:
         bars = [describe(self._roles.over)] if np.isfinite(cells.error).any() else []
         return [*bars, self._x.note]
 
-    def tell_apart(self, ax: Any, outputs: list[Output]) -> None:
+    def distinguish(self, ax: Any, outputs: list[Output]) -> None:
         """Say which line is which output where they share an Axes."""
         write_legend(ax, self._handles, [output.name for output in outputs])
         label(ax.yaxis, "")
@@ -264,7 +264,7 @@ class _Map:
         means = [f"mean over {', '.join(over)}" if over else "mean"] if averaged else []
         return [*means, self._x.note, self._y.note]
 
-    def tell_apart(self, ax: Any, outputs: list[Output]) -> None:
+    def distinguish(self, ax: Any, outputs: list[Output]) -> None:
         """Do nothing: several outputs never share an Axes."""
 
 

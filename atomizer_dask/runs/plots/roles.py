@@ -126,9 +126,9 @@ class Inputs:
 
     def _lines(self, x: str, hue: str | None, free: list[str], averaged: list[str]) -> Roles:
         """Return what each input is there for, where there are lines along `x`."""
-        told = [x] if hue is None else [x, hue]
-        others = [name for name in free if name not in told]
-        rest = [name for name in others if not self.determine(told, name)]
+        chosen = [x] if hue is None else [x, hue]
+        others = [name for name in free if name not in chosen]
+        rest = [name for name in others if not self.determine(chosen, name)]
         if hue is None and len(rest) == 1 and self.count(rest[0]) <= MOST_LINES:
             hue = rest.pop()
             others.remove(hue)
@@ -137,7 +137,7 @@ class Inputs:
         if hue is not None and self.count(hue) > MOST_LINES:
             raise ValueError(
                 f"hue={hue!r} has {self.count(hue):,} values, and a line for each: at most "
-                f"{MOST_LINES} can be told apart; draw along it, x={hue!r}, or average, "
+                f"{MOST_LINES} can be seen apart; draw along it, x={hue!r}, or average, "
                 f"over={hue!r}"
             )
         alone = self.is_grid or not any(map(self.is_ordered, others))
@@ -178,15 +178,15 @@ class Inputs:
         return spare[0]
 
     def _too_many(self, x: str, hue: str | None, rest: list[str], averaged: list[str]) -> str:
-        told = ", ".join(f"{name} ({self.count(name):,} values)" for name in self.varying)
+        varying = ", ".join(f"{name} ({self.count(name):,} values)" for name in self.varying)
         others = sorted({*rest, *([] if hue is None else [hue])}, key=self.count)
         line = hue or next((name for name in others if self.count(name) <= MOST_LINES), None)
         over = [name for name in others if name != line]
         example = f"x={x!r}" + (f", hue={line!r}" if line else "")
         example += f", over={over!r}" if over else ""
         return (
-            f"{self._run_id} varies {told}: say what to draw along, what to draw a line for each "
-            f"of (at most {MOST_LINES}), and what to average over, as in run.plot({example})"
+            f"{self._run_id} varies {varying}: say what to draw along, what to draw a line for "
+            f"each of (at most {MOST_LINES}), and what to average over, as in run.plot({example})"
         )
 
 

@@ -13,7 +13,7 @@ from atomizer_dask.execution.outcome import RunPart
 
 MOST_SPANS = 4_000  # that are drawn, in all lanes together
 MOST_LOOKED_AT = 200_000  # of a worker, one by one
-LEAST_STEPS = 200  # that can be told apart in a lane
+LEAST_STEPS = 200  # that can be seen apart in a lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def _lane(worker: str, began: int, starts: np.ndarray, ends: np.ndarray) -> Lane
 
 
 def _seen(times: list[np.ndarray], began: int, step: int) -> np.ndarray:
-    """Return times in seconds, those that cannot be told apart once."""
+    """Return times in seconds, those that cannot be seen apart once."""
     since = np.concatenate(times) - began
     _, first = np.unique(since // step, return_index=True)
     seconds: np.ndarray = since[first] / 1e9

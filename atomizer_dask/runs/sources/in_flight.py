@@ -69,14 +69,14 @@ def adopt(
         # batch's share ends, whether or not the rest has been submitted again.
         kept = int(np.argmax(np.append(~mine & ~ended, True)))
         left = mine[:kept] & np.isin(positions[:kept], not_done(positions[:kept]))
-        told = int(np.argmax(left)) if left.any() else kept
-        if told < kept:
-            found.leases.append((batch, told, kept))
+        first = int(np.argmax(left)) if left.any() else kept
+        if first < kept:
+            found.leases.append((batch, first, kept))
         else:
             found.over.append(batch.key)
         again, latest = positions[:kept][ended[:kept]], attempts[owners[:kept][ended[:kept]]]
         found.attempts |= dict(zip(again.tolist(), latest.tolist(), strict=True))
-        mine[told:kept] = False
+        mine[first:kept] = False
         owner[positions[mine]] = -1
     todo = numpy_values(electrons)
     found.free = todo[owner[todo] == -1]

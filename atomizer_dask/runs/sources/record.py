@@ -49,7 +49,7 @@ class Record(Protocol):
         code
             The fingerprint of the code that ran.
         is_final
-            Whether no failure leads to a further attempt, nor is told: the run is cancelled.
+            Whether no failure leads to a further attempt, nor is reported: the run is cancelled.
         """
 
     def salvage(self, key: str) -> None:
@@ -119,7 +119,7 @@ class MemoryRecord:
         lots = [] if is_final else self._retries.of(part, terms)
         self._ledger.add(part)
         if not is_final:
-            tell_failures(part, self._listeners)
+            report_failures(part, self._listeners)
         return lots
 
     def salvage(self, key: str) -> None:
@@ -144,7 +144,7 @@ class MemoryRecord:
         """Do nothing: nothing is held."""
 
 
-def tell_failures(part: RunPart, listeners: Listeners) -> None:
+def report_failures(part: RunPart, listeners: Listeners) -> None:
     """Report the electrons of a part that failed for good."""
     current = part.current()
     positions = current.failed_positions()

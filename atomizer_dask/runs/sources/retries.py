@@ -51,7 +51,7 @@ class Retries:
         outcome, policy = part.outcome, self._policy
         if policy.never or not len(outcome.failed):
             return []
-        errors = outcome.errors(self._ledger.told_of(part))
+        errors = outcome.errors(self._ledger.batch_of(part))
         decisions = np.array([self._judge.decide(policy, error) for error in errors])
         part.replaced = decisions != "fail"
         positions = part.failed_positions()
@@ -96,7 +96,7 @@ def failed_of(ledger: Ledger, where: Callable[[ElectronError], bool] | None) -> 
         if not len(failed):
             continue
         assert isinstance(part, RunPart)
-        errors = part.outcome.errors(ledger.told_of(part))
+        errors = part.outcome.errors(ledger.batch_of(part))
         gone = np.zeros(len(failed), bool) if part.replaced is None else part.replaced
         wanted = (
             not g and (where is None or bool(where(e))) for g, e in zip(gone, errors, strict=True)

@@ -105,9 +105,9 @@ class RunSource:
         electrons
             Those that are to be executed, in order; of a streamed sweep, of what is drawn already.
         """
-        self.tell("started")
+        self.announce("started")
         if warning := warning_of_draws(self._plan.definition):
-            self.tell(warning, "warning")
+            self.announce(warning, "warning")
             logger.warning("%s", warning)
         self._driver.post_action(self._begin, electrons)
         if self._feed is not None:
@@ -132,7 +132,7 @@ class RunSource:
         self._driver.pump()
         self._check_end()
 
-    def tell(self, message: str, level: Level = "info", **fields: Any) -> None:
+    def announce(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Put an event about the run as a whole on the streams."""
         self._listeners.on_event(self._plan.event(message, level, **fields))
 
@@ -233,7 +233,7 @@ class RunSource:
         token = self._queue.delay(lot)
         number = counted(len(lot.positions), "electron")
         again = f"{number} failed and will be tried again in {lot.seconds:.3g} s"
-        self.tell(again, attempt=lot.terms.attempt)
+        self.announce(again, attempt=lot.terms.attempt)
         self._driver.post_later(lot.seconds, self._send_delayed, token)
 
     def _send_delayed(self, token: int) -> None:
@@ -282,7 +282,7 @@ class RunSource:
     def _renew(self, today: Today) -> None:
         """Have what is sent from now on executed by another version of the atom."""
         self._plan = self._plan.renewed(today)
-        self.tell("the atom is not what it was: electrons are executed as it is now")
+        self.announce("the atom is not what it was: electrons are executed as it is now")
         self._plan = self._record.renew(self._plan, today)
 
     def _send_again(self, lots: list[tuple[np.ndarray, AttemptTerms]], message: str) -> None:
@@ -291,7 +291,7 @@ class RunSource:
             self._root = f"{self._plan.run_id}/{self._epoch}"
         for positions, terms in lots:
             self._put_back(positions, terms)
-        self.tell(message)
+        self.announce(message)
         self._driver.pump()
 
     # -- a streamed sweep --------------------------------------------------------------------
@@ -395,7 +395,7 @@ class RunSource:
         self._ledger.set_state(state, ended=ended)
         error = self._ledger.error
         if state != "failed" or error is None:
-            self.tell(state)
+            self.announce(state)
             return
         logger.error("%s has failed: %s", self._plan.run_id, error)
-        self.tell(state, level="error", error=error.event.message)
+        self.announce(state, level="error", error=error.event.message)

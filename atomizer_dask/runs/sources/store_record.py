@@ -19,7 +19,7 @@ from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
 from atomizer_dask.runs.sources.in_flight import adopt, spans
-from atomizer_dask.runs.sources.record import tell_failures
+from atomizer_dask.runs.sources.record import report_failures
 from atomizer_dask.runs.sources.retries import Retries
 from atomizer_dask.store.code_check import check_code, keep_atom
 from atomizer_dask.store.layout import INCOMING, State
@@ -213,11 +213,11 @@ class StoreRecord:
     def _take_alike(self, part: RunPart, terms: AttemptTerms, is_final: bool) -> list[Lot]:
         part.attempt = terms.attempt
         self._note_unstorable(part)
-        errors = part.outcome.errors(self._ledger.told_of(part))
+        errors = part.outcome.errors(self._ledger.batch_of(part))
         lots = [] if is_final else self._retries.of(part, terms)
         self._ledger.add(part)
         if not is_final:
-            tell_failures(part, self._listeners)
+            report_failures(part, self._listeners)
         # What was cancelled has not ended for whoever goes on with the run.
         for_good = np.array([error.kind != "cancelled" for error in errors], dtype=bool)
         positions = numpy_values(part.positions).tolist()

@@ -61,7 +61,7 @@ class StoredRunSource(RunSource):
 
     def _begin(self, electrons: Positions) -> None:
         if count := self._store_record.in_flight_count:
-            self.tell(f"{count:,} electrons may be under way already")
+            self.announce(f"{count:,} electrons may be under way already")
         super()._begin(electrons)
 
     # -- what the driver asks ----------------------------------------------------------------
@@ -227,7 +227,7 @@ class StoredRunSource(RunSource):
     def note_unstorable(self, message: str, *, is_refused: bool) -> None:
         """Warn that the store cannot hold results; send nothing more where it holds none."""
         if not is_refused:
-            self.tell(f"the store cannot hold results: {message}", "warning")
+            self.announce(f"the store cannot hold results: {message}", "warning")
             return
         logger.warning(
             "%s stops, for its store cannot hold results: %s; run.retry(allow_pickle=True) "
@@ -239,12 +239,12 @@ class StoredRunSource(RunSource):
 
     def note_store_failed(self, error: Exception) -> None:
         """End the run: its store fails, or another process has taken it over."""
-        told = error if isinstance(error, StoreError) else self._store_failed(error)
+        failure = error if isinstance(error, StoreError) else self._store_failed(error)
         if isinstance(error, StoreHeldError):
             self._yield()
         else:
             self._stop()
-        self._driver.fail(told)
+        self._driver.fail(failure)
 
     def _store_failed(self, error: Exception) -> StoreError:
         url = self._journal.store.folder.url

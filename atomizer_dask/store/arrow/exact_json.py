@@ -95,10 +95,10 @@ def _zone_of(value: Any) -> str | float | None:
     raise InexactError(value)
 
 
-def _zone(told: str | float | None) -> Any:
-    if told is None:
+def _zone(zone: str | float | None) -> Any:
+    if zone is None:
         return None
-    return ZoneInfo(told) if isinstance(told, str) else timezone(timedelta(seconds=told))
+    return ZoneInfo(zone) if isinstance(zone, str) else timezone(timedelta(seconds=zone))
 
 
 def _write_time(value: Any) -> list[Any]:

@@ -34,8 +34,8 @@ class LockOwner:
     token
         Names this hold.
     host, pid, born
-        The process; when it began, in seconds since the epoch, tells it from a later one of the
-        same number.
+        The process; when it began, in seconds since the epoch, distinguishes it from a later one
+        of the same number.
     since
         When it took hold of the store, ISO 8601 in UTC.
     detached
@@ -106,7 +106,7 @@ class LockOwner:
 
 
 def _machine() -> str:
-    """Return what tells this machine from others, and this container; nothing off Linux."""
+    """Return what distinguishes this machine from others, and this container; nothing off Linux."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -165,12 +165,13 @@ def _is_same_grid(one: Sweep, other: Sweep) -> bool:
     if not (isinstance(one, Grid) and isinstance(other, Grid)):
         return False
     return list(one.axes) == list(other.axes) and all(
-        _is_same_axis(axis, other.given[name], tells=one.tells) for name, axis in one.given.items()
+        _is_same_axis(axis, other.given[name], is_as_given=one.is_as_given)
+        for name, axis in one.given.items()
     )
 
 
-def _is_same_axis(one: Given, other: Given, *, tells: bool) -> bool:
-    if tells:
+def _is_same_axis(one: Given, other: Given, *, is_as_given: bool) -> bool:
+    if is_as_given:
         scalars = one.scalars, other.scalars
         return same_columns(one.values, other.values, scalars=scalars)
     return same_columns(one.shown, other.shown, scalars=(False, False))
@@ -186,7 +187,7 @@ def _matched(universe: Sweep, sweep: Sweep) -> np.ndarray:
     starts = np.cumsum([0, *(part.length or 0 for part in parts)])
     electrons = np.full(sweep.length or 0, -1)
     for rows_of in (_as_given, _as_python, _as_shown):
-        chosen = [n for n, part in enumerate(parts) if part.tells == (rows_of is _as_given)]
+        chosen = [n for n, part in enumerate(parts) if part.is_as_given == (rows_of is _as_given)]
         left = np.flatnonzero(electrons < 0)
         if chosen and len(left):
             those = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in chosen])

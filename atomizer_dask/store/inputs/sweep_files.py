@@ -148,8 +148,8 @@ def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool
     try:
         if described["kind"] == "grid":
             axes = {a["name"]: _load_axis(store, a, allow_pickle) for a in described["axes"]}
-            tells = all("range" in axis or "given" in axis for axis in described["axes"])
-            return Grid(axes, tells=tells)
+            is_as_given = all("range" in axis or "given" in axis for axis in described["axes"])
+            return Grid(axes, is_as_given=is_as_given)
         if described["kind"] == "stream":
             return Streamed.read(described["electrons"])
         forms = described.get("given", {})  # early versions did not say
@@ -164,7 +164,7 @@ def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool
             index = store.read(f"{SWEEP}/{described['index']}").to_pandas().index
             shown = {name: column.shown for name, column in columns.items()}
             frame = pd.DataFrame(shown, index=index)
-        return Table(columns, frame, tells="given" in described)
+        return Table(columns, frame, is_as_given="given" in described)
     except FileNotFoundError as error:
         raise StoreError(f"{store.folder.url} lacks a file of its sweep: {error}", error) from error
 

@@ -229,14 +229,14 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             if isinstance(outcome, Properties) and fate != "cancelled":
                 self._keep(request, outcome)
             if fate == "last" and not self._is_closed:
-                self._tell(outcome)
+                self._show_end(outcome)
 
     def _keep(self, request: Request, properties: Properties) -> None:
         error = properties.error
         if not (isinstance(error, ElectronError) and error.kind == "cancelled"):
             self._tried.add(request.number, request.inputs, properties)
 
-    def _tell(self, outcome: Properties | BaseException | None) -> None:
+    def _show_end(self, outcome: Properties | BaseException | None) -> None:
         if not isinstance(outcome, Properties):
             self._fail(outcome)
         elif outcome.error is not None:

@@ -138,7 +138,7 @@ class Latest:
         try:
             self._on_outcome(request, outcome, fate)
         except Exception as error:  # noqa: BLE001 - it must not end the thread
-            log_problem("what became of an electron could not be told", error)
+            log_problem("what became of an electron could not be shown", error)
         with self._changed:
             self._answered = max(self._answered, request.number)
             self._changed.notify_all()

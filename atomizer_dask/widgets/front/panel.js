@@ -483,11 +483,11 @@ function resultsTab(send) {
   };
 }
 
-// `told` says what it is of: all rows, or a sample of them.
-function describeChart({ kind, labels, mean, spread, told }) {
+// `caption` says what it is of: all rows, or a sample of them.
+function describeChart({ kind, labels, mean, spread, caption }) {
   return kind === "histogram"
-    ? `${labels[0]} to ${labels[1]}; mean ${mean}, standard deviation ${spread} of ${told}`
-    : `the most frequent of ${told}`;
+    ? `${labels[0]} to ${labels[1]}; mean ${mean}, standard deviation ${spread} of ${caption}`
+    : `the most frequent of ${caption}`;
 }
 
 function drawChart(drawing, column) {

@@ -10,7 +10,7 @@ def session_of(outgoing, declared):
     connection = SimpleNamespace(
         outgoing=outgoing, declare=lambda queue, done: declared.append((queue, done))
     )
-    return SimpleNamespace(queue="work", tell=lambda *_: None, connection=connection)
+    return SimpleNamespace(queue="work", announce=lambda *_: None, connection=connection)
 
 
 def outgoing_to(sent, *, is_open=True):

@@ -182,16 +182,16 @@ def test_electrons_end_with_the_process_and_those_that_ended_before_are_told_of(
     did = []
 
     def tell():
-        if lease.has_untold:
+        if lease.has_unreported:
             did.append("told")
-            lease.has_untold = False
+            lease.has_unreported = False
 
-    lease = SimpleNamespace(surrender=lambda: None, hand_over=tell, has_untold=False)
+    lease = SimpleNamespace(surrender=lambda: None, hand_over=tell, has_unreported=False)
     leases = [lease]
 
     async def retire(workers, close_workers, remove):
         did.append("removed" if remove else "emptied")
-        lease.has_untold = True  # an electron ends just now
+        lease.has_unreported = True  # an electron ends just now
         if ends_in_time:  # and was the last
             leases.clear()
 

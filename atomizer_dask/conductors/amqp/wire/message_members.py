@@ -197,20 +197,20 @@ def error_text(properties: Properties, error: AtomizerError, conductor_id: str) 
         if message and message.lstrip()[:1] != "{" and message.strip() != "null":
             return shorten(message, _LONGEST_MESSAGE)
     event = error.event
-    told = {
+    members = {
         "message": shorten(str(event.message), _LONGEST_MESSAGE),
         "electronID": event.electron_id or properties.electron_id,
         "atomID": event.atom_id or properties.atom_id,
         "conductorID": event.conductor_id or conductor_id,
     }
-    return to_text({"event": told, "internal": None}, "error")
+    return to_text({"event": members, "internal": None}, "error")
 
 
 def error_of(
-    told: str, whose: Event, headers: Any, times: tuple[datetime, datetime], limits: Limits
+    sent: str, whose: Event, headers: Any, times: tuple[datetime, datetime], limits: Limits
 ) -> ElectronError:
     """Return the error of a reply: of an event of the runtime, or of an exception's text."""
-    text = _plain_text(told)
+    text = _plain_text(sent)
     event = _event_in(text, limits)
     kind: Any = header_of(headers, "kind")
     if kind not in _KINDS:
@@ -231,11 +231,11 @@ def error_of(
     )  # fmt: skip
 
 
-def _plain_text(told: str) -> str:
+def _plain_text(sent: str) -> str:
     try:
-        inner = binascii.a2b_base64(told.replace("\n", "").replace("\r", ""), strict_mode=True)
+        inner = binascii.a2b_base64(sent.replace("\n", "").replace("\r", ""), strict_mode=True)
     except ValueError:  # from a peer that does not know better
-        return told
+        return sent
     return whole_text(inner)
 
 
@@ -243,12 +243,12 @@ def _event_in(text: str, limits: Limits) -> Event | None:
     if text.lstrip()[:1] != "{":
         return None
     try:
-        told = folded(pairs_of(text.encode(), limits.depth), frozenset({"event"})).get("event")
+        members = folded(pairs_of(text.encode(), limits.depth), frozenset({"event"})).get("event")
     except WireError:
         return None
-    if type(told) is not dict:
+    if type(members) is not dict:
         return None
-    known = folded(told.items(), _EVENT)
+    known = folded(members.items(), _EVENT)
     names = ("message", "electronID", "atomID", "conductorID")
     texts = [known.get(name) or "" for name in names]
     if not all(type(text) is str for text in texts):

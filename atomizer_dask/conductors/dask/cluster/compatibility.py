@@ -38,18 +38,18 @@ class Compatibility:
         Through which workers are asked.
     id
         Of the conductor.
-    tell
+    emit
         Is given each warning.
     """
 
-    def __init__(self, client: Client, id: str, tell: Callable[[Event], None]) -> None:
-        self._client, self._id, self._tell = client, id, tell
+    def __init__(self, client: Client, id: str, emit: Callable[[Event], None]) -> None:
+        self._client, self._id, self._emit = client, id, emit
         self._here = Environment.here()
         self._workers: dict[str, Environment] = {}
         self._asked: dict[str, set[str]] = {}  # for which modules, by worker
         self._needs: dict[str, RequiredModules] = {}  # by version of the atom
         self._looking = asyncio.Lock()
-        self._told: set[tuple[Difference, ...]] = set()
+        self._warned: set[tuple[Difference, ...]] = set()
         self._unfit: dict[str, frozenset[str]] = {"": frozenset()}  # for all atoms, or by version
         self._guard = threading.Lock()
         self.verdicts = 0  # how often a worker turned out to be unfit
@@ -199,11 +199,11 @@ class Compatibility:
             self._warn(message, new, atom_id)
 
     def _new(self, groups: list[Group]) -> list[Group]:
-        new = [group for group in groups if group.differences not in self._told]
-        self._told.update(group.differences for group in new)
+        new = [group for group in groups if group.differences not in self._warned]
+        self._warned.update(group.differences for group in new)
         return new
 
     def _warn(self, message: str, groups: list[Group], atom_id: str = "") -> None:
         text = f"{message}:\n{table(groups, len(self._workers), atom_id)}"
         logger.warning("%s", text)
-        self._tell(Event(text, atom_id=atom_id, conductor_id=self._id, level="warning"))
+        self._emit(Event(text, atom_id=atom_id, conductor_id=self._id, level="warning"))
