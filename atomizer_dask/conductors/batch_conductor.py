@@ -343,7 +343,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return self._sender.send_child(electron, future, address, origin, root, version)
 
     def close(self) -> None:
-        """End what is under way, and release what is held."""
+        """End what is under way, and release what is open."""
         with self._opening:
             already, self._closed = self._closed, True
         if already:

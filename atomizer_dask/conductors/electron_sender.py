@@ -12,7 +12,13 @@ from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Route
 from atomizer_dask.conductors.dispatcher import as_error
 from atomizer_dask.conductors.driver import Driver, Source
-from atomizer_dask.conductors.electron_source import ElectronSource, Handed, Sent, give_up, held
+from atomizer_dask.conductors.electron_source import (
+    ElectronSource,
+    Handed,
+    Sent,
+    give_up,
+    with_own_payload,
+)
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.execution.batch import FIRST, Batch, Origin
@@ -113,7 +119,9 @@ class ElectronSender:
         root: str = "",
     ) -> ElectronFuture:
         self._owner.check_open()
-        self._outbox.append(Sent(held(electron), future, address, version, origin, root))
+        self._outbox.append(
+            Sent(with_own_payload(electron), future, address, version, origin, root)
+        )
         # One flush takes all that has been sent until it runs: no lock, at worst an empty flush.
         if not self._is_flushing:
             self._is_flushing = True

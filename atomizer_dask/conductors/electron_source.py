@@ -90,7 +90,7 @@ class Handed(NamedTuple):
     longest: float
 
 
-def held(electron: Electron) -> Electron:
+def with_own_payload(electron: Electron) -> Electron:
     """Return it with inputs of its own: whoever sent it may change theirs for the next one."""
     own = object.__new__(type(electron))
     fields = own.__dict__

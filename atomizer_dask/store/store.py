@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from atomizer_dask.errors import StoreCorruptedError, StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.filesystem.heartbeat import Heart
-from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder, release
+from atomizer_dask.store.filesystem.lock import LockHolder, acquire, read_holder, release
 from atomizer_dask.store.layout import (
     CORRUPTED,
     FAILURES,
@@ -79,7 +79,7 @@ class Store:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.holder: LockOwner | None = None
+        self.holder: LockHolder | None = None
         self.on_lost: Callable[[], None] | None = None  # called where another one takes over
         self._heart: Heart | None = None
         self._checked = 0.0
@@ -144,7 +144,7 @@ class Store:
             )
         return manifest
 
-    # -- holding it --------------------------------------------------------------------------
+    # -- its lock ----------------------------------------------------------------------------
 
     def hold(self, *, takeover: bool = False, detached: str = "") -> None:
         """Become the one who works on it, and read again what others may have written.
@@ -156,7 +156,7 @@ class Store:
         StoreError
             Where nothing can be written there.
         """
-        me = LockOwner.here(detached)
+        me = LockHolder.here(detached)
         with self._writing("take hold of it"):
             self.folder.make()
             acquire(self.folder, me, takeover=takeover)
@@ -176,7 +176,7 @@ class Store:
             raise
 
     def hold_again(self) -> None:
-        """Take hold of it for a run that had ended.
+        """Lock it for a run that had ended.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class Store:
         """Take part no more: the holder is the process from which this one was forked."""
         self.holder = self._heart = None
 
-    def _is_held_by(self, me: LockOwner) -> bool:
+    def _is_held_by(self, me: LockHolder) -> bool:
         holder = read_holder(self.folder)
         return holder is not None and holder.token == me.token
 

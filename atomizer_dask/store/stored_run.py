@@ -207,7 +207,7 @@ def begin(
     takeover: bool = False,
     accept_changes: bool = False,
 ) -> StoredRun:
-    """Take hold of a store, a new one or one of the same atom and seed, for a sweep.
+    """Lock a store, a new one or one of the same atom and seed, for a sweep.
 
     Raises
     ------
@@ -330,7 +330,7 @@ def _is_done(kept: StoredRun) -> bool:
 def resume(
     url: Any, *, takeover: bool = False, detached: str = "", allow_pickle: bool = True
 ) -> StoredRun:
-    """Take hold of an existing store.
+    """Lock an existing store.
 
     Raises
     ------

@@ -189,11 +189,11 @@ class BatchTasks:
         reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
             ("dropped", Dropped),
             ("died", partial(Died, worker=message["worker"])),
-            ("held", WorkerSilent),
+            ("rest", WorkerSilent),
         )
         for how, report in reports:
             for key in (batches[task] for task in keys_in(message, how) if task in batches):
-                if how != "held":
+                if how != "rest":
                     self._dropping.add(key)
                 self.post(key, report(key))
 

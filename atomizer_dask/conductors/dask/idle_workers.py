@@ -1,4 +1,4 @@
-"""The scheduler's side: workers that are there and do nothing, and what they hold.
+"""The scheduler's side: workers that are there and do nothing, and what was placed on them.
 
 To Dask a worker that is paused for memory, whose process is stopped, or whose host sleeps, still
 has what was sent to it, until it is gone: after five minutes, or never. Here a worker counts by
@@ -74,7 +74,7 @@ class Idle:
         Whether it is being looked at.
     begun
         How many batches it may be executing.
-    held
+    rest_taken
         The batches of which all but the running electron were taken back.
     is_restarted
         Whether it is being restarted.
@@ -90,7 +90,7 @@ class Idle:
     unanswered: int = 0
     is_asked: bool = False
     begun: int = 0
-    held: set[Any] = field(default_factory=set)
+    rest_taken: set[Any] = field(default_factory=set)
     is_restarted: bool = False
 
     @property
@@ -103,7 +103,7 @@ class Idle:
 
 
 class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
-    """Takes back what idle workers hold, and restarts those that would stay idle.
+    """Takes back what is placed on idle workers, and restarts those that would stay idle.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     # -- acting ----------------------------------------------------------------------------
 
     def _relieve(self, worker: WorkerState, idle: Idle, now: float) -> None:
-        """Take back what an idle worker holds, as far as it will not come to it."""
+        """Take back what is placed on an idle worker, as far as it will not come to it."""
         if idle.why == SILENT and worker.status.name == "running":
             self._scheduler.handle_worker_status_change("paused", worker, _stimulus("benched"))
             idle.is_benched = True
@@ -313,10 +313,10 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def _take_back_rest(self, worker: WorkerState, idle: Idle, tasks: list[TaskState]) -> None:
         """Have all but the running electron executed elsewhere, once for each batch."""
-        keys = [task.key for task in tasks if task.key not in idle.held]
+        keys = [task.key for task in tasks if task.key not in idle.rest_taken]
         if keys:
-            idle.held.update(keys)
-            self._report(worker.address, "", more={"held": keys})
+            idle.rest_taken.update(keys)
+            self._report(worker.address, "", more={"rest": keys})
 
     def _free(self) -> set[WorkerState]:
         """Return the workers that have nothing to do."""

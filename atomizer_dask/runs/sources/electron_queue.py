@@ -20,7 +20,7 @@ class Lot(NamedTuple):
     terms
         Of their next attempt.
     seconds
-        To wait before they are sent, in which they hold nothing.
+        To wait before they are sent, in which they occupy nobody.
     """
 
     positions: Positions

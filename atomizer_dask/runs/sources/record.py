@@ -141,7 +141,7 @@ class MemoryRecord:
         """Do nothing: the ledger knows."""
 
     def close(self, plan: Plan, state: State) -> None:
-        """Do nothing: nothing is held."""
+        """Do nothing: nothing is open."""
 
 
 def report_failures(part: RunPart, listeners: Listeners) -> None:

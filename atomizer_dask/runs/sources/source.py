@@ -226,7 +226,7 @@ class RunSource:
             self._queue.put_first(Lot(left, terms))
 
     def _put_off(self, lot: Lot, before: AttemptTerms) -> None:
-        """Send electrons again after some seconds, in which they hold nothing."""
+        """Send electrons again after some seconds, in which they occupy nobody."""
         if lot.terms.attempt == before.attempt:  # they have not failed: their results are gone
             self._put_back(lot.positions, lot.terms)
             return

@@ -26,18 +26,18 @@ from atomizer_dask.store.layout import CLAIM, HOLDER
 
 
 @dataclass(frozen=True, slots=True)
-class LockOwner:
+class LockHolder:
     """Who works on a store.
 
     Parameters
     ----------
     token
-        Names this hold.
+        Names this lock, which nobody had before.
     host, pid, born
         The process; when it began, in seconds since the epoch, distinguishes it from a later one
         of the same number.
     since
-        When it took hold of the store, ISO 8601 in UTC.
+        When it locked the store, ISO 8601 in UTC.
     detached
         The name of the task that drives the run on the cluster; empty where a client does.
     lease
@@ -61,7 +61,7 @@ class LockOwner:
     restarts: int = 0
 
     @classmethod
-    def here(cls, detached: str = "") -> LockOwner:
+    def here(cls, detached: str = "") -> LockHolder:
         """Return this process as one."""
         born = psutil.Process().create_time()
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,7 +96,7 @@ class LockOwner:
         here = self.pid == os.getpid() and self.host == socket.gethostname()
         return f"{who} (this very one)" if here else who
 
-    def was_restarted_as(self, other: LockOwner) -> bool:
+    def was_restarted_as(self, other: LockHolder) -> bool:
         """Whether the batch system started its job again, and `other` is what it started."""
         return bool(self.job) and self.job == other.job and self.restarts < other.restarts
 
@@ -114,12 +114,12 @@ def _machine() -> str:
         return ""
 
 
-def read_holder(folder: Folder) -> LockOwner | None:
+def read_holder(folder: Folder) -> LockHolder | None:
     """Return who holds a store; None where nobody does."""
     return _find(folder)[0]
 
 
-def _find(folder: Folder) -> tuple[LockOwner | None, str]:
+def _find(folder: Folder) -> tuple[LockHolder | None, str]:
     """Return who holds a store, and the file that says so."""
     name = HOLDER
     holder = _read(folder, name)
@@ -128,7 +128,7 @@ def _find(folder: Folder) -> tuple[LockOwner | None, str]:
     return holder, name
 
 
-def living_holder(folder: Folder) -> LockOwner | None:
+def living_holder(folder: Folder) -> LockHolder | None:
     """Return who works on a store, for whoever only looks; None where nobody seems to.
 
     By the clock of this host, for nothing may be written.
@@ -144,9 +144,9 @@ def living_holder(folder: Folder) -> LockOwner | None:
     return holder
 
 
-def _read(folder: Folder, name: str) -> LockOwner | None:
+def _read(folder: Folder, name: str) -> LockHolder | None:
     try:
-        return LockOwner(**folder.read_json(name))
+        return LockHolder(**folder.read_json(name))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -157,12 +157,12 @@ def _read(folder: Folder, name: str) -> LockOwner | None:
         ) from error
 
 
-def _after(holder: LockOwner) -> str:
+def _after(holder: LockHolder) -> str:
     """Return the file that names who has taken over from a holder: one of those who try."""
     return f"{CLAIM}{holder.token}.json"
 
 
-def acquire(folder: Folder, me: LockOwner, *, takeover: bool = False) -> None:
+def acquire(folder: Folder, me: LockHolder, *, takeover: bool = False) -> None:
     """Make `me` the one who works on a store.
 
     Raises
@@ -174,7 +174,7 @@ def acquire(folder: Folder, me: LockOwner, *, takeover: bool = False) -> None:
         other, name = _find(folder)
         if other is None:
             continue
-        # A driver on the cluster holds a run for whoever comes; it notices, and ends.
+        # A driver on the cluster has a run only until somebody comes; it notices, and ends.
         if not (takeover or other.detached):
             _check_gone(folder, name, other, me)
         if _take_from(folder, other, me):
@@ -185,7 +185,7 @@ def acquire(folder: Folder, me: LockOwner, *, takeover: bool = False) -> None:
             folder.remove(name)
 
 
-def _check_gone(folder: Folder, name: str, other: LockOwner, me: LockOwner) -> None:
+def _check_gone(folder: Folder, name: str, other: LockHolder, me: LockHolder) -> None:
     """Raise where the holder that a file names may still be at work."""
     if other.is_dead or other.was_restarted_as(me):
         return
@@ -205,7 +205,7 @@ def _check_gone(folder: Folder, name: str, other: LockOwner, me: LockOwner) -> N
     )
 
 
-def _take_from(folder: Folder, other: LockOwner, me: LockOwner) -> bool:
+def _take_from(folder: Folder, other: LockHolder, me: LockHolder) -> bool:
     """Become the holder after another one, unless somebody else has."""
     claim = _after(other)
     if not folder.create(claim, me.dump()):
@@ -218,7 +218,7 @@ def _take_from(folder: Folder, other: LockOwner, me: LockOwner) -> bool:
     return True
 
 
-def release(folder: Folder, me: LockOwner) -> None:
+def release(folder: Folder, me: LockHolder) -> None:
     """Be no longer the one who works on a store."""
     if read_holder(folder) == me:
         folder.remove(HOLDER)

@@ -16,7 +16,7 @@ from atomizer_dask.cli.commands import main
 from atomizer_dask.errors import StoreChangedError, StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.filesystem.heartbeat import BEAT, batch_job
-from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder
+from atomizer_dask.store.filesystem.lock import LockHolder, acquire, read_holder
 from atomizer_dask.store.layout import HOLDER
 
 ELSEWHERE = {"host": "node-of-another-name", "machine": "another"}
@@ -46,7 +46,7 @@ def folder(request, tmp_path):
 
 def held_elsewhere(folder, silent=0.0, **facts):
     """Have a process of another host hold it, whose last sign of life is so many seconds old."""
-    holder = replace(LockOwner.here(), **{**ELSEWHERE, **facts})
+    holder = replace(LockHolder.here(), **{**ELSEWHERE, **facts})
     folder.write(HOLDER, holder.dump())
     if folder.is_local:
         os.utime(folder.path(HOLDER), (time.time() - silent,) * 2)
@@ -60,13 +60,13 @@ def held_elsewhere(folder, silent=0.0, **facts):
 def test_holder_elsewhere_is_alive_while_its_lease_lasts(folder, silent):
     other = held_elsewhere(folder, silent)
     with pytest.raises(StoreHeldError, match=r"takeover=True.*sign of life \d+ s ago; 60 s after"):
-        acquire(folder, LockOwner.here())
+        acquire(folder, LockHolder.here())
     assert read_holder(folder) == other
 
 
 def test_holder_elsewhere_that_was_silent_for_too_long_is_dead(folder):
     held_elsewhere(folder, 61)
-    me = LockOwner.here()
+    me = LockHolder.here()
     acquire(folder, me)
     assert read_holder(folder) == me
     assert folder.names() == [HOLDER]
@@ -75,13 +75,13 @@ def test_holder_elsewhere_that_was_silent_for_too_long_is_dead(folder):
 def test_lease_is_the_one_that_the_holder_gave(folder, configure):
     held_elsewhere(folder, 61, lease=600.0)
     with pytest.raises(StoreHeldError, match="600 s after"):
-        acquire(folder, LockOwner.here())
+        acquire(folder, LockHolder.here())
 
 
 def test_clock_of_this_host_does_not_matter(folder, monkeypatch):
     held_elsewhere(folder, 61)
     monkeypatch.setattr("atomizer_dask.store.filesystem.lock.time", lambda: 0.0)
-    acquire(folder, LockOwner.here())
+    acquire(folder, LockHolder.here())
 
 
 def test_holder_of_an_earlier_version_gives_no_sign_of_life(folder):
@@ -93,19 +93,19 @@ def test_holder_of_an_earlier_version_gives_no_sign_of_life(folder):
     if folder.is_local:
         os.utime(folder.path(HOLDER), (0, 0))
     with pytest.raises(StoreHeldError):
-        acquire(folder, LockOwner.here())
+        acquire(folder, LockHolder.here())
 
 
 def test_process_of_this_machine_is_alive_however_silent(tmp_path):
     folder = Folder(tmp_path)
-    folder.write(HOLDER, LockOwner.here().dump())
+    folder.write(HOLDER, LockHolder.here().dump())
     os.utime(tmp_path / HOLDER, (0, 0))
     with pytest.raises(StoreHeldError):
-        acquire(folder, LockOwner.here())
+        acquire(folder, LockHolder.here())
 
 
 def test_container_of_the_same_name_is_not_this_machine(folder):
-    me = LockOwner.here()
+    me = LockHolder.here()
     if not me.machine:
         pytest.skip("nothing tells containers apart here")
     held_elsewhere(folder, host=me.host, pid=2**22 + 1)  # a number that means nothing here
@@ -143,10 +143,10 @@ def test_batch_job(monkeypatch, variables, expected):
 def test_job_that_was_started_again_takes_its_store_over(folder):
     held_elsewhere(folder, job="slurm 7", restarts=0)
     with pytest.raises(StoreHeldError):  # another process of the same job
-        acquire(folder, replace(LockOwner.here(), job="slurm 7", restarts=0))
+        acquire(folder, replace(LockHolder.here(), job="slurm 7", restarts=0))
     with pytest.raises(StoreHeldError):
-        acquire(folder, replace(LockOwner.here(), job="slurm 8", restarts=1))
-    acquire(folder, replace(LockOwner.here(), job="slurm 7", restarts=1))
+        acquire(folder, replace(LockHolder.here(), job="slurm 8", restarts=1))
+    acquire(folder, replace(LockHolder.here(), job="slurm 7", restarts=1))
 
 
 # -- signs of life -----------------------------------------------------------------------------

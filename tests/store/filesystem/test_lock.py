@@ -20,7 +20,7 @@ from pandas.testing import assert_frame_equal
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid
 from atomizer_dask.errors import StoreError, StoreHeldError
 from atomizer_dask.store.filesystem.folder import Folder
-from atomizer_dask.store.filesystem.lock import LockOwner, acquire, read_holder, release
+from atomizer_dask.store.filesystem.lock import LockHolder, acquire, read_holder, release
 from atomizer_dask.store.layout import HOLDER
 
 
@@ -101,7 +101,7 @@ def other():
 
 
 def test_holder_comes_back_from_the_folder(tmp_path):
-    folder, me = Folder(tmp_path), LockOwner.here()
+    folder, me = Folder(tmp_path), LockHolder.here()
     assert read_holder(folder) is None
     acquire(folder, me)
     assert read_holder(folder) == me
@@ -113,7 +113,7 @@ def test_of_many_who_take_hold_at_once_one_does(tmp_path):
     folder, won, barrier = Folder(tmp_path), [], threading.Barrier(8)
 
     def take():
-        me = LockOwner.here()
+        me = LockHolder.here()
         barrier.wait()
         try:
             acquire(folder, me)
@@ -132,18 +132,18 @@ def test_of_many_who_take_hold_at_once_one_does(tmp_path):
 def test_of_many_who_take_over_from_the_dead_one_does(tmp_path):
     folder = Folder(tmp_path)
     for _ in range(20):
-        folder.write(HOLDER, LockOwner("t", socket.gethostname(), 2**22 + 1, 0.0, "then").dump())
+        folder.write(HOLDER, LockHolder("t", socket.gethostname(), 2**22 + 1, 0.0, "then").dump())
         test_of_many_who_take_hold_at_once_one_does(tmp_path)
         folder.remove(HOLDER)
     assert folder.names() == []
 
 
 def test_process_of_the_same_number_is_not_the_holder():
-    me = LockOwner.here()
+    me = LockHolder.here()
     assert not me.is_dead
-    before = LockOwner("t", me.host, me.pid, me.born - 100, me.since)
+    before = LockHolder("t", me.host, me.pid, me.born - 100, me.since)
     assert before.is_dead
-    assert not LockOwner("t", "another-host", me.pid, me.born - 100, me.since).is_dead
+    assert not LockHolder("t", "another-host", me.pid, me.born - 100, me.since).is_dead
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'"x"', b"\xff"])
@@ -381,7 +381,7 @@ def test_retry_while_another_process_holds_it_changes_nothing(local, other, tmp_
         atomizer.register(fails_once)
     store, flag = tmp_path / "store", tmp_path / "flag"
     run = local.map(fails_once, grid(x=range(10), path=[str(flag)]), store=store).wait(30)
-    folder, someone = Folder(store), LockOwner.here()
+    folder, someone = Folder(store), LockHolder.here()
     acquire(folder, someone)
     with pytest.raises(StoreHeldError):
         run.retry()
