@@ -23,6 +23,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import BatchOutcome, Column, Outcome, StoredOutcome
 from atomizer_dask.interruptible import is_interrupt
+from atomizer_dask.sweeps.columns import Values
 
 LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
 _SAMPLE = 3  # results whose classes are taken for those of all
@@ -227,9 +228,16 @@ def _apart(values: list[Any], rows: Iterable[int], bad: set[int]) -> list[Any]:
 
 def _column_apart(column: Column, good: int, bad: set[int]) -> Column:
     values, present = column
-    if not isinstance(values, np.ndarray) or values.dtype != object or _are_plain(list(values)):
+    if is_sure_to_travel(values):
         return column
     return Column(_objects(_apart(list(values), _rows(present, good), bad)), present)
+
+
+def is_sure_to_travel(values: Values) -> bool:
+    """Return whether a column can be pickled, for it has nothing but numbers and texts."""
+    if not isinstance(values, np.ndarray) or values.dtype != object:
+        return True
+    return _are_plain(list(values))
 
 
 def _together(values: list[Any], rows: Iterable[int], bad: set[int]) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from atomizer_dask.errors import UnstorableError
 from atomizer_dask.execution.batch import Batch, StoreTarget
 from atomizer_dask.execution.outcome import BatchOutcome, Outcome, RunPart, StoredOutcome
+from atomizer_dask.execution.packing import is_sure_to_travel
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.layout import HOLDER, INCOMING
 from atomizer_dask.store.tables import encode_outputs, table_of_good, write_table
@@ -42,7 +43,9 @@ class WorkerWriter:
         is_left = _is_small(outcome, batch.sink) and not (however_small and len(outcome))
         folder = None if is_left else self._folder(batch.sink)
         if folder is None:
-            # Also where it travels: what cannot be stored must not depend on the way it takes.
+            if all(is_sure_to_travel(column.values) for column in outcome.results.values()):
+                return outcome  # the client encodes it
+            # What cannot be stored must not depend on whether it could be pickled.
             return encode_outputs(outcome, allow_pickle=batch.sink.allow_pickle).outcome
         try:
             return _put(folder, batch, batch.sink, outcome)
