@@ -27,7 +27,7 @@ from distributed import Client
 from pandas.testing import assert_frame_equal
 
 from atomizer_dask import Atomizer, ConductorError, DaskConductor, MemoryConductor, Run, atom, grid
-from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import ONCE
 from atomizer_dask.execution.row_dependence import MOST_ROWS
 from atomizer_dask.runs.sources import stored_source
 from atomizer_dask.store.writer import ResultWriter

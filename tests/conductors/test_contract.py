@@ -33,7 +33,7 @@ from atomizer_dask import (
     zipped,
 )
 from atomizer_dask.atoms.random_streams import Positioned, RandomStream
-from atomizer_dask.conductors.dask.scheduler_plugin import (
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     ADOPTED,
     ONCE,
     SETTLED,
@@ -953,7 +953,7 @@ def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin()
     # The scheduler raises in its place what the first of its clients brought along, by value.
     code = (
         "import pickle, sys\n"
-        "from atomizer_dask.conductors.dask.scheduler_plugin import PluginByValue\n"
+        "from atomizer_dask.conductors.dask.plugins.scheduler_plugin import PluginByValue\n"
         "sys.stdout.buffer.write(pickle.dumps(PluginByValue()))"
     )
     command = [sys.executable, "-c", code]

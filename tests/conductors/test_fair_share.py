@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Electron, MemoryConductor, Run, atom, grid
-from atomizer_dask.conductors.dask.scheduler_plugin import ONCE
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import ONCE
 from atomizer_dask.conductors.fair_share import due_seconds
 from atomizer_dask.policy import priority_of
 

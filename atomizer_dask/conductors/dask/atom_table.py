@@ -14,7 +14,7 @@ from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.required_modules import required_modules_of
 from atomizer_dask.conductors.dask.atom_versions import AtomVersions, Version
 from atomizer_dask.conductors.dask.placement import Placement
-from atomizer_dask.conductors.dask.scheduler_plugin import CLAIMS, METADATA
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import CLAIMS, METADATA
 
 
 class AtomTable:

@@ -15,9 +15,9 @@ from distributed.comm import CommClosedError
 
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.conductors.dask.cluster import internals
-from atomizer_dask.conductors.dask.idle_workers import keys_in
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
-from atomizer_dask.conductors.dask.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost
+from atomizer_dask.conductors.dask.plugins.idle_workers import keys_in
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost
 from atomizer_dask.conductors.dask.task_keys import key_of
 from atomizer_dask.conductors.dask.walltime import WallTimeError
 from atomizer_dask.conductors.fair_share import task_priority

@@ -32,7 +32,7 @@ from atomizer_dask.conductors.dask.messages import (
     from_topic,
 )
 from atomizer_dask.conductors.dask.placement import Placement
-from atomizer_dask.conductors.dask.scheduler_plugin import DEMAND, SEND_SECONDS
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import DEMAND, SEND_SECONDS
 from atomizer_dask.conductors.dask.worker_watch import WorkerList, WorkerWatch
 from atomizer_dask.conductors.electron_source import Handed, Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report

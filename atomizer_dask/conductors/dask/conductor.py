@@ -31,8 +31,8 @@ from atomizer_dask.conductors.dask.carrier import DaskCarrier
 from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
 from atomizer_dask.conductors.dask.cluster.connect import connect
 from atomizer_dask.conductors.dask.cluster.shielding import shield
-from atomizer_dask.conductors.dask.idle_workers import IdleWorkersByValue
-from atomizer_dask.conductors.dask.scheduler_plugin import (
+from atomizer_dask.conductors.dask.plugins.idle_workers import IdleWorkersByValue
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     DRIVER,
     SETTLED,
     PluginByValue,

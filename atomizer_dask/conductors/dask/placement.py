@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomizer_dask.conductors.dask.ask_workers import ask_workers, successes
 from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
-from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, NEXT_WORKER, NO_WORKER
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA, NEXT_WORKER, NO_WORKER
 from atomizer_dask.conductors.dask.walltime import FULL_SHARE, MOST_TRIES, WallTimeError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch

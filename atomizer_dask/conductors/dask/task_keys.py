@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from atomizer_dask.conductors.dask.scheduler_plugin import OF_RUN, ONCE
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import OF_RUN, ONCE
 from atomizer_dask.execution.batch import Batch
 
 LONGEST_NAME = 24  # of a run or an atom

@@ -25,7 +25,7 @@ import psutil
 
 from atomizer_dask.conductors.dask.cluster.internals import lifetime_timer
 from atomizer_dask.conductors.dask.messages import BatchExpiring, to_topic
-from atomizer_dask.conductors.dask.scheduler_plugin import (
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     HEARD,
     JOINED_SECONDS,
     LEAVING,

@@ -33,7 +33,7 @@ from atomizer_dask.conductors.dask.messages import (
     Message,
     to_topic,
 )
-from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, SEND_SECONDS
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA, SEND_SECONDS
 from atomizer_dask.conductors.dask.walltime import WallTime, WorkerShutdown
 from atomizer_dask.conductors.dask.worker_conductor import WorkerConductor
 from atomizer_dask.errors import UnpicklableError, text_of

@@ -18,7 +18,7 @@ from atomizer_dask.conductors.dask.messages import (
     SpawnerWaiting,
     to_topic,
 )
-from atomizer_dask.conductors.dask.scheduler_plugin import HANDED
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import HANDED
 from atomizer_dask.conductors.dask.task_keys import key_of
 from atomizer_dask.conductors.electron_source import Sent
 from atomizer_dask.errors import AtomizerError

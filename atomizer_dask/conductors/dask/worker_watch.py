@@ -13,9 +13,9 @@ from distributed.deploy import Cluster
 
 from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
 from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
-from atomizer_dask.conductors.dask.idle_workers import IDLE
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
-from atomizer_dask.conductors.dask.scheduler_plugin import LEAVING
+from atomizer_dask.conductors.dask.plugins.idle_workers import IDLE
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import LEAVING
 from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch

@@ -16,7 +16,7 @@ from patience import wait_until
 from atomizer_dask import Atom, Atomizer, DaskConductor, Electron, atom, grid, zipped
 from atomizer_dask.atoms.definition import as_definition
 from atomizer_dask.atoms.pickling import dump_watched
-from atomizer_dask.conductors.dask.scheduler_plugin import METADATA
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA
 
 OFFSET = 1
 TABLE = {"offset": 1}

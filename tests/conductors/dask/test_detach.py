@@ -20,7 +20,7 @@ from atomizer_dask import (
     atom,
     grid,
 )
-from atomizer_dask.conductors.dask.scheduler_plugin import KEEPER
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import KEEPER
 
 pytestmark = pytest.mark.dask
 ELECTRONS = 400

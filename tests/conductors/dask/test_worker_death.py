@@ -16,7 +16,7 @@ from patience import wait_until
 from shortlived import counted, marked
 
 from atomizer_dask import Atom, Atomizer, ConductorError, DaskConductor, Electron, atom, grid
-from atomizer_dask.conductors.dask.scheduler_plugin import is_batch
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import is_batch
 
 pytestmark = pytest.mark.dask
 PACE = threading.Event()  # never set: for electrons that take a while

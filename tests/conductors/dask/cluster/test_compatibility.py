@@ -23,7 +23,7 @@ from atomizer_dask.conductors.dask.cluster.environment import (
     table,
 )
 from atomizer_dask.conductors.dask.placement import Placement
-from atomizer_dask.conductors.dask.scheduler_plugin import METADATA, NO_WORKER
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA, NO_WORKER
 
 SECONDS = 120  # to start processes on a machine that does much else
 

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask.config
 import pytest
@@ -16,7 +17,8 @@ from distributed import LocalCluster
 from patience import wait_until
 
 from atomizer_dask import Atomizer, DaskConductor, Run, grid
-from atomizer_dask.conductors.dask.idle_workers import SILENT, Idle, IdleWorkersPlugin
+from atomizer_dask.conductors.dask.plugins.idle_workers import SILENT, Idle, IdleWorkersPlugin
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import is_batch
 from atomizer_dask.widgets.summary import run_facts
 
 pytestmark = [pytest.mark.dask, pytest.mark.timeout(180)]
@@ -265,6 +267,78 @@ def test_batches_do_not_wait_behind_tasks_of_others(atomizer, cluster, gate):
     check(run)
     gate.open()
     theirs.result(60)
+
+
+def write_and_wait(x, gate, log):
+    with Path(log).open("a") as file:
+        file.write("x")
+    wait_at(gate)
+    return 2 * x
+
+
+def beat(dask_worker, on):
+    """Have a worker send heartbeats, which say what it executes, or none."""
+    heartbeat = dask_worker.periodic_callbacks["heartbeat"]
+    heartbeat.start() if on else heartbeat.stop()
+
+
+def test_what_a_worker_has_begun_since_it_last_reported_is_not_moved(
+    atomizer, cluster, gate, tmp_path
+):
+    client, scheduler = atomizer.conductors["dask"].client, cluster.scheduler
+    crowded = scheduler.plugins["atomizer-lookout"]._crowded
+    log = tmp_path / "log"
+    client.run(beat, on=False)
+    try:
+        for worker in scheduler.workers.values():
+            worker.last_seen += 3600  # silent workers are another matter
+        run = atomizer.map(write_and_wait, grid(x=[1], gate=[gate.path], log=[str(log)]))
+        wait_until(log.exists, "it is begun")
+        (task,) = (task for task in scheduler.tasks.values() if is_batch(task.key))
+        worker = task.processing_on.address
+        # To the scheduler it looks as if this one came first.
+        urgent = client.submit(len, "", workers=[worker], priority=10, pure=False)
+        wait_until(lambda: worker in crowded._unanswered, "its worker is asked to drop it")
+        wait_until(lambda: worker not in crowded._unanswered, "which has begun it")
+        gate.open()
+        check(run.wait(60), 1)
+    finally:
+        client.run(beat, on=True)
+    assert urgent.result(60) == 0
+    assert log.read_text() == "x"
+
+
+def test_what_a_worker_dropped_without_a_word_is_moved(
+    atomizer, cluster, gate, tmp_path, monkeypatch
+):
+    client, scheduler = atomizer.conductors["dask"].client, cluster.scheduler
+    crowded = scheduler.plugins["atomizer-lookout"]._crowded
+    gates = {address: tmp_path / str(n) for n, address in enumerate(scheduler.workers)}
+    theirs = [client.submit(wait_at, str(gates[w]), workers=[w], pure=False) for w in gates]
+    wait_until(lambda: all(worker.processing for worker in scheduler.workers.values()))
+    lost = []
+
+    def rpc(address):
+        monkeypatch.undo()
+
+        async def run(**question):
+            lost.append(await scheduler.rpc(address).run(**question))
+            raise OSError("the connection is lost")
+
+        return SimpleNamespace(run=run)
+
+    names = ("workers", "running", "unrunnable", "valid_workers")
+    as_before = {name: getattr(scheduler, name) for name in names}
+    run = atomizer.map(slow, grid(x=range(ELECTRONS)))
+    wait_until(lambda: all(len(w.processing) > 1 for w in scheduler.workers.values()))
+    monkeypatch.setattr(crowded, "_scheduler", SimpleNamespace(rpc=rpc, **as_before))
+    first, *_ = gates.values()
+    first.touch()
+    check(run.wait(60))
+    assert lost[0]["status"] == "OK"
+    for each in gates.values():
+        each.touch()
+    client.gather(theirs)
 
 
 class Terminal(io.StringIO):

@@ -342,6 +342,7 @@ class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
 
     name = BatchTasksPlugin.name
     idempotent = True
+    modules: tuple[str, ...] = ()  # that the plugin's own imports from this package
 
     def plugin(self) -> SchedulerPlugin:
         """Return what the scheduler shall have."""
@@ -349,13 +350,13 @@ class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         plugin = self.plugin()
-        return cloudpickle.loads, (packed_by_value(plugin, type(plugin).__module__),)
+        modules = type(plugin).__module__, *self.modules
+        return cloudpickle.loads, (packed_by_value(plugin, *modules),)
 
 
-def packed_by_value(value: Any, module: str) -> bytes:
-    """Return something of a module as bytes, with the code of that module and of this one."""
-    names = dict.fromkeys((__name__, internals.__name__, module))
-    modules = [sys.modules[name] for name in names]
+def packed_by_value(value: Any, *names: str) -> bytes:
+    """Return something of some modules as bytes, with the code of these and of this one."""
+    modules = [sys.modules[name] for name in dict.fromkeys((__name__, internals.__name__, *names))]
     for each in modules:
         cloudpickle.register_pickle_by_value(each)
     try:

@@ -14,6 +14,7 @@ import logging
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import time
 from typing import Any
 
@@ -21,7 +22,8 @@ from distributed import SchedulerPlugin
 from distributed.protocol import deserialize
 from distributed.scheduler import Scheduler, TaskState, WorkerState, heartbeat_interval
 
-from atomizer_dask.conductors.dask.scheduler_plugin import (
+from atomizer_dask.conductors.dask.plugins.crowded_workers import CrowdedWorkers, drop_waiting
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     BatchTasksPlugin,
     PluginByValue,
     is_batch,
@@ -121,15 +123,19 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     def __init__(self, patience: float, restart: float | None, *, is_own: bool) -> None:
         self._patience, self._restart, self._is_own = patience, restart, is_own
         self._question = packed_by_value(process_of_worker, __name__)
+        self._drop_waiting = packed_by_value(drop_waiting, CrowdedWorkers.__module__)
 
     async def start(self, scheduler: Scheduler) -> None:
         """Begin."""
         self._scheduler = scheduler
         self._idle: dict[str, Idle] = {}
         self._served: set[str] = set()  # workers that have had batches
-        self._waits: dict[Any, float] = {}  # since when batches do, behind something else
         self._awake = self._looked = time()
         self._asking: set[asyncio.Task[Any]] = set()
+        take_back = partial(self._take_back, how="dropped")
+        self._crowded = CrowdedWorkers(
+            scheduler, self._patience, take_back, self._do, self._drop_waiting
+        )
         scheduler.handlers["atomizer_crew"] = self.crew
         scheduler.handlers["atomizer_broadcast"] = self.broadcast
         self._dask_change = scheduler.stream_handlers["worker-status-change"]
@@ -212,6 +218,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         for gone in self._idle.keys() - workers.keys():
             del self._idle[gone]
         self._served &= workers.keys()
+        # Dask's stealing moves tasks without a transition.
+        self._served |= {w.address for w in workers.values() if any(map(_is_ours, w.processing))}
         quiet = MISSED_HEARTBEATS * heartbeat_interval(len(workers))
         quiet = max(self._patience, QUIET_SECONDS, quiet)
         for worker in list(workers.values()):
@@ -219,7 +227,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         for address, idle in list(self._idle.items()):
             if now - idle.since >= self._patience and address in self._served:
                 self._relieve(workers[address], idle, now)
-        self._relieve_the_crowded(now)
+        self._crowded.look(now, self._served, self._idle.keys())
 
     def _judge(self, worker: WorkerState, now: float, quiet: float) -> None:
         """Note whether a worker does nothing, and why."""
@@ -268,21 +276,21 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._scheduler.handle_worker_status_change("paused", worker, _stimulus("benched"))
             idle.is_benched = True
         begun = self._begun(worker, idle)
-        waiting = [task for task in worker.processing - begun if is_batch(task.key)]
+        waiting = [task for task in worker.processing - begun if _is_ours(task)]
         if not idle.is_reported and (waiting or idle.why != SILENT):
             self._announce(worker, idle)
-        self._take_back(worker.address, "dropped", waiting)
-        ours = [task for task in begun if is_batch(task.key)]
+        self._take_back(worker.address, waiting, how="dropped")
+        ours = [task for task in begun if _is_ours(task)]
         if idle.why == SILENT:
             self._ask(worker, idle)
             if idle.state == "busy":
                 self._take_back_rest(worker, idle, ours)
             # One that sleeps may wake up, so that there is no hurry as long as others are busy.
-            elif idle.state in STATES and (idle.state != "asleep" or self._free()):
+            elif idle.state in STATES and (idle.state != "asleep" or self._crowded.free()):
                 if ours:
                     idle.is_reported = True
                     self._report_taking(worker, idle, "what it has begun goes to others too")
-                self._take_back(worker.address, "died", ours)
+                self._take_back(worker.address, ours, how="died")
                 ours = []
         idle.begun = len(ours)
         if self._is_to_be_restarted(worker, idle, now):
@@ -297,9 +305,9 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _report_taking(self, worker: WorkerState, idle: Idle, what: str) -> None:
         self._report(worker.address, f"worker {worker.address} is {idle.text}: {what}")
 
-    def _take_back(self, worker: str, how: str, tasks: Iterable[TaskState]) -> None:
+    def _take_back(self, worker: str, tasks: Iterable[TaskState], *, how: str) -> None:
         """Have the clients of batches send them elsewhere, and forget their tasks."""
-        keys = [task.key for task in tasks if is_batch(task.key)]
+        keys = [task.key for task in tasks if _is_ours(task)]
         if not keys:
             return
         self._report(worker, "", more={how: keys})
@@ -309,7 +317,6 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._scheduler.client_releases_keys([key], client, _stimulus("taken"))
                 msg = {"op": "cancelled-keys", "keys": [key], "reason": "its worker is idle"}
                 self._scheduler.report(msg, client=client)
-        self._waits = {key: since for key, since in self._waits.items() if key not in keys}
 
     def _take_back_rest(self, worker: WorkerState, idle: Idle, tasks: list[TaskState]) -> None:
         """Have all but the running electron executed elsewhere, once for each batch."""
@@ -317,42 +324,6 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         if keys:
             idle.rest_taken.update(keys)
             self._report(worker.address, "", more={"rest": keys})
-
-    def _free(self) -> set[WorkerState]:
-        """Return the workers that have nothing to do."""
-        running: set[WorkerState] = self._scheduler.running
-        return {worker for worker in running if _busy(worker) < worker.nthreads}
-
-    def _relieve_the_crowded(self, now: float) -> None:
-        """Take back what waits on workers that are busy with something else, for those that idle.
-
-        As a rule Dask does that by itself, but not where it thinks that it is not worth it.
-        """
-        running, free = self._scheduler.running, self._free()
-        before, self._waits = self._waits, {}
-        if not free:
-            return
-        idle = self._idle.keys()
-        for task in list(self._scheduler.unrunnable):  # which were to go to workers that idle
-            if task.worker_restrictions and task.worker_restrictions <= idle:
-                self._take_back_late(next(iter(task.worker_restrictions)), [task], before, now)
-        for worker in running - free:
-            if worker.address in self._served and _busy(worker) > worker.nthreads:
-                waiting = []
-                for task in worker.processing - self._begun(worker, None):
-                    valid = self._scheduler.valid_workers(task)
-                    waiting += [task] if valid is None or valid & free else []
-                self._take_back_late(worker.address, waiting, before, now)
-
-    def _take_back_late(
-        self, worker: str, tasks: list[TaskState], before: Mapping[Any, float], now: float
-    ) -> None:
-        """Take back those that have waited for too long."""
-        ours = [task for task in tasks if is_batch(task.key)]
-        waits = {task.key: before.get(task.key, now) for task in ours}
-        self._waits |= waits
-        late = [task for task in ours if now - waits[task.key] >= self._patience]
-        self._take_back(worker, "dropped", late)
 
     def _report(
         self, worker: str, text: str, level: str = "warning", more: Mapping[str, Any] = NOTHING
@@ -411,7 +382,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         """Return whether a worker would stay idle, is needed, and is used by nobody else."""
         if self._restart is None or idle.is_restarted or not worker.nanny or not self._is_needed():
             return False
-        ours = all(is_batch(task.key) for task in (*worker.processing, *worker.has_what))
+        ours = all(map(_is_ours, (*worker.processing, *worker.has_what)))
         if idle.state == "stopped":
             return self._is_own and ours and now - idle.since > STOPPED_TIMES * self._restart
         is_unused = not worker.processing and not worker.actors and ours
@@ -439,6 +410,7 @@ class IdleWorkersByValue(PluginByValue):
     """An `IdleWorkersPlugin` with its code: the scheduler may not have this package."""
 
     name = IdleWorkersPlugin.name
+    modules = (CrowdedWorkers.__module__,)
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -457,9 +429,8 @@ def process_of_worker(dask_worker: Any) -> tuple[str, float]:
     return process.status(), times.user + times.system
 
 
-def _busy(worker: WorkerState) -> int:
-    """Return how many tasks a worker has that want a thread."""
-    return len(worker.processing) - len(worker.long_running)
+def _is_ours(task: TaskState) -> bool:
+    return is_batch(task.key)
 
 
 def _stimulus(what: str) -> str:

@@ -1,0 +1,1 @@
+"""What runs on the scheduler: plugins, which travel there with their code."""
