@@ -211,7 +211,12 @@ class ElectronSender:
 
     def orphans(self) -> list[Sent]:
         """Give away what is not under way, and no electron here waits for."""
-        orphans = self.empty()
+        orphans = []
+        for sent in self.empty():
+            if sent.future.is_awaited:
+                self._outbox.append(sent)
+            elif not sent.future.done():
+                orphans.append(sent)
         for source, _ in self._sources.values():
             orphans += source.orphans()
         return orphans
