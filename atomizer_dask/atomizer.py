@@ -81,7 +81,7 @@ class Atomizer(LiveDisplay):
     def register(self, *values: Any) -> None:
         """Add atoms and conductors, before or after `exec`; one of the same id overrides.
 
-        Electrons already sent keep the version of their atom that they were sent to.
+        Electrons already sent keep the version of the atom that they were sent with.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class Atomizer(LiveDisplay):
             if self._executing:
                 return self
             self._roster.add_shared(registered.conductors.values())
-            # All know their atoms before any may receive an electron.
+            # Every conductor knows the atoms before any of them receives an electron.
             for conductor in list(self._roster.conductors.values()):
                 self._roster.attach(conductor)
             self._roster.start_receiving()
@@ -193,8 +193,8 @@ class Atomizer(LiveDisplay):
     ) -> Run:
         """Have one electron executed for each row of a sweep.
 
-        `timeout`, `on_failure`, `max_attempts` and `backoff` are as configured where not given
-        (``atomizer.map`` in Dask's configuration), and unless configured as said here.
+        Where `timeout`, `on_failure`, `max_attempts` or `backoff` is not given, the configuration
+        applies (``atomizer.map`` in Dask's), and without one the default that is named here.
 
         Parameters
         ----------
@@ -210,14 +210,13 @@ class Atomizer(LiveDisplay):
             An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
             and then found in `Run.seed`.
         timeout
-            Of each attempt of each electron: seconds, or a text such as ``"30s"``; infinity, and
-            unless configured, is none. When it is up,
-            ``context.cancelled`` is true; half a second later an exception is raised in the
-            atom; a second later the process it runs in is killed. For that, electrons with
-            a timeout run in a child process of the worker.
+            Of each attempt of each electron: seconds, or a text such as ``"30s"``; infinity, the
+            default, for none. When it is up, ``context.cancelled`` is true; half a second later an
+            exception is raised in the atom; a second later the process it runs in is killed. For
+            that, electrons with a timeout run in a child process of the worker.
         on_failure
-            ``"fail"``, the default: record the failure. ``"retry"``: again on the same worker, told
-            of its earlier failures through ``context.attempt`` and ``context.failures``.
+            ``"fail"``, the default: record the failure. ``"retry"``: again on the same worker,
+            where ``context.attempt`` and ``context.failures`` have its earlier failures.
             ``"requeue"``: again, on another worker where there is one. Or a function of the
             failure, an `ElectronError`, that returns one of these; it is called here.
         max_attempts
@@ -228,17 +227,17 @@ class Atomizer(LiveDisplay):
         store
             A folder, a path or a URL that fsspec understands, in which the run survives: `attach`
             goes on with it after this process, the scheduler or the machine has died. Where it
-            is that of an earlier run of the same atom and seed, rows with the same inputs are not
-            computed again, keep the electron that they had, and only new ones are sent.
+            has an earlier run of the same atom and seed, rows with the same inputs keep the
+            electron that they had and are not computed again: only new rows are sent.
         allow_pickle
             Let the store keep inputs and results that have no Arrow type, as pickles; else these
-            are refused: an electron that returns such keeps its other outputs and fails, and a run
-            of which none can be stored stops. To read them takes the same: whoever reads a pickle
-            runs its code.
+            are refused: an electron that returns such a value fails and keeps its other outputs,
+            and a run of which no result can be stored stops. Reading them takes the same option:
+            reading a pickle runs its code.
         detached
             Have the cluster go on without this process from the start: see `Run.detach`.
         takeover
-            Take the store from another process that holds it; that one's run ends with an error.
+            Take the store from another process that has its lock, whose run ends with an error.
         accept_changes
             Go on in the store although the atom's code, or Python or a package, has changed.
         name
@@ -246,9 +245,9 @@ class Atomizer(LiveDisplay):
         copy_state
             For an atom in class form: process with copies of the registered instance.
         priority
-            A whole number from -1000 to 1000. What is higher goes first wherever threads are
-            shared, with other runs and other clients of the scheduler, and so does what its
-            electrons send; runs of the same priority share equally.
+            A whole number from -1000 to 1000. Runs of a higher priority, and what their electrons
+            send, go first wherever they share threads with other runs or with other clients of the
+            scheduler; runs of the same priority share equally.
 
         Returns
         -------
@@ -292,7 +291,7 @@ class Atomizer(LiveDisplay):
 
         Whenever a control changes, one electron is sent, and those that nobody waits for any more
         are cancelled: an atom that takes long should heed ``context.cancelled``, or it goes on.
-        What was there before stays until there is something new.
+        The result shown before stays until there is a new one.
 
         Parameters
         ----------
@@ -352,28 +351,27 @@ class Atomizer(LiveDisplay):
     ) -> Run:
         """Go on with a run that is kept in a store: what is done is kept, the rest is executed.
 
-        What is in flight on the scheduler, sent by a process that died, is waited for rather than
-        sent again.
+        Electrons in flight on the scheduler, sent by a process that died, are waited for rather
+        than sent again.
 
         Parameters
         ----------
         store
             Where it is: a path, or a URL that fsspec understands.
         takeover
-            Take it from another process that holds it; that one's run ends with an error.
+            Take it from another process that has its lock, whose run ends with an error.
         accept_changes
             Go on although the atom's code, or Python or a package, has changed. Where all is done,
-            Python and packages are in nobody's way.
+            a change of Python or of a package need not be accepted.
         drop_corrupted
             Put damaged files aside, and execute their electrons again.
         allow_pickle
             Read pickles in the store: those that `map` was allowed to write, and the atom itself
             where none of its id is registered here. Reading a pickle runs its code.
         on_failure
-            As in `map`; what was given there unless given here, but for a function, which no
-            store keeps.
+            As in `map`; by default what was given there, except a function, which no store keeps.
         priority
-            As in `map`; what was given there unless given here.
+            As in `map`; by default what was given there.
 
         Returns
         -------
@@ -442,7 +440,7 @@ class Atomizer(LiveDisplay):
     def execute(self, electron: Electron, route: Any = None) -> ElectronFuture:
         """Have a received electron executed here, or by a conductor that carries batches.
 
-        By an atom that is registered here: what others made known on the same scheduler is theirs.
+        By an atom that is registered here, and not by one of another client of the scheduler.
         """
         check_electron(electron)
         definition = self.find(electron.atom_id)
@@ -461,7 +459,7 @@ class Atomizer(LiveDisplay):
     # -- events of conductors -------------------------------------------------------------------
 
     def find(self, atom_id: str) -> Definition | None:
-        """Return the atom that this id means here now; None where it means none."""
+        """Return the atom that is registered under this id now; None where there is none."""
         return self._registry.atoms.get(atom_id) or registered.atoms.get(atom_id)
 
     @property
@@ -470,7 +468,7 @@ class Atomizer(LiveDisplay):
         return self._roster.threads
 
     def note_waiting(self, electron_id: str) -> None:
-        """Note that an electron waits for others that it sent, for whoever received it."""
+        """Note that a received electron waits for others that it sent; its conductor may act."""
         self._roster.note_waiting(electron_id)
 
     def emit(self, event: Event) -> None:
@@ -511,7 +509,7 @@ class Atomizer(LiveDisplay):
 
     @property
     def recent(self) -> EventLog:
-        """The newest events, for whoever looks: reading takes none away."""
+        """The newest events; reading removes none."""
         return self._streams.recent
 
     @property
@@ -546,8 +544,8 @@ class Atomizer(LiveDisplay):
         Parameters
         ----------
         buffer
-            How many unread ones are kept, 1,000 unless configured; further ones displace the
-            oldest, which are counted.
+            How many unread ones are kept, 1,000 unless configured. A further one drops the
+            oldest, which `Stream.dropped` counts.
         """
         return self._streams.events(buffer)
 
@@ -557,8 +555,8 @@ class Atomizer(LiveDisplay):
         Parameters
         ----------
         buffer
-            How many unread ones are kept, 1,000 unless configured; further ones displace the
-            oldest, which are counted.
+            How many unread ones are kept, 1,000 unless configured. A further one drops the
+            oldest, which `Stream.dropped` counts.
         """
         return self._streams.errors(buffer)
 
@@ -595,8 +593,8 @@ class Atomizer(LiveDisplay):
     def close(self) -> None:
         """End what is under way and close the conductors that were given to it.
 
-        A run that has a store is suspended, and `attach` goes on with it; what has none is
-        cancelled. Also for another atomizer that was given the same ones.
+        A run that has a store is suspended, and `attach` goes on with it; a run without one is
+        cancelled. The conductors are closed also for other atomizers that were given them.
         """
         with self._lock:
             if self._closed:

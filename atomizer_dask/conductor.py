@@ -1,4 +1,4 @@
-"""What carries electrons to where they are executed: subclass it for a transport of your own."""
+"""`Conductor`, which carries electrons to where they are executed: subclass it for a transport."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 class Conductor(ABC):
     """Carries electrons to where they are executed, and their properties back.
 
-    A conductor sends, or receives, or both. `Atomizer` reads `receive` in a thread of its own,
-    executes what comes, and gives the outcome to `complete`.
+    A conductor sends, or receives, or both. `Atomizer` iterates over `receive` in a thread of its
+    own, executes the electrons, and gives each outcome to `complete`.
 
     Attributes
     ----------
@@ -34,8 +34,8 @@ class Conductor(ABC):
     shares_queue
         Whether others may receive the same electrons: an atomizer without atoms then receives none.
     route
-        Leads to where the electrons came from that `receive` gives, from any process: what these
-        send goes there too. None where it goes with everything else.
+        The `Route` by which any process reaches the queue of received electrons: what they send
+        goes to that queue too. None where it is sent like everything else.
     """
 
     id: str = ""
@@ -65,7 +65,7 @@ class Conductor(ABC):
         """Receive no more electrons; those received are answered or given back."""
 
     def note_waiting(self, electron_id: str) -> None:  # noqa: B027 - most have no limit
-        """Note that an electron that `receive` gave, if it did, waits for others that it sent."""
+        """Note that an electron, perhaps one of `receive`, waits for others that it sent."""
 
     def attach(self, listener: Listener) -> None:  # noqa: B027 - most have no events
         """Ask `listener` for atoms, and send it events and errors."""
@@ -103,18 +103,18 @@ class Route(Protocol):
     """How to reach a queue from any process; it travels with electrons that came from there."""
 
     def conductor(self) -> Sender:
-        """Return what sends there, in this process."""
+        """Return the sender to that queue in this process."""
 
 
 class Sender(Protocol):
-    """What sends electrons along a route."""
+    """Sends electrons along a route."""
 
     def send_with(self, electron: Electron, future: ElectronFuture) -> ElectronFuture:
         """Have an electron executed, and give its outcome to `future`."""
 
 
 class Listener(Protocol):
-    """Whom a conductor asks for atoms, and sends events and errors: the atomizer."""
+    """The atomizer, as a conductor sees it: it has the atoms, and takes events and errors."""
 
     @property
     def threads(self) -> int:
@@ -134,10 +134,14 @@ class Listener(Protocol):
 
 
 def check_electron(electron: Any) -> None:
-    """Raise where `electron` is none, or cannot be carried as it is meant.
+    """Refuse an electron that cannot be carried as its sender means it.
 
-    Its payload may be what can never be meant, see `lazy_values`; and it may not get what is asked
-    for around it.
+    Raises
+    ------
+    TypeError
+        Where `electron` is no Electron, or is sent within `dask.annotate`.
+    InvalidSweepError
+        Where its payload holds what can be no input, as a future; see `lazy_values`.
     """
     if not isinstance(electron, Electron):
         raise TypeError(f"expected an Electron, got {type(electron).__name__} {brief(electron)}")
@@ -161,7 +165,7 @@ def refuse_annotations() -> None:
     Raises
     ------
     TypeError
-        Naming what is asked for, and what to use instead.
+        Where annotations are set; the message names them, and what to use instead.
     """
     asked = dask.get_annotations()
     if asked:

@@ -45,13 +45,13 @@ class Rule:
     default
         As the YAML of defaults has it.
     types
-        Of JSON schema.
+        Types of JSON schema.
     form
         ``duration``, ``byte-size``, or empty.
     enum
-        Of texts, the only ones.
+        The only texts allowed; empty where any is.
     least, above, most
-        Of numbers: the smallest, what they must exceed, the largest.
+        Bounds of a number: the smallest allowed, the one it must exceed, the largest allowed.
     description, read
         What it is for; who reads it, and when.
     """
@@ -108,12 +108,12 @@ def setting(name: str) -> Any:
     Parameters
     ----------
     name
-        Of its section and itself, as in ``"map.timeout"``.
+        Its section and its own name, as in ``"map.timeout"``.
 
     Raises
     ------
     ConfigurationError
-        Where it has been set to what makes no sense.
+        Where it has been set to a value that makes no sense.
 
     Examples
     --------
@@ -137,13 +137,13 @@ def target() -> str | Path | None:
 
 
 def check() -> None:
-    """Look through all that is set under ``atomizer``.
+    """Check all that is set under ``atomizer``.
 
     Raises
     ------
     ConfigurationError
-        Where there is something that is no setting, or that makes no sense: it names each, where it
-        comes from as far as that can be found out, and what to do.
+        Where something is no setting, or its value makes no sense. The message names each, where
+        it comes from as far as that can be found out, and what to do.
     """
     problems = []
     for name, given in _leaves(dask.config.get(ROOT, None) or {}):
@@ -162,7 +162,7 @@ def check() -> None:
 
 @cache
 def rules() -> dict[str, Rule]:
-    """Return what there is to be set, by name, in the order of the YAML."""
+    """Return the rules of all settings, by name, in the order of the YAML."""
     schema = _read(_SCHEMA)["properties"][ROOT]["properties"]
     return {
         name: _rule(name, default, schema[section]["properties"][own])
@@ -233,7 +233,7 @@ def _parsed(name: str, given: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        Where it makes no sense; what is no scalar cannot even be looked up here.
+        Where it makes no sense; a list or a mapping cannot even be looked up in this cache.
     """
     rule = rules()[name]
     if given is None and "null" in rule.types:
@@ -256,7 +256,7 @@ def _value(rule: Rule, given: Any) -> str | float:
     if rule.form == "byte-size" and isinstance(given, str):
         from dask.utils import parse_bytes
 
-        if not given[:1].isdigit():  # what has no number at all would be taken for one of these
+        if not given[:1].isdigit():  # Dask would take a bare unit for one of that unit
             raise ValueError(given)
         try:
             return int(parse_bytes(given))

@@ -60,8 +60,8 @@ class Electron:
     backoff
         Seconds, or a text, before the second attempt; doubled before each further one.
     priority
-        What is higher goes first, whoever sent it; 0 where not given, or for what an electron
-        sends that electron's own.
+        Higher goes first, whoever sent it. Where not given 0; for an electron that another one
+        sends, the priority of its sender.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class Electron:
 
     @property
     def policy(self) -> Policy:
-        """What shall become of it where it fails."""
+        """What becomes of it where it fails."""
         return Policy.of(self.on_failure, self.max_attempts, self.backoff)
 
     def __repr__(self) -> str:

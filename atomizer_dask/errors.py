@@ -204,7 +204,7 @@ class ElectronError(AtomizerError):
     traceback
         The remote traceback as text, empty where there was none.
     tier
-        For what ran out of time, what it took to end it: ``"context"`` where the atom heeded
+        How an electron that ran out of time was ended: ``"context"`` where the atom heeded
         ``context.cancelled``, ``"exception"`` where one was raised in it, ``"kill"`` where its
         process was killed; else empty.
     attempt

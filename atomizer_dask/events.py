@@ -111,9 +111,9 @@ class Event:
 
 
 class Wakeups:
-    """Who awaits something that happens in another thread, without a thread of their own.
+    """Futures of event loops that another thread wakes, without a thread for each wait.
 
-    Its user guards it by a lock: of registering and looking, and of changing and waking.
+    Its user holds one lock to look at a state and register, and to change the state and wake.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,8 @@ class Stream(Generic[T]):
     buffer
         How many unread items are kept.
     on_problem
-        Called with what goes wrong in subscribers: a message and the exception. Else logged.
+        Called with a message and the exception of a subscriber that raised; by default it is
+        logged.
 
     Examples
     --------
@@ -320,12 +321,12 @@ class EventLog:
 
     @property
     def total(self) -> int:
-        """How many there were."""
+        """How many events there were."""
         return self._total
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many there were of each level."""
+        """How many events there were of each level."""
         with self._lock:
             return dict(self._counts)
 
@@ -337,7 +338,7 @@ class EventLog:
             self._total += 1
 
     def since(self, number: int) -> list[tuple[int, Event]]:
-        """Return those kept whose number, from 0 on, is at least this one."""
+        """Return the kept events from this number on, each with its number; the first was 0."""
         with self._lock:
             first = self._total - len(self._events)
             skipped = max(0, number - first)

@@ -1,7 +1,7 @@
-"""The future of an electron: awaitable, cheap, and known to whoever waits inside an atom.
+"""The future of an electron: awaitable, cheap, and it gives up the slot of an atom that waits.
 
-Only here is used what `concurrent.futures` has that is not public, as of Python 3.11 to 3.14: a
-future of ours has a condition only where somebody waits, and is finished with thousands of others.
+Only this module uses private names of `concurrent.futures`, as of Python 3.11 to 3.14: a future of
+ours has a condition only where somebody waits, and is finished with thousands of others.
 To make one takes 0.2 microseconds and 145 bytes, where a plain one takes 2 and 1,600; to make,
 start, finish and read it 0.4 where a plain one takes 3.9.
 """
@@ -27,8 +27,8 @@ from atomizer_dask.properties import Properties
 _CANCELLED = {CANCELLED, CANCELLED_AND_NOTIFIED}
 _DONE = {*_CANCELLED, FINISHED}
 
-# Guards the state of every future that has no condition, and is taken to make one: whoever holds
-# it and finds none has the future for himself.
+# Guards the state of every future that has no condition, and is held to make one: a thread that
+# holds it and finds no condition owns the future.
 _guard = RLock()
 
 
@@ -42,7 +42,7 @@ os.register_at_fork(after_in_child=_renew_guard)
 
 
 def executor_threads() -> set[Any]:
-    """Return the threads of all executors, for which Python waits in its own way."""
+    """Return the threads of all executors, which Python itself joins when the process ends."""
     return {*thread._threads_queues, *process._threads_wakeups}
 
 
@@ -63,7 +63,7 @@ def _nothing() -> None:
 
 
 class ElectronFuture(Future[Properties]):
-    """The `Properties` of one electron, when there are.
+    """The future of one electron's `Properties`.
 
     A `concurrent.futures.Future` that can be awaited too. It never holds an exception of the
     atom: a failed electron has Properties like any other, with an `error`.
@@ -72,8 +72,8 @@ class ElectronFuture(Future[Properties]):
     ----------
     condition
         Guards the state; futures that are sent and waited for together share one, since making
-        one takes longer than everything else about a future. Without, it is made where somebody
-        waits.
+        one takes longer than everything else about a future. If not given, one is made when
+        somebody waits.
     about_to_wait
         Called where somebody is about to block on this future, by `result`, `exception`,
         `concurrent.futures.wait` or `as_completed`. An atom that waits gives up its slot there,
@@ -100,7 +100,7 @@ class ElectronFuture(Future[Properties]):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether an electron on a site sent it, and is still there to wait for it."""
+        """Whether it was sent by an electron that still runs, and waits without its slot."""
         return bool(getattr(getattr(self._about_to_wait, "__self__", None), "waits", False))
 
     @property
@@ -126,7 +126,7 @@ class ElectronFuture(Future[Properties]):
 
     @staticmethod
     def start_all(futures: list[ElectronFuture]) -> list[bool]:
-        """Mark futures as running; return for each whether it is, or else was cancelled."""
+        """Mark futures as running; return for each whether it is: the others were cancelled."""
         with _guard:
             for future in futures:
                 if future._own_condition is None and future._state == PENDING:
@@ -147,7 +147,7 @@ class ElectronFuture(Future[Properties]):
     def finish_all(futures: list[ElectronFuture], results: list[Properties]) -> None:
         """Give futures their results, waking each waiting thread once rather than per future.
 
-        One that has ended before, by being cancelled, stays as it is.
+        A future that is finished already, as by a cancellation, stays as it is.
         """
         if any(future._state == FINISHED for future in futures):
             open_ = [future._state != FINISHED for future in futures]
@@ -172,7 +172,7 @@ class ElectronFuture(Future[Properties]):
                 future._invoke_callbacks()
 
     def stop_with(self, stop: Callable[..., None], *what: str) -> None:
-        """Have `stop` called, with `what`, where somebody cancels it while the electron runs."""
+        """Have `cancel` call ``stop(*what)`` while the electron runs."""
         self._stop = stop
         self._stop_what = what
 
@@ -236,7 +236,7 @@ class ElectronFuture(Future[Properties]):
         return super().exception(0)
 
     def _wait(self, timeout: float | None) -> None:
-        """Wait until it is done; what shares the condition may wake us before."""
+        """Wait until it is done; futures that share its condition may wake this thread before."""
         if self.done():
             return
         self._about_to_wait()
@@ -253,7 +253,7 @@ class ElectronFuture(Future[Properties]):
         return "cancelled" if self.cancelled() else self._state.lower()
 
     def _found(self) -> object:
-        """Return what it has come to, None while that is unknown."""
+        """Return its exception or its Properties; None as long as there is neither."""
         return self._exception or self._result if self._state == FINISHED else None
 
     def __repr__(self) -> str:

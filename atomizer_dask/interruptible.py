@@ -16,21 +16,21 @@ from threading import Condition, Event
 from time import monotonic
 
 SLICE_SECONDS = 0.5
-# Called before this thread waits for others; each returns what is to be called afterwards, if any.
+# Called before this thread waits for others; each returns a function to call afterwards, or None.
 PAUSES: list[Callable[[], Callable[[], None] | None]] = []
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Return whether somebody has pressed Ctrl-C: else code of the user raised it by itself."""
+    """Return whether an error is a Ctrl-C, which Python raises in the main thread alone."""
     of_main = threading.current_thread() is threading.main_thread()
     return isinstance(error, KeyboardInterrupt) and of_main
 
 
 @contextmanager
 def blocking() -> Iterator[None]:
-    """Wait within for something that others may have to do first.
+    """Wait within for other threads: meanwhile this thread releases what they may need.
 
-    Whoever holds what these need, in this thread, lets go of it meanwhile.
+    Each function of `PAUSES` releases something of its own, and takes it back afterwards.
     """
     resumes = [pause() for pause in PAUSES]
     try:
@@ -44,7 +44,7 @@ def blocking() -> Iterator[None]:
 def wait_for(
     condition: Condition, predicate: Callable[[], object], timeout: float | None = None
 ) -> bool:
-    """Wait on a condition, whose lock is held, until it holds; return whether it does."""
+    """Wait on a condition, whose lock is held, until `predicate` is true; return whether it is."""
     until = None if timeout is None else monotonic() + timeout
     while not predicate():
         left = SLICE_SECONDS if until is None else until - monotonic()
@@ -67,11 +67,11 @@ def wait(event: Event, timeout: float | None = None) -> bool:
 
 @contextmanager
 def noticing_signals() -> Iterator[None]:
-    """Have a wait that is the system's, as for a line of input, notice Ctrl-C all the same.
+    """Have a wait in a system call, as for a line of input, notice Ctrl-C all the same.
 
-    It would also miss a signal that comes after Python has looked for one and before the system
-    waits. So the main thread gets another every `SLICE_SECONDS`, which does nothing but have it
-    look: SIGURG, which hardly anybody uses, and nobody minds.
+    The call would also miss a signal that comes after Python has checked for signals and before
+    the call begins. So another thread sends the main thread SIGURG every `SLICE_SECONDS`, whose
+    handler does nothing: it only has Python check again. Hardly any program uses SIGURG.
     """
     of_main = threading.current_thread() is threading.main_thread()
     if not of_main or not hasattr(signal, "pthread_kill"):  # on Windows, where waits are other

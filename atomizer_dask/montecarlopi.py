@@ -2,7 +2,7 @@
 
 Two atoms, as in the Go application of the same name and registered by importing this module:
 `MonteCarlo` is asked for an estimate, and sends the tossing to `Toss`. There an electron is one
-toss, and so it is here where a Go program may answer it; else it is as many as are worth carrying.
+toss, and so it is here where a Go program may execute it; else it is `TOSSES_PER_ELECTRON` tosses.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class MonteCarlo(Atom):
 
 
 class _Count:
-    """What came of the tosses so far."""
+    """The counts of the tosses so far."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -75,7 +75,7 @@ class _Count:
         self._last = monotonic()
 
     def add(self, tosses: int, future: Future[Properties]) -> None:
-        """Wait for some, and count them."""
+        """Wait for the outcome of some tosses, and count them."""
         properties = future.result()
         if properties.error is None:
             self._inside += properties.result["value"]
@@ -108,7 +108,7 @@ def count_inside(rng: np.random.Generator, tosses: int) -> int:
     tosses
         How many.
     """
-    if tosses == 1:  # as many electrons are that peers send: the same numbers, without arrays
+    if tosses == 1:  # as peers send them: the same numbers, without arrays
         x, y = rng.random(), rng.random()
         return int(x * x + y * y <= 1.0)
     coordinates = np.empty((2, min(tosses, _AT_ONCE)))

@@ -79,7 +79,7 @@ class Policy:
         if error.attempt >= self.max_attempts or error.kind in _FINAL:
             return "fail"
         decision = self.on_failure(error) if callable(self.on_failure) else self.on_failure
-        # Its own text: what merely says that it is equal to one of them would not be one later on.
+        # As a plain string: one of a subclass may claim to equal a decision without being one.
         decided = str.__str__(decision) if isinstance(decision, str) else None
         if decided not in DECISIONS:
             raise ValueError(f"on_failure returned {brief(decision)}, expected one of {DECISIONS}")
@@ -114,7 +114,7 @@ class Judge:
         Raises
         ------
         BaseException
-            What means to end the program, as SystemExit does.
+            One that ends the program, as SystemExit does.
         """
         try:
             return policy.decide(error)
@@ -134,7 +134,7 @@ def seconds_of(value: Any, name: str, *, least: float | None = None) -> float | 
     value
         A number of seconds, a text with a unit, or a timedelta.
     name
-        Of the option, for the message.
+        Name of the option, for the message.
     least
         The smallest that makes sense; where not given, anything above 0 does.
 
@@ -182,7 +182,7 @@ def priority_of(value: Any) -> int:
     Raises
     ------
     TypeError, ValueError
-        Where it is none.
+        Where it is no whole number, or not from -1000 to 1000.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(

@@ -47,7 +47,7 @@ class Registry:
         return iter(self.atoms)
 
     def hint(self, atom_id: str) -> str:
-        """Return what to add to a message about an id that is not here."""
+        """Return a hint for the message about an id that is not registered here."""
         nearest = get_close_matches(atom_id, self.atoms, n=1)
         if nearest:
             return f"did you mean {nearest[0]!r}?"

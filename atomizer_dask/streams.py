@@ -1,4 +1,4 @@
-"""The streams of an atomizer: where all events and errors go, whoever they are of."""
+"""The streams of an atomizer, to which all events and errors go."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Streams:
     Attributes
     ----------
     recent
-        The newest events, for whoever looks: reading takes none away.
+        The newest events; reading removes none.
     """
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class Streams:
         self._errors: list[Stream[AtomizerError]] = []
 
     def events(self, buffer: int | None) -> Stream[Event]:
-        """Return a stream of the events from now on, of as many unread ones as configured."""
+        """Return a stream of the events from now on; without a `buffer`, as large as configured."""
         stream: Stream[Event] = Stream(_size(buffer), self.report_problem)
         self._events.append(stream)
         return stream
 
     def errors(self, buffer: int | None) -> Stream[AtomizerError]:
-        """Return a stream of the errors from now on, of as many unread ones as configured."""
+        """Return a stream of the errors from now on; without a `buffer`, as large as configured."""
         stream: Stream[AtomizerError] = Stream(_size(buffer), self.report_problem)
         self._errors.append(stream)
         return stream
@@ -61,7 +61,7 @@ class Streams:
         self.report(AtomizerError(Event(message, level="error"), error))
 
     def close(self) -> None:
-        """End all streams: whoever iterates over one comes to its end."""
+        """Close all streams: iteration over them ends."""
         for events in self._events:
             events.close()
         for errors in self._errors:

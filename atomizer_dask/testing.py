@@ -49,14 +49,14 @@ class ConductorContract:
 
     @pytest.fixture
     def ends(self) -> tuple[Conductor, Conductor | None]:
-        """Return who sends, and who receives: None where the sender executes electrons itself."""
+        """Return the sender, and the receiver: None where the sender executes electrons itself."""
         raise NotImplementedError(
             "give your test class a fixture `ends`; see atomizer_dask.testing"
         )
 
     @pytest.fixture
     def sender(self, ends: tuple[Conductor, Conductor | None]) -> Iterator[Conductor]:
-        """Yield who sends, while an atomizer with two atoms executes what it sends."""
+        """Yield the sender, while an atomizer with two atoms executes what it sends."""
         sender, receiver = ends
         with ExitStack() as stack:
             stack.callback(sender.close)
@@ -112,14 +112,14 @@ class ConductorContract:
         assert _sent(sender, Electron(divide.id, {"x": 4})).result == 0.25
 
     def test_an_atom_that_nobody_knows_is_answered_with_an_error(self, sender: Conductor) -> None:
-        """Whoever waits for it is notified, and nothing else is harmed."""
+        """Its future is answered, and no other electron is harmed."""
         answer = _sent(sender, Electron("atomizer_dask.testing.none_such", {"x": 1}))
         assert isinstance(answer.error, ElectronError)
         assert answer.error.kind == "unknown_atom"
         assert _sent(sender, Electron(double.id, {"x": 1})).result == 2
 
     def test_what_is_no_electron_is_refused(self, sender: Conductor) -> None:
-        """At once, in the thread of whoever sends it."""
+        """`send` raises at once, in the thread that calls it."""
         something: Any = {"x": 1}
         with pytest.raises((TypeError, ConductorError)):
             sender.send(something)

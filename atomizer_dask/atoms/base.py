@@ -69,7 +69,7 @@ class Atom(ABC):
 
 
 def marks_of(of: Any) -> list[str]:
-    """Return what is special about how it is executed."""
+    """Return the options of an atom that are not their defaults, as short texts."""
     vectorised = ["vectorised"] if getattr(of, "vectorized", False) else []
     options = ("isolation", of.isolation), ("singleton", of.singleton)
     return vectorised + [f"{name} {one_line(chosen)}" for name, chosen in options if chosen]

@@ -1,6 +1,6 @@
-"""What we use of cloudpickle that is not public, but for what our pickler inherits.
+"""The private names of cloudpickle that this package uses, besides what `Pickler` inherits.
 
-Written against version 3.1. It cannot be imported where any of it is gone.
+Written against version 3.1. Importing this module fails where one of the names is gone.
 """
 
 from __future__ import annotations

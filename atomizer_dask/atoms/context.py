@@ -50,7 +50,7 @@ class Surrounded(Protocol):
 
 
 class Surroundings(Protocol):
-    """What a context asks of whoever executes its electron."""
+    """What a context asks of the lease that executes its electron."""
 
     rng: Positioned
 
@@ -64,16 +64,16 @@ class Surroundings(Protocol):
 
     @property
     def watch(self) -> Any:
-        """What knows how much time is left; None where there is no timeout."""
+        """The watch over the electron's time; None where there is no timeout."""
 
     def is_cancelled(self, offset: int) -> bool:
         """Return whether the electron at an offset shall end."""
 
     def conductor(self, offset: int) -> Any:
-        """Return what the electron at an offset sends further electrons through."""
+        """Return the conductor through which the electron at an offset sends others."""
 
     def emit(self, event: Event) -> None:
-        """Put an event on the stream of whoever sent the batch."""
+        """Put an event on the stream of the batch's sender."""
 
 
 class Context:
@@ -129,7 +129,7 @@ class Context:
     def rng(self) -> np.random.Generator:
         """The electron's own generator, at the start of its stream when first asked for.
 
-        The same bits for the same seed, wherever and next to whatever the electron runs.
+        The same seed gives the same bits, wherever the electron runs and whatever runs beside it.
         """
         self._need_single("rng", "use context.random(shape), a row per electron")
         if self._drawn:

@@ -51,14 +51,14 @@ def atom(
         an array, a dict of arrays or a DataFrame of that length, or a pair of these and of an
         array that says which rows have failed: booleans, texts that are empty where all is well,
         or None and exceptions. How many electrons are handed over at once varies: the result for
-        one must not depend on the others. A few are executed again in other cuts, and where that
-        gives other numbers all fail with `DependentRowsError`.
+        one must not depend on the others. A few are executed again in smaller slices, and where
+        their numbers differ electrons fail with `DependentRowsError`.
     isolation
-        ``"process"``: in a child process of the worker from the start, where it may crash and
-        harms nothing else. Electrons with a timeout are there anyway.
+        ``"process"``: execute electrons in a child process of the worker, where a crash harms
+        nothing else. Electrons with a timeout run in one anyway.
     singleton
-        ``"node"``: never two at once in one worker process. ``"cluster"``: never two at once
-        anywhere. Of a class, the instance is kept between electrons.
+        ``"node"``: never two electrons at once in one worker process. ``"cluster"``: never two at
+        once anywhere. The instance of a class is kept between electrons.
 
     Raises
     ------

@@ -29,15 +29,15 @@ class Definition(ABC):
     vectorized: bool = False
     isolation: str = ""
     singleton: str = ""
-    draws_from: frozenset[str] = frozenset()  # generators that all of a process share
-    exempt: Any = None  # what of it does not travel by value; see `pickling.Exempt`
+    draws_from: frozenset[str] = frozenset()  # shared generators; see `global_generators`
+    exempt: Any = None  # its parts that do not travel by value; see `pickling.Exempt`
 
     @property
     @abstractmethod
     def identity(self) -> tuple[Hashable, ...]:
-        """Says whether two definitions are the same atom, as long as both exist.
+        """Equal for two definitions of the same atom, as long as both exist.
 
-        They are where they were made of the same objects, and execute in the same way.
+        They are the same if they were made of the same objects, and execute in the same way.
         """
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Definition(ABC):
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """What parameters are where no input names them, by name."""
+        """The defaults of parameters, by name."""
         return {}
 
     @abstractmethod
@@ -279,7 +279,7 @@ def as_definition(value: Any) -> Definition | None:
 def as_it_is_now(definition: Definition) -> Definition:
     """Return the atom that its module has under the same name and id today.
 
-    As after a cell was edited or a module reloaded; the very one where there is no other.
+    It is another one after a cell was edited or a module reloaded; else the definition itself.
     """
     made_of: Any = getattr(definition, "function", None) or getattr(definition, "cls", None)
     made_of = inspect.unwrap(made_of) if callable(made_of) else made_of
@@ -295,7 +295,7 @@ def as_it_is_now(definition: Definition) -> Definition:
 
 
 def _is_alike(found: Any, definition: Definition) -> bool:
-    """Return whether what a module has may be an atom in place of another one."""
+    """Return whether an object found in a module may replace an atom."""
     if isinstance(found, Definition):
         return type(found) is type(definition) and found.vectorized == definition.vectorized
     if isinstance(definition, ClassAtom):
@@ -304,7 +304,7 @@ def _is_alike(found: Any, definition: Definition) -> bool:
 
 
 def _shown(parameter: Parameter) -> str:
-    """Return a parameter as in a signature, however large its default is."""
+    """Return a parameter as in a signature, with a long default shortened."""
     bare = one_line(str(parameter.replace(default=Parameter.empty)))
     if parameter.default is Parameter.empty:
         return bare

@@ -1,9 +1,9 @@
 """Atoms that draw from generators that all of a process share: `numpy.random.normal` and such.
 
-``seed=`` governs the stream of each electron, `Context.rng`, and knows nothing of these. So where
-an atom's code draws from them they are seeded for each electron from its own stream: old code
-gives the same bits everywhere too. A process has one of each, so that of several threads one at a
-time executes such an electron.
+``seed=`` fixes the stream of each electron, `Context.rng`, but not these generators. So where an
+atom's code draws from them, they are seeded for each electron from its own stream: old code gives
+the same bits everywhere too. A process has one generator of each kind, so that only one of its
+threads at a time executes such an electron.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LIBRARIES = ("torch", "cupy", "tensorflow")  # which have a generator of their 
 _BY_PACKAGES = {
     "rvs", "sample", "shuffle", "resample", "bootstrap", "permutation_test", "train_test_split",
 }  # fmt: skip
-_OWN = {"context", "rng"}  # by which an electron's own generator is called
+_OWN = {"context", "rng"}  # names of an electron's own generator
 KINDS: tuple[type, ...] = (
     np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence,
     random.Random,
@@ -85,7 +85,7 @@ def drawn_from(code: CodeType, scope: Mapping[str, Any]) -> set[str]:
 
 
 def _generators_at(value: Any, attributes: list[str]) -> set[str]:
-    """Return which generator is drawn from by an attribute of an attribute of a value."""
+    """Return the shared generators that a chain of attributes of a value draws from."""
     module = GENERATORS.get(id(getattr(value, "__self__", None)))
     if module is not None:  # `from random import gauss`
         return {_short(module.__name__)}
@@ -109,9 +109,9 @@ def _short(module: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _paths(code: CodeType) -> list[tuple[str, ...]]:
-    """Return what code loads by name, each with the attributes that are taken of it at once.
+    """Return the names that code loads, each with the attributes that it reads of it at once.
 
-    A module that it imports is called ``=name``, and so is a variable that holds one.
+    An imported module is called ``=name``, and so is a variable that holds one.
     """
     paths: list[list[str]] = []
     held: dict[str, list[str]] = {}  # by variables
@@ -124,7 +124,7 @@ def _paths(code: CodeType) -> list[tuple[str, ...]]:
             (last or paths[-1]).append(str(argument))
         elif name.startswith("STORE_") and last is not None and isinstance(argument, str):
             held[argument] = last
-            if last[0].startswith("="):  # what is taken of it is seen where it is loaded
+            if last[0].startswith("="):  # its attributes are read where the variable is loaded
                 paths.remove(last)
             last = None
         elif name == "IMPORT_NAME":
@@ -152,7 +152,7 @@ def is_generator(thing: Any) -> bool:
 
 
 class _Turn:
-    """Whose turn it is to draw from the generators of this process."""
+    """The lock on the shared generators of this process: its owner may draw from them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -163,9 +163,9 @@ class _Turn:
         self._before: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """Keep the states that the generators have, until the last one that began has ended.
+        """Save the states of the generators, until the last batch that began has ended.
 
-        In a process of the user they may be the user's own.
+        In a process of the user, they may be states that the user's own code goes on with.
         """
         with self._counting:
             if not self._under_way:
@@ -173,14 +173,14 @@ class _Turn:
             self._under_way += 1
 
     def end(self) -> None:
-        """Give the generators the states that they had, unless others go on to draw."""
+        """Restore the saved states, unless other batches are still under way."""
         with self._counting:
             self._under_way -= 1
             if not self._under_way:
                 _restore(self._before)
 
     def take(self, which: frozenset[str], stream: RandomStream, index: int) -> None:
-        """Draw from the stream of an electron from here on, until it is given back."""
+        """Take the turn, and seed the generators in `which` from the stream of an electron."""
         self._take(which)
         try:
             _seed(which, stream, index)
@@ -189,12 +189,12 @@ class _Turn:
             raise
 
     def give(self) -> None:
-        """Give the turn to whoever waits for it, if this thread still has it."""
+        """Release the turn, if this thread still has it."""
         if self._owner == threading.get_ident():
             self._give()
 
     def pause(self) -> Callable[[], None] | None:
-        """Let others draw while this thread waits, and return what takes the turn back."""
+        """Release the turn, if this thread has it; return a function that takes it back."""
         if self._owner != threading.get_ident():
             return None
         which, states = self._which, _states(self._which)
@@ -207,7 +207,7 @@ class _Turn:
         return resume
 
     def _take(self, which: frozenset[str]) -> None:
-        if self._owner != threading.get_ident():  # else what raised in this thread has left it so
+        if self._owner != threading.get_ident():  # else an exception left it taken
             self._lock.acquire()
         self._owner, self._which = threading.get_ident(), which
 
@@ -265,7 +265,7 @@ _SETTERS: dict[str, Callable[[Any], Any]] = {
 
 
 def warning_of_draws(definition: Any) -> str:
-    """Return what to say of a vectorised atom that draws from a generator of its process."""
+    """Return a warning about a vectorised atom that draws from a shared generator, or no text."""
     if not (definition.vectorized and definition.draws_from):
         return ""
     return (

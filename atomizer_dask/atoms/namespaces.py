@@ -36,7 +36,7 @@ _ARRIVED = "__arrived__"  # in globals that have arrived: their name
 
 Place = tuple[str, str] | None  # module and qualified name, where these lead to a thing
 
-# Modules of 0.1.0 that pickles in its stores refer to, with what they refer to, and where that is.
+# By module of 0.1.0 that pickles in its stores refer to: names in it, and the modules they are in.
 _RENAMED: dict[str, dict[str, str]] = {
     "atom": {
         "FunctionAtom": "atoms.definition",
@@ -81,7 +81,7 @@ class _Names:
         self._things: dict[str, Callable[[], Any]] = {}
 
     def renew(self) -> None:
-        """Give names of another process from now on; those given stay."""
+        """Give names as another process from now on; names already given stay."""
         self._process = secrets.token_hex(8)
 
     def of(self, thing: Any) -> str:
@@ -98,7 +98,7 @@ class _Names:
         return str(scope.get(_ARRIVED) or f"{self._process}-globals-{id(scope):x}")
 
     def give(self, thing: Any, name: str, *, is_home: bool) -> None:
-        """Note the name of a thing, which leads back to it where it is at home."""
+        """Note the name of a thing; where it is at home, the name leads back to the thing."""
         key = id(thing)
 
         def forget(_: object) -> None:
@@ -127,7 +127,7 @@ class _Space:
 
     def __init__(self) -> None:
         self.things: dict[str, Any] = {}
-        self.places: dict[tuple[str, str], tuple[str, Any]] = {}  # with the process of its name
+        self.places: dict[tuple[str, str], tuple[str, Any]] = {}  # naming process, and thing
         self.modules: dict[str, ModuleType] = {}
         self.referred: frozenset[str] = frozenset()  # modules that are imported here
         self._namespaces: dict[str, ModuleType] = {}
@@ -175,7 +175,7 @@ class _Space:
         return module if fromlist else self.modules.get(parts[0], module)
 
     def _put_into(self, module: ModuleType, name: str, part: str) -> None:
-        """Give a package a module of it that has arrived, as importing that would."""
+        """Make a module that has arrived an attribute of its package, as importing it would."""
         found = self.modules.get(f"{name}.{part}")
         if found is not None and not hasattr(module, part):
             setattr(module, part, found)
@@ -193,7 +193,7 @@ class _Arriving(threading.local):
 _names = _Names()
 _spaces: dict[str, _Space] = {}
 _arriving = _Arriving()
-_lock = threading.RLock()  # held until what arrives is complete, or others would use it as it is
+_lock = threading.RLock()  # held until a thing is complete: no other thread uses it before
 
 
 def _renew() -> None:
@@ -221,7 +221,7 @@ def have_arrived(scope: Mapping[str, Any]) -> bool:
 
 
 def refer(space: str, modules: frozenset[str]) -> None:
-    """Have things of these modules be those that this process imports, in a space."""
+    """Have a space take the things of these modules from what this process imports."""
     if modules and space != HOME:
         _spaces.setdefault(space, _Space()).referred = modules
 
@@ -233,7 +233,7 @@ def forget(space: str) -> None:
 
 @contextmanager
 def inside(space: str) -> Iterator[None]:
-    """Have the calling thread unpickle into a space, unless it says otherwise."""
+    """Have the calling thread unpickle into a space, unless `loads` is given another."""
     before, _arriving.space = _arriving.space, space
     try:
         yield
@@ -251,9 +251,9 @@ def loads(
     data
         The pickle.
     space
-        Where things of the user's own arrive; the one that the thread is `inside` unless given.
+        The space of the user's own things; the one that the thread is `inside` unless given.
     buffers
-        What was pickled out of band.
+        Buffers that were pickled out of band.
     known
         Classes that the pickle refers to by number.
     """
@@ -300,7 +300,7 @@ class _RenamingUnpickler(pickle.Unpickler):
 
 
 def recall(number: int) -> Any:
-    """Return what whoever unpickles knows under a number."""
+    """Return the object of this number among those given to `loads` as `known`."""
     return _arriving.known[number]
 
 
@@ -337,19 +337,19 @@ def arrive(name: str, place: Place, maker: Callable[..., Any], arguments: tuple[
 
 
 def _at_home(place: tuple[str, str], maker: Callable[..., Any]) -> Any:
-    """Return what stands at a place today: an earlier process may have named it."""
+    """Return the thing that is at a place today: an earlier process may have named it."""
     known = _at(*place)
     is_other = maker is FunctionType and not isinstance(known, FunctionType)
-    return None if is_other else known  # an atom perhaps, that the function was made
+    return None if is_other else known  # perhaps an atom, made of the function by a decorator
 
 
 def _from_others(
     space: _Space, name: str, place: tuple[str, str], maker: Callable[..., Any]
 ) -> Any:
-    """Return the class of a place that came from another process than this one of its name.
+    """Return the class at the same place that another process named; None where there is none.
 
-    As where a client sends its inputs to an atom of another client: both mean the same class. A
-    function means what it does, so that one of another process is another one.
+    A client may send inputs to an atom of another client, and both mean the same class. Functions
+    of two processes may do different things, so they stay two.
     """
     process, known = space.places.get(place, ("", None))
     return None if maker is FunctionType or process == _process_of(name) else known
@@ -367,7 +367,7 @@ def arrive_function(
     module = sys.modules.get(str(facts.get("__name__"))) if _arriving.space == HOME else None
     if module is None or _names.of_globals(vars(module)) != globals_name:
         module = space.namespace(globals_name, facts)
-    namespace = vars(module)  # that of today, where it is of a module of this very process
+    namespace = vars(module)  # today's, for a module of this very process
     return arrive(name, place, FunctionType, (code, namespace, None, None, closure))
 
 

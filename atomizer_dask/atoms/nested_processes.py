@@ -1,7 +1,7 @@
 """Processes that atoms start themselves: by multiprocessing, concurrent.futures and their like.
 
 The standard library pickles functions and classes by name alone. Where an atom runs, those of a
-script or notebook have none that could be imported: they came by value, and by value they go on.
+script or notebook cannot be imported by name: they came by value, and must be sent on by value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def arrive(data: bytes) -> Any:
-    """Return what was sent by value; what this process sends back may be of that kind, too."""
+    """Return what was sent by value, and have this process send by value in return."""
     let_code_travel_on()
     return cloudpickle.loads(data)
 

@@ -4,8 +4,8 @@ One rule for all that is pickled: what is the user's own travels by value, under
 it one object where it arrives (see `namespaces`); what is installed travels by name, see
 `own_modules`.
 cloudpickle takes functions and classes apart; unlike its own pickler, this one needs no registry
-of the process, keeps two versions of a class apart, and leaves the classes of whoever receives a
-result as they are.
+of the process, keeps two versions of a class apart, and leaves the classes of the process that
+receives a result as they are.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ _FIXED: tuple[type, ...] = (
 
 
 class Exempt(NamedTuple):
-    """What of the user's own does not travel by value, for it cannot.
+    """Modules and attributes of the user's own that cannot travel by value.
 
     Parameters
     ----------
     modules
-        They travel by name, as installed ones: workers import their own.
+        These travel by name, as installed ones: workers import their own.
     attributes
-        By module: they stay here, for the atom does not use them.
+        By module: these do not travel, for the atom does not use them.
     """
 
     modules: frozenset[str] = frozenset()
@@ -112,15 +112,15 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     Attributes
     ----------
     watched
-        What it has come by; see `Watched`.
+        The functions, classes and modules that it has pickled by value; see `Watched`.
     drawn_from
-        Which generators that a process shares its functions draw from; see `global_generators`.
+        The shared generators that its functions draw from; see `global_generators`.
     generators
-        Other random generators that it has come by.
+        Other random generators that it has pickled.
     modules, names
-        Names of the user's own modules that it has come by, and of what functions refer to.
+        Names of the user's own modules that it has pickled, and names that functions refer to.
     classes, things
-        Classes that it has pickled by value; these and functions.
+        Classes that it has pickled by value; classes and functions that it has.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     known
         Classes that are referred to by number.
     by_name
-        Whether functions that look up globals by name bring all of these.
+        Whether functions that look up globals by name, as by `eval`, travel with all of them.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.modules.add(cls.__module__)
         reduced = reduce_class(cls)
         maker, arguments, state, *_, setter = reduced
-        *others, _, extra = arguments  # without cloudpickle's own name of it
+        *others, _, extra = arguments  # without the id that cloudpickle gives it
         state[0].pop("__slotnames__", None)  # which Python adds when it pickles an instance
         self.watched.add_mapping(vars(cls))
         for value in vars(cls).values():
@@ -293,7 +293,7 @@ def classes_in(value: Any) -> list[type]:
     pickler = Pickler(io.BytesIO())
     try:
         pickler.dump(value)
-    except BaseException as error:  # of anybody's __reduce__: whoever pickles it learns of that
+    except BaseException as error:  # of a user's __reduce__: pickling the value reports it
         if is_interrupt(error):
             raise
     return pickler.classes
@@ -305,7 +305,7 @@ def dump_atom(definition: Definition) -> bytes:
 
 
 def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
-    """Return an atom as bytes, and what shows whether it has changed since.
+    """Return an atom as bytes, and a `Watched` that shows whether it has changed since.
 
     What the user wrote travels by value, so that workers need neither their files nor their
     notebook, and run it as it is now; installed packages go by reference.
@@ -335,10 +335,10 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
 
 
 def _exempted(definition: Definition, pickler: Pickler, is_fine: Callable[[Any], bool]) -> Exempt:
-    """Return what must not travel by value: modules, or what of them nobody uses.
+    """Return what must not travel by value: modules, or attributes of them that nobody uses.
 
-    Never the atom's own module, nor the script or notebook: workers may not have these. And no
-    module since it has a generator, for each worker would have a copy of that, too.
+    Never the atom's own module, nor the script or notebook: workers may not have these. A module
+    with a generator is not exempt either: a worker that imports its own would have a copy, too.
     """
     before: Exempt = definition.exempt or Exempt()
     modules, attributes = set(before.modules), dict(before.attributes)
@@ -361,7 +361,7 @@ def _exempted(definition: Definition, pickler: Pickler, is_fine: Callable[[Any],
 
 
 def look_at(definition: Definition) -> Watched:
-    """Return what shows whether an atom has changed, which need not travel.
+    """Return a `Watched` that shows whether an atom has changed; the atom need not travel.
 
     Raises
     ------
@@ -425,7 +425,7 @@ def _has_no_generator(value: Any) -> bool:
 
 
 def load_atom(data: bytes, *, space: str = HOME) -> Definition:
-    """Return the atom that `dump_atom` wrote, as one of a space."""
+    """Return the atom that `dump_atom` wrote, unpickled into a space."""
     definition: Definition = loads(data, space=space)
     if definition.exempt is not None:
         refer(space, definition.exempt.modules)
@@ -441,7 +441,7 @@ def _modules_of(definition: Definition) -> set[str]:
 
 
 def _culprit(definition: Definition, is_fine: Callable[[Any], bool]) -> str | None:
-    """Return what of an atom is not fine, in the user's words."""
+    """Return which part of an atom is not fine, in the user's words; None where none is found."""
     if isinstance(definition, ClassAtom) and definition.instance is not None:
         for name, value in vars(definition.instance).items():
             if not is_fine(value):

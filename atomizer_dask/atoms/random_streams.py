@@ -64,7 +64,7 @@ class RandomStream:
     generation: int = 0
 
     def child(self, index: int) -> RandomStream:
-        """Return the family of what electron `index` of this one sends."""
+        """Return the family of the electrons that electron `index` of this family sends."""
         parent = b"%d/%d/%d" % (self.key, self.generation, index)
         return RandomStream(int.from_bytes(blake2b(parent, digest_size=16).digest(), "little"), 1)
 

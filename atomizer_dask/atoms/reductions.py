@@ -32,7 +32,7 @@ _ENUMS_OWN = {"_value_", "_name_", "__objclass__", "_sort_order_"}  # of members
 
 
 def is_by_reference(thing: Any) -> bool:
-    """Return whether a function or a class is that of its name in an installed module."""
+    """Return whether a function or a class can be imported by name from an installed module."""
     found = lookup(thing)
     if found is None:
         return False
@@ -76,7 +76,7 @@ def imported_by(code: CodeType, package: str) -> Iterator[ModuleType]:
 
 
 def has_fixed_members(kind: Any) -> bool:
-    """Return whether an enum's members have no attributes of their own; so has what is no enum."""
+    """Return whether an enum's members have no attributes of their own; True for other classes."""
     is_own = issubclass(kind, Enum) and not is_by_reference(kind)
     return not is_own or not any(map(_state_of_member, kind))
 
@@ -137,7 +137,7 @@ def reduce_type_variable(variable: typing.TypeVar) -> Any:
 
 
 def reduce_weak_mapping(mapping: Any) -> Any:
-    """Reduce a mapping whose references to it are weak: what it holds travels."""
+    """Reduce a mapping of weak references: its items travel."""
     return type(mapping), (dict(mapping.items()),)
 
 
@@ -147,7 +147,7 @@ def reduce_sentinel(thing: Any) -> Any:
 
 
 def reduce_enum(cls: Any, maker: Any, state: Any, setter: Any) -> tuple[Any, Any, Any, Any]:
-    """Return how to make an enum: its maker, its members, its state and who sets that."""
+    """Return how to make an enum: its maker, its members, its state and the function to set it."""
     made = {name: member.value for name, member in cls.__members__.items()}
     if isinstance(getattr(cls, "_new_member_", None), FunctionType):
         maker = _enum_made_by_itself
@@ -159,7 +159,7 @@ def reduce_enum(cls: Any, maker: Any, state: Any, setter: Any) -> tuple[Any, Any
 
 
 def _as_made(member: Any) -> tuple[Any, Any]:
-    """Return what a member is beside being one, and its value, which its class made of it."""
+    """Return a member as an object of its mixed-in type, if any, and the value its class made."""
     base = type(member)._member_type_
     return (None if base is object else base(member)), member.value
 
@@ -167,7 +167,7 @@ def _as_made(member: Any) -> tuple[Any, Any]:
 def _enum_made_by_itself(
     bases: tuple[type, ...], name: str, qualname: str, members: dict[str, Any], *others: Any
 ) -> Any:
-    """Return an enum whose own `__new__` makes values: it must not make them once more."""
+    """Return an enum with a `__new__` of its own, which must not make its values once more."""
     kind: Any = next((base for base in bases if not issubclass(base, Enum)), None)
 
     def of_made(cls: Any, base: Any, value: Any) -> Any:

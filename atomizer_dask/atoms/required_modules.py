@@ -15,7 +15,7 @@ from atomizer_dask.atoms.code.own_modules import file_of, home_of, is_installed
 from atomizer_dask.atoms.code.references import References
 from atomizer_dask.atoms.definition import Definition
 
-# What a worker of this package has anyway, and what it is not to be asked for.
+# Not asked of workers: scripts travel by value, and each worker has this package and cloudpickle.
 _GIVEN = frozenset({"__main__", "__mp_main__", "atomizer_dask", "cloudpickle"})
 
 
@@ -28,7 +28,7 @@ class RequiredModules:
     certain
         Without these the atom cannot be read, or fails where it imports them.
     perhaps
-        It imports these itself where it is prepared to do without, within ``try``.
+        It imports these itself within ``try``, so it may do without them.
     """
 
     certain: frozenset[str] = frozenset()
@@ -65,7 +65,7 @@ def required_modules_of(definition: Definition, data: bytes) -> RequiredModules:
 
 
 class _Functions(References):
-    """A walk that notes the user's own functions that it comes by."""
+    """A walk over references that collects the user's own functions."""
 
     def __init__(self, home: str, depth: int = 0) -> None:
         super().__init__(home, depth)
@@ -99,7 +99,7 @@ def _referred_to(data: bytes) -> Iterator[str]:
     ``subimport`` with its name.
     """
     memo: list[Any] = []
-    last: list[Any] = [None, None]  # what was pushed, and before
+    last: list[Any] = [None, None]  # the last two values that were pushed
     for operation, argument, _ in pickletools.genops(data):
         name = operation.name
         if name == "MEMOIZE":
@@ -120,7 +120,7 @@ def _referred_to(data: bytes) -> Iterator[str]:
 
 
 def _imports(code: CodeType, package: str) -> Iterator[tuple[str, bool]]:
-    """Yield the modules that a function imports, and whether it is prepared to do without."""
+    """Yield the modules that a function imports, and whether it does so within ``try``."""
     listing = dis.Bytecode(code)
     caught = [(one.start, one.end) for one in getattr(listing, "exception_entries", ())]
     before: list[Any] = []

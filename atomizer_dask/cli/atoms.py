@@ -15,7 +15,13 @@ from atomizer_dask.atoms.definition import Definition, as_definition
 
 
 def load_atom(target: str) -> Definition:
-    """Return the atom that is named as ``MODULE:ATOM``."""
+    """Return the atom that is named as ``MODULE:ATOM``.
+
+    Raises
+    ------
+    click.UsageError
+        Where there is no such module or atom; the message names the nearest name.
+    """
     place, _, name = target.rpartition(":")
     if not place or not name:
         raise click.UsageError(
@@ -44,7 +50,7 @@ def _import(place: str) -> Any:
     if spec is None or spec.loader is None or not path.exists():
         raise click.UsageError(f"there is no file {place}")
     module = importlib.util.module_from_spec(spec)
-    # Registered, so that the atom's code is known to be the user's own and travels by value.
+    # In sys.modules, where `atoms/code/own_modules.py` finds it to be the user's own code.
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)

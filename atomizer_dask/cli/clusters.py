@@ -1,4 +1,4 @@
-"""Where a command runs: the options that say so, and a conductor there."""
+"""The cluster of a command: its options, and a conductor on it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from atomizer_dask.store.stored_run import check_usable
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where to run, as the options of a command say.
+    """The options of a command that choose its cluster.
 
-    Without any of them it is what is configured as ``atomizer.connection.target``, else a local
-    cluster.
+    Without any of them it is the scheduler configured as ``atomizer.connection.target``, else a
+    local cluster.
     """
 
     scheduler: str | None = None
@@ -40,7 +40,7 @@ class ClusterOptions:
             "--cluster": self.cluster,
         }
         places = [name for name, value in given.items() if value is not None]
-        for name in places:  # as of a variable of the shell that is not set
+        for name in places:  # empty where the shell expands a variable that is not set
             if given[name] in ("", Path()):
                 raise click.UsageError(f"{name} is empty: give it a value, or leave it out")
         if len(places) > 1:
@@ -64,7 +64,7 @@ class ClusterOptions:
 
     @property
     def target(self) -> str | Path | None:
-        """The scheduler that is there already; None where a cluster is to be started."""
+        """The running scheduler to connect to; None where a cluster is to be started."""
         if self.workers is not None or self.cluster is not None:
             return None
         return self.scheduler or self.scheduler_file or config.target()
@@ -106,7 +106,7 @@ _OPTIONS = (
 
 
 def cluster_options(command: Any) -> Any:
-    """Give a command the options that say where to run, as `ClusterOptions` in `place`."""
+    """Give a command the options that choose its cluster, passed as `ClusterOptions` in `place`."""
     names = [field.name for field in fields(ClusterOptions)]
 
     @wraps(command)
@@ -120,7 +120,10 @@ def cluster_options(command: Any) -> Any:
 
 
 def check_free(store: str | None, place: ClusterOptions, *, takeover: bool) -> None:
-    """Raise where a store is in use, before any job is submitted."""
+    """Raise `StoreError` where a store cannot be used, before jobs of a batch system are submitted.
+
+    With `takeover`, or without jobs, nothing is checked here.
+    """
     if store is not None and place.cluster is not None and not takeover:
         check_usable(store)
 
@@ -129,22 +132,22 @@ def check_free(store: str | None, place: ClusterOptions, *, takeover: bool) -> N
 def conductor_at(
     place: ClusterOptions, announce: Callable[[str], object] | None = None, *, wait: bool = True
 ) -> Iterator[DaskConductor]:
-    """Give a conductor on a cluster that is running, or on one of its own.
+    """Give a conductor on a running cluster, or on one that is started and ends with the context.
 
     Parameters
     ----------
     place
-        Where.
+        Chooses the cluster.
     announce
-        Called with what becomes of jobs of a batch system; stderr where not given.
+        Called with messages about jobs of a batch system; they go to stderr where not given.
     wait
-        Whether to wait for the first of them.
+        Whether to wait for the first worker of these jobs.
     """
     with ExitStack() as stack:
         target: Any = place.target
         if place.cluster is not None:
             jobs = Jobs(place.cluster, place.adapt or place.jobs or 1, announce or say)
-            click.get_current_context().call_on_close(jobs.cancel)  # also where we leave
+            click.get_current_context().call_on_close(jobs.cancel)  # called by `leave`, too
             stack.enter_context(jobs)
             jobs.start(wait=wait)
             target = jobs.cluster
@@ -154,6 +157,6 @@ def conductor_at(
 
 
 def say(text: str) -> None:
-    """Tell people something on stderr."""
-    with suppress(OSError):  # the terminal may be gone
+    """Print a line on stderr."""
+    with suppress(OSError):  # the terminal may be closed
         click.echo(text, err=True)

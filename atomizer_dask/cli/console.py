@@ -36,10 +36,10 @@ _EXPECTED = "write a whole number of at least 1, such as 1000, 1,000 or 1e6"
 
 
 def tosses_of(text: str) -> int:
-    """Return how many tosses somebody asks for.
+    """Return the number of tosses that a line asks for.
 
-    Else a ValueError says what to write. A point is taken with an exponent only, since 1.000 is
-    a thousand to some.
+    A decimal point is accepted only before an exponent, since in some countries 1.000 is a
+    thousand. A ValueError for any other text says what to write.
 
     >>> tosses_of("1,000"), tosses_of("1_000_000"), tosses_of("2.5e6")
     (1000, 1000000, 2500000)
@@ -55,7 +55,7 @@ def tosses_of(text: str) -> int:
 
 
 class _News:
-    """What the conductor reports, in `texts` until somebody looks. Nothing is executed here."""
+    """The listener of the conductor: it queues events and errors in `texts`, and has no atoms."""
 
     threads = 0
 
@@ -72,22 +72,24 @@ class _News:
         self.texts.put(event.message)
 
     def report(self, error: AtomizerError) -> None:
-        if error.event is not self._last:  # else it was reported already
+        if error.event is not self._last:  # else `emit` has queued it already
             self.texts.put(str(error))
 
 
 @dataclass
 class Conversation:
-    """Asks for tosses, says estimates: stdout gets what the Go console says, stderr the rest.
+    """Asks for tosses and prints estimates: stdout as in the Go console, all else to stderr.
 
     Parameters
     ----------
-    conductor, timeout
-        What carries the questions, and seconds to wait for an answer.
+    conductor
+        Sends the electrons.
+    timeout
+        Seconds to wait for each answer.
     quiet
-        Whether stdout gets the bare estimates and nothing else.
+        Whether stdout gets bare estimates and nothing else.
     interactive
-        Whether Ctrl-C stops waiting for one answer only.
+        Whether Ctrl-C only ends the wait for one answer, rather than the conversation.
     read
         Returns the next line, given the prompt.
     """
@@ -104,19 +106,19 @@ class Conversation:
         self.conductor.attach(self._news)
 
     def hold(self) -> None:
-        """Ask and answer until the input ends, or somebody interrupts it."""
+        """Read lines and answer them until the input ends, or the user interrupts it."""
         try:
             with noticing_signals():
                 while True:
                     text = self.read("" if self.quiet else PROMPT)
-                    self.failures += 1  # until it is answered, also where that is interrupted
+                    self.failures += 1  # counts as failed until answered, also when interrupted
                     self.failures -= self._answer(text.strip())
         except (EOFError, KeyboardInterrupt):
             if self.interactive or not self.quiet:
                 click.echo(err=self.quiet)
 
     def _answer(self, text: str) -> bool:
-        """Return whether there is an estimate for a line."""
+        """Answer a line; return whether there is an estimate."""
         try:
             tosses = tosses_of(text)
         except ValueError as error:
@@ -127,17 +129,17 @@ class Conversation:
         except Empty:
             click.echo(self._unanswered(), err=True)
         except KeyboardInterrupt:
-            if not self.interactive:  # a pipe may have many more lines
+            if not self.interactive:  # end the conversation: a pipe may have many more lines
                 raise
             click.echo("\nStopped waiting; an answer that still comes is not shown.", err=True)
         return False
 
     def _ask(self, tosses: int) -> Properties:
-        """Return the answer, and say what happens meanwhile; raise Empty where time is up."""
+        """Return the answer to an electron, and print events meanwhile; raise Empty on timeout."""
         news = self._news.texts
         until = monotonic() + self.timeout
         future = self.conductor.send(Electron(MonteCarlo.id, {"tosses": tosses}))
-        future.add_done_callback(lambda _: news.put(""))  # wakes us
+        future.add_done_callback(lambda _: news.put(""))  # wakes the loop below
         try:
             while not (future.done() and news.empty()):
                 text = news.get(timeout=min(max(until - monotonic(), 0), TIMEOUT_MAX))
@@ -145,7 +147,7 @@ class Conversation:
                     click.echo(one_line(text, _LONGEST), err=True)
             return future.result()
         finally:
-            future.cancel()  # not sent any more if it has not been
+            future.cancel()  # an electron that is still queued here is not sent any more
 
     def _unanswered(self) -> str:
         status = self.conductor.status()
@@ -191,7 +193,7 @@ def console(amqp: str | None, queue: str | None, ca: str | None, timeout: str, q
     Exit codes: 0 on a terminal, or where all lines were answered; 3 where some were not;
     1 where the broker cannot be reached.
     """  # noqa: D301 - click wants it
-    if sys.stdin is None or sys.stdout is None:  # as some services start what they start
+    if sys.stdin is None or sys.stdout is None:  # as under some service managers
         raise click.UsageError(
             "it reads from stdin and writes to stdout, and one of them is closed"
         )
@@ -200,7 +202,7 @@ def console(amqp: str | None, queue: str | None, ca: str | None, timeout: str, q
         with suppress(ImportError):  # there is none on Windows, whose terminal edits lines itself
             import readline  # noqa: F401 - from now on `input` has line editing and a history
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # what cannot be read is no number anyway
+        sys.stdin.reconfigure(errors="replace")  # a line that cannot be decoded is no number
     with heeding_termination(), errors_as_text():
         seconds = seconds_of(timeout, "--timeout") or 0.0
         with AmqpConductor(amqp, queue, ca_file=ca, serve=False) as conductor:

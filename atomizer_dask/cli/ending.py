@@ -18,39 +18,39 @@ from atomizer_dask.cli.clusters import say
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.runs.run import Run
 
-LEAVE_SECONDS = 12.0  # for a batch system to take orders; it kills us after some 30
+LEAVE_SECONDS = 12.0  # to cancel jobs; some 30 s after SIGTERM a batch system kills this process
 FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
 
 
 @contextmanager
 def errors_as_text() -> Iterator[None]:
-    """Show our errors as people want to read them, those of the configuration first of all."""
+    """Show errors of the package as click's messages; check the configuration first."""
     try:
         config.check()
         yield
     except AtomizerError as error:
         raise click.ClickException(str(error)) from error
-    except ValueError as error:  # an option that makes no sense
+    except ValueError as error:  # the value of an option is invalid
         raise click.UsageError(str(error)) from error
 
 
 class _TerminatedError(BaseException):
-    """Raised in the main thread where the process shall end."""
+    """Raised in the main thread by the handler of SIGTERM and SIGHUP."""
 
 
 @contextmanager
 def heeding_termination() -> Iterator[None]:
-    """Exit as with what is not all done where the process is asked to end, as batch systems do."""
+    """Exit with `INCOMPLETE` on SIGTERM or SIGHUP, as a batch system or a terminal sends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
         for one in before:
-            signal.signal(one, signal.SIG_IGN)  # once is enough
+            signal.signal(one, signal.SIG_IGN)  # a second signal does not interrupt the ending
         raise _TerminatedError
 
-    # A terminal that is closed hangs up; nohup would have that ignored.
+    # A terminal sends SIGHUP when it is closed. Under nohup it is ignored, and stays so.
     signals = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, terminate) for number in signals}
     try:
@@ -66,8 +66,8 @@ def heeding_termination() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """Exit without waiting for the workers of a local cluster, which end with this process.
 
-    Jobs of a batch system do not, and are cancelled. To be called on the main thread, also by what
-    handles a signal there, and so whatever it was about.
+    Jobs of a batch system do not end with it, and are cancelled. Call this function on the main
+    thread; a signal handler may call it, too.
     """
     ending = threading.Thread(target=click.get_current_context().close, daemon=True)
     ending.start()
@@ -79,9 +79,9 @@ def leave(code: int) -> NoReturn:
 
 
 def wait_for(run: Run) -> None:
-    """Wait for a run; interrupted twice it is cancelled, terminated it is suspended."""
+    """Wait for a run. A second Ctrl-C cancels the run; SIGTERM suspends it where it has a store."""
     try:
-        with suppress(KeyboardInterrupt):  # by now it is cancelled
+        with suppress(KeyboardInterrupt):  # `Run.wait` has cancelled the run
             run.wait()
     except _TerminatedError:
         if run.store is None:

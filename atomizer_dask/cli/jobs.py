@@ -1,8 +1,8 @@
-"""A cluster whose workers are jobs of a batch system, for the length of a command.
+"""A cluster whose workers are jobs of a batch system, for the duration of a command.
 
-How jobs look is dask-jobqueue's own configuration; how many there are is said here. What was
-submitted is cancelled whatever way the command ends, short of being killed: then workers end by
-themselves, because they miss their scheduler.
+The configuration of dask-jobqueue describes a job; the command says how many there are. However
+the command ends, it cancels the jobs that it has submitted. Only where it is killed it cannot;
+then the workers end by themselves, because they lose their scheduler.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import dask.config
 
 from atomizer_dask.errors import ConductorError
 
-CLOSE_SECONDS = 30.0  # for workers to take leave of their scheduler
-CANCEL_SECONDS = 10.0  # for the batch system to take orders
+CLOSE_SECONDS = 30.0  # for workers to unregister from their scheduler
+CANCEL_SECONDS = 10.0  # for the batch system to cancel the jobs
 LOOK_SECONDS = 0.2
 REMIND_SECONDS = 60.0
 
@@ -45,7 +45,7 @@ def kinds() -> dict[str, Any]:
             "jobs of a batch system need dask-jobqueue, which is not installed: "
             "pip install 'atomizer_dask[hpc]'"
         ) from error
-    finally:  # its import has Ctrl-C exit with success, whatever was going on
+    finally:  # its import installs a handler of Ctrl-C that exits with code 0
         signal.signal(signal.SIGINT, ctrl_c)
     base = dask_jobqueue.JobQueueCluster
     classes = [c for c in vars(dask_jobqueue).values() if isinstance(c, type)]
@@ -54,9 +54,12 @@ def kinds() -> dict[str, Any]:
 
 
 def kind(name: str) -> Any:
-    """Return the cluster class of a batch system, and raise `ConductorError` where there is none.
+    """Return the cluster class of a batch system.
 
-    Its jobs' size must be configured.
+    Raises
+    ------
+    ConductorError
+        Where dask-jobqueue knows no such system, or cores and memory of a job are not configured.
     """
     known = kinds()
     cluster = known.get(name.lower().removesuffix("cluster"))
@@ -86,16 +89,16 @@ class Jobs:
     Parameters
     ----------
     name
-        Of the batch system, as `kinds` has it.
+        Name of the batch system, as in `kinds`.
     count
-        Of jobs; or a pair of how many there are at least and at most, as work comes and goes.
+        Number of jobs; or a pair of the least and the most jobs, between which Dask adapts.
     announce
-        Called with lines for people.
+        Called with lines of text for the user.
 
     Attributes
     ----------
     cluster
-        Of dask-jobqueue.
+        The cluster object of dask-jobqueue.
 
     Raises
     ------
@@ -123,12 +126,12 @@ class Jobs:
             ) from error
 
     def start(self, *, wait: bool = True) -> None:
-        """Submit jobs, and wait for the first worker where some are to be there at any time.
+        """Submit jobs; with `wait`, and if there is at least one job, wait for the first worker.
 
         Raises
         ------
         ConductorError
-            Where the batch system refuses them.
+            Where the batch system refuses a job, and there is no worker.
         """
         if isinstance(self._count, tuple):
             least, most = self._count
@@ -151,17 +154,17 @@ class Jobs:
 
     @property
     def ids(self) -> list[str]:
-        """What the batch system calls the jobs that it has, or has had."""
+        """The ids that the batch system has given to the jobs so far."""
         return [str(job.job_id) for job in self._made if job.job_id is not None]
 
     def _workers(self) -> int:
         return len(self.cluster.scheduler_info["workers"])
 
     def _watch(self, began: float) -> None:
-        """Tell what happens until the first worker is there, or a job is refused, or all end."""
+        """Announce what happens until the first worker is there, a job is refused, or all end."""
         listed, due = 0, began + REMIND_SECONDS
         while not self._ending.wait(LOOK_SECONDS):
-            # In this order: the job of a worker that is there has been submitted.
+            # Workers first, then ids: so the job of each worker is among the ids.
             workers, ids, seconds = self._workers(), self.ids, monotonic() - began
             if len(ids) > listed:
                 self._announce(f"submitted: {', '.join(ids[listed:])}")
@@ -199,21 +202,21 @@ class Jobs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Close it; where something has gone wrong, in a hurry."""
+        """Close the cluster; after an exception, cancel the jobs at once."""
         if kind is None:
             self.close()
         else:
             self.cancel()
 
     def close(self) -> None:
-        """Have workers take leave, and cancel the jobs; twice does no harm."""
+        """Close workers and scheduler in order, and cancel the jobs; can be called twice."""
         if self._closed:
             return
         self._ending.set()
         try:
             self.cluster.close(timeout=CLOSE_SECONDS)
             self._closed = True
-        except (TimeoutError, RuntimeError, OSError, AssertionError):  # then without leave
+        except (TimeoutError, RuntimeError, OSError, AssertionError):  # then without the workers
             self.cancel()
 
     def cancel(self) -> None:
@@ -232,14 +235,14 @@ class Jobs:
 
 async def _cancel(jobs: list[Any]) -> list[str]:
     """Cancel jobs; return which of them could not be."""
-    while any(job.is_on_its_way for job in jobs):  # to the batch system: it has no name yet
+    while any(job.is_on_its_way for job in jobs):  # being submitted: it has no id yet
         await asyncio.sleep(0.02)
     done = await asyncio.gather(*(job.close() for job in jobs), return_exceptions=True)
     return [str(job.job_id) for job, was in zip(jobs, done, strict=True) if was is not None]
 
 
 def _heard(kind_of_job: Any, jobs: Jobs) -> Any:
-    """Return a class of jobs that `jobs` hears of, and that are cancelled once."""
+    """Return a subclass of a job class: `jobs` is notified of each job, which is cancelled once."""
     from dask_jobqueue.core import Job
 
     class Heard(kind_of_job):  # type: ignore[misc]
@@ -254,7 +257,7 @@ def _heard(kind_of_job: Any, jobs: Jobs) -> Any:
             try:
                 await super().start()
             except Exception as error:
-                await super(Job, self).close()  # Dask wants to know how it ended
+                await super(Job, self).close()  # sets the status that Dask waits for
                 jobs.note_refused(error)
                 raise
             finally:

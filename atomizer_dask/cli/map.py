@@ -112,7 +112,7 @@ def map_(
 
 
 def _end(run: Run, out: Path | None) -> None:
-    """Say what came of a run, and exit accordingly."""
+    """Print a summary of a run, and exit with its exit code."""
     p = run.progress
     rows = f"{p.done + p.failed:,} rows"
     click.echo(
@@ -144,7 +144,7 @@ def _read(source: Path) -> pd.DataFrame:
             return pd.read_csv(source)
         if source.suffix in (".parquet", ".pq"):
             return pd.read_parquet(source)
-    except (OSError, ValueError) as error:  # those of pandas and pyarrow are of these kinds
+    except (OSError, ValueError) as error:  # errors of pandas and pyarrow are subclasses of these
         raise click.UsageError(f"cannot read {source}: {error}") from error
     raise click.UsageError(f"--sweep reads .csv and .parquet, got {source.name}")
 
@@ -157,7 +157,7 @@ def _how(
     allow_pickle: bool,
     priority: int | None,
 ) -> dict[str, Any]:
-    """Return the options of `Atomizer.map`, checked before anything else is done."""
+    """Return the options of `Atomizer.map`, checked before a cluster is started."""
     how: dict[str, Any] = {
         "timeout": _number_or_text(timeout),
         "on_failure": on_failure,
@@ -178,7 +178,7 @@ def _check_kept(out: Path | None, store: str | None) -> None:
 
 
 def _check_writable(out: Path | None) -> None:
-    """Raise now rather than when the results are there."""
+    """Raise `click.UsageError` where results cannot be written, before any are computed."""
     if out is None:
         return
     if out.suffix not in (".csv", ".parquet", ".pq"):

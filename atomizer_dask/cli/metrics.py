@@ -73,7 +73,7 @@ class Collector:
 def serve_metrics(
     conductor: AmqpConductor, executing: BatchConductor, host: str, port: int
 ) -> Callable[[], None]:
-    """Serve the counts over HTTP, and return what ends it.
+    """Serve the metrics over HTTP, and return a function that ends the server.
 
     Raises
     ------

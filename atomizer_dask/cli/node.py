@@ -1,4 +1,4 @@
-"""The command ``node``: serves atoms to whoever sends electrons over RabbitMQ."""
+"""The command ``node``: serves atoms to clients that send electrons over RabbitMQ."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from atomizer_dask.config import setting
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.registry import registered
 
-LOOK_SECONDS = 0.2  # whether the workers are still there
+LOOK_SECONDS = 0.2  # between two checks of the state of the scheduler
 SWITCH_SECONDS = 0.001
-COLLECT_AFTER = 50_000, 20, 100  # objects; 700, 10, 10 unless set
+COLLECT_AFTER = 50_000, 20, 100  # thresholds of the garbage collector; by default 700, 10, 10
 TOGETHER_SECONDS = 0.5  # in which two signals count as one
 LOST = 1  # exit code: the scheduler is gone
 
@@ -80,15 +80,15 @@ def node(
     \b
     Exit codes: 0 drained, 1 nothing to work with: no broker, or the scheduler is gone.
     """  # noqa: D301 - click wants it
-    # What arrives and what is answered passes several threads; at 5 ms a turn each electron would
-    # wait for the others' turns.
+    # Each electron and each answer passes several threads. With Python's switch interval of 5 ms it
+    # would wait at each of them.
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     with errors_as_text(), ExitStack() as stack:
         signals = stack.enter_context(_signals_to_end())
         seconds = seconds_of(grace, "--grace", least=0.0)
         seconds = setting("node.grace") if seconds is None else seconds
         atoms = [load_atom(target) for target in targets]
-        registered.atoms.clear()  # modules may register more than was asked for
+        registered.atoms.clear()  # the modules may register atoms that the command does not name
         log = stack.enter_context(logging_to_stderr())
         conductor = AmqpConductor(amqp, queue, ca_file=ca, max_in_flight=max_in_flight)
         stack.callback(conductor.close)
@@ -103,18 +103,18 @@ def node(
 
 
 class Node:
-    """An atomizer that serves a queue until it is asked to end.
+    """An atomizer that serves a queue until a signal asks it to end.
 
     Parameters
     ----------
     conductor
-        Where electrons come from.
+        Receives the electrons.
     dask
-        Where they are executed.
+        Executes them.
     atoms
-        That are served.
+        The atoms that are served.
     log
-        What happens is written there.
+        Gets events, errors and the state of the node.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class Node:
         self._atomizer = Atomizer(dask, conductor, *atoms)
 
     def serve(self, signals: SimpleQueue[int], grace: float) -> bool:
-        """Serve until a signal, then drain for `grace` seconds; return whether workers were lost.
+        """Serve until a signal, then drain for `grace` seconds; return False.
 
-        They are lost where the scheduler is gone, which ends it too.
+        Where the scheduler is gone, end at once, without grace, and return True.
         """
         self._atomizer.events().subscribe(self._log.event)
         self._atomizer.errors().subscribe(self._log.error)
@@ -156,7 +156,7 @@ class Node:
         return gone
 
     def _drain(self, grace: float) -> None:
-        """End what runs, return the rest to the queue, and close."""
+        """Let running electrons end, return the others to the queue, and close."""
         conductor = self._conductor
         self._log.line("draining", grace=grace, in_flight=conductor.status().in_flight)
         conductor.stop_receiving()
@@ -175,10 +175,10 @@ class Node:
 
 
 def _spare_the_collector() -> None:
-    """Have the garbage collector look less often at what is no garbage.
+    """Have the garbage collector run more rarely, and skip all objects that exist now.
 
-    What there is by now lives as long as the node does. Of the thousands of electrons in hand each
-    is some ten objects, none in a cycle; to look at them took a quarter of a busy node's time.
+    These objects live as long as the node. Each of the thousands of electrons in hand has some ten
+    objects, none of them in a cycle; to traverse these took a quarter of a busy node's time.
     """
     gc.collect()
     gc.freeze()
@@ -187,9 +187,10 @@ def _spare_the_collector() -> None:
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Have processes that are started here ignore Ctrl-C, which a terminal sends to all of them.
+    """Have processes that are started in this context ignore Ctrl-C.
 
-    Workers would end of it; once they are there they are shielded from that and more.
+    A terminal sends it to all processes of the node, and workers would end. Once they are there,
+    `DaskConductor.shield_workers` shields them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -211,13 +212,13 @@ def _holds(signals: SimpleQueue[int], seconds: float) -> bool:
 
 @contextmanager
 def _signals_to_end() -> Iterator[SimpleQueue[int]]:
-    """Give a queue for the signal that asks the process to end; asked twice, it ends at once.
+    """Give a queue that gets the first SIGTERM or SIGINT; a second signal ends the process at once.
 
-    Not where both come at one go: `timeout` signals the process, and then its group, it among
-    them.
+    Two signals within half a second count as one: the command `timeout` signals the process, and
+    then its process group, which includes the process.
 
-    No `threading.Event`: who waits for one holds its lock for a moment now and then, and would
-    never get on if the signal came just then, for `set` needs the same lock.
+    This is no `threading.Event`: the main thread, which waits for it, sometimes holds its lock. A
+    signal handler that called `set` in this moment would wait for that lock for ever.
     """
     signals: SimpleQueue[int] = SimpleQueue()
     first = inf

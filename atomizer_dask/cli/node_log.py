@@ -1,7 +1,7 @@
-"""What happens to a node, as lines of JSON.
+"""The log of a node, as lines of JSON.
 
-What libraries log comes through `logging`. Events and errors of ours do not: as records they would
-lose what they are about, which a formatter of JSON would have to be given beside the text.
+Records of libraries come through `logging`. Events and errors of this package do not: a log record
+has only their text, and would lose their fields: atom, electron and conductor.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import AtomizerError, text_of
 from atomizer_dask.events import Event
 
-LINES_A_SECOND = 10  # about electrons that failed, of which there may be thousands
+LINES_A_SECOND = 10  # of warnings and errors: thousands of electrons may fail in a second
 MESSAGE = 500  # characters
 STDERR = 2
-END_SECONDS = 1.0  # for processes that hold it to end
+END_SECONDS = 1.0  # for processes that hold stderr open to end
 _QUIET = {"debug", "info"}
-_TOLD_ANYWAY = ("pika.adapters", "pika.connection")  # seven lines for each failed connection
+_TOLD_ANYWAY = ("pika.adapters", "pika.connection")  # log seven lines for each failed connection
 
 
 class NodeLog:
@@ -36,7 +36,7 @@ class NodeLog:
     Parameters
     ----------
     file
-        Where they go.
+        Text file that gets the lines.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -48,7 +48,7 @@ class NodeLog:
         self._last = monotonic()
 
     def line(self, event: str, level: str = "info", **facts: Any) -> None:
-        """Write a line."""
+        """Write a line; `facts` that are empty or None are left out."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         known = {name: fact for name, fact in facts.items() if fact not in ("", None)}
         text = json.dumps({"time": time, "level": level, "event": event, **known}, default=str)
@@ -57,9 +57,9 @@ class NodeLog:
             self._file.flush()
 
     def event(self, event: Event) -> None:
-        """Write what a conductor announces, and whatever is worth a warning."""
+        """Write events of conductors, and warnings; of the latter only a few a second."""
         if event.level == "error" or (event.level in _QUIET and not event.conductor_id):
-            return  # errors come as such, too
+            return  # `error` writes errors
         if event.level in _QUIET or self._may_write():
             self.line(
                 shorten(event.message, MESSAGE),
@@ -70,7 +70,7 @@ class NodeLog:
             )
 
     def error(self, error: AtomizerError) -> None:
-        """Write what went wrong, as far as there is not too much of it."""
+        """Write an error, unless too many lines have been written in this second."""
         if not self._may_write():
             return
         event = error.event
@@ -85,19 +85,19 @@ class NodeLog:
         )
 
     def record(self, record: logging.LogRecord) -> None:
-        """Write what a library has logged, its traceback with it."""
+        """Write a record of `logging` with its traceback."""
         if not self._may_write():
             return
         message = logging.Formatter("%(message)s").format(record)
         self.line(record.name, record.levelname.lower(), message=_ending(message))
 
     def text(self, line: str) -> None:
-        """Write a line that somebody, an atom say, has written to stderr."""
+        """Write a line that an atom, or any other code, has written to stderr."""
         if line.strip() and self._may_write():
             self.line("stderr", "warning", message=shorten(line, MESSAGE))
 
     def health(self, status: QueueStatus, threads: int) -> None:
-        """Write how the node is."""
+        """Write the state of the node: its counts, and electrons answered per second."""
         now = monotonic()
         rate = (status.answered - self._answered) / max(now - self._last, 1e-9)
         self._answered, self._last = status.answered, now
@@ -122,23 +122,23 @@ class NodeLog:
 
 
 class _Handler(logging.Handler):
-    """Gives what is logged to a `NodeLog`."""
+    """Passes log records of level warning and above to a `NodeLog`."""
 
     def __init__(self, log: NodeLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not record.name.startswith(_TOLD_ANYWAY):  # by the conductor, in a line
+        if not record.name.startswith(_TOLD_ANYWAY):  # the conductor reports these in one line
             self._log.record(record)
 
 
 @contextmanager
 def logging_to_stderr() -> Iterator[NodeLog]:
-    """Give a log on stderr through which goes whatever else would be written there.
+    """Give a log on stderr that also gets everything else that is written to stderr.
 
-    What libraries log in this process, and as lines of text all that it or a process that it starts
-    writes to stderr: Dask's workers, atoms that print, crashes of the interpreter.
+    It gets the log records of libraries in this process, and each line of text that this process,
+    or one that it starts, writes to stderr: Dask's workers, atoms that print, crashes of Python.
     """
     stderr = os.dup(STDERR)
     reading, writing = os.pipe()
@@ -164,7 +164,7 @@ def _pass_on(reading: int, log: NodeLog) -> None:
 
 @contextmanager
 def _logged(log: NodeLog) -> Iterator[None]:
-    """Have all loggers use `log` in place of the handlers that they have, Dask's own above all."""
+    """Replace the handlers of all loggers, such as Dask's, by one that passes records to `log`."""
     names = [name for name in logging.root.manager.loggerDict if logging.getLogger(name).handlers]
     loggers = [logging.root, *map(logging.getLogger, names)]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
@@ -186,5 +186,5 @@ def _behind(error: BaseException | None) -> str:
 
 
 def _ending(text: str) -> str:
-    """Return a text cut to a length from its end: that of a traceback says most."""
+    """Return the end of a text, which in a traceback names the error."""
     return text if len(text) <= 4 * MESSAGE else "..." + text[3 - 4 * MESSAGE :]

@@ -16,7 +16,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def broker_options(command: Any) -> Any:
-    """Give a command the options that say which queue of which broker; see `BrokerCommand`."""
+    """Give a command the options that choose broker and queue; use it with `BrokerCommand`."""
     for option in (
         click.option(
             "--ca",
@@ -37,7 +37,13 @@ def broker_options(command: Any) -> Any:
 
 
 def priority_option(otherwise: str) -> Callable[[_Command], _Command]:
-    """Give a command the option that says before whom a run goes."""
+    """Give a command the option for the priority of a run.
+
+    Parameters
+    ----------
+    otherwise
+        The default, for the help text.
+    """
     return click.option(
         "--priority",
         type=click.IntRange(-MOST_PRIORITY, MOST_PRIORITY),
@@ -46,15 +52,15 @@ def priority_option(otherwise: str) -> Callable[[_Command], _Command]:
 
 
 class BrokerCommand(click.Command):
-    """A command that does not repeat credentials where a URL is in the wrong place."""
+    """A command whose error messages hide the credentials of a URL."""
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        """Read the arguments."""
+        """Parse the arguments; error messages hide credentials."""
         with _credentials_hidden():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Do what the command does."""
+        """Run the command; error messages hide credentials."""
         with _credentials_hidden():
             return super().invoke(ctx)
 

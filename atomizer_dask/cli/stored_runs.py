@@ -65,7 +65,7 @@ def _line(run: Run, held: bool, rate: float | None = None) -> str:
     rate = p.rate if rate is None else rate
     total = "?" if p.total is None else f"{p.total:,}"
     thousandths = floor(1000 * (p.done + p.failed) / p.total) if p.total else 0
-    share = f" ({thousandths / 10:.1f}%)" if p.total else ""  # 100 where it is all there
+    share = f" ({thousandths / 10:.1f}%)" if p.total else ""  # rounded down: 100 means all
     known = held and p.total is not None and rate
     left = (p.total - p.done - p.failed) / rate if known else None  # type: ignore[operator]
     eta = f", {_duration(left)} left" if left else ""
@@ -82,7 +82,7 @@ def _duration(seconds: float) -> str:
 
 
 def _watch(store: str, run: Run) -> Run:
-    """Print a line whenever something has changed, until nobody works on the run any more."""
+    """Print a line whenever electrons have ended, until no process works on the run any more."""
     before, seen, state = _known(run.progress), time.monotonic(), run.state
     # A detached run has no holder until a worker has a thread for its driver.
     while run.provenance["holder"] is not None or run.state == "detached":
@@ -92,7 +92,7 @@ def _watch(store: str, run: Run) -> Run:
         if known != before:
             click.echo(_line(run, True, (known - before) / (at - seen)))
             before, seen, state = known, at, run.state
-    run = Run.open(store)  # with what was done between the last look and the end
+    run = Run.open(store)  # with outcomes between the last look and the end
     if (_known(run.progress), run.state) != (before, state):
         click.echo(_line(run, False))
     return run
@@ -185,7 +185,7 @@ def resume(
 
 
 def _check_detachable(place: ClusterOptions) -> None:
-    """Raise where the workers end with this command."""
+    """Raise `click.UsageError` where the workers end with this command."""
     if place.cluster is not None:
         raise click.UsageError(
             "--detach makes no sense with --cluster: its jobs, and with them the run, end with "

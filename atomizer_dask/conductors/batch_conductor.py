@@ -1,4 +1,4 @@
-"""What every conductor is, and what those have in common that carry batches."""
+"""The base class of conductors that carry batches."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from atomizer_dask.sweeps.sweep import Sweep
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-JOIN_SECONDS = 0.05  # between two counts of what is left
+JOIN_SECONDS = 0.05  # between two looks at what has not ended
 HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
-LEAVE_SECONDS = 10.0  # for runs to be left where the interpreter ends
+LEAVE_SECONDS = 10.0  # to wait for runs to be left when the interpreter ends
 
 
 class BatchConductor(LiveDisplay, Conductor, Carrier):
-    """A conductor that carries whole batches: it can run sweeps, and bundles what is sent."""
+    """A conductor of whole batches: it runs sweeps, and bundles electrons sent one by one."""
 
-    space = HOME  # where outcomes arrive of what is sent from here; see `namespaces`
+    space = HOME  # in which outcomes of electrons sent from here are unpickled; see `namespaces`
 
     def __init__(self, id: str) -> None:
         check()
@@ -60,18 +60,18 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         self._gone: ConductorError | None = None
         self._withdrawn: ConductorError | None = None
 
-    # -- what each of them gives ------------------------------------------------------------
+    # -- what subclasses override -----------------------------------------------------------
 
     @abstractmethod
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
-        """Have what has not been begun of a run, or of an electron's descendants, given back.
+        """Have workers give back electrons not begun, of a run or of an electron's descendants.
 
         Parameters
         ----------
         root
-            The run or the electron.
+            The id of the run or the electron; or the channel of all that was sent one by one.
         epoch
-            Only batches made up to then.
+            Only batches made in this epoch or an earlier one are stopped.
         cancel
             Cancel running electrons too, through ``context.cancelled``.
         """
@@ -113,12 +113,12 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         raise NotImplementedError
 
     def whereabouts(self) -> dict[str, Any]:
-        """Return where it carries electrons, for the record."""
+        """Return the conductor's type and threads, as the store of a run records them."""
         return {"conductor": type(self).__name__, "threads": self.threads}
 
     @abstractmethod
     def status(self) -> ConductorStatus:
-        """Return how it is and who its workers are, as last heard of."""
+        """Return the state of the conductor and its workers, as last reported."""
 
     @property
     def state(self) -> ConductorState:
@@ -128,19 +128,19 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return "connected" if self._gone is None else "gone"
 
     def in_flight(self, run_id: str) -> list[Batch]:
-        """Return the batches of a run that outlived who submitted them, in that order."""
+        """Return the batches of a run that outlived their client, in the order of submission."""
         return []
 
     def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
-        """Forget the outcomes of batches of a run, or all of them, for the store has them."""
+        """Forget the outcomes of batches of a run, all where `keys` is None: the store has them."""
 
     def standstill(self, version: Any) -> str:
-        """Return why an atom can be executed nowhere just now; nothing where it can."""
+        """Return why no worker can execute an atom at present; empty where one can."""
         return ""
 
     @abstractmethod
     def version_of(self, definition: Definition) -> Any:
-        """Return what a site needs to find just this atom.
+        """Return the version of an atom: what a site needs to find this very definition.
 
         Raises
         ------
@@ -149,11 +149,11 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         """
 
     def find_version(self, atom_id: str) -> Any:
-        """Return the version of an atom that others made known; None where there is none."""
+        """Return the version of an atom that another client published; None without one."""
         return None
 
     def fetch(self, atom_id: str) -> Definition | None:
-        """Return an atom that others made known; None where there is none."""
+        """Return an atom that another client published; None where there is none."""
         return None
 
     def catalog(self) -> Mapping[str, Any]:
@@ -161,7 +161,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return Origin().catalog
 
     def publish(self, definition: Definition) -> None:
-        """Make an atom known to whoever else uses the same transport."""
+        """Publish an atom to all others that use the same transport."""
 
     # -- what the atomizer uses -------------------------------------------------------------
 
@@ -183,16 +183,17 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return registered.atoms.get(atom_id)
 
     def census(self, channel: str) -> tuple[int, int]:
-        """Return how many electrons of a channel are not done, and how many there ever were.
+        """Return how many electrons of a channel are not done, and how many were ever sent here.
 
-        To be called on the dispatcher's thread.
+        The second number counts all channels. To be called on the dispatcher's thread.
         """
         return self._sender.unfinished(channel), self._sender.count
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is left of what was sent one by one, or descends from it.
+        """Wait until all electrons sent one by one, and their descendants, are done.
 
-        Two counts in a row must agree, for they are not taken everywhere at the same moment.
+        Returns False where that takes longer than `timeout` seconds. Two counts in a row must
+        agree, because workers do not count at the same moment.
         """
         until = None if timeout is None else monotonic() + timeout
         before = None
@@ -209,9 +210,9 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         return True
 
     def count_all(self) -> tuple[int, int]:
-        """Return the census of its own channel, wherever electrons of it are."""
+        """Return the census of the conductor's own channel, over all processes."""
         counted = self.ask(lambda: self.census(self.channel))
-        while not wait([counted], SLICE_SECONDS).done:  # however long something else takes
+        while not wait([counted], SLICE_SECONDS).done:  # however long the action before takes
             if not self._dispatch().is_alive:
                 return 0, self._sender.count
         return counted.result()
@@ -235,7 +236,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
     def post(self, action: Callable[[], Any]) -> None:
         """Have `action` called on the dispatcher's thread; where it raises, all under way fails.
 
-        What concerns the electrons of one source is posted to their driver.
+        An action about the electrons of one source is posted to their driver instead.
         """
         self._dispatch().post(action)
 
@@ -246,7 +247,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
     def do(self, action: Callable[[], None]) -> None:
         """Have `action` done on the dispatcher's thread, and wait for it.
 
-        What is called from that very thread, by a policy of the user's say, is done a little later.
+        On that thread itself, as within a policy of the user's, the action is only posted.
 
         Raises
         ------
@@ -258,12 +259,12 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         self._dispatch().do(action)
 
     def ask(self, action: Callable[[], T]) -> Future[T]:
-        """Have `action` called on the dispatcher's thread; the future has what that gives."""
+        """Have `action` called on the dispatcher's thread; the future has its result."""
         return self._dispatch().ask(action)
 
     @property
     def obstacle(self) -> str:
-        """Where the thread that directs all runs is stuck, in words; empty where it is not."""
+        """Where the dispatcher's thread is stuck, in words; empty where it is not stuck."""
         dispatcher = self._dispatcher
         return dispatcher.obstacle.message if dispatcher and dispatcher.is_stuck else ""
 
@@ -280,7 +281,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         self.post(lambda: self.stop(electron_id, 0, cancel=True))
 
     def withdraw(self) -> None:
-        """Begin nothing more of what was sent from here one by one; what runs, runs to its end.
+        """Begin no more electrons that were sent one by one; running ones run to their end.
 
         The futures of electrons that have not begun end with a `ConductorError`.
         """
@@ -299,7 +300,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             raise ConductorError(Event("the conductor is closed", conductor_id=self.id))
 
     def announce_waiting(self, channel: str, electron_id: str) -> None:
-        """Notify the listeners that an electron waits for others that it sent."""
+        """Notify the listeners and the drivers that an electron waits for its children."""
         for listener in self._listeners:
             listener.note_waiting(electron_id)
         self.post(lambda: self._sender.note_waiting(electron_id))
@@ -324,7 +325,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
     def send_as(
         self, electron: Electron, definition: Definition, route: Route | None = None
     ) -> ElectronFuture:
-        """Have an electron executed by just this atom, and what it sends go along a route."""
+        """Have this very definition execute an electron; what the electron sends takes `route`."""
         return self._sender.send(electron, self.version_of(definition), route)
 
     def send_child(
@@ -335,7 +336,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         origin: Origin,
         root: str,
     ) -> ElectronFuture:
-        """Have an electron executed that another one sent, by the atom which *its* sender meant."""
+        """Have a child executed, by the version of its atom in its sender's catalog, else ours."""
         check_electron(electron)
         version = origin.catalog.get(electron.atom_id)
         if version is None:
@@ -380,7 +381,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             "make one here, or do not fork"
         )
         error = ConductorError(Event(message, conductor_id=self.id, level="error"))
-        self._opening = threading.Lock()  # the parent may have had it just then
+        self._opening = threading.Lock()  # a thread of the parent may have held it
         self._closed, self._gone = True, error
         for driver in list(self._drivers):
             driver.disown(error)
@@ -388,7 +389,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
     # -- on the dispatcher's thread ---------------------------------------------------------
 
     def lose(self, error: ConductorError) -> None:
-        """Note that the other side is gone: everything under way fails, and nothing is taken."""
+        """Note that the other side is gone: everything under way fails, and sending raises."""
         if self._gone is None and not self._closed:
             self._gone = error
             self.report("", error)
@@ -402,14 +403,14 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             return self._dispatcher
 
     def _report_broken(self, error: BaseException) -> None:
-        """Fail all that is under way: nobody knows whose the action was that raised."""
+        """Fail everything under way: the action that raised may concern any source."""
         failure = as_error(error)
         logger.error("all that is under way on %s fails: %s", self.id, failure)
         self._fail_all(failure)
         self.report("", failure)
 
     def _give_up(self, stuck: Event) -> None:
-        """Wake whoever waits, though the dispatcher's thread is stuck."""
+        """Wake the threads that wait, though the dispatcher's thread is stuck."""
         error = ConductorError(stuck)
         logger.error("%s", error)
         for driver in list(self._drivers):

@@ -4,12 +4,11 @@ Sizes need only be roughly right, because a batch ends when its time box does an
 back. So the time box does the work: it is long enough that the scheduler never sees more than
 `Bounds.per_second` tasks a second, whatever the number of threads, and short enough that
 progress shows and cancelling acts. Where threads are so many that the box is a long one, the
-first batches are what would hurt: all at once, they keep the scheduler for longer than it takes
-until the first of them wants a successor. So each thread gets one only, and the second ones are
-added as batches end; and the first boxes differ, so that they do not all end together: the very
-first are short, to learn from and to show something. Near the end batches shrink, so that all
-threads finish together (guided self-scheduling, Polychronopoulos & Kuck, IEEE Trans. Comput. C-36,
-1987).
+first batches are the problem: the scheduler needs longer to hand out all of them than the first
+of them takes. So each thread gets one batch only, and second ones are added as batches end. The
+first boxes differ in length, so that they do not all end together; the very first are short, so
+that the rate is known and progress shows soon. Near the end batches shrink, so that all threads
+finish together (guided self-scheduling, Polychronopoulos & Kuck, IEEE Trans. Comput. C-36, 1987).
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from math import ceil, sqrt
 from atomizer_dask.config import setting
 
 WORTHWHILE = 0.01  # seconds: a batch should not take less than carrying it does
-LITTLE_ONES = 8  # batches per thread, where together they are less than worthwhile
-LONGEST_FORGOTTEN = 0.995  # decay per electron: a duration unseen for some hundred is forgotten
-# First boxes of many threads, as shares of the full one. By the least, a scheduler that takes 3
-# times `Bounds.per_second` has handed out all of them; and with that they end over one full box,
-# so that the next ones do not begin to end while the first still do.
+LITTLE_ONES = 8  # batches per thread, where all under way take less than `WORTHWHILE`
+LONGEST_FORGOTTEN = 0.995  # decay per electron: after some hundred a long one is forgotten
+# First boxes of many threads, as shares of the full one. When the shortest of them ends, a
+# scheduler that takes 3 times `Bounds.per_second` has handed out all first batches. These then end
+# over one full box, so that second batches begin to end when the last first one has ended.
 LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.4, 0.65
-SCOUT_BOX = 0.01  # share of the full box, of the one batch in a hundred that scouts
-SCOUTS = 100  # threads for each
-LEAST_WORTH = 0.02  # of what fits into a box, in the last batches of many threads
+SCOUT_BOX = 0.01  # share of the full box that a scout has: a first batch to learn the rate from
+SCOUTS = 100  # threads per scout
+LEAST_WORTH = 0.02  # least share of a box that a batch fills at the end, with many threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +45,13 @@ class Bounds:
     Parameters
     ----------
     per_second
-        How many of a run the scheduler sees a second, at most.
+        Most batches of a run that the scheduler sees per second.
     shortest
-        Seconds that one may take where threads are few: 100 times what a task costs.
+        Seconds that a batch may take where threads are few: 100 times what a task costs.
     first
-        Seconds that the first ones may take: learn soon.
+        Seconds that the first batches may take, to learn the rate soon.
     largest
-        Bytes of the inputs of one: Dask warns of a task of 10 MB.
+        Most bytes of the inputs of a batch: Dask warns of a task of 10 MB.
     prefetch
         Batches per thread: a spare one keeps the worker busy.
     """
@@ -87,7 +86,7 @@ class Sizing:
     row_bytes
         About how many bytes the inputs of an electron take.
     bounds
-        What is configured, and by default as it is now.
+        What is configured; by default read from the configuration now.
 
     Examples
     --------
@@ -102,8 +101,8 @@ class Sizing:
     def __init__(self, row_bytes: float = 0.0, bounds: Bounds | None = None) -> None:
         self.bounds = bounds or Bounds.configured()
         self.rate: float | None = None  # electrons per second and thread
-        self.longest = 0.0  # seconds that an electron has lately taken at most
-        self._slowest: float | None = None  # of the average and the newest rate
+        self.longest = 0.0  # most seconds that an electron has lately taken
+        self._slowest: float | None = None  # the lower of the average and the newest rate
         self._electrons = self._seconds = 0.0
         self._row_bytes = row_bytes
         self._started = self._ended = 0  # batches
@@ -114,7 +113,7 @@ class Sizing:
             return
         self._ended += 1
         seconds = max(seconds, 1e-6)
-        # What ran a time box ago counts half: durations drift along a sweep.
+        # A batch of a time box ago counts half: durations drift along a sweep.
         forget = 0.5 ** (seconds / self.bounds.shortest)
         self._electrons = self._electrons * forget + electrons
         self._seconds = self._seconds * forget + seconds
@@ -142,13 +141,13 @@ class Sizing:
             # A last long electron must not queue behind another while a thread idles.
             return threads
         if self.rate is not None and under_way < self.rate * threads * WORTHWHILE:
-            return threads * LITTLE_ONES  # these will be done before others can follow
+            return threads * LITTLE_ONES  # these end before others can follow
         if self.bounds.box(threads) > self.bounds.shortest:
             return min(threads + self._ended // 2, most)
         return most
 
     def seconds_ahead(self, batches: int, electrons: int, threads: int) -> float:
-        """Return after about how many seconds another batch would begin, if others had no threads.
+        """Return about how many seconds until another batch begins, if its source had all threads.
 
         Parameters
         ----------
@@ -167,7 +166,7 @@ class Sizing:
         return each * (batches + 1 - threads) / threads
 
     def should_linger(self, waiting: int) -> bool:
-        """Return whether so few electrons had better wait for others to travel with."""
+        """Return whether `waiting` electrons are so few that they should wait for others."""
         return self.rate is not None and waiting < self.rate * WORTHWHILE
 
     def next(self, remaining: int, threads: int) -> Size:
@@ -182,22 +181,23 @@ class Sizing:
             # Twice what fits, so that it is the box that ends a batch and not the electrons.
             electrons = max(min(2 * self.rate * box, share), self.rate * WORTHWHILE)
             return Size(self._bounded(electrons), box)
-        is_first = self._started <= threads  # many came at once, just now
+        is_first = self._started <= threads  # sent together with those of all other threads
         seconds = self._first_box(box, threads) if is_first else box
         return Size(self._bounded(self.rate * self._worth(box, remaining, threads)), seconds)
 
     def _worth(self, box: float, remaining: int, threads: int) -> float:
         """Return how many seconds of electrons a batch has, where threads are many.
 
-        Shares of what remains would be small ones, and come by thousands, long before the end. But
-        as batches end one after another all the time, each need only be shorter than the one
-        before by the time between them: then all end together, without more of them a second. The
-        remaining time is the sum of such a series, and goes with the square of its first.
+        Equal shares of the remaining electrons would become small long before the end, and come by
+        thousands. But batches end one after another all the time. So it is enough that each batch
+        is shorter than the one before it by the time between their ends: then all threads finish
+        together, without more batches a second. The remaining time is the sum of such a series,
+        and is proportional to the square of its first batch.
         """
         assert self.rate is not None
         left = remaining / (self.rate * threads)  # seconds
-        # Twice what fits, so that it is the box that ends a batch and not the electrons; not so
-        # when what comes back from the last of them would come in the midst of the end.
+        # Twice what fits, so that it is the box that ends a batch and not the electrons. Near the
+        # end only what fits, or electrons given back would return in the midst of the end.
         fitting = 2 * box if left > 2 * self.bounds.prefetch * box else box
         return max(min(fitting, sqrt(2 * box * left)), box * LEAST_WORTH)
 

@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class ChildConductor(Conductor):
-    """The conductor that an executing electron is given: what it sends descends from it.
+    """The conductor that an executing electron gets: it sends the electron's children.
 
-    Children have random streams derived from their parent's and from the order in which it sends
-    them, so that a spawner gives the same bits wherever its children run.
+    Children have random streams derived from their parent's and from the order in which they are
+    sent, so that a spawner gives the same bits wherever its children run.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ChildConductor(Conductor):
         self._origin = origin
         self._root = root
         self._stream = stream
-        # Bound once: what 10,000 futures hold each keeps the garbage collector busy.
+        # Bound once: a bound method for each of 10,000 futures keeps the garbage collector busy.
         self._give_up_slot = lease.about_to_wait
         self._order = itertools.count()
         self._condition = threading.Condition()
@@ -49,7 +49,7 @@ class ChildConductor(Conductor):
 
     @property
     def shares_queue(self) -> bool:  # type: ignore[override]
-        """Whether what it sends may be executed by others, each on its own."""
+        """Whether children go along a route, to a queue that other nodes receive from too."""
         return self._origin.route is not None
 
     def send(self, electron: Electron) -> ElectronFuture:
@@ -64,9 +64,9 @@ class ChildConductor(Conductor):
         return self._conductor.send_child(electron, future, address, self._origin, self._root)
 
     def about_to_wait(self) -> None:
-        """Give up the parent's slot, and have it known that it waits.
+        """Give up the parent's slot, and announce that the parent waits.
 
-        Or a node full of such parents would never receive what they wait for.
+        Otherwise a node full of waiting parents would never receive their children.
         """
         self._give_up_slot()
         if self._origin.route is not None and not self._has_announced:
@@ -74,7 +74,7 @@ class ChildConductor(Conductor):
             self._conductor.announce_waiting(self._origin.channel, self._root)
 
     def cancel(self, electron_id: str) -> None:
-        """Cancel a child."""
+        """Cancel a child, unless children go along a route: then do nothing."""
         if self._origin.route is None:
             self._conductor.cancel_electron(electron_id)
 
@@ -100,7 +100,7 @@ class _ReplaySite(Site):
         self._conductor.emit(channel, event)
 
     def release_slot(self) -> None:
-        """There is none."""
+        """Do nothing: a replay has no slot."""
 
     def children(
         self, origin: Origin, root: str, stream: RandomStream, lease: Lease

@@ -18,16 +18,16 @@ from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event
 
 logger = logging.getLogger(__name__)
-STUCK_SECONDS = 5.0  # in one action: the dispatcher's thread is not waited for any longer
-STORING_SECONDS = 20.0  # likewise where it writes to a store
-STORING = "atomizer_dask.store."  # begins the names of modules that do so
-SLICE_SECONDS = 0.1  # between two looks at it
-ACT_SECONDS = 60.0  # to do what it is asked; it takes milliseconds
+STUCK_SECONDS = 5.0  # in one action, after which nobody waits for the dispatcher's thread
+STORING_SECONDS = 20.0  # likewise where the action writes to a store
+STORING = "atomizer_dask.store."  # prefix of the names of modules that do so
+SLICE_SECONDS = 0.1  # between two looks at the thread
+ACT_SECONDS = 60.0  # for an action that somebody waits for; it takes milliseconds
 T = TypeVar("T")
 
 
 def as_error(error: BaseException) -> AtomizerError:
-    """Return what was raised on the dispatcher's thread as the error of whom it concerns."""
+    """Return an exception of the dispatcher's thread as an `AtomizerError`, wrapped if need be."""
     if isinstance(error, AtomizerError):
         return error
     return AtomizerError(Event(f"it cannot go on: {where_raised(error)}", level="error"), error)
@@ -39,7 +39,7 @@ class Dispatcher:
     Parameters
     ----------
     conductor_id
-        Of the conductor, whose name the thread has.
+        The id of the conductor, which the thread's name has.
     on_error
         Called with an exception that an action raised; it never ends the thread.
     """
@@ -50,7 +50,7 @@ class Dispatcher:
         self._later: list[tuple[float, int, Callable[[], Any]]] = []
         self._order = itertools.count()
         self._on_error = on_error
-        self._begun: float | None = None  # when the action did that is under way
+        self._begun: float | None = None  # when the running action began; None between actions
         self._thread = threading.Thread(
             target=self._run, name=f"atomizer-{conductor_id}", daemon=True
         )
@@ -65,7 +65,7 @@ class Dispatcher:
         heappush(self._later, (monotonic() + seconds, next(self._order), action))
 
     def ask(self, action: Callable[[], T]) -> Future[T]:
-        """Have `action` called soon; the future has what that gives, or raises."""
+        """Have `action` called soon; the future has its result or exception."""
         answer: Future[T] = Future()
 
         def act() -> None:
@@ -104,7 +104,7 @@ class Dispatcher:
 
     @property
     def obstacle(self) -> Event:
-        """What the thread is busy with, for whoever waits for it in vain."""
+        """An event that says what the thread is busy with, for a caller that waits in vain."""
         message = (
             f"the thread that directs all runs of the conductor has been busy for "
             f"{self.busy_seconds:.0f} s in {self.whereabouts()}: a function such as "
@@ -114,22 +114,22 @@ class Dispatcher:
 
     @property
     def is_current(self) -> bool:
-        """Whether the calling thread is the one."""
+        """Whether the calling thread is the dispatcher's."""
         return threading.current_thread() is self._thread
 
     @property
     def is_alive(self) -> bool:
-        """Whether it will do what is posted."""
+        """Whether the thread still runs actions that are posted."""
         return self._thread.is_alive()
 
     @property
     def busy_seconds(self) -> float:
-        """For how long the action has been under way that is; 0 where none is."""
+        """Seconds since the running action began; 0 between actions."""
         begun = self._begun
         return 0.0 if begun is None else monotonic() - begun
 
     def whereabouts(self) -> str:
-        """Return which line of which function it is in, for whoever waits for it in vain."""
+        """Return the function, the file and the line that the thread is in."""
         frame = sys._current_frames().get(self._thread.ident or 0)
         if frame is None:
             return "nowhere"
@@ -139,8 +139,8 @@ class Dispatcher:
     def close(self) -> bool:
         """End the thread once everything posted before has been done; return whether it has ended.
 
-        It is not waited for where it is stuck in one action, perhaps in a function of the user's;
-        for longer where that writes to a store, which may have much to write.
+        A thread that is stuck in one action, perhaps in a function of the user's, is not waited
+        for. An action that writes to a store may take longer before it counts as stuck.
         """
         self._inbox.put(None)
         if self.is_current:
@@ -151,7 +151,7 @@ class Dispatcher:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it has been in one action for so long that something is wrong."""
+        """Whether one action has taken so long that something is wrong."""
         if self.busy_seconds < STUCK_SECONDS:
             return False
         return self.busy_seconds > STORING_SECONDS or not self._is_storing()
@@ -169,7 +169,7 @@ class Dispatcher:
             except BaseException as error:  # noqa: BLE001 - SystemExit too: others wait for this thread
                 self._report(error)
             self._begun = None
-            del action  # or the run it was about would live until the next one comes
+            del action  # it refers to its run, which would live until the next action
 
     def _report(self, error: BaseException) -> None:
         try:
@@ -178,7 +178,7 @@ class Dispatcher:
             logger.exception("an error of the dispatcher could not be reported")
 
     def _next(self) -> Callable[[], Any] | None:
-        """Return what to do next, None at the end."""
+        """Return the next action; None at the end."""
         while self._later:
             due = self._later[0][0] - monotonic()
             try:

@@ -1,12 +1,12 @@
 """The driver: keeps the threads of a conductor fed with batches, and loses none.
 
 Everything a driver does happens on the one dispatcher thread of its conductor, so that there is
-nothing to lock: others post what happened to the dispatcher's inbox.
+nothing to lock: other threads post reports to the dispatcher's inbox.
 
-Whatever is raised there, by this package or by objects of the user, belongs to somebody: what is
-done about the electrons of one source goes through `Driver.act`, which fails that source with the
-exception and no other; all else is the conductor's, which fails whatever is under way. So nobody
-waits for what an action that raised would have done.
+An exception there, of this package or of objects of the user, always fails something. An action
+about the electrons of one source goes through `Driver.act`, which fails that source and no other.
+Where any other action raises, the conductor fails everything under way. So nobody waits for ever
+for an action that raised.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Source(Protocol):
     Attributes
     ----------
     grows
-        Whether more may come at any time: then a few may wait a moment for others.
+        Whether more electrons may be added at any time: then a few may wait a moment for others.
     """
 
     grows: bool
@@ -65,7 +65,8 @@ class Source(Protocol):
     def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:
         """Take back the electrons of a batch from offset `start` to `stop`.
 
-        They are executed on `terms`: the batch's own, unless a worker died with them.
+        They are executed next on `terms`. These are the batch's own, unless its worker died, was
+        silent, or reached its wall time.
         """
 
     def deliver(self, batch: Batch, outcome: BatchOutcome, *, last: bool) -> None:
@@ -81,7 +82,7 @@ class Source(Protocol):
         """End with an error: the conductor is gone, or an action raised."""
 
     def give_up(self, error: AtomizerError) -> None:
-        """Wake whoever waits, and do nothing else: `fail` has raised, or its thread is stuck.
+        """Wake the threads that wait, no more: `fail` has raised, or the dispatcher is stuck.
 
         From any thread.
         """
@@ -111,7 +112,7 @@ class Carrier(ABC):
 
     @abstractmethod
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Have a batch executed; `post` what becomes of it, from any thread."""
+        """Have a batch executed; call `post` with reports about it, from any thread."""
 
     @abstractmethod
     def retract(self, key: str) -> None:
@@ -122,7 +123,7 @@ class Carrier(ABC):
         self.retract(key)
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """`post` what becomes of a batch of another process; see `BatchConductor.in_flight`."""
+        """Call `post` with reports about a batch that another process submitted."""
         raise NotImplementedError
 
 
@@ -174,16 +175,16 @@ class Driver:
         self, carrier: Carrier, dispatcher: Dispatcher, source: Source, row_bytes: float = 0.0
     ) -> None:
         self.sizing = Sizing(row_bytes)
-        self.leased = 0
+        self.leased = 0  # electrons under way
         self._carrier = carrier
         self._dispatcher = dispatcher
         self._source = source
         self._in_flight: dict[str, _InFlight] = {}
-        self._waiting_batches = 0  # how many of these
+        self._waiting_batches = 0  # how many of these wait for children
         self._names = map(f"{new_id()}-{{}}".format, itertools.count())
         self._failed = False
         self._culprits = 0
-        self._many_culprits = setting("quarantine.culprits")  # then all is quarantined at once
+        self._many_culprits = setting("quarantine.culprits")  # then every batch is quarantined
         self._most_deaths = setting("quarantine.most-deaths")
         self._lingering: float | None = None
 
@@ -203,7 +204,7 @@ class Driver:
         return electrons, electrons / (self.sizing.rate or UNKNOWN_RATE)
 
     def act(self, action: Callable[..., Any], *args: Any) -> None:
-        """Do something about its electrons; an exception fails them, and those of no other source.
+        """Call an action about the source's electrons; an exception fails this source and no other.
 
         To be called on the dispatcher's thread.
         """
@@ -246,7 +247,7 @@ class Driver:
                 continue
             if self._culprits >= self._many_culprits and not batch.terms.deaths:
                 batch = replace(batch, terms=batch.terms._replace(deaths=1))
-            if self.sizing.longest > WORTHWHILE:  # less than that has time at any end
+            if self.sizing.longest > WORTHWHILE:  # shorter electrons end before any wall time
                 batch = replace(batch, longest=self.sizing.longest)
             if later := self._due_after(threads, batch.origin.depth):
                 batch = replace(batch, due_seconds=later)
@@ -274,12 +275,12 @@ class Driver:
     def note_waiting(self, electron_id: str) -> None:
         """Note that an electron waits for others that it sent, perhaps by way of a queue.
 
-        It has no thread meanwhile, and what it waits for may have to come from this very source.
+        It has no thread meanwhile, and its children may have to come from this very source.
         """
         self.act(self._note_waiting, electron_id)
 
     def _note_waiting(self, electron_id: str) -> None:
-        # The latest: a batch that gave it back still names it.
+        # The latest batch: an earlier one that gave the electron back still names it.
         for lease in reversed(self._in_flight.values()):
             if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
                 lease.waits_since = monotonic()
@@ -315,7 +316,7 @@ class Driver:
         return False
 
     def post(self, report: Report) -> None:
-        """Say what became of a batch, from any thread."""
+        """Report what became of a batch; from any thread."""
         self.post_action(self._report, report)
 
     def _report(self, report: Report) -> None:
@@ -344,11 +345,11 @@ class Driver:
         self._pump()
 
     def _deliver(self, lease: _InFlight, outcome: BatchOutcome, *, last: bool) -> None:
-        if outcome.first > lease.start:  # a process that died heard what became of those before
+        if outcome.first > lease.start:  # earlier ones were reported to a process that died
             self._source.give_back(lease.batch, lease.start, outcome.first, lease.batch.terms)
             self.leased -= outcome.first - lease.start
             lease.start = outcome.first
-        # Where Dask ran a batch again, another batch has what this one had given back.
+        # Where Dask ran a batch again, electrons that its first run gave back are in another batch.
         outcome = outcome.part(lease.start, lease.stop)
         if outcome.stop > lease.start:
             self.leased -= min(outcome.stop, lease.stop) - lease.start
@@ -381,7 +382,7 @@ class Driver:
     def _take_back_cut(self, lease: _InFlight) -> None:
         """Return electrons that a wall time cut short; several of them in halves."""
         terms = lease.batch.terms
-        if lease.stop - lease.start > 1:  # executed at a time: half of them may be fast enough
+        if lease.stop - lease.start > 1:  # executed together: half of them may be fast enough
             half = (lease.start + lease.stop) // 2
             self._take_back(lease, half, terms.apart())
             return
@@ -470,7 +471,7 @@ class Driver:
     def fail(self, error: AtomizerError) -> None:
         """End the source with an error; on the dispatcher's thread.
 
-        Whoever waits is woken, also where the source raises.
+        Threads that wait are woken, also where the source raises.
         """
         self._failed = True
         self._in_flight.clear()
@@ -483,6 +484,6 @@ class Driver:
             self._source.give_up(error)
 
     def give_up(self, error: AtomizerError) -> None:
-        """Wake whoever waits, though the dispatcher's thread is stuck; from any thread."""
+        """Wake the threads that wait, though the dispatcher's thread is stuck; from any thread."""
         self._failed = True
         self._source.give_up(error)

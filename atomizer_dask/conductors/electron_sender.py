@@ -26,11 +26,11 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.registry import registered
 
-MANY_SOURCES = 100  # of electrons sent one by one, before those with nothing to do are dropped
+MANY_SOURCES = 100  # above which idle ones are dropped
 
 
 class Owner(Protocol):
-    """The conductor through which they are sent."""
+    """The conductor through which electrons are sent."""
 
     channel: str
     space: str
@@ -55,7 +55,7 @@ class Owner(Protocol):
 
 
 class ElectronSender:
-    """What has been sent one by one through a conductor, and is not done.
+    """The electrons sent one by one through a conductor that are not done.
 
     `send` and `send_child` are for any thread; everything else runs on the dispatcher's.
     """
@@ -67,7 +67,7 @@ class ElectronSender:
         self._origin = Origin()
         self._sources: dict[Any, tuple[ElectronSource, Driver]] = {}
         self._many_sources = MANY_SOURCES
-        self.count = 0  # of all that have ever been sent
+        self.count = 0  # electrons that have ever been sent
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class ElectronSender:
         return self._enqueue(electron, future, address, origin, version, root)
 
     def send_again(self, sent: Sent) -> None:
-        """Send what an electron elsewhere had sent, whose worker leaves."""
+        """Send a child again that an electron on a leaving worker had sent."""
         future, terms = ElectronFuture(), FIRST
         if sent.terms != FIRST:
             ElectronFuture.start_all([future])
@@ -101,7 +101,7 @@ class ElectronSender:
         self._owner.post(self._flush)
 
     def _origin_now(self, route: Route | None) -> Origin:
-        """Return the origin of what is sent by hand: the same object as long as it is the same."""
+        """Return the origin of electrons without a parent; the same object until it changes."""
         owner, origin, catalog = self._owner, self._origin, self._owner.catalog()
         same = origin.catalog is catalog and origin.route is route
         if not (same and origin.channel == owner.channel):
@@ -157,10 +157,11 @@ class ElectronSender:
 
     def _source_for(self, key: Hashable, sent: Sent) -> tuple[ElectronSource, Driver]:
         known = self._sources.get(key)
-        if known is None or known[1].has_failed:  # with what was under way; what comes is another
+        if known is None or known[1].has_failed:  # electrons that follow need a new source
             if len(self._sources) > self._many_sources:
                 self._sources = {k: v for k, v in self._sources.items() if not v[0].idle}
-                # Each may have a timeout of its own: to look at all for each took most of the time.
+                # Each electron may have a source of its own, as by its timeout: to look at all
+                # sources for each electron took most of the time.
                 self._many_sources = max(MANY_SOURCES, 2 * len(self._sources))
             report = partial(self._owner.report, sent.origin.channel)
             source = ElectronSource(sent, report)
@@ -195,22 +196,22 @@ class ElectronSender:
             driver.note_waiting(electron_id)
 
     def cancel(self, root: str) -> None:
-        """Answer as cancelled what of `root` has not begun, or will be given back."""
+        """Answer `root` and its descendants as cancelled that have not begun, or are given back."""
         for source, driver in list(self._sources.values()):
             driver.act(source.cancel, root)
 
     def leave_behind(self, root: str) -> None:
-        """Answer as cancelled what of `root` has begun, whatever it still does."""
+        """Answer `root` and its descendants as cancelled that have begun, though they still run."""
         for source, driver in list(self._sources.values()):
             driver.act(source.leave_behind, root)
 
     def withdraw(self, error: ConductorError) -> None:
-        """End with an error what has not begun, now and when it is given back."""
+        """End with an error the electrons not begun, now and whenever workers give some back."""
         for source, driver in list(self._sources.values()):
             driver.act(source.withdraw, error)
 
     def orphans(self) -> list[Sent]:
-        """Give away what is not under way, and no electron here waits for."""
+        """Remove and return electrons that are not under way, and that no electron here awaits."""
         orphans = []
         for sent in self.empty():
             if sent.future.is_awaited:
@@ -222,7 +223,7 @@ class ElectronSender:
         return orphans
 
     def hand_over(self) -> list[tuple[Batch, Handed]]:
-        """Give away the batches that are under way: another process waits for them."""
+        """Remove and return the batches under way: another process will wait for them."""
         return [
             (batch, source.hand_over(batch, start, stop, ran))
             for source, driver in self._sources.values()
@@ -230,7 +231,7 @@ class ElectronSender:
         ]
 
     def adopt(self, handed: Handed) -> None:
-        """Wait for a batch of what electrons elsewhere had sent, whose worker leaves."""
+        """Wait for a batch of children that electrons on a leaving worker had sent."""
         example = handed.electrons[0]
         source, driver = self._source_for(example.group(), example)
         self.count += len(handed.electrons)
@@ -245,15 +246,15 @@ class ElectronSender:
         return [self._outbox.popleft() for _ in range(len(self._outbox))]
 
     def fail(self, error: AtomizerError) -> None:
-        """Fail what has not been handed to a source; the drivers of sources fail the rest."""
+        """Fail the electrons in the outbox; the drivers of sources fail the rest."""
         self._sources.clear()
         give_up(self.empty(), error)
 
     def give_up(self, error: AtomizerError) -> None:
-        """Wake whoever waits for what is in the outbox; from any thread."""
+        """End with an error the futures of electrons in the outbox; from any thread."""
         give_up([*self._outbox.copy()], error)
 
 
 def _prioritised(origin: Origin, electron: Electron) -> Origin:
-    """Return the origin of an electron that has a priority of its own, or inherits one."""
+    """Return the origin with the priority of the electron, where it has one of its own."""
     return origin._replace(priority=electron.priority) if electron.priority else origin

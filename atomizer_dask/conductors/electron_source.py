@@ -27,7 +27,7 @@ from atomizer_dask.sweeps.inputs import Rows
 
 
 class Sent(NamedTuple):
-    """An electron on its way, with whoever waits for it."""
+    """An electron on its way, with its future and the terms of its attempt."""
 
     electron: Electron
     future: ElectronFuture
@@ -54,7 +54,7 @@ class Sent(NamedTuple):
         )
 
     def without_future(self) -> Sent:
-        """Return it as it travels to another process: nobody waits for it there."""
+        """Return a copy without the future, as it travels to another process."""
         return self._replace(future=None)  # type: ignore[arg-type]
 
     def is_of(self, root: str) -> bool:
@@ -68,17 +68,17 @@ class Handed(NamedTuple):
     Parameters
     ----------
     key
-        Of the batch.
+        The key of the batch.
     electrons
-        All of the batch, without their futures.
+        All electrons of the batch, without their futures.
     awaited
-        Whether each is waited for by an electron, which will send it again.
+        For each electron, whether the one that sent it waits for it, and will send it again.
     start, stop
         Offsets of the first electron whose outcome is not known, and after the last.
     ran
         Seconds of the running electron, when its worker's wall time was about to end.
     longest
-        Seconds that the longest of them took so far.
+        Most seconds that an electron of their source has lately taken.
     """
 
     key: str
@@ -91,7 +91,7 @@ class Handed(NamedTuple):
 
 
 def with_own_payload(electron: Electron) -> Electron:
-    """Return it with inputs of its own: whoever sent it may change theirs for the next one."""
+    """Return a copy with its own payload: the sender may change theirs for the next electron."""
     own = object.__new__(type(electron))
     fields = own.__dict__
     fields.update(electron.__dict__)
@@ -105,14 +105,14 @@ class ElectronSource:
     Parameters
     ----------
     example
-        Any of them.
+        Any electron of the group.
     report
         Called with each failure that is final.
 
     Attributes
     ----------
     driver
-        Of these electrons.
+        The driver of these electrons.
     """
 
     driver: Driver
@@ -140,17 +140,17 @@ class ElectronSource:
 
     @property
     def channel(self) -> str:
-        """Whose electrons they are."""
+        """The channel of the conductor through which the electrons were sent."""
         return self._example.origin.channel
 
     @property
     def unfinished(self) -> int:
-        """How many are not done."""
+        """How many electrons are not done."""
         under_way = sum(map(len, self._under_way.values()))
         return len(self._waiting) + under_way + len(self._delayed)
 
     def add(self, sent: list[Sent]) -> None:
-        """Take some more."""
+        """Queue more electrons."""
         if self._withdrawn is not None:
             give_up(sent, self._withdrawn)
             return
@@ -192,7 +192,7 @@ class ElectronSource:
         )
 
     def _next(self, count: int) -> list[Sent]:
-        """Take the next electrons, as many as are to be executed on the same terms."""
+        """Take up to `count` electrons, as long as they have the same terms."""
         waiting = self._waiting
         taken = [waiting.popleft() for _ in range(count)]
         terms = taken[0].terms
@@ -201,7 +201,7 @@ class ElectronSource:
         return taken[:same]
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:  # noqa: D102
-        # What has been answered meanwhile, as cancelled, is not executed again.
+        # Electrons answered meanwhile, as cancelled, are not executed again.
         back = [sent for sent in self._under_way[batch.key][start:stop] if not sent.future.done()]
         if self._withdrawn is not None:
             give_up(back, self._withdrawn)
@@ -213,7 +213,7 @@ class ElectronSource:
     def deliver(  # noqa: D102
         self, batch: Batch, outcome: BatchOutcome, *, last: bool
     ) -> None:
-        assert isinstance(outcome, Outcome)  # what is sent one by one goes into no store
+        assert isinstance(outcome, Outcome)  # electrons sent one by one have no store
         taken = self._under_way[batch.key]
         those = taken[outcome.first : outcome.stop]
         properties = list(outcome.properties(batch))
@@ -228,7 +228,7 @@ class ElectronSource:
                     self._report(error)
             those, properties = list(compress(those, done)), list(compress(properties, done))
         ElectronFuture.finish_all([sent.future for sent in those], properties)
-        if last:  # not before: else they would be nowhere where something raises
+        if last:  # not before: if something raises, `give_up` must find them here
             del self._under_way[batch.key]
 
     def _is_tried_again(self, sent: Sent, error: ElectronError) -> bool:
@@ -258,14 +258,14 @@ class ElectronSource:
         return True
 
     def cancel(self, root: str) -> None:
-        """Answer as cancelled what of `root` has not begun, or will be given back."""
+        """Answer `root` and its descendants as cancelled that have not begun, or are given back."""
         self._cancelled.add(root)
         delayed = list(self._delayed.values())
         self._delayed = {sent.electron.id: sent for sent in self._without_cancelled(delayed)}
         self._waiting = deque(self._without_cancelled(list(self._waiting)))
 
     def leave_behind(self, root: str) -> None:
-        """Answer as cancelled what of `root` has begun, whatever it still does."""
+        """Answer `root` and its descendants as cancelled that have begun, though they still run."""
         under_way = (sent for those in self._under_way.values() for sent in those)
         _answer_cancelled([sent for sent in under_way if sent.is_of(root)])
 
@@ -290,20 +290,20 @@ class ElectronSource:
         give_up([*self._waiting, *self._delayed.values(), *under_way], error)
 
     def leave(self) -> None:
-        """Leave nothing to anybody: who sent the electrons is in this process."""
+        """Return None: the futures are in this process, so that no other can take over."""
 
     def disown(self, error: AtomizerError) -> None:
         """Do nothing: the futures are those of the parent's threads."""
 
     def orphans(self) -> list[Sent]:
-        """Give away what is not under way, and no electron here waits for."""
+        """Remove and return electrons that are not under way and that no electron here awaits."""
         those = [*self._waiting, *self._delayed.values()]
         self._waiting = deque(sent for sent in self._waiting if sent.future.is_awaited)
         self._delayed = {k: sent for k, sent in self._delayed.items() if sent.future.is_awaited}
         return [sent for sent in those if not (sent.future.is_awaited or sent.future.done())]
 
     def hand_over(self, batch: Batch, start: int, stop: int, ran: float) -> Handed:
-        """Give away the electrons of a batch under way."""
+        """Remove a batch under way, and return its electrons for another process."""
         those = self._under_way.pop(batch.key)
         awaited = [sent.future.is_awaited for sent in those]
         bare = [sent.without_future() for sent in those]
@@ -319,7 +319,7 @@ class ElectronSource:
         return replace(self._batch(handed.key, electrons, inf), longest=handed.longest)
 
     def withdraw(self, error: AtomizerError) -> None:
-        """End with `error` what has not begun, now and when it is given back."""
+        """End with `error` the electrons not begun, now and whenever workers give some back."""
         self._withdrawn = error
         those = [*self._waiting, *self._delayed.values()]
         self._waiting.clear()

@@ -1,18 +1,18 @@
-"""Whose turn it is on threads that several share: pure policy.
+"""Which batch goes first on threads that several sources share: pure policy.
 
-A batch is due when its turn would come if its source had all threads for itself, and what is due
-first goes first. So whoever begins goes before what others have queued, those who go on share
-equally, and nobody starves: what is queued is overtaken only by what is due before it, which
-after a while nothing new is (earliest deadline first, Liu & Layland, J. ACM 20(1), 1973; that
-due dates follow from each one's own backlog is the idea of virtual clocks, Zhang, ACM Trans.
-Comput. Syst. 9(2), 1991).
+A batch is due when it would begin if its source had all threads for itself; the batch that is due
+first goes first. So the first batches of a source go before batches that others have queued,
+sources with a backlog share equally, and none starves: only batches that are due earlier overtake
+a queued one, and after a while no new batch is due earlier (earliest deadline first, Liu &
+Layland, J. ACM 20(1), 1973; that due dates follow from the backlog of each source is the idea of
+virtual clocks, Zhang, ACM Trans. Comput. Syst. 9(2), 1991).
 """
 
 from __future__ import annotations
 
 SECONDS_OF_PRIORITY = 1e10  # more than any due date, so that one step outweighs all of them
-MARGIN = 2.0  # times its own backlog: who has none goes first although estimates are rough
-DEEPER_SECONDS = 1.5  # by how much the deepest go before their time
+MARGIN = 2.0  # times a source's own backlog: one without goes first although estimates are rough
+DEEPER_SECONDS = 1.5  # most seconds by which depth makes a batch due earlier
 
 
 def task_priority(priority: int, due: float) -> float:

@@ -41,9 +41,9 @@ class MemoryConductor(BatchConductor):
     Parameters
     ----------
     threads
-        How many electrons at a time; as many as there are cores unless given.
+        How many electrons are executed at a time; as many as there are cores unless given.
     id
-        Names it.
+        The name of the conductor.
     """
 
     def __init__(self, threads: int | None = None, *, id: str = "memory") -> None:
@@ -62,7 +62,7 @@ class MemoryConductor(BatchConductor):
         return self._threads
 
     def status(self) -> ConductorStatus:
-        """Return how it is; its one worker is this process."""
+        """Return the state of the conductor; its one worker is this process."""
         here = WorkerStatus(
             address=self._site.name,
             host=platform.node(),
@@ -92,7 +92,7 @@ class MemoryConductor(BatchConductor):
         def execute() -> None:
             try:
                 outcome: BatchOutcome = self._site.depository.put(batch, self._site.execute(batch))
-            except OSError as error:  # of this machine, and no outcome of any electron
+            except OSError as error:  # trouble of this machine, and no outcome of any electron
                 message = f"a batch of {batch.atom_id} is lost: {error}"
                 lost = ConductorError(Event(message, conductor_id=self.id, level="error"), error)
                 report: Report = Lost(batch.key, lost)
@@ -119,7 +119,7 @@ class MemoryConductor(BatchConductor):
             post(Lost(batch.key, ConductorError(event, error)))
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
-        """Have what has not been begun of a run, or of descendants, given back."""
+        """Give back electrons of a run, or of an electron's descendants, that have not begun."""
         self._site.stop(root, epoch, cancel=cancel)
         if cancel:
             self.cancel_descendants(root)
@@ -142,7 +142,7 @@ class MemoryConductor(BatchConductor):
 
 
 class _Code(NamedTuple):
-    """An atom as child processes have it."""
+    """The code of an atom for child processes; `name` is the digest of `data`."""
 
     name: str
     data: bytes
@@ -175,7 +175,7 @@ class _MemorySite(IsolatingSite):
 
     def singleton(self, batch: Batch) -> SingletonSlot:
         definition: Definition = batch.version
-        self._definitions[definition.identity] = definition  # as long as there is its identity
+        self._definitions[definition.identity] = definition  # keeps ids in its identity valid
         return self._singletons.setdefault(definition.identity, SingletonSlot())
 
     def give_back(self, batch: Batch, stop: int) -> None:
@@ -200,7 +200,7 @@ class _MemorySite(IsolatingSite):
 
 
 class _Pool:
-    """Threads that take the most urgent task first, and can be left by one that will wait.
+    """Threads that take the most urgent task first; one that is about to wait leaves the pool.
 
     `concurrent.futures.ThreadPoolExecutor` knows neither priorities nor leaving.
     """
@@ -258,7 +258,7 @@ class _Pool:
                     return
                 _, _, task = heappop(self._tasks)
             task()
-            del task  # or what it was about would live until the next one comes
+            del task  # it refers to its batch, which would live until the next task
             with self._changed:
                 if me not in self._members:
                     return

@@ -1,7 +1,8 @@
 """What becomes of work under way where its process ends, or is forked.
 
-At the end of the interpreter Python first has its executors take no more work, and Dask fails
-thereafter in many ways. So runs are left before that: what has a store can be gone on with.
+At the end of the interpreter Python first closes its executors to new work, and Dask fails
+thereafter in many ways. So conductors leave their runs before that: a run with a store can go on
+later.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Ending(Protocol):
-    """What has work under way."""
+    """An object with work under way, such as a conductor."""
 
     def leave(self) -> None:
         """End what is under way in good order, for the interpreter ends."""
@@ -29,14 +30,14 @@ class Ending(Protocol):
 
 
 class Watch:
-    """Notifies what has work under way at the end of the interpreter, and in a forked process."""
+    """Notifies conductors of the end of the interpreter, and in a forked process of the fork."""
 
     def __init__(self) -> None:
         self._those: weakref.WeakSet[Any] = weakref.WeakSet()
         self._registered = False
 
     def add(self, ending: Ending) -> None:
-        """Notify `ending`, as long as anybody has it."""
+        """Notify `ending`, as long as others refer to it."""
         if not self._registered:
             self._registered = True
             os.register_at_fork(after_in_child=self._fork)
@@ -46,7 +47,7 @@ class Watch:
         self._those.add(ending)
 
     def discard(self, ending: Ending) -> None:
-        """Notify `ending` no more."""
+        """Notify `ending` no longer."""
         self._those.discard(ending)
 
     def _end(self) -> None:
@@ -69,7 +70,7 @@ class Watch:
 
 
 def _join_threads() -> None:
-    """Wait for the user's threads, which may wait for runs, as Python does a little later."""
+    """Wait for the user's threads, which may wait for runs; Python itself does so a bit later."""
     executors = executor_threads()
     for thread in threading.enumerate():
         is_ours = thread is threading.current_thread() or thread is threading.main_thread()

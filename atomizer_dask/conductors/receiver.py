@@ -18,10 +18,10 @@ from atomizer_dask.properties import Properties
 
 
 class Executor(Protocol):
-    """Who executes what is received: the atomizer."""
+    """The atomizer, which executes received electrons."""
 
     def execute(self, electron: Electron, route: Any) -> ElectronFuture:
-        """Have an electron executed, and what it sends go along a route."""
+        """Have an electron executed; the electrons that it sends take `route`."""
 
     def lose(self, conductor: Conductor, error: ConductorError) -> None:
         """Note that a conductor has failed."""
@@ -31,16 +31,16 @@ class Executor(Protocol):
 
 
 class Receiver(threading.Thread):
-    """The thread that receives from one conductor, until that ends or fails.
+    """The thread that receives from one conductor, until the conductor ends or fails.
 
     Parameters
     ----------
     conductor
-        It fails alone: all the others go on.
+        Where it fails, all other conductors go on.
     executor
-        Who executes what comes.
+        Executes the electrons received.
     under_way
-        Futures of what is executed are in there.
+        The set that holds the futures of electrons that are being executed.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Receiver(threading.Thread):
         self._executor = executor
         self._under_way = under_way
         self._route = conductor.route
-        self.has_given_up = False  # for nobody was left to execute what comes
+        self.has_given_up = False  # because no conductor was left to execute electrons
 
     def run(self) -> None:
-        """Execute what comes."""
+        """Receive electrons, and have them executed."""
         try:
             for electron in self.conductor.receive() or ():
                 self._take(electron)
@@ -86,7 +86,7 @@ class Receiver(threading.Thread):
         self._under_way.discard(future)
         if future.cancelled():
             properties = CANCELLED.properties(electron)
-        elif isinstance(error := future.exception(), ConductorError):  # who had it is gone
+        elif isinstance(error := future.exception(), ConductorError):  # its conductor is gone
             self._give_back(electron, error)
             return
         elif error is not None:  # given back, it would come again and again
@@ -100,8 +100,8 @@ class Receiver(threading.Thread):
             self._executor.report(self._error("an answer was lost", error))
 
     def _give_back(self, electron: Electron, error: ConductorError) -> None:
-        """Return what was received and is not executed here, or answer that it is not."""
-        with suppress(ConductorError):  # it takes nothing back
+        """Return a received electron that is not executed here, or answer it as rejected."""
+        with suppress(ConductorError):  # the conductor takes nothing back
             self.conductor.give_back(electron.id)
             return
         try:
@@ -122,5 +122,5 @@ def answered(properties: Properties) -> ElectronFuture:
 
 
 def _text_of(error: BaseException) -> str:
-    """Return the text of an error for whoever sent the electron, perhaps a program in Go."""
+    """Return the text of an error for the electron's sender, which may be a program in Go."""
     return error.go_text if isinstance(error, AtomizerError) else text_of(error)

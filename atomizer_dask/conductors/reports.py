@@ -16,7 +16,7 @@ class GivenBack:
     stop: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # in results there are the user's own `__eq__`
+@dataclass(frozen=True, slots=True, eq=False)  # results may have an `__eq__` of the user's
 class Partly:
     """A batch has not ended, but its first electrons have."""
 
@@ -44,7 +44,8 @@ class Died:
 class Expiring:
     """The wall time of a worker is about to end, in the middle of an electron of a batch.
 
-    Where that ends after all, the batch arrives; else it is dropped.
+    The electron has run for `ran` seconds. Where it ends in time `Arrived` follows; else `Dropped`
+    or `Died`, and the batch returns to its source.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""The conductors of an atomizer: which are there, which carries what, which are lost."""
+"""The conductors of an atomizer: which there are, which of them are lost, which one is used."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Roster:
     owner
         The atomizer.
     under_way
-        Futures of electrons that receivers have executed are in there.
+        The set that holds the futures of received electrons that are being executed.
 
     Attributes
     ----------
@@ -51,14 +51,14 @@ class Roster:
         self._given: dict[str, Conductor] = {}
         self._lost: dict[str, ConductorError] = {}
         self._receivers: dict[str, Receiver] = {}
-        self._inner: MemoryConductor | None = None  # where no conductor executes what is received
+        self._inner: MemoryConductor | None = None  # executes received electrons
         self._known_executor: BatchConductor | None = None
         self._lock = threading.RLock()
 
     # -- who is there ---------------------------------------------------------------------------
 
     def add(self, conductor: Conductor) -> None:
-        """Add a conductor, which is closed with the atomizer; one of the same id gives way."""
+        """Add a conductor, which is closed with the atomizer; it replaces one of the same id."""
         self.conductors[conductor.id] = conductor
         self._given[conductor.id] = conductor
         self._known_executor = None
@@ -69,24 +69,24 @@ class Roster:
             self.conductors.setdefault(conductor.id, conductor)
 
     def attach(self, conductor: Conductor) -> None:
-        """Have a conductor ask the atomizer for atoms, and know those that there are."""
+        """Have a conductor ask the atomizer for atoms, and publish those known so far."""
         conductor.attach(self._owner)
         if isinstance(conductor, BatchConductor):
             for definition in self._owner.atoms.values():
                 conductor.publish(definition)
 
     def publish(self, definition: Definition) -> None:
-        """Have all conductors know an atom."""
+        """Publish an atom through all conductors that carry batches."""
         for conductor in self.of_batches():
             conductor.publish(definition)
 
     def of_batches(self) -> list[BatchConductor]:
-        """Return the conductors that carry batches, and so sweeps."""
+        """Return the conductors that carry batches, and so can run sweeps."""
         return [c for c in self.conductors.values() if isinstance(c, BatchConductor)]
 
     @property
     def threads(self) -> int:
-        """How many electrons they execute at a time, as last seen."""
+        """How many electrons they execute at a time, as last seen; without any, this machine."""
         threads = sum(c.threads for c in self.of_batches() if c.id not in self._lost)
         return threads or os.cpu_count() or 1
 
@@ -97,7 +97,7 @@ class Roster:
     # -- who carries what -----------------------------------------------------------------------
 
     def send(self, electron: Electron, definition: Definition | None) -> ElectronFuture:
-        """Have the first conductor that takes it carry an electron."""
+        """Send an electron through the first conductor that takes it."""
         while True:
             conductor = self.first(self.conductors.values())
             try:
@@ -155,7 +155,7 @@ class Roster:
     # -- receiving ------------------------------------------------------------------------------
 
     def start_receiving(self) -> None:
-        """Receive from all conductors, but for those from which we would take in vain."""
+        """Receive from all conductors; from shared queues only where the atomizer has atoms."""
         for conductor in list(self.conductors.values()):
             before = self._receivers.get(conductor.id)
             if before is not None and before.conductor is conductor and not before.has_given_up:
@@ -167,7 +167,7 @@ class Roster:
             receiver.start()
 
     def execute(self, electron: Electron, definition: Definition, route: Any) -> ElectronFuture:
-        """Have a received electron executed, by a conductor that carries batches or in here."""
+        """Have a received electron executed, by a conductor of batches or in this process."""
         try:
             return self._executor().send_as(electron, definition, route)
         except ConductorError:  # it has just been lost, perhaps not the only one
@@ -177,7 +177,7 @@ class Roster:
     def _executor(self) -> BatchConductor:
         """Return what executes received electrons: the first conductor that can, or this process.
 
-        Looked up anew where one was registered or lost, for this is done 10,000 times a second.
+        Looked up anew only where one was added or lost: this is called 10,000 times a second.
         """
         if self._known_executor is None:
             self._known_executor = self.for_sweep() if self.of_batches() else self._in_here()
@@ -192,18 +192,18 @@ class Roster:
             return self._inner
 
     def note_waiting(self, electron_id: str) -> None:
-        """Note that an electron waits for others that it sent, for whoever received it."""
+        """Notify the conductors, one of which received an electron, that it waits for children."""
         for conductor in self.conductors.values():
             conductor.note_waiting(electron_id)
 
     # -- ending ---------------------------------------------------------------------------------
 
     def join(self, left: Callable[[], float | None]) -> bool:
-        """Wait for children of free spawners, as long as time is `left`; return if all ended."""
+        """Wait for children of free spawners while seconds are `left`; return whether all ended."""
         return all(c.join(left()) for c in self.of_batches() if c.id not in self._lost)
 
     def close(self) -> None:
-        """Close those that were given, and detach from the others, whatever any of them raises."""
+        """Close the conductors that were given, detach from all, whatever any of them raises."""
         with ExitStack() as stack:
             if self._inner is not None:
                 stack.callback(self._inner.close)

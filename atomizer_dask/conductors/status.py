@@ -1,4 +1,4 @@
-"""How a conductor is, for whoever looks at it."""
+"""The state of a conductor and of its workers, for users."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ ConductorState = Literal["connected", "reconnecting", "closed", "gone"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What executes electrons, as last heard of.
+    """A worker, as last reported.
 
     Parameters
     ----------
     address
-        By which events and frames name it.
+        The name of the worker in events and frames.
     host
         The machine it is on.
     threads
@@ -36,7 +36,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ConductorStatus:
-    """A conductor and its workers, as last heard of.
+    """A conductor and its workers, as last reported.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class ConductorStatus:
     address
         Where it carries electrons.
     workers
-        What executes them, in a fixed order.
+        The workers, in a fixed order.
     dashboard
         URL of the dashboard of the scheduler; empty where there is none.
     """
@@ -58,16 +58,16 @@ class ConductorStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """How a conductor of a message queue is, and what it has done since it was made.
+    """The state of a conductor of a message queue, and its counts since it was made.
 
     Parameters
     ----------
     state
         ``reconnecting`` while the broker does not answer.
     address
-        Of the broker, without who we are to it.
+        The URL of the broker, without user and password.
     queue
-        That electrons go to and come from.
+        The queue that electrons are sent to and received from.
     sent, replies
         Electrons sent from here, and how many of them were answered.
     received
@@ -85,13 +85,13 @@ class QueueStatus:
     oldest
         Seconds since the oldest unanswered one was received.
     prefetch
-        How many the broker may leave with us at a time, beside those.
+        How many electrons the broker may deliver ahead of their answers.
     reconnects
         How often the connection came back.
     seconds
-        From receiving to answering, of all that were answered together.
+        Sum over all answered electrons of the time from receiving to answering.
     blocked
-        Why the broker takes nothing just now; empty where it does.
+        Why the broker takes no messages at present; empty where it does.
     """
 
     state: ConductorState

@@ -1,9 +1,9 @@
-"""How a handle finds the widget that shows it: the one door up, from all rooms to `widgets`.
+"""How a handle finds the widget that shows it: the one import upwards, to `widgets`.
 
-Widgets import the handles that they show: runs, atomizers, conductors. Handles that imported
-their widgets would close a circle, so they find them by name when somebody first looks, as pandas
-finds a plotting backend. `Front` is what they expect behind that name. A worker has handles too,
-and never shows one: ipywidgets is not loaded there.
+Widgets import the handles that they show: runs, atomizers, conductors. If handles imported their
+widgets, imports would be circular. So a handle loads the package of widgets by name when it is
+first shown, as pandas loads a plotting backend. `Front` is the interface of that package. A worker
+has handles too, but never shows one, and does not load ipywidgets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ExplorerWidget(Protocol):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """What was tried, a row each: inputs and outputs."""
+        """Inputs and outputs of the electrons that ended, a row each."""
 
     @property
     def sweep(self) -> Any:
@@ -37,14 +37,14 @@ class ExplorerWidget(Protocol):
         """Start a `Run` over the sweep, with the options of `Atomizer.map`."""
 
     def wait(self, timeout: float | None = None) -> Self:
-        """Return when what was last tried is shown."""
+        """Wait until the electron for the current values has ended, and return the widget."""
 
     def close(self) -> None:
-        """Cancel what is under way, and try nothing more."""
+        """Cancel the electron under way, and send no more."""
 
 
 class Front(Protocol):
-    """What the package of the widgets offers to handles."""
+    """The interface of the package of widgets, for handles."""
 
     def Explorer(self, atomizer: Any, definition: Any, ranges: Any) -> ExplorerWidget:  # noqa: N802
         """Return a widget with a control for each parameter of an atom."""
@@ -59,14 +59,14 @@ class Front(Protocol):
         """Return a handle as HTML, as it is now."""
 
     def refresh(self, handle: Any) -> None:
-        """Have the panel of a handle, where there is one, show what has just changed."""
+        """Refresh the panel of a handle, where there is one."""
 
     def update_saved_output(self, handle: Any) -> None:
-        """Bring what a saved notebook keeps of a panel, where there is one, up to date."""
+        """Update the still picture of a panel that a saved notebook keeps, where there is one."""
 
 
 def widgets() -> Front:
-    """Return the package of the widgets, loaded when first asked for."""
+    """Return the package of widgets; the first call loads it."""
     front: Any = importlib.import_module(FRONT)
     return front  # type: ignore[no-any-return]
 
@@ -79,25 +79,25 @@ def in_kernel() -> bool:
 
 
 class LiveDisplay:
-    """A handle that a notebook shows as a live panel, and others as it is at the moment."""
+    """A handle that a kernel shows as a live panel, and other front ends as text or static HTML."""
 
     def watch(self) -> Any:
-        """Return its live panel, a widget to be displayed anywhere and as often as one likes."""
+        """Return its live panel, a widget to display anywhere, any number of times."""
         return widgets().panel_of(self)
 
     def _refresh_panel(self) -> None:
-        """Have its panel, where there is one, show what has just changed."""
+        """Refresh its panel, where there is one."""
         if (loaded := _loaded("refresh")) is not None:
             loaded(self)
 
     def _update_saved_output(self) -> None:
-        """Bring what a saved notebook keeps of its panel up to date before going on."""
+        """Update the still picture of its panel, where there is one, before returning."""
         if (loaded := _loaded("update_saved_output")) is not None:
             loaded(self)
 
     def _ipython_display_(self) -> None:
         if not in_kernel():
-            raise NotImplementedError  # which has IPython show the text
+            raise NotImplementedError  # IPython then shows the text
         widgets().display(self)
 
     def _repr_html_(self) -> str:
@@ -105,5 +105,5 @@ class LiveDisplay:
 
 
 def _loaded(name: str) -> Any:
-    """Return a function of the widgets if these are loaded; they may be just about to be."""
+    """Return a function of the package of widgets; None while that is not, or not fully, loaded."""
     return getattr(sys.modules.get(FRONT), name, None)

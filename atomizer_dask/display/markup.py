@@ -1,9 +1,9 @@
-"""The pieces of HTML of which every record makes what a notebook shows of it.
+"""The pieces of HTML with which every record makes its ``_repr_html_``.
 
-What comes from users passes through `text`, `code`, `value` or `details`, which escape it. `Html`
-is what has been escaped. Styles are inline, for notebooks that are not trusted lose all others,
+Values from users pass through `text`, `code`, `value` or `details`, which escape them. `Html` is
+the type of escaped text. Styles are inline, for notebooks that are not trusted lose all others,
 and colours are those of Jupyter's theme where there is one. `markupsafe` escapes as `html.escape`
-does, at three times its cost, and would take no line away.
+does, at three times its cost, and would save no line.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ TONES_OF_LEVELS: dict[str, Tone] = {"warning": "warning", "error": "bad"}
 
 
 def safely(show: Callable[[S], Html]) -> Callable[[S], str]:
-    """Have a ``_repr_html_`` say so where a record holds what nobody foresaw, rather than raise."""
+    """Have a ``_repr_html_`` return its error as HTML where a value in the record makes it fail."""
 
     @functools.wraps(show)
     def shown(record: S) -> str:
@@ -80,7 +80,7 @@ def text(value: object, length: int = 200) -> Html:
 
 
 def code(value: object, length: int = _LONGEST) -> Html:
-    """Return an id or the like, as it would stand in a program."""
+    """Return an id or the like in the type of code."""
     style = f"{_MONO};color:inherit;background:none;padding:0"
     return Html(f"<code style='{style}'>{text(value, length)}</code>")
 
@@ -91,12 +91,12 @@ def value(given: Any, length: int = _LONGEST) -> Html:
 
 
 def muted(value: object, length: int = 200) -> Html:
-    """Return a text of less weight."""
+    """Return a text in a muted colour."""
     return Html(f"<span style='{_MUTED}'>{text(value, length)}</span>")
 
 
 def badge(value: object, tone: Tone = "plain") -> Html:
-    """Return a state, a level or a kind."""
+    """Return a state, a level or a kind as a coloured badge."""
     colour, ground = _TONES[tone]
     style = f"font-size:11px;border-radius:9px;padding:0 8px;color:{colour};background:{ground}"
     return Html(f"<span style='{style};white-space:nowrap'>{text(value, 40)}</span>")
@@ -110,7 +110,7 @@ def time(moment: datetime | None) -> Html | None:
 
 
 def percent(part: int, whole: int) -> str:
-    """Return a share, rounded down: nothing is at 100 % before it is all there.
+    """Return a share, rounded down, so that 100 % means all.
 
     >>> percent(99_999, 100_000), percent(1, 1)
     ('99.9 %', '100 %')
@@ -154,14 +154,14 @@ def joined(*pieces: Html | None, by: str = " ") -> Html:
 
 
 def card(title: str, *parts: Html | None, beside: Sequence[Html | None] = ()) -> Html:
-    """Return what is shown of one record: its title, what stands beside that, and its parts."""
+    """Return the card of one record: its title, with pieces `beside` it, above its parts."""
     gap = "&nbsp; "
     head = joined(Html(f"<b style='font-weight:600'>{text(title)}</b>"), *beside, by=gap)
     return Html(f"<div style='{_CARD}'><div>{head}</div>{joined(*parts, by='')}</div>")
 
 
 def facts(rows: Mapping[str, Html | None]) -> Html | None:
-    """Return a table of names and what they stand for; those of None or of no text are left out."""
+    """Return a table of names and values; rows whose value is None or empty are left out."""
     shown = {name: fact for name, fact in rows.items() if fact}
     body = "".join(
         f"<tr style='{_ROW}'><th style='{_KEY}'>{text(name, 30)}</th>"
@@ -172,7 +172,7 @@ def facts(rows: Mapping[str, Html | None]) -> Html | None:
 
 
 def fields(given: Any, name: str) -> dict[str, Html | None]:
-    """Return rows for `facts` of a payload or a result: a mapping field by field."""
+    """Return the row of `facts` for a payload or a result; a mapping is a table of its fields."""
     if not isinstance(given, Mapping) or not given:
         return {name: value(given)}
     rows = [(code(key, 40), value(given[key])) for key in islice(given, _MOST_FIELDS)]
@@ -187,7 +187,7 @@ def fields(given: Any, name: str) -> dict[str, Html | None]:
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[Html]], more: str = "") -> Html:
-    """Return a small table with its header, and what to say below it."""
+    """Return a small table with its header, and the text `more` below it."""
     head = "".join(f"<th style='{_KEY}'>{text(name, 24)}</th>" for name in names)
     body = "".join(
         f"<tr style='{_ROW}'>{''.join(f'<td style={_CELL!r}>{cell}</td>' for cell in row)}</tr>"
@@ -204,7 +204,7 @@ def details(summary: str, content: str, *, is_open: bool = False) -> Html | None
     """Return a text of many lines, a traceback say, to be unfolded; None where there is none."""
     if not content:
         return None
-    if len(content) > _LONGEST_TRACEBACK:  # its beginning and its end say the most
+    if len(content) > _LONGEST_TRACEBACK:  # of a traceback, beginning and end matter most
         half = _LONGEST_TRACEBACK // 2
         left_out = len(content) - 2 * half
         content = f"{content[:half]}\n... {left_out:,} letters ...\n{content[-half:]}"

@@ -1,7 +1,7 @@
 """Any value as a short text, whatever it is and however large.
 
 Values come from atoms and their inputs: their ``repr`` may raise, have gigabytes or have no end.
-`reprlib` bounds neither arrays nor objects before they are written, and does not say how much it
+`reprlib` formats arrays and objects in full before it cuts them, and does not say how much it
 leaves out.
 """
 
@@ -26,7 +26,7 @@ _BRACKETS = {list: "[]", tuple: "()", set: "{}", frozenset: "{}"}
 
 
 def plain(text: str) -> str:
-    r"""Return a text without what cannot be sent as UTF-8, or is no text: terminal codes and such.
+    r"""Return a text with control characters, and halves of surrogate pairs, as escapes.
 
     >>> plain("half a pair: " + chr(0xD800) + ", a bell: " + chr(7))
     'half a pair: \\ud800, a bell: \\x07'
@@ -46,7 +46,7 @@ def one_line(value: Any, length: int = 60) -> str:
 
 
 def brief(value: Any, length: int = 60) -> str:
-    """Return about what ``repr`` gives, in no more than a length; arrays and tables are summarised.
+    """Return about the ``repr`` of a value, cut to a length; arrays and tables are summarised.
 
     >>> brief({"x": 1, "y": "abc"})
     "{'x': 1, 'y': 'abc'}"
@@ -108,7 +108,7 @@ def _quoted(value: str | bytes | bytearray, room: int) -> str:
 
 
 def _shaped(value: Any, room: int, depth: int) -> str | None:
-    """Return what an array or a table is: its type, shape and size."""
+    """Return type, shape and size of an array or a table; None for any other value."""
     if isinstance(value, np.generic | type):
         return None
     if (table := _tabular(value)) is not None:
@@ -124,7 +124,7 @@ def _shaped(value: Any, room: int, depth: int) -> str | None:
 
 
 def _tabular(value: Any) -> str | None:
-    pandas = sys.modules.get("pandas")  # whoever has a table has loaded it
+    pandas = sys.modules.get("pandas")  # a process that has a table has loaded it
     if pandas is None:
         return None
     if isinstance(value, pandas.DataFrame):

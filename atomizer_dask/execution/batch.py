@@ -1,4 +1,4 @@
-"""Some electrons of one atom, as they travel."""
+"""Batches: electrons of one atom that go to a worker together."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from atomizer_dask.sweeps.inputs import Columns, GridSlice, Inputs, Rows, payloa
 
 
 class Origin(NamedTuple):
-    """Whom the electrons of a batch descend from; what they send inherits it.
+    """Where the electrons of a batch come from; the electrons that they send inherit it.
 
     Parameters
     ----------
     channel
-        Where their events go.
+        The topic to which their events go.
     catalog
-        Which version of each atom their sender meant, by id.
+        The version of each atom that their sender meant, by atom id.
     depth
-        How many spawners are above them: deeper ones go first, which bounds how many wait.
+        Number of spawners above them. Deeper electrons go first, which bounds the number of
+        spawners that wait.
     route
-        Leads to where they came from, where that was not this process: what they send goes there.
+        The `Route` to the queue that they came from: what they send goes to that queue. None where
+        there is no such queue.
     priority
-        What is higher goes first.
+        Electrons of a higher priority go first.
     space
-        Where the outcomes arrive for whoever sent them; see `namespaces`.
+        The sender's space, into which outcomes are unpickled; see `namespaces`.
     """
 
     channel: str = ""
@@ -58,8 +60,8 @@ class AttemptTerms(NamedTuple):
     excluded
         Addresses of workers to avoid while any other is free; a requeue adds to it.
     min_seconds
-        Only workers that live this much longer may take them: so long they ran, and were cut off
-        by the wall time of their worker.
+        Seconds that they ran until the wall time of their worker cut them off. Only a worker with
+        more time left may take them.
     cut_short
         How often a wall time cut them off.
     """
@@ -96,7 +98,7 @@ class StoreTarget(NamedTuple):
     Parameters
     ----------
     url
-        Its folder.
+        URL of its folder.
     token
         Random id in the lock file. A worker compares it to see whether its path is the client's
         folder or another of the same name.
@@ -105,7 +107,7 @@ class StoreTarget(NamedTuple):
     allow_pickle
         Whether results that have no Arrow type may be pickled.
     gather_rows, gather_bytes
-        A batch with fewer of both is better gathered by the client.
+        A batch with fewer rows and fewer bytes travels to the client, which stores it.
     """
 
     url: str
@@ -116,51 +118,53 @@ class StoreTarget(NamedTuple):
     gather_bytes: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # in the inputs there are the user's own `__eq__`
+@dataclass(frozen=True, slots=True, eq=False)  # inputs may have an `__eq__` of the user's
 class Batch:
     """Some electrons of one atom, as they travel.
 
     Parameters
     ----------
     key
-        Names this lease.
+        Id of this lease.
     atom_id, version
-        Which atom, and what a site needs to find it.
+        Id of the atom, and its version: what a site needs to find it.
     inputs
         The payloads.
     positions
-        Of the electrons in their run.
+        Positions of the electrons in the sweep of their run.
     stream
-        The family of random streams: electron i of the run has index i. For what other electrons
-        sent, a list of their own addresses; for what was sent by hand none, for these follow from
-        the ids.
+        The family of random streams, in which electron i of the run has index i. For electrons
+        that other electrons sent, a list of a family and an index each. None for electrons sent by
+        hand: their streams follow from their ids.
     origin
-        Whom they descend from.
+        Where they come from.
     terms
-        On what terms they are executed.
+        The terms of this attempt.
     roots
-        For each the run, or the electron sent by hand, that it descends from: what cancels that
-        cancels it too. None for those that nobody else sent.
+        For each electron the id of the run, or of the electron sent by hand, that it descends
+        from: to cancel that cancels it too. None where no other electron sent them.
     earlier
-        What their earlier attempts failed with, where there were any.
+        For each electron the errors of its earlier attempts; None where there were none.
     epoch
-        Whoever stops a run stops the batches that were made before.
+        How often the run had been stopped when the batch was made.
     run_id
         Empty for electrons that were sent one by one.
     root_id
-        By what a run, and what descends from it, can be stopped.
+        The id by which a run and its descendants are stopped.
     ids, sender_ids
-        Their ids and those of who sent them, where they were sent one by one.
+        Their ids and the ids of their senders, where they were sent one by one.
+    copy_state
+        Whether an atom in class form processes with copies of the registered instance.
     seconds
-        The time box.
+        The time box: after so many seconds the rest returns to the queue.
     longest
         Seconds that electrons like these have lately taken at most; 0 where that is not known.
     sink
-        The store that results go to, where there is one.
-    due_after
-        Seconds after which it is its turn among what others have sent; see `fair_share`.
+        The store that results go to; None where there is none.
+    due_seconds
+        Seconds until its turn among the batches of all sources; see `fair_share`.
     code
-        A digest of the user's own code among its inputs, once it has arrived.
+        A digest of the user's own code among its inputs, set by the worker that unpickles it.
     """
 
     key: str
@@ -190,7 +194,7 @@ class Batch:
 
     @property
     def space(self) -> str:
-        """Where things of the user's own arrive that belong to its atom; home in this process."""
+        """The space of the atom, into which inputs are unpickled; home in this process."""
         if not isinstance(self.version, str):
             return HOME
         return f"{self.version}/{self.code}" if self.code else self.version
@@ -221,7 +225,7 @@ class Batch:
 
     def electron(self, offset: int) -> Electron:
         """Return the electron at `offset` as a record."""
-        options: dict[str, Any] = {}  # to check any takes longer than all else about a record
+        options: dict[str, Any] = {}  # checking one takes longer than the rest of a record
         if self.copy_state:
             options["copy_state"] = True
         if self.terms.timeout is not None:
@@ -235,7 +239,7 @@ class Batch:
         )
 
     def root(self, offset: int) -> str:
-        """Return what the electrons descend from that the one at `offset` sends."""
+        """Return the root id that electrons sent by the one at `offset` inherit."""
         inherited = "" if self.roots is None else self.roots[offset]
         return inherited or self.root_id or self.electron_id(offset)
 
@@ -254,7 +258,7 @@ class Batch:
         return () if self.earlier is None else self.earlier[offset]
 
     def payload(self, offset: int) -> Any:
-        """Return the payload of the electron at `offset`, for it alone."""
+        """Return the payload of the electron at `offset`, a copy for it alone."""
         return payload_of(self.cut(offset, offset + 1))
 
     def cut(self, start: int, stop: int) -> Inputs:

@@ -1,4 +1,4 @@
-"""What of an atom is called for an electron, and with which arguments."""
+"""The function that is called for an electron, and its arguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ Arguments = Callable[[int, int], list[Any]]
 def bond(lease: Lease, definition: Definition) -> tuple[Callable[..., Any], Arguments]:
     """Return what to call, and its arguments for electrons from one offset to another.
 
-    The first of these is a list: see `Remaining.each_of`.
+    An argument is an iterable of one value per electron. The first is a list: see
+    `Remaining.each_of`.
     """
     inputs = lease.batch.inputs
     if isinstance(definition, ClassAtom):
@@ -64,7 +65,7 @@ def bond(lease: Lease, definition: Definition) -> tuple[Callable[..., Any], Argu
         if name not in columns:
             return map(Context, repeat(lease), range(start, stop))
         values = loop_values(columns[name][start:stop], scalars=name in inputs.scalars)
-        # One after another: of something large there are no thousand copies at a time.
+        # Lazily, so that there are never a thousand copies of something large.
         return map(own_copy, values) if name in changing else values
 
     if names[0] in columns and names[0] not in changing:
@@ -108,8 +109,7 @@ def call_with_arrays_of_one(
 
 
 def _call_of_class(lease: Lease, definition: ClassAtom) -> Callable[[int], Any]:
-    # Once, for what a site needs to make one is found in this thread, and not in one that the
-    # atom starts.
+    # A site can make its first conductor in this thread, but not in a thread that the atom starts.
     lease.conductor(0)
 
     def call(offset: int) -> Any:
@@ -136,9 +136,9 @@ def _instance(lease: Lease, definition: ClassAtom) -> Atom:
 def seeded(
     lease: Lease, call: Callable[..., Any], which: frozenset[str], offset: int | None = None
 ) -> Callable[..., Any]:
-    """Return a call before which shared generators are seeded for the electron.
+    """Return a call that first seeds the shared generators in `which` for its electron.
 
-    Of a slice for the first one; without an `offset` it counts the electrons itself.
+    That is the electron at `offset`, the first of a slice; without it, the call counts electrons.
     """
     offsets: Iterable[int] = repeat(offset) if offset is not None else itertools.count()
     following = iter(offsets).__next__
@@ -202,7 +202,7 @@ def inputs_as_columns(definition: Definition, batch: Batch) -> Columns | GridSli
 
 
 def own_array(values: np.ndarray) -> np.ndarray:
-    """Return a copy of an array, and of what can change within it."""
+    """Return a copy of an array, with copies of the mutable objects in it."""
     if values.dtype == object and can_change(values.ravel().tolist()):
         return as_objects(list(map(own_copy, values.ravel().tolist()))).reshape(values.shape)
     return values.copy()
@@ -228,7 +228,7 @@ class LateConductor:
         self._context = context
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what `copy` and the like ask for, and do without
+        if name.startswith("__"):  # `copy` and the like look for these, and do without
             raise AttributeError(name)
         return getattr(self._context.conductor, name)
 
@@ -236,4 +236,4 @@ class LateConductor:
         return repr(self._context.conductor)
 
 
-Conductor.register(LateConductor)  # which stands for the one that it makes
+Conductor.register(LateConductor)  # it stands for the conductor that it makes

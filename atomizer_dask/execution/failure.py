@@ -37,7 +37,7 @@ class Failure(NamedTuple):
         end: datetime | None = None,
         space: str = HOME,
     ) -> ElectronError:
-        """Return it as the error of an electron, whose exception arrives in a space."""
+        """Return it as the error of an electron; its exception is unpickled into `space`."""
         text = f"{self.type}: {self.message}" if self.type else self.message
         event = Event(text, electron_id=electron_id, atom_id=atom_id, level="error")
         internal = _exception_of(self.exception, space)
@@ -102,7 +102,7 @@ class FailureLog:
             alike, tier = self._described(error, is_cancelled), ""
             if isinstance(error, OvertimeError):
                 tier = error.tier
-        except BaseException as broken:  # of the exception itself, which is a class of the user's
+        except BaseException as broken:  # raised by the exception, whose class is the user's
             if is_interrupt(broken):
                 raise
             how = f"<showing it raised {type(broken).__name__}>"
@@ -131,14 +131,14 @@ class FailureLog:
         if isinstance(error, OvertimeError):
             kind, name, message = "timeout", "TimeoutError", error.message
         elif is_cancelled:
-            kind = "cancelled"  # it heeded
+            kind = "cancelled"  # the atom heeded it
         message = message or (
             error.event.message if isinstance(error, AtomizerError) else text_of(error)
         )
         return kind, name, message, self._traceback_of(error)
 
     def _traceback_of(self, error: BaseException) -> str:
-        """Return the traceback of an atom's error, without the frames of those who called it."""
+        """Return the traceback of an atom's error, without the frames of its callers here."""
         if isinstance(error, OvertimeError) and error.__cause__ is not None:
             error = error.__cause__  # where the atom was when its time was up
         inner = error.__traceback__

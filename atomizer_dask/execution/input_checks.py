@@ -16,7 +16,7 @@ from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.sweep import Sweep
 
-_ALL_UP_TO = 1000  # objects of a column that are tried; of more, some and one of each type
+_ALL_UP_TO = 1000  # objects of a column that are all tried; of more, the first of each type
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 
 
@@ -44,14 +44,14 @@ def check_generators(sweep: Sweep) -> None:
 
 
 def check_picklable(sweep: Sweep) -> None:
-    """Refuse inputs that cannot travel to a worker, by column and row.
+    """Refuse inputs that cannot be pickled.
 
-    Of a column of very many objects some are tried, and one of each type.
+    Of a column of more than 1000 objects only the first of each type is tried.
 
     Raises
     ------
     UnpicklableError
-        Where there is one.
+        Where there is one, with its column and row.
     """
     for name, values in _objects(sweep):
         kinds = set(map(type, values)) - _PLAIN

@@ -22,13 +22,13 @@ from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import Cuts
 from atomizer_dask.execution.timeout import Watch
 
-HAND_OVER_SECONDS = 0.1  # an electron that runs on for so long holds back no others
+HAND_OVER_SECONDS = 0.1  # after so long, those that ended no longer wait for the running electron
 
 Pieces = Iterator[Outcome]
 
 
 class SingletonSlot:
-    """A singleton in a process: one electron at a time, and the instance between them.
+    """A singleton in one process: its lock, and the instance kept between electrons.
 
     Attributes
     ----------
@@ -47,14 +47,14 @@ class SingletonSlot:
 
 
 class Place(ABC):
-    """What an executing batch is provided with where it executes.
+    """What the place where a batch executes provides to it.
 
     Attributes
     ----------
     name
         Address of the worker, or name of the process.
     cuts
-        Which vectorised atoms have been looked at for rows that depend on each other.
+        Which vectorised atoms have been examined for rows that depend on each other.
     """
 
     name: str = ""
@@ -69,7 +69,7 @@ class Place(ABC):
         """Return the electrons of a batch from offset `stop` on to the driver."""
 
     def report_part(self, batch: Batch, outcome: Outcome) -> bool:
-        """Report the electrons that have ended of a batch that goes on; return whether it did."""
+        """Report the ended electrons of a batch that goes on; return whether they were reported."""
         return False
 
     @abstractmethod
@@ -78,22 +78,22 @@ class Place(ABC):
 
     @abstractmethod
     def release_slot(self) -> None:
-        """Let somebody else run in this thread's place: it is about to wait."""
+        """Give this thread's slot to another batch: the thread is about to wait."""
 
     @abstractmethod
     def children(self, origin: Origin, root: str, stream: RandomStream, lease: Lease) -> Any:
-        """Return the conductor through which an electron, which descends from `root`, sends."""
+        """Return the conductor through which an electron that descends from `root` sends others."""
 
     def seconds_for(self, batch: Batch) -> float:
-        """Return how long a batch that begins now may take."""
+        """Return the seconds that a batch that begins now may take."""
         return batch.seconds
 
     def isolates(self, batch: Batch, definition: Definition) -> bool:
-        """Return whether a batch is to be executed where it can do no harm."""
+        """Return whether a batch must be executed in a child process."""
         return False
 
     def execute_pieces(self, lease: Lease, definition: Definition, claims: Remaining) -> Pieces:
-        """Execute a batch where it can do no harm, and yield the outcomes of its pieces."""
+        """Execute a batch in a child process, and yield the outcomes of its pieces."""
         raise NotImplementedError
 
     @abstractmethod
@@ -104,8 +104,8 @@ class Place(ABC):
 class Lease:
     """A batch while it executes.
 
-    The loop that executes and whoever ends the lease early share one iterator: who draws an
-    electron from it owns it. Drawing from a list's iterator is atomic under the interpreter lock,
+    The loop that executes it and the thread that ends the lease early share one iterator: whichever
+    draws an electron owns it. Drawing from a list's iterator is atomic under the interpreter lock,
     so that the loop needs no lock and no look at the clock.
     """
 
@@ -113,12 +113,12 @@ class Lease:
         self.batch = batch
         self.site = site
         self.watch = watch
-        self.surrendered = False  # what had not begun then is others' now
-        self.stopped = False  # gives back what it has not begun
-        self.cancelled = False  # and its running electron shall end too
+        self.surrendered = False  # the electrons not begun by then have returned to the queue
+        self.stopped = False  # it begins no further electron
+        self.cancelled = False  # its running electron shall end too
         self.cancelled_ones: set[int] = set()
         self.rng = Positioned()
-        self.making = threading.Lock()  # of the conductor of one of its electrons
+        self.making = threading.Lock()  # held while an electron's conductor is made
         self._thread = threading.get_ident()
         self._began = perf_counter()
         self._claims: Remaining | None = None
@@ -149,7 +149,7 @@ class Lease:
             self.site.give_back(self.batch, stop)
 
     def hand_over(self) -> None:
-        """Report what has ended, where the running electron goes on for long."""
+        """Report the electrons that have ended, if the running one goes on for long."""
         if self._over.wait(HAND_OVER_SECONDS):
             return
         with self.lock:
@@ -167,13 +167,13 @@ class Lease:
             return self._so_far is not None and self._so_far().stop > self._reported
 
     def ran(self) -> float:
-        """Return for how long the electron that is running has been."""
+        """Return the seconds since the running electron began."""
         with self.lock:
             done = 0.0 if self._so_far is None else self._so_far().seconds
         return perf_counter() - self._began - done
 
     def heed(self, root: str, epoch: int, cancel: bool) -> None:
-        """Stop where this concerns the batch."""
+        """Heed `Site.stop`, where `root` concerns the batch or some of its electrons."""
         batch = self.batch
         sent_by_hand = batch.ids is not None and batch.origin.depth == 0
         if batch.root_id == root and batch.epoch <= epoch:
@@ -208,11 +208,11 @@ class Lease:
         return self._released and not self._over.is_set()
 
     def emit(self, event: Event) -> None:
-        """Put an event on the stream of whoever sent this batch."""
+        """Put an event on the stream of the batch's sender."""
         self.site.emit(self.batch.origin.channel, event)
 
     def conductor(self, offset: int) -> Any:
-        """Return the conductor for what the electron at `offset` sends."""
+        """Return the conductor through which the electron at `offset` sends others."""
         batch = self.batch
         origin = batch.origin._replace(depth=batch.origin.depth + 1, space=batch.space)
         stream, index = batch.address(offset)
@@ -228,7 +228,7 @@ class Lease:
             stop = len(self.batch) - self._given
             return replace(outcome.part(self._reported, stop), stop=stop)
 
-    # -- what the loops that execute it ask ---------------------------------------------------
+    # -- called by the loops that execute it --------------------------------------------------
 
     def time_is_up(self) -> None:
         """Give back what has not begun, and report what has ended: the time box is over."""
@@ -241,14 +241,14 @@ class Lease:
         Parameters
         ----------
         claims
-            What the loop draws electrons from.
+            The electrons that the loop draws from.
         so_far
             Returns the outcome of the electrons that have ended.
         """
         with self.lock:
             self._claims = claims
             self._so_far = so_far
-        if self.stopped:  # since before there was anything to give back
+        if self.stopped:  # before there were claims to give back
             self.surrender()
 
     def outcome(
@@ -260,12 +260,12 @@ class Lease:
         *,
         scalar: bool = True,
     ) -> Outcome:
-        """Return the outcome of the electrons up to now.
+        """Return the outcome of the electrons that have ended.
 
         Parameters
         ----------
         results
-            Of those that did not fail.
+            Results of the electrons that did not fail.
         start
             When the batch began: nanoseconds since the epoch, and seconds of `perf_counter`.
         ends

@@ -24,9 +24,9 @@ class MapOptions:
     copy_state
         Whether an atom in class form processes with copies of the registered instance.
     allow_pickle
-        Whether a store may keep what has no Arrow type as pickles.
+        Whether a store may keep values that have no Arrow type as pickles.
     priority
-        What is higher goes first.
+        A run of a higher priority goes first.
     """
 
     timeout: float | None

@@ -87,7 +87,7 @@ class Outcome:
 
     @property
     def longest(self) -> float:
-        """Seconds that one electron, or what was executed at a time, took at most."""
+        """Seconds that the longest electron, or the longest slice, took."""
         if not len(self.ends):
             return 0.0
         if self.starts is None:
@@ -133,13 +133,13 @@ class Outcome:
         )
 
     def _unstored_of(self, wanted: np.ndarray) -> dict[str, Column] | None:
-        """Return what some of the failed electrons returned, by a mask of them."""
+        """Return `unstored` for those failed electrons where the mask `wanted` is True."""
         if self.unstored is None or not wanted.any():
             return None
         return {name: _pick(output, wanted) for name, output in self.unstored.items()}
 
     def pick(self, wanted: np.ndarray) -> Outcome:
-        """Return the part about the electrons that `wanted`, a mask of them, says."""
+        """Return the part about the electrons where the mask `wanted` is True."""
         failed = np.asarray(self.failed, dtype=np.int64)
         bad = np.zeros(len(self), dtype=bool)
         bad[failed] = True
@@ -181,7 +181,7 @@ class Outcome:
         return cls(count, {}, range(count), codes, [failure], time_ns(), ends, counts, worker)
 
     def with_failed(self, bad: list[int], failure: Failure) -> Outcome:
-        """Return it with some of the good electrons, by their order among these, as failed."""
+        """Return it with more electrons failed: those at the indices `bad` among the good ones."""
         failed = np.asarray(self.failed, dtype=np.int64)
         good = np.setdiff1d(np.arange(len(self)), failed)
         stays = np.ones(len(good), dtype=bool)
@@ -208,7 +208,7 @@ class Outcome:
         )
 
     def with_unstored(self, bad: Sequence[int], failure: Failure) -> Outcome:
-        """Return the same, with what these electrons returned in `unstored`."""
+        """Return `with_failed`, and keep what these electrons returned in `unstored`."""
         assert isinstance(self.results, dict)
         mask = np.zeros(len(self) - len(self.failed), dtype=bool)
         mask[np.asarray(bad, dtype=np.int64)] = True
@@ -237,7 +237,7 @@ class Outcome:
         if len(self.failed) or self.starts is not None or batch.terms.attempt > 1:
             yield from self._properties_with_failures(batch)
             return
-        # What is made 100,000 times a second. Mostly one begins when the one before ended.
+        # The fast path, 100,000 times a second: each electron began when the one before it ended.
         _, ends = self.times()
         worker, atom_id = self.worker, batch.atom_id
         start = utc(self.start_ns)
@@ -347,15 +347,15 @@ class StoredOutcome:
         return self.failed.failures
 
     def part(self, start: int, stop: int) -> StoredOutcome:
-        """Return the whole receipt: a file is not cut, and a record ignores what it has."""
+        """Return the whole receipt: a file is not cut, and a record skips electrons that it has."""
         return self
 
 
 BatchOutcome = Outcome | StoredOutcome
-"""What became of a batch, wherever its results are.
+"""What became of a batch: its results, or the receipt for them.
 
-On its way from worker to record it is a `first` and a `stop`, `seconds` and the `longest` electron,
-`failures`, and a `part` of it: only what packs it and what takes it down ask which one it is.
+Both have `first`, `stop`, `seconds`, `longest`, `failures` and `part`, which is all that the code
+between worker and record uses. Only the code that packs or records one asks which of the two it is.
 """
 
 
@@ -409,7 +409,7 @@ class RunPart:
         return len(self.outcome)
 
     def current(self) -> RunPart:
-        """Return it without the electrons for which a later part is the latest."""
+        """Return it without the failed electrons that a later attempt supersedes."""
         if self.replaced is None or not self.replaced.any():
             return self
         stays = np.ones(len(self.outcome), dtype=bool)
@@ -417,12 +417,12 @@ class RunPart:
         return self.pick(stays)
 
     def pick(self, wanted: np.ndarray) -> RunPart:
-        """Return it for the electrons that `wanted`, a mask of them, says."""
+        """Return it for the electrons where the mask `wanted` is True."""
         positions, outcome = numpy_values(self.positions)[wanted], self.outcome.pick(wanted)
         return RunPart(positions, outcome, self.attempt, code=self.code)
 
     def load(self) -> list[RunPart]:
-        """Return it with its results, which are here."""
+        """Return it in a list: its results are in memory already."""
         return [self]
 
     def cancelled_count(self) -> int:
@@ -435,20 +435,20 @@ class RunPart:
         return int(were.sum() if self.replaced is None else (were & ~self.replaced).sum())
 
     def failed_positions(self) -> np.ndarray:
-        """Return where in the sweep the failed ones are."""
+        """Return the positions in the sweep of the failed electrons."""
         failed = np.asarray(self.outcome.failed, dtype=np.int64)
         if isinstance(self.positions, range):
             return failed + self.positions.start
         return self.positions[failed]
 
     def by_failure(self) -> Iterator[tuple[Failure, np.ndarray]]:
-        """Yield each distinct failure, and where in the sweep those are that failed with it."""
+        """Yield each distinct failure, and the positions of the electrons that failed with it."""
         positions, failures = self.failed_positions(), self.outcome.failures
         if len(failures) == 1:
             yield failures[0], positions
             return
         codes = np.asarray(self.outcome.codes)
-        order = np.argsort(codes, kind="stable")  # each may have failed with one of its own
+        order = np.argsort(codes, kind="stable")  # there may be as many failures as electrons
         distinct, first = np.unique(codes[order], return_index=True)
         for code, mine in zip(
             distinct.tolist(), np.split(positions[order], first[1:]), strict=True

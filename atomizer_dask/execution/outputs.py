@@ -18,7 +18,8 @@ def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
     if results and type(results[0]) is dict and results[0]:
         names = list(results[0])
         try:
-            # dict.__len__ refuses what is no dict; as many fields and none missing are the same.
+            # dict.__len__ raises for other types; with as many fields, and none missing, all rows
+            # have the same fields.
             same = sum(map(dict.__len__, results)) == len(names) * len(results)
             if same and all(type(name) is str for name in names):
                 return {n: _output([row[n] for row in results]) for n in names}, False
@@ -54,15 +55,15 @@ def _output(values: list[Any]) -> Column:
 
 
 def errors_of_slice(result: Any, electrons: int) -> tuple[Any, dict[int, Exception]]:
-    """Return the outputs of a vectorised atom, and which rows it says have failed, and why.
+    """Return the outputs of a vectorised atom, and the errors of the rows that it marks, by row.
 
-    Such an atom returns its outputs and, as a second thing, an element per electron: a boolean,
+    Such an atom may return a pair of its outputs and of error marks, one per electron: a boolean,
     a text that is empty where all is well, or None or an exception.
 
     Raises
     ------
     ValueError
-        Where the second thing has not one element per electron.
+        Where there is not one mark per electron.
     """
     if not (isinstance(result, tuple) and len(result) == 2):
         return result, {}
@@ -115,7 +116,7 @@ def outputs_of_slice(result: Any, electrons: int) -> dict[str, Values]:
 
 
 def join(parts: list[tuple[int, dict[str, Column]]]) -> dict[str, Column]:
-    """Return the outputs of consecutive electrons as one; each part says of how many it is."""
+    """Return the outputs of consecutive parts as one; a part is an electron count and outputs."""
     joined = {}
     for name in dict.fromkeys(name for _, outputs in parts for name in outputs):
         columns = [(count, outputs.get(name)) for count, outputs in parts]
@@ -151,7 +152,7 @@ class ResultCollector:
             self._scalar &= scalar
 
     def joined(self, more: list[Any] | None = None) -> tuple[dict[str, Column] | list[Any], bool]:
-        """Return all of them, and `more`, and whether they came as scalars."""
+        """Return all results, with `more` at the end, and whether they came as scalars."""
         if self._list is not None:
             return (self._list if more is None else [*self._list, *more]), True
         if not more:

@@ -1,7 +1,7 @@
-"""Batches and outcomes as bytes and plain arrays, so that Dask carries nothing it could choke on.
+"""Batches and outcomes as bytes and plain arrays, so that Dask never pickles an object of a user.
 
-What users put in and what atoms return may not be picklable, or not be unpicklable on the other
-side. Either must cost that one electron, and never its neighbours.
+An input or a result may fail to be pickled here, or to be unpickled on the other side. Either must
+cost that one electron, and never its neighbours.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from atomizer_dask.execution.outcome import BatchOutcome, Column, Outcome, Store
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.sweeps.columns import Values
 
-LARGE_BUFFER = 4096  # bytes; to copy less than that costs less than to send it by itself
-_SAMPLE = 3  # results whose classes are taken for those of all
+LARGE_BUFFER = 4096  # bytes; a smaller buffer costs less to copy than to send by itself
+_SAMPLE = 3  # results of a batch that are searched for classes
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}
 
 
@@ -34,8 +34,8 @@ _PLAIN = {type(None), bool, int, float, complex, str, bytes}
 class Packed:
     """A pickle, with its large buffers beside it as arrays, which Dask sends without a copy.
 
-    Dask logs the arguments of a task that fails: what is in there, a password of a broker perhaps,
-    is no part of its repr.
+    Dask logs the arguments of a task that fails. So the repr leaves out the contents, which may
+    include a broker's password.
     """
 
     data: bytes
@@ -44,7 +44,7 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """How much there is to send."""
+        """Bytes to send, the buffers included."""
         return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
     def whole(self) -> bytes:
@@ -53,7 +53,7 @@ class Packed:
 
     @classmethod
     def of(cls, whole: bytes) -> Packed:
-        """Return what `whole` gave as bytes."""
+        """Return the pickle from the bytes that `whole` returned."""
         data, buffers = pickle.loads(whole)  # noqa: S301 - bytes of ours
         return cls(data, [np.frombuffer(buffer, dtype=np.uint8) for buffer in buffers])
 
@@ -73,13 +73,13 @@ def pack(
     Parameters
     ----------
     space
-        Where things of the user's own arrive; see `namespaces`.
+        The space into which the user's own things are unpickled; see `namespaces`.
     brings_code
-        Whether functions and classes among its parts are to arrive as they are now, also where
-        they have before: in a space of their own, ``space/digest``.
+        Whether functions and classes in `value` get a space of their own, ``space/digest``, so
+        that they arrive as they are now, also where an earlier version has arrived before.
     is_plain
-        Whether nothing of the user's code is in it, so that pickle itself can do it: ten times as
-        fast where there is little.
+        Whether `value` has none of the user's code in it. Then plain pickle does it, ten times as
+        fast for a small value.
     """
     buffers: list[np.ndarray] = []
 
@@ -106,7 +106,7 @@ def dumps(value: Any, known: Sequence[type] = ()) -> bytes | None:
     """Return `value` as bytes, None where it cannot be pickled; see `pickling.dumps`."""
     try:
         return pickling.dumps(value, known=known)
-    except BaseException as error:  # pickling runs anybody's __reduce__: SystemExit ends a worker
+    except BaseException as error:  # a user's __reduce__ may raise SystemExit, which ends a worker
         if is_interrupt(error):
             raise
         return None
@@ -149,7 +149,7 @@ def _with_failures_apart(outcome: Outcome) -> Outcome:
 
 
 def _unstored_together(outcome: Outcome) -> Outcome:
-    """Return an outcome with what could not be stored, but for what cannot be read here."""
+    """Return an outcome with its `unstored` columns unpickled, as far as they can be read here."""
     if outcome.unstored is None:
         return outcome
     columns: dict[str, Column] = {}
@@ -170,7 +170,7 @@ def unpack_outcome(packed: Packed, space: str = HOME) -> BatchOutcome:
     Parameters
     ----------
     space
-        Where things of the user's own arrive: that of whoever sent the electrons.
+        The space of the electrons' sender, into which the user's own things are unpickled.
     """
     with inside(space):
         return _unpacked(replace(packed, space=space))
@@ -273,7 +273,7 @@ def _objects(values: list[Any]) -> np.ndarray:
 
 
 def _are_plain(values: list[Any]) -> bool:
-    """Whether these, or what is in them one level down, are numbers and texts."""
+    """Whether these values, or the items one level down in them, are numbers and texts."""
     types = set(map(type, values))
     if types <= _PLAIN:
         return True
@@ -287,11 +287,11 @@ def _are_plain(values: list[Any]) -> bool:
 
 
 def dump_events(events: list[Event]) -> bytes:
-    """Return events as bytes, with texts for fields that cannot travel."""
+    """Return events as bytes; with texts for all fields where one cannot be pickled."""
     data = dumps(events)
     return dumps(list(map(Event.as_text, events))) or b"" if data is None else data
 
 
 def dump_error(error: AtomizerError) -> bytes:
-    """Return an error as bytes, without what is behind it where that cannot travel."""
+    """Return an error as bytes, without its internal exception where that cannot be pickled."""
     return dumps(error) or dumps(AtomizerError(error.event)) or b""

@@ -8,7 +8,7 @@ from operator import length_hint
 from typing import Any
 
 LARGEST_PIECE = 2**20
-PIECE_SECONDS = 0.02  # how finely a batch can be interrupted that is executed in pieces
+PIECE_SECONDS = 0.02  # duration of a piece: a batch can be interrupted between two pieces
 
 
 class Remaining:
@@ -17,9 +17,9 @@ class Remaining:
     Parameters
     ----------
     electrons
-        How many there are.
+        Number of electrons.
     size
-        Of the first piece.
+        Number of electrons in the first piece.
     """
 
     def __init__(self, electrons: int, size: int) -> None:

@@ -1,8 +1,7 @@
 """Whether the rows of a vectorised atom depend on each other: some are executed in another cut.
 
-Of electrons that a site has just executed in one slice it executes a few again, by themselves. What
-they give must be the same; where it is not, the results of a run would depend on how it happens to
-be cut into batches.
+A site executes a few electrons of a slice once more, in a smaller slice: a cut. Their outputs must
+be the same. Otherwise the results of a run would depend on how it happens to be cut into batches.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ Outputs = Mapping[str, Values]
 Execute = Callable[[int, int], Outputs | None]
 MOST_ROWS = 32  # of a cut
 _NUMBERS = (int, float, complex, np.number, np.bool_)
-_LONG = 1.0  # seconds
-_SHARE = 0.02  # of the time of a batch
+_LONG = 1.0  # seconds of an examination
+_SHARE = 0.02  # of the time of a batch, which a further examination may take
 _REMEMBERED = 1000  # runs
-# How far apart, of the largest value, numbers may be that differ by how they were added up.
+# By item size: how far apart sums in another order may be, as a share of the largest value.
 _LAST_BITS = {2: 1e-2, 4: 1e-5, 8: 1e-12, 16: 1e-12}
 
 
@@ -37,13 +36,13 @@ class Difference(NamedTuple):
     Parameters
     ----------
     row
-        Of the outputs that were compared.
+        Row of the outputs that were compared; from `Cuts.examine` its offset in the batch.
     name
-        Of the output.
+        Name of the output.
     whole, cut
-        What it was among all, and in the cut.
+        Its value in the whole slice, and in the cut.
     is_large
-        Whether it is more than how numbers were added up.
+        Whether they differ by more than sums in another order do.
     """
 
     row: int
@@ -71,16 +70,16 @@ class Cuts:
     def of(self, key: Any) -> _Known:
         """Return what is known of an atom in a run."""
         known = self._known.setdefault(key, _Known())
-        while len(self._known) > _REMEMBERED:  # of very many the first are long over
-            with suppress(KeyError, RuntimeError):  # another thread does it
+        while len(self._known) > _REMEMBERED:  # the oldest runs are over
+            with suppress(KeyError, RuntimeError):  # another thread has done it
                 del self._known[next(iter(self._known))]
         return known
 
     def is_due(self, key: Any, seconds: float) -> bool:
-        """Return whether to examine a batch that may take some seconds.
+        """Return whether to examine a batch that may take `seconds`.
 
-        The first one on each worker, and all where that costs next to nothing: some have rows that
-        are all alike, which prove nothing.
+        The first batch on each worker is examined, and every further one if the last examination
+        took less than 2 % of that time: the rows of one batch may be alike, which proves nothing.
         """
         took = self.of(key).seconds
         return took is None or took < _SHARE * seconds
@@ -90,21 +89,21 @@ class Cuts:
     ) -> Difference | None:
         """Execute some electrons again in other cuts, and return where that differs.
 
-        An atom that does not give the same for the same cut does not count as one whose rows depend
-        on each other.
+        A cut that differs is executed once more: an atom whose outputs differ from one execution to
+        the next does not count as one whose rows depend on each other.
 
         Parameters
         ----------
         key
-            Of the atom and the run.
+            Key of the atom and the run.
         execute
-            Returns the outputs of electrons from one offset to another, None where there are none.
+            Returns the outputs of electrons from one offset to another, None where one fails.
         whole
             The outputs of electrons that succeeded in one slice.
         start
-            The offset of the first one.
+            Offset in the batch of the first of these electrons.
         seconds
-            That each of them took.
+            Seconds that each of these electrons took.
         """
         began = perf_counter()
         found = None
@@ -147,7 +146,7 @@ def warning_of(atom_id: str, found: Difference) -> str:
 
 
 def longest_stretch(rows: np.ndarray) -> tuple[int, int]:
-    """Return from where to where most rows follow each other.
+    """Return start and stop of the longest stretch of consecutive rows.
 
     >>> longest_stretch(np.array([0, 2, 3, 4, 7]))
     (1, 4)
@@ -157,10 +156,10 @@ def longest_stretch(rows: np.ndarray) -> tuple[int, int]:
 
 
 def _cuts_of(count: int, most: int) -> list[tuple[int, int]]:
-    """Return from where to where to execute rows again, at most so many of them at a time.
+    """Return start and stop of the cuts to execute again, each of at most `most` rows.
 
-    From the middle, since at both ends of a cut are rows that had neighbours in the whole; and two
-    of them, for the one row that decides, the largest say, may be in one.
+    The first and the last row are left out, so that the rows at both ends of a cut had neighbours
+    in the whole. Two cuts, since the one row that decides, the largest say, may be in one of them.
     """
     if count < 4:
         return [(row, row + 1) for row in range(count) if count > 1]
@@ -173,7 +172,7 @@ def _rows(outputs: Outputs, start: int, stop: int) -> Outputs:
 
 
 def _difference(whole: Outputs, cut: Outputs) -> Difference | None:
-    """Return the largest difference that is, if any, more than last bits; else any."""
+    """Return a difference, if there is one: of more than last bits rather than of last bits."""
     found = [
         Difference(row, name, mine, its, is_large)
         for name in whole.keys() & cut.keys()
@@ -198,9 +197,10 @@ def _differing(one: Values, other: Values) -> Iterator[tuple[int, Any, Any, bool
 
 
 def _are_one_number(one: Any, other: Any) -> bool:
-    """Whether these are the same number: of which type it is follows from its neighbours.
+    """Whether these are the same number, perhaps of different types.
 
-    A list of numbers is an array of them, but not where there is something else among them.
+    Its type follows from its neighbours: a list of numbers becomes an array, but not where
+    something else is among them.
     """
     if not (isinstance(one, _NUMBERS) and isinstance(other, _NUMBERS)):
         return False
@@ -226,7 +226,7 @@ def _compared(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _tolerance(one: np.ndarray, other: np.ndarray) -> float:
-    """Return how far apart numbers may be; singles are singles also as doubles."""
+    """Return how far apart numbers may be; doubles that hold float32 values count as float32."""
     floats = [each.real for each in (one, other) if each.dtype.kind in "fc"]
     with np.errstate(over="ignore"):
         are_singles = all(np.array_equal(f, f.astype("f4"), equal_nan=True) for f in floats)
@@ -235,7 +235,7 @@ def _tolerance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _are_close(one: Any, other: Any) -> bool:
-    """Whether objects differ in the last bits of numbers that they hold only."""
+    """Whether objects differ only in the last bits of numbers that they hold."""
     if isinstance(one, float | complex) and isinstance(other, float | complex):
         one, other = np.array([one]), np.array([other])
     if type(one) is not type(other):

@@ -34,7 +34,7 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
     ends: list[float] = []
 
     def so_far() -> Outcome:
-        # What was stamped is complete, for that is the last thing done about an electron.
+        # An electron with a stamp is complete: the stamp comes last.
         stamped = np.array(ends)
         done = sum(map(len, times))
         failed = sum(done <= offset < done + len(stamped) for offset in lease.failures.offsets)

@@ -31,18 +31,19 @@ class Site(Place):
         self.cuts = Cuts()
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
-        """Give back what has not been begun of a run, or of what an electron sent.
+        """Give back the electrons not begun of a run, or of an electron's descendants.
 
         Parameters
         ----------
         root
-            The run or the electron; or the channel of all that was sent from there one by one.
+            Id of the run or the electron; or the channel of a conductor, for all electrons that
+            were sent through it one by one.
         epoch
-            Only batches made up to then.
+            Of a run only batches of this epoch, or of an earlier one, are stopped.
         cancel
             Cancel the running electrons too.
         """
-        # For batches that are still to begin. Of very many runs the first are long over.
+        # For batches that are still to begin. The oldest of very many runs are over.
         self._stopped[root] = epoch, cancel
         if len(self._stopped) > _REMEMBERED:
             del self._stopped[next(iter(self._stopped))]
@@ -117,7 +118,7 @@ def _run(lease: Lease, definition: Definition) -> Outcome:
 
 
 def _run_pieces(lease: Lease, definition: Definition) -> Outcome:
-    """Execute piece after piece where they can do no harm."""
+    """Execute a batch piece by piece in a child process."""
     first = 2 if definition.vectorized else 1
     claims = Remaining(len(lease.batch), first)
     pieces: list[Outcome] = []

@@ -1,4 +1,4 @@
-"""Electrons that take too long: who watches them, and what they notice of it."""
+"""Electrons that take too long: the watch over their time, and the exceptions that end them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TimeIsUp(BaseException):
 
 
 class Watch(Protocol):
-    """Whoever watches over the time that electrons take, where one does."""
+    """A watch over the time that electrons take; `ChildWatch` is one."""
 
     def left(self) -> float | None:
         """Return the seconds that the running electron has left; None for no limit."""

@@ -27,7 +27,7 @@ _FIRST_SLICE = 1024
 
 
 def run_slices(lease: Lease, definition: FunctionAtom, inputs: Columns | GridSlice) -> Outcome:
-    """Execute slice after slice, and see to it that their rows do not depend on each other."""
+    """Execute slice after slice, and check that their rows do not depend on each other."""
     start = time_ns(), perf_counter()
     examination = _Examination(lease, definition)
     columns = {name: numpy_values(values) for name, values in inputs.columns().items()}
@@ -69,7 +69,7 @@ def _fail_slice(lease: Lease, offset: int, count: int, error: BaseException) -> 
 
 
 def good_of(lease: Lease, offset: int, count: int) -> np.ndarray:
-    """Return the offsets of those in a slice that has been executed which did not fail."""
+    """Return the offsets of the electrons of an executed slice that did not fail."""
     failed = [each - offset for each in lease.failures.offsets if each >= offset]
     return offset + np.delete(np.arange(count), failed)
 
@@ -113,7 +113,7 @@ def _run_slice(
 
 
 class _Silent:
-    """A lease whose electrons have emitted their events already: they are executed again."""
+    """A lease for electrons that are executed again: it drops their events, emitted before."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
@@ -138,7 +138,7 @@ class _Examination:
 
     @property
     def fault(self) -> DependentRowsError | None:
-        """What is wrong with the atom, where it is known by now."""
+        """The error of an atom whose rows depend on each other; None as long as none is known."""
         return self._known.fault
 
     def look_at(
@@ -149,7 +149,7 @@ class _Examination:
         done: list[tuple[int, dict[str, Column]]],
         took: float,
     ) -> None:
-        """Look at a slice that has been executed, where none has been before."""
+        """Examine an executed slice; at most one of a batch, where the batch is due."""
         lease, batch = self._lease, self._lease.batch
         if not self._is_due or self.fault or lease.stopped or not done or count == 1:
             return
@@ -193,5 +193,5 @@ class _Examination:
 def arguments_of_slice(
     columns: Mapping[str, np.ndarray], offset: int, count: int
 ) -> dict[str, Any]:
-    """Return copies, for an atom that works in place must see the same again when bisected."""
+    """Return copies of the inputs: an atom that works in place gets the same when bisected."""
     return {name: own_array(values[offset : offset + count]) for name, values in columns.items()}

@@ -1,1 +1,1 @@
-"""One map: where its electrons come from, what became of them, and its frames."""
+"""One run: the source of its electrons, the record of their outcomes, and its frames."""

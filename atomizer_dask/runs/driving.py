@@ -1,4 +1,4 @@
-"""What can be done about a run: everything where this process drives it, else only looking."""
+"""Control of a run: full where this process drives it, read-only where it was opened."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ Drive = Callable[[Any, str, bytes, bytes, str], str]
 
 
 class RunControl(ProgressSource, Protocol):
-    """Who drives a run, as its handle sees it."""
+    """What the handle of a run needs to control it: `Driven` or `Opened`."""
 
     @property
     def is_driven(self) -> bool:
-        """Whether this process drives it."""
+        """Whether this process drives the run."""
 
     @property
     def conductor(self) -> BatchConductor | None:
-        """What carries its electrons."""
+        """The conductor that carries its electrons; None where this process does not drive it."""
 
     def driven(self) -> Driven:
-        """Return what drives it here.
+        """Return the run as this process drives it.
 
         Raises
         ------
         StoreError
-            Where nothing does.
+            Where this process does not drive it.
         """
 
 
 class Opened:
-    """A run that was opened from its store, to be looked at: whoever drives it is elsewhere.
+    """A run that was opened from its store, read-only: another process drives it, or none.
 
     Parameters
     ----------
     run_id
-        Of the run.
+        Id of the run.
     url
-        Its store.
+        Path or URL of its store.
     """
 
     is_driven = False
@@ -69,11 +69,11 @@ class Opened:
         self._url = url
 
     def standstill(self) -> str:
-        """Return nothing: it is not known here."""
+        """Return an empty text: only the process that drives the run knows."""
         return ""
 
     def driven(self) -> Driven:
-        """Raise: nothing drives it here."""
+        """Raise `StoreError`: this process does not drive the run."""
         raise StoreError(
             f"{self._run_id} was opened to be looked at; atomizer.attach({self._url!r}) goes on "
             "with it"
@@ -86,17 +86,17 @@ class Driven:
     Parameters
     ----------
     plan
-        What is to be done.
+        Its atom, inputs and options.
     conductor
-        Carries it out.
+        Carries its electrons.
     host
-        Whoever started it.
+        The atomizer that started it, or the listener of a detached run.
     ledger
-        What has become of its electrons.
+        The outcomes of its electrons.
     source
-        Where the conductor's driver takes its electrons from.
+        The source from which the conductor's driver takes its electrons.
     drive
-        What a worker is to call that goes on with it alone; None where it has no store.
+        Function that a worker calls to drive the run once it is detached; None without a store.
     """
 
     is_driven = True
@@ -118,7 +118,7 @@ class Driven:
         self._drive = drive
 
     def driven(self) -> Driven:
-        """Return it."""
+        """Return itself."""
         return self
 
     @property
@@ -128,11 +128,11 @@ class Driven:
 
     @property
     def all_drawn(self) -> bool:
-        """Whether it is known how many electrons there are."""
+        """Whether the number of electrons is known: a streamed sweep has been read to its end."""
         return self.source.all_drawn
 
     def standstill(self) -> str:
-        """Return why nothing of it can be executed; nothing where it can."""
+        """Return why no electron of it can be executed; empty where one can, or unless it runs."""
         if self._ledger.state != "running":
             return ""
         return self.conductor.standstill(self.plan.version)
@@ -140,12 +140,12 @@ class Driven:
     # -- going on, and not -----------------------------------------------------------------------
 
     def do(self, action: Callable[[], None]) -> None:
-        """Do something on the dispatcher's thread, unless the run has ended."""
+        """Call `action` on the dispatcher's thread, unless the run has ended."""
         if not self._ledger.ended:
             self.conductor.do(action)
 
     def suspend(self) -> None:
-        """Stop such that any process can go on, and wait until that is so."""
+        """Suspend the run, so that any process can attach to it, and wait for the end here."""
         source = self.stored("stops here without a store")
         if not self._ledger.ended:
             self.conductor.do(source.suspend)
@@ -153,14 +153,14 @@ class Driven:
         self._raise_error()
 
     def leave(self) -> None:
-        """Suspend the run where it has a store, else cancel it, without waiting for that."""
+        """Suspend the run where it has a store, else cancel it; return without waiting."""
         if not self._ledger.ended:
             source = self.source
             end = source.suspend if isinstance(source, StoredRunSource) else source.cancel
             self.conductor.post(end)
 
     def detach(self) -> None:
-        """Have a worker drive it from now on."""
+        """End the run here, and have a worker drive it from now on."""
         source = self.stored("goes on without a store")
         plan, conductor = self.plan, self.conductor
         assert plan.sink is not None
@@ -175,7 +175,7 @@ class Driven:
         try:
             conductor.check_detachable(plan.sink)
         except ConductorError:
-            if self._ledger.ended:  # meanwhile, so that nobody holds the store that was looked for
+            if self._ledger.ended:  # meanwhile: it released the lock that the workers looked for
                 return
             raise
         conductor.do(source.detach)
@@ -190,12 +190,17 @@ class Driven:
         self.conductor.do(self.stored("has a holder without a store").check_held)
 
     def stored(self, what: str) -> StoredRunSource:
-        """Return its source, which has a store.
+        """Return the source of a run with a store.
+
+        Parameters
+        ----------
+        what
+            What only a run with a store can do; completes "nothing ..." in the message.
 
         Raises
         ------
         StoreError
-            Where it has none, for then nothing does `what`.
+            Where the run has no store.
         """
         if not isinstance(self.source, StoredRunSource):
             run_id = self.plan.run_id
@@ -219,7 +224,7 @@ class Driven:
             self.plan = replace(self.plan, definition=today.definition, version=today.version)
 
     def _today(self) -> Today | None:
-        """Return the atom as it is now, None where it is what it was."""
+        """Return the atom as it is now; None where it has not changed since the plan was made."""
         conductor, plan = self.conductor, self.plan
         definition = as_it_is_now(plan.definition)
         version = conductor.version_of(definition)
@@ -232,7 +237,7 @@ class Driven:
         return Today(definition, version, conductor.catalog(), code)
 
     def execute_again(self, sample: Sample) -> Ledger:
-        """Execute some electrons once more, beside the run; return what became of them."""
+        """Execute a sample of electrons once more, apart from the run; return their outcomes."""
         plan = replace(self.plan, sink=None, root=f"{self.plan.run_id}/verify-{new_id()}")
         ledger = Ledger(plan.run_id, plan.definition.id)
         listeners = Listeners(self.host.put_event, _ignore_failure, self.host.report_problem)
@@ -250,7 +255,7 @@ class Driven:
         return replay(self.conductor, batch, self.plan.definition)
 
     def provenance(self) -> dict[str, Any]:
-        """Return where the results of a run come from that has no store."""
+        """Return the provenance of a run without a store, as this process knows it."""
         plan = self.plan
         return {
             "run_id": plan.run_id,
@@ -266,4 +271,4 @@ class Driven:
 
 
 def _ignore_failure(failure: Failure, position: int) -> None:
-    """Do nothing: what fails when it is verified is a row of what `Run.verify` returns."""
+    """Do nothing: `Run.verify` counts an electron that fails in its result, as different."""

@@ -1,6 +1,6 @@
-"""The ledger: what is known of the electrons of a run, for whoever works on it or looks at it.
+"""The ledger: what is known of the electrons of a run.
 
-One thread writes, that of the conductor's dispatcher; any may read.
+Only the conductor's dispatcher thread writes to it; any thread may read.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ class Ledger:
     Parameters
     ----------
     run_id, atom_id
-        Whose electrons they are.
+        Ids of the run and of its atom.
 
     Attributes
     ----------
     changed
-        Notified of every change.
+        Condition that is notified of every change.
     parts
-        What became of the electrons. A later part replaces what an earlier one says.
+        Outcomes of the electrons, in the order of arrival. Where an electron is in two parts, the
+        later one counts.
     history
-        What earlier attempts failed with, by position.
+        Errors of the superseded attempts of an electron, by position.
     done, failed, cancelled
-        How many ended well, and in a failure; how many of these were cancelled.
+        How many electrons ended well; how many failed; how many of the failed were cancelled.
     """
 
     def __init__(self, run_id: str, atom_id: str) -> None:
@@ -61,8 +62,8 @@ class Ledger:
         self._run_id = run_id
         self._atom_id = atom_id
         self._started = monotonic()
-        self._before = 0  # electrons that others had brought to their end
-        self._earlier = 0.0  # seconds that others had worked on it
+        self._before = 0  # electrons that had ended in earlier processes
+        self._earlier = 0.0  # seconds that earlier processes worked on the run
         self._seconds: float | None = None
         self._paused = 0.0  # seconds
         self._paused_at: float | None = None
@@ -70,23 +71,23 @@ class Ledger:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come, unless somebody tries again."""
+        """Whether no more outcomes arrive, unless a user retries failed electrons."""
         return self._seconds is not None
 
     @property
     def seconds(self) -> float:
-        """How long the run has been under way, or was."""
+        """Seconds that the run has been under way, in earlier processes too."""
         with self.changed:
             now = monotonic() - self._started if self._seconds is None else self._seconds
             return self._earlier + now
 
     @property
     def _ended(self) -> int:
-        """How many electrons have run to their end, which cancelled ones have not."""
+        """How many electrons have ended, not counting cancelled ones."""
         return self.done + self.failed - self.cancelled
 
     def rate(self) -> float:
-        """Return electrons per second, lately or, at the end, overall."""
+        """Return electrons per second: over the last seconds, or overall once the run has ended."""
         with self.changed:
             known = self._ended - self._before
             if self._seconds is not None:
@@ -114,7 +115,7 @@ class Ledger:
         return np.flatnonzero(missing)
 
     def batch_of(self, part: RunPart) -> Batch:
-        """Return the electrons of a part as a batch without inputs, which no outcome needs."""
+        """Return the electrons of a part as a batch without inputs: outcomes need none."""
         earlier = None
         if part.attempt > 1:
             earlier = [self.history.get(position, ()) for position in map(int, part.positions)]
@@ -132,12 +133,12 @@ class Ledger:
         )
 
     def properties_of(self, part: Part) -> Iterator[Properties]:
-        """Yield the Properties of the electrons for which a part is the latest."""
+        """Yield the Properties of the electrons of a part that no later part supersedes."""
         for known in map(RunPart.current, part.load()):
             yield from known.outcome.properties(self.batch_of(known))
 
     def failed_parts(self) -> list[RunPart]:
-        """Return the parts with failed electrons, without those that are tried again."""
+        """Return the failed electrons by part, without those that are tried again."""
         with self.changed:
             some = [p for p in self.parts if isinstance(p, RunPart) and len(p.outcome.failed)]
         return [part for part in map(_failed, map(RunPart.current, some)) if len(part)]
@@ -153,10 +154,10 @@ class Ledger:
             end=failed.end,
         ).bare()
 
-    # -- for the one who writes --------------------------------------------------------------
+    # -- for the thread that writes ----------------------------------------------------------
 
     def add(self, part: Part) -> int:
-        """Take down what became of some electrons, and return where it stands in `parts`."""
+        """Add the outcomes of some electrons, and return their index in `parts`."""
         failed = len(part.failed_positions())
         again = 0 if part.replaced is None else int(part.replaced.sum())
         now = monotonic()
@@ -173,7 +174,13 @@ class Ledger:
             return len(self.parts) - 1
 
     def begin(self, seconds: float) -> None:
-        """Note that all that is known so far comes from a store, and took others some seconds."""
+        """Note that all parts so far come from a store.
+
+        Parameters
+        ----------
+        seconds
+            How long earlier processes worked on the run.
+        """
         with self.changed:
             self._earlier = seconds
             self._before = self._ended
@@ -181,40 +188,46 @@ class Ledger:
             self._times = deque([(self._started, 0)])
 
     def look(self, state: State, seconds: float) -> None:
-        """Note that somebody only looks at what is known, of a run in that state."""
+        """Set state and seconds as a store has them, for a run that this process does not drive."""
         self.state = state
         self._seconds = seconds
 
     def replace(self, index: int, part: StoredPart) -> None:
-        """Note that the results of a part are in a store by now."""
+        """Replace the part at `index` by the stored one, now that its results are written."""
         with self.changed:
             self.parts[index] = part
 
     def strike_out(self, part: RunPart, again: np.ndarray) -> None:
-        """Note which of the failed electrons of a part, by a mask, a later part will replace."""
+        """Mark failed electrons of a part as superseded: a later attempt will replace them.
+
+        Parameters
+        ----------
+        again
+            Mask over the failed electrons of the part.
+        """
         with self.changed:
             ended, cancelled = self._ended, part.cancelled_count()
             part.replaced = again if part.replaced is None else part.replaced | again
             self.cancelled -= cancelled - part.cancelled_count()
             self.failed -= int(again.sum())
-            # The rate is of what ends: that these have not ended after all is no part of it.
+            # These electrons have not ended after all. Subtracted here too, they leave the rate.
             fewer = ended - self._ended
             self._times = deque((at, number - fewer) for at, number in self._times)
 
     def remember(self, position: int, error: ElectronError) -> None:
-        """Note the error of an attempt that another one follows."""
+        """Note the error of an attempt that another attempt supersedes."""
         known = self.history.get(position, ())
         if all(earlier.attempt != error.attempt for earlier in known):  # not noted twice
             self.history[position] = (*known, error.bare())
 
     def set_state(self, state: State, *, ended: bool = False) -> None:
-        """Note what the run is doing."""
+        """Set the state of the run, and stop its clock where it has `ended`."""
         with self.changed:
             now = monotonic()
             if self._paused_at is not None:
                 self._paused += now - self._paused_at
             self._paused_at = now if state == "paused" else None
-            if state == "running" != self.state:  # a rate of what came before says nothing of now
+            if state == "running" != self.state:  # from before the pause nothing counts
                 self._times = deque([(now, self._ended - self._before)])
             self.state = state
             if ended:
@@ -223,16 +236,16 @@ class Ledger:
             self.wakeups.wake()
 
     def disown(self, error: AtomizerError) -> None:
-        """Note that the run is that of another process, from which this one was forked."""
-        self.changed = threading.Condition()  # the parent's thread may have had it just then
+        """End the run in a forked process: the parent process goes on with it."""
+        self.changed = threading.Condition()  # a thread of the parent may have held the old one
         if not self.ended:
             self._seconds = monotonic() - self._started
             self.error, self.state = error, "failed"
 
     def fail(self, error: AtomizerError) -> bool:
-        """Note, from any thread, that the run has failed; return whether it had not ended before.
+        """End the run as failed, from any thread; return False where it had ended already.
 
-        For where nothing else could be done about it, so that whoever waits is woken all the same.
+        The last resort, where its source could not end it: threads that wait for the run wake up.
         """
         with self.changed:
             if self._seconds is not None:
@@ -242,7 +255,7 @@ class Ledger:
             return True
 
     def reopen(self) -> None:
-        """Note that a run that had ended goes on."""
+        """Set the state of a run that had ended to running."""
         assert self._seconds is not None
         with self.changed:
             self._started = monotonic() - self._seconds

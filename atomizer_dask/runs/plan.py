@@ -1,4 +1,4 @@
-"""What is to be done in a run, and who hears of it."""
+"""The plan of a run, and the callbacks for what happens to it."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from atomizer_dask.sweeps.sweep import Sweep
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done in a run, and how.
+    """The atom, the inputs and the options of a run.
 
     Parameters
     ----------
     run_id
-        Names it.
+        Id of the run.
     definition, version
         The atom, and what a site needs to find it.
     sweep
         The inputs.
     seed
-        Of the random streams.
+        Seed of the random streams.
     origin
-        Whom the electrons descend from.
+        `Origin` of its electrons.
     options
-        Those of `Atomizer.map`.
+        The options of `Atomizer.map`.
     sink
-        The store that workers may write to.
+        The store that workers may write to; None without a store.
     root
-        By what its electrons can be stopped, where not by the name of the run.
+        Id by which its electrons are stopped; empty where that is `run_id`.
     """
 
     run_id: str
@@ -52,7 +52,7 @@ class Plan:
     root: str = ""
 
     def renewed(self, today: Today) -> Plan:
-        """Return it for the atom as it is today."""
+        """Return the plan with the atom as it is now."""
         origin = self.origin._replace(catalog=today.catalog)
         return replace(self, definition=today.definition, version=today.version, origin=origin)
 
@@ -77,7 +77,7 @@ class Plan:
         epoch: int,
         root: str,
     ) -> Batch:
-        """Return some electrons as a batch; see `Batch` for what is given."""
+        """Return the electrons at `positions` as a batch; see `Batch` for the parameters."""
         return Batch(
             key=key,
             atom_id=self.definition.id,
@@ -99,16 +99,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Today:
-    """An atom as it is now, which may be another than the one that a run began with.
+    """An atom as it is now; its code may have changed since the run began.
 
     Parameters
     ----------
     definition, version
         As in `Plan`.
     catalog
-        What its electrons shall find.
+        The version of each atom that its electrons may send to, by id.
     code
-        Of it.
+        The code of the atom.
     """
 
     definition: Definition
@@ -119,18 +119,18 @@ class Today:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """What a source calls when something happens: the run whose electrons it has.
+    """Callbacks of a source: it calls them for the run whose electrons it has.
 
     Parameters
     ----------
     on_event
-        With every event of the run itself.
+        Called with every event of the run itself.
     on_failure
-        With a `Failure` and its position: an electron failed for good.
+        Called with a `Failure` and a position when an electron has failed for good.
     on_problem
-        With a message and an error: a function of the user, other than the atom, raised.
+        Called with a message and an error when a function of the user, other than the atom, raised.
     on_end, on_reopen
-        When nothing more will come, and when it goes on after all.
+        Called when the run ends, and when it goes on after that.
     """
 
     on_event: Callable[[Event], None]
@@ -141,7 +141,7 @@ class Listeners:
 
 
 class Host(Protocol):
-    """What a run calls when something happens: the atomizer that started it."""
+    """What a run calls when something happens: its atomizer, or the host of a detached run."""
 
     def add_run(self, run: Any) -> None:
         """Keep a run that is about to start, so that events find it."""

@@ -19,13 +19,13 @@ class Progress:
         How many electrons there are; None while a streamed sweep has not ended.
     done, failed, running, pending
         How many ended well, ended in a failure, are with the workers, are still to be sent. They
-        add up to `total`, or to what has been drawn.
+        add up to `total`; while that is unknown, to the rows drawn so far.
     rate
         Electrons per second: over the last seconds, or over the whole of a run that has ended.
     eta
         Seconds until the end at that rate; None where that cannot be known.
     standstill
-        Why nothing is executed, where nobody is there to do that: no worker, or none that can.
+        Why no electron can be executed: there is no worker, or none that can. Empty where one can.
     """
 
     total: int | None
@@ -38,7 +38,7 @@ class Progress:
     standstill: str = ""
 
     def _pace(self) -> str:
-        """Return the rate and what is left at that, as far as they are known."""
+        """Return the rate and the remaining time, as far as they are known."""
         left = f"{markup.duration(self.eta)} left" if self.eta else ""
         return ", ".join(filter(None, (f"{markup.rate(self.rate)}" if self.rate else "", left)))
 
@@ -80,7 +80,7 @@ class Progress:
 
 
 class ProgressSource(Protocol):
-    """What drives a run, as far as its progress depends on that."""
+    """What `progress_of` needs to know of the control of a run."""
 
     @property
     def running(self) -> int:
@@ -91,7 +91,7 @@ class ProgressSource(Protocol):
         """Whether it is known how many electrons there are."""
 
     def standstill(self) -> str:
-        """Return why nothing can be executed; nothing where it can."""
+        """Return why no electron can be executed; empty where one can."""
 
 
 def progress_of(ledger: Ledger, control: ProgressSource, rows: int, total: int | None) -> Progress:
@@ -100,18 +100,18 @@ def progress_of(ledger: Ledger, control: ProgressSource, rows: int, total: int |
     Parameters
     ----------
     ledger
-        What has become of its electrons.
+        The outcomes of its electrons.
     control
-        What drives it.
+        Counts the electrons that are with the workers.
     rows
-        How many rows its sweep has, or has drawn.
+        How many rows of its sweep are known so far.
     total
-        How many rows it has in the end; None while that is not known.
+        How many rows its sweep has in the end; None while that is not known.
     """
     with ledger.changed:
         done, failed = ledger.done, ledger.failed
         left = max(rows - done - failed, 0)
-        # What is being delivered is for a moment neither with the workers nor among the ended.
+        # Electrons whose outcome is being delivered are for a moment neither running nor ended.
         running = min(control.running, left)
         pending = left - running
         rate = ledger.rate()

@@ -1,4 +1,4 @@
-"""From a store to a ledger: what is known of a run that another process had in hands."""
+"""From a store to a ledger: the outcomes of a run that another process drove."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from atomizer_dask.store.tables import Failed, failures_of, part_of_failed, unst
 from atomizer_dask.store.writer import ResultWriter, finish_failed, finish_merge
 from atomizer_dask.sweeps.columns import look_up
 
-RENAME_SECONDS = 0.01  # between removing files that were merged and having them under a new name
+RENAME_SECONDS = 0.01  # between removing merged files and renaming the file that has their rows
 
 Attempts = dict[int, dict[int, Failed]]
 
@@ -33,12 +33,12 @@ Attempts = dict[int, dict[int, Failed]]
 def load(
     store: Store, ledger: Ledger, *, wanted: np.ndarray | None = None, allow_pickle: bool = False
 ) -> None:
-    """Fill a ledger with what is in a store, for whoever looks at it.
+    """Fill a ledger with the outcomes in a store, read-only.
 
     Parameters
     ----------
     wanted
-        Which electrons matter, as a mask; all where None.
+        Mask over the electrons of the store: the others are left out. None for all.
 
     Raises
     ------
@@ -55,7 +55,11 @@ def load(
 
 
 def recover(store: Store, ledger: Ledger, journal: ResultWriter, wanted: np.ndarray | None) -> None:
-    """Do the same for whoever goes on with it, and finish what others had left half done."""
+    """Fill a ledger as `load` does, for the process that holds the store and goes on with the run.
+
+    Merges that an earlier process began are finished or undone, files of ``incoming`` are taken
+    in, and the journal learns which electrons have ended.
+    """
     for path in store.folder.files(MERGING):
         if (name := path.rpartition("/")[2]).startswith(FAILED):
             finish_failed(store, name)
@@ -65,7 +69,7 @@ def recover(store: Store, ledger: Ledger, journal: ResultWriter, wanted: np.ndar
     for name in _good(store):
         positions = _electrons(store, name)
         left = journal.not_done(positions)
-        if len(left) < len(positions):  # somebody who was thought dead was not
+        if len(left) < len(positions):  # a worker that was thought dead wrote them a second time
             table = store.read(f"{PROPERTIES}/{name}")
             fresh = np.isin(positions, left)
             store.write(f"{PROPERTIES}/{name}", table.filter(pa.array(fresh)))
@@ -76,7 +80,7 @@ def recover(store: Store, ledger: Ledger, journal: ResultWriter, wanted: np.ndar
         try:
             part = journal.take_in_file(path.rpartition("/")[2])
         except StoreCorruptedError:
-            store.put_aside(path)  # its electrons are executed again, which is all it takes
+            store.put_aside(path)  # its electrons are executed again
             continue
         if part is not None:
             ledger.add(_counted(part, _electrons(store, part.name), wanted))
@@ -107,14 +111,14 @@ class _FailedFiles:
     """The files of properties of a store in which all electrons failed."""
 
     def __init__(self, store: Store, journal: ResultWriter | None) -> None:
-        self.ended: dict[int, int] = {}  # the attempt that each of them failed with for good
-        self.outputs: dict[int, tuple[pa.Table, int]] = {}  # of what a store could hold in part
+        self.ended: dict[int, int] = {}  # by position, the attempt that failed for good
+        self.outputs: dict[int, tuple[pa.Table, int]] = {}  # table and row of storable outputs
         self.lots: Lots = defaultdict(list)
         self._store = store
         self._journal = journal
 
     def read(self, attempts: Attempts, wanted: np.ndarray | None) -> None:
-        """Read all of them, each electron once."""
+        """Read all these files; an electron that is in several of them counts once."""
         for path in self._store.folder.files(PROPERTIES):
             name = path.rpartition("/")[2]
             if name.startswith(FAILED):
@@ -141,7 +145,7 @@ class _FailedFiles:
                     self.outputs[position] = table, number
                 self.lots[failed.worker, attempt, row["code"]].append((position, failed))
         if self._journal is not None and not once.all():
-            # Somebody died while failures were written anew.
+            # A process died while it rewrote failures: these electrons are in another file too.
             self._store.write(path, self._store.read(path).filter(pa.array(once)))
 
 
@@ -178,7 +182,7 @@ def _load_failures(
 def _by_table(
     those: list[tuple[int, Failed]], outputs: dict[int, tuple[pa.Table, int]]
 ) -> Iterator[tuple[pa.Table | None, list[int], list[tuple[int, Failed]]]]:
-    """Yield failed electrons by the table that has outputs of them, and where in it they are."""
+    """Yield failed electrons by the table that has outputs of them, with their rows in it."""
     groups: dict[int, tuple[pa.Table | None, list[int], list[tuple[int, Failed]]]] = {}
     for position, failed in those:
         table, row = outputs.get(position, (None, 0))
@@ -198,7 +202,7 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _from_row(row: dict[str, Any]) -> Failed:
-    """Rebuild a failure from its row of properties, where the file of failures lacks it."""
+    """Rebuild a failure from its row of properties, for a store whose file of failures lacks it."""
     name, _, message = row["error"].partition(": ")
     failure = Failure("exception", name, message)
     return Failed(row["attempts"], failure, row["worker"], row["start"], row["end"])
@@ -215,16 +219,16 @@ def _attempts(store: Store) -> Attempts:
 def events_before(
     run_id: str, atom_id: str, sessions: Sequence[Mapping[str, Any]], ledger: Ledger
 ) -> list[Event]:
-    """Return events of a run in the order of their time: who worked on it, and what failed.
+    """Return past events of a run, by time: which processes worked on it, and what failed.
 
     Parameters
     ----------
     run_id, atom_id
-        Whose events they are.
+        Ids of the run and of its atom.
     sessions
-        Who worked on it, as its store says.
+        The sessions of its manifest: process, host, start and end.
     ledger
-        What is known of its electrons.
+        The outcomes of its electrons. Of its failures only the newest become events.
     """
     events = [
         *_sessions(run_id, atom_id, sessions),
@@ -239,7 +243,7 @@ def events_before(
 def failed(
     run_id: str, atom_id: str, failure: Failure, position: int, time: datetime | None = None
 ) -> Event:
-    """Return the event that an electron failed, now unless a time is given."""
+    """Return the event that an electron failed, at `time`, or now where that is None."""
     why = f"{failure.type}: {failure.message}" if failure.type else failure.message
     when = {} if time is None else {"time": time}
     return Event(
@@ -272,7 +276,7 @@ def _failures(ledger: Ledger) -> Iterator[tuple[int, int, Failure]]:
 
 
 def ledger_of(kept: StoredRun, allow_pickle: bool) -> Ledger:
-    """Return what stands in a store, which somebody may be writing."""
+    """Return a ledger with the outcomes in a store, which another process may be writing."""
     while True:
         ledger = Ledger(kept.run_id, kept.atom_id)
         try:
@@ -285,7 +289,7 @@ def ledger_of(kept: StoredRun, allow_pickle: bool) -> Ledger:
 
 
 def interruption_of(kept: StoredRun) -> str:
-    """Return who left a run in the middle without a word, and how to go on; else nothing."""
+    """Return which process died while it drove a run, and how to go on; empty where none did."""
     gone = kept.gone
     go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"
     return f"{gone} is gone, and had not ended it: {go_on}" if gone else ""

@@ -1,4 +1,4 @@
-"""What became of the electrons of a run, as its user looks at it."""
+"""The results of a run, for its user: frames, errors, and Properties one by one."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ T = TypeVar("T")
 
 
 class Results:
-    """What became of the electrons of a run, whether they are here or in a store.
+    """The results of a run, in memory or in a store.
 
     Parameters
     ----------
     run_id
-        Whose they are.
+        Id of the run.
     view
-        The rows that are asked for.
+        Maps the electrons of the store to the rows of the sweep.
     ledger
-        What is known.
+        The outcomes of its electrons.
     store
-        Where the run is kept, if it is.
+        The store of the run; None without one.
     allow_pickle
         Whether columns of pickles may be read.
     """
@@ -59,7 +59,7 @@ class Results:
 
     @property
     def store(self) -> str | None:
-        """Where it is kept: a path or a URL; None where it is not."""
+        """Path or URL of the store of the run; None without a store."""
         return None if self._store is None else self._store.folder.url
 
     def to_frame(
@@ -79,9 +79,9 @@ class Results:
         columns
             Only these: of a run with a store, others are not even read.
         filters
-            Only rows of which all of these hold, which are the only ones of a store that are held
-            in memory: triples of a column, a comparison
-            (``==  !=  <  <=  >  >=  in  not in``) and a value, as in `pandas.read_parquet`.
+            Only rows for which all of these hold: triples of a column, a comparison
+            (``==  !=  <  <=  >  >=  in  not in``) and a value, as in `pandas.read_parquet`. Other
+            rows of a store are dropped file by file, so that memory holds one file of them at most.
 
         Returns
         -------
@@ -121,13 +121,13 @@ class Results:
         outputs: Collection[str] | None = None,
         where: Selection | None = None,
     ) -> list[RunPart]:
-        """Return what is known of the electrons, read from the store where it is there."""
+        """Return the outcomes so far as parts; those in the store are read from it."""
         read = partial(read_parts, metadata=metadata, outputs=outputs, where=where)
         stored, here = self._read(read)
         return [*stored, *here]
 
     def _read(self, read: Callable[[list[StoredPart]], T]) -> tuple[T, list[RunPart]]:
-        """Return what `read` makes of what is in the store, and what is not there."""
+        """Return what `read` returns for the parts in the store, and the parts in memory."""
         while True:
             ended, parts = self._ledger.ended, self._ledger.snapshot()
             try:
@@ -138,29 +138,29 @@ class Results:
             return stored, [part for part in parts if isinstance(part, RunPart)]
 
     def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
-        """Find out where files went that were merged a moment ago; raise where nobody knows."""
+        """Prepare to read again after a file was missing, perhaps merged; this class raises."""
         raise error
 
-    # -- pieces of it, for whoever shows it while it is under way ---------------------------------
+    # -- parts, for panels that show a run while it is under way ----------------------------------
 
     def parts_since(self, number: int) -> list[Part]:
-        """Return the pieces in which results came, from one of them on."""
+        """Return the parts in the order in which they arrived, from index `number` on."""
         with self._ledger.changed:
             return self._ledger.parts[number:]
 
     def rows_of(self, parts: Sequence[Part]) -> list[RunPart]:
-        """Return pieces, read where they are in the store, as rows of the sweep."""
+        """Return parts as rows of the sweep; those in the store are read from it."""
         loaded = [each for part in parts for each in part.load()]
         return [part for part in map(RunPart.current, self._view.as_rows(loaded)) if len(part)]
 
     def failed_rows(self) -> list[RunPart]:
-        """Return the parts with failed electrons, as rows of the sweep."""
+        """Return the failed electrons, by part, as rows of the sweep."""
         return self._view.as_rows(self._ledger.failed_parts())
 
     def outermost_of_store(self, count: int) -> list[RunPart]:
-        """Return the rows of the files that have the first `count` rows, and the last ones.
+        """Return the rows of those files of the store that have the first or last `count` rows.
 
-        Of the others only the numbers of their electrons are read.
+        Of the other files only the positions of their electrons are read.
         """
 
         def read(parts: list[StoredPart]) -> list[RunPart]:
@@ -183,7 +183,7 @@ class Results:
         return self._read(read)[0]
 
     def frame_of(self, parts: Sequence[RunPart]) -> pd.DataFrame:
-        """Return rows of the sweep as a frame."""
+        """Return parts, whose positions are rows of the sweep, as a frame."""
         return to_frame(self.sweep, parts, self.id)
 
     def electron_id(self, row: int) -> str:
@@ -192,7 +192,7 @@ class Results:
 
     def work(self) -> dict[str, dict[str, float]]:
         """Return electrons and seconds by worker."""
-        work, here = self._read(work_of)  # file by file: of 100 million electrons, too
+        work, here = self._read(work_of)  # file by file, for 100 million electrons do not fit
         for part in here:
             add_work(work, part.outcome.worker, *part.current().outcome.times())
         return work

@@ -50,27 +50,27 @@ logger = logging.getLogger(__name__)
 
 
 class Run(LiveDisplay, Pictures):
-    """Many electrons of one atom over one sweep, under way.
+    """The handle of one map: many electrons of one atom over one sweep.
 
-    Made by `Atomizer.map`. It can be waited for, awaited, and iterated; what is finished can be
-    looked at any time. Failed electrons are rows with missing outputs and rows of `errors`; they
+    Made by `Atomizer.map`. A run can be waited for, awaited, and iterated; the results so far can
+    be read at any time. Failed electrons are rows with missing outputs and rows of `errors`; they
     make nothing raise.
 
     Attributes
     ----------
     id
-        Names it in events and in the ids of its electrons, which are ``{run.id}-{position}``.
+        Id of the run in events and in the ids of its electrons, which are ``{run.id}-{position}``.
     atom_id
-        Which atom.
+        Id of its atom.
     seed
-        With which the same bits come again.
+        Seed of its random streams: with the same one, results are the same to the last bit.
     events
-        A `Stream` of what its electrons emit and what happens to it.
+        A `Stream` of the events that its electrons emit and of those about the run.
     recent
-        The newest of these events and of its failures, for whoever looks: reading takes none away.
+        The newest of these events and of its failures; reading takes none away.
     interruption
-        Of a run that was opened: who left it in the middle without a word, and how to go on; else
-        empty.
+        Of a run that was opened: which process died while it worked on the run, and how to go on;
+        else empty.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Run(LiveDisplay, Pictures):
         in_flight: Sequence[Batch] = (),
         drive: Drive | None = None,
     ) -> Run:
-        """Return a run that can be started: what `Atomizer.map` does."""
+        """Return a run that this process drives; `start` sends its electrons."""
         run = cls(
             plan.run_id,
             plan.definition.id,
@@ -132,21 +132,21 @@ class Run(LiveDisplay, Pictures):
 
     @classmethod
     def open(cls, store: Any, *, allow_pickle: bool = False) -> Run:
-        """Return a run as it stands in a store, to look at: no cluster and no atom is needed.
+        """Return a run from its store, read-only: no cluster and no atom is needed.
 
-        It may be under way elsewhere; to go on with it use `Atomizer.attach`.
+        Another process may be driving it; to go on with it use `Atomizer.attach`.
 
         Parameters
         ----------
         store
             A path, or a URL that fsspec understands.
         allow_pickle
-            Whether columns of pickles may be read: that runs code of whoever wrote them.
+            Whether columns of pickles may be read: that runs code of the process that wrote them.
 
         Raises
         ------
         StoreError
-            Where there is none.
+            Where there is no store.
         StoreCorruptedError
             Where a file of it is damaged.
 
@@ -169,38 +169,38 @@ class Run(LiveDisplay, Pictures):
         return run
 
     def _recall(self, sessions: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of what happened before this process had the run in hands."""
+        """Add to `recent` the events from before this process drove or opened the run."""
         for event in events_before(self.id, self.atom_id, sessions, self._ledger):
             self.recent.note(event)
 
     def start(self, electrons: Positions) -> None:
-        """Begin to send electrons, but for those of batches that are in flight already."""
+        """Begin to send these electrons, but for those of batches that are in flight already."""
         self._driven.source.start(electrons)
 
     @property
     def _driven(self) -> Driven:
-        """What drives it here; raises `StoreError` where nothing does."""
+        """The control of a run that this process drives; raises `StoreError` for any other."""
         return self._control.driven()
 
     @property
     def state(self) -> State:
-        """``running``, ``paused``, ``finished``, ``cancelled``, ``failed``, or of a store two more.
+        """``running``, ``paused``, ``finished``, ``cancelled``, ``failed``, or two more of a store.
 
-        It has failed where the conductor is gone, or something else has made it impossible to go
-        on, which is `error`. With a store it may be ``detached``, as it goes on without this
-        process, or ``suspended``: nobody works on it, and `Atomizer.attach` goes on; that is also
-        what `open` shows where whoever worked on it has died.
+        A run has failed where its conductor is gone, or where `error` has made it impossible to go
+        on. With a store it may also be ``detached``, when a worker drives it in place of this
+        process, or ``suspended``, when no process drives it and `Atomizer.attach` goes on. `open`
+        also shows ``suspended`` where the process that drove the run has died.
         """
         return self._ledger.state
 
     @property
     def error(self) -> AtomizerError | None:
-        """Why it ended as ``failed``, which `wait` raises."""
+        """The error for which the run failed, which `wait` raises; None where there is none."""
         return self._ledger.error
 
     @property
     def seconds(self) -> float:
-        """How long it has been under way, or was."""
+        """Seconds that the run has been under way, in earlier processes too."""
         return self._ledger.seconds
 
     @property
@@ -215,16 +215,16 @@ class Run(LiveDisplay, Pictures):
 
     @property
     def is_driven(self) -> bool:
-        """Whether it can be paused, cancelled and retried: not where it is only looked at."""
+        """Whether this process drives the run, and can pause, cancel and retry it."""
         return self._control.is_driven
 
     @property
     def conductor(self) -> BatchConductor | None:
-        """What carries its electrons; None where it is only looked at."""
+        """The conductor that carries its electrons; None where the run was opened from a store."""
         return self._control.conductor
 
     def look_again(self) -> None:
-        """Look at what has become of a run that was opened, and that is under way elsewhere."""
+        """Read the store again, of a run that was opened; of one driven here do nothing."""
         if not self._control.is_driven:
             kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
             self._ledger = ledger_of(kept, self._allow_pickle)
@@ -289,11 +289,11 @@ class Run(LiveDisplay, Pictures):
         return self
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, however that is, and return whether it has."""
+        """Wait until the run has ended, in whichever state, and return whether it has."""
         return self._ledger.join(timeout)
 
     def cancel(self) -> None:
-        """Stop: what has not begun never will, what is finished stays.
+        """End the run: electrons that have not begun never run, results so far are kept.
 
         Running electrons see it in ``context.cancelled``. The electrons that never ran are
         rows like any other, with an error of kind ``cancelled``.
@@ -302,7 +302,7 @@ class Run(LiveDisplay, Pictures):
         driven.do(driven.source.cancel)
 
     def pause(self) -> None:
-        """Send no more, and take back what the workers have not begun; `resume` goes on.
+        """Send no more electrons, and take back those that no worker has begun; `resume` goes on.
 
         Running electrons are not disturbed: they end, and are rows like any other.
         """
@@ -323,22 +323,22 @@ class Run(LiveDisplay, Pictures):
     ) -> Run:
         """Execute failed electrons again, within this run, and return it.
 
-        With the same inputs and random streams as before, by the atom as it is now: what was mended
-        in an edited cell, a reloaded module or a helper counts. What they give replaces their
-        failures; what they failed with before stays in the column ``history`` of `errors` and in
-        ``Properties.failures``. An iteration that has yielded them yields them again.
+        With the same inputs and random streams as before, by the atom as it is now: a correction
+        in an edited cell, a reloaded module or a helper counts. The new outcomes replace the
+        failures; earlier failures stay in the column ``history`` of `errors` and in
+        ``Properties.failures``. An iteration that has yielded these electrons yields them again.
 
         Parameters
         ----------
         where
-            Which of them: a function of the failure (see `ElectronError`) that returns whether to
-            try again; all of them where not given.
+            A function of the failure (see `ElectronError`) that returns whether to try again; where
+            not given, all failed electrons are tried again.
         timeout
-            Another one for these; the run's own where not given.
+            Timeout of these attempts; the run's own where not given.
         allow_pickle
             From now on let the store keep results that have no Arrow type, as pickles; see `map`.
-            Those of electrons that failed for no other reason, and that this process still has,
-            are stored and not computed again.
+            Electrons that failed only for this reason are not executed again where this process
+            still has their results, which are stored.
 
         Raises
         ------
@@ -368,7 +368,7 @@ class Run(LiveDisplay, Pictures):
     def verify(
         self, n: int = 100, *, tolerance: float = 1e-9, seed: int | None = None
     ) -> pd.DataFrame:
-        """Execute a random sample of electrons again, elsewhere, and say what differs.
+        """Execute a random sample of electrons again, and compare the results.
 
         With the same inputs and random streams, on other workers than before where there are
         others. Nothing of the run changes; waits for the sample.
@@ -376,11 +376,11 @@ class Run(LiveDisplay, Pictures):
         Parameters
         ----------
         n
-            How many electrons that ended well; all where there are fewer.
+            Size of the sample, of electrons that ended well; all of these where there are fewer.
         tolerance
-            Relative: numbers that differ by no more are close.
+            Relative difference up to which numbers are close.
         seed
-            Of the choice of the sample.
+            Seed with which the sample is drawn.
 
         Returns
         -------
@@ -413,21 +413,22 @@ class Run(LiveDisplay, Pictures):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the results come from: all it takes to see whether they can be trusted.
+        """The origin of the results, so that a reader can judge whether to trust them.
 
-        Run, atom, fingerprints of its code, seed, sweep, options, who worked on it when and
-        where (host, Python, packages, git commit, workers), and electrons and seconds by worker.
-        It can be written as JSON. Of a run without a store, what is true of this process.
+        Run, atom, fingerprints of its code, seed, sweep, options, the sessions of the processes
+        that worked on it (time, host, Python, packages, git commit, workers), and electrons and
+        seconds by worker. It can be written as JSON. A run without a store has one session: this
+        process.
         """
         facts = self._driven.provenance() if self._store is None else described(self._store)
         return {**facts, "workers": self.work()}
 
     def suspend(self) -> Run:
-        """Stop here, such that any process can go on; return the run.
+        """Stop here, so that any process can go on with `Atomizer.attach`; return the run.
 
-        What has ended is written, what has not begun is taken back, and what is running is left
-        behind after a second: on a cluster that stays, its results are not lost.
-        `Atomizer.attach` goes on.
+        Results so far are written, and electrons that no worker has begun are taken back. Those
+        still running after a second are left to the workers: on a cluster that stays, their results
+        are not lost.
 
         Raises
         ------
@@ -438,15 +439,15 @@ class Run(LiveDisplay, Pictures):
         return self
 
     def leave(self) -> None:
-        """Suspend the run where it has a store, else cancel it, without waiting for that."""
+        """Suspend the run where it has a store, else cancel it; return without waiting."""
         self._driven.leave()
 
     def detach(self) -> Run:
         """Have the cluster go on without this process, and return the run.
 
-        Everything that remains is driven by a task on one of the workers from now on; the kernel
-        may close. `Atomizer.attach` collects the results, at any time. This handle takes part no
-        more: its `state` is ``detached``.
+        From now on a task on one of the workers drives the run; the kernel may close.
+        `Atomizer.attach` collects the results, at any time. This handle follows the run no
+        further: its `state` stays ``detached``.
 
         Raises
         ------
@@ -459,9 +460,10 @@ class Run(LiveDisplay, Pictures):
         return self
 
     def check_held(self) -> None:
-        """End the run where another process has taken its store over; a store is looked at often.
+        """End the run where another process has taken its store over.
 
-        Only of use where nothing comes back from the workers for long.
+        The run itself checks the lock with every outcome that arrives, so that this is only of use
+        where no worker reports for long.
         """
         self._driven.check_held()
 
@@ -529,7 +531,7 @@ class Run(LiveDisplay, Pictures):
         self.events.put(event)
 
     def overhear(self, event: Event) -> None:
-        """Take note of what happens to the conductor while it carries this run."""
+        """Add an event of the conductor to `recent`; a warning about a worker marks it as lost."""
         self.recent.note(event)
         if event.level == "warning" and "worker" in event.fields:
             self._lost_workers[event.fields["worker"]] = event.time
@@ -539,7 +541,7 @@ class Run(LiveDisplay, Pictures):
         self._driven.host.put_event(event)
 
     def _on_failure(self, failure: Failure, position: int) -> None:
-        if failure is not self._last_failure:  # alike failures that came together are one object
+        if failure is not self._last_failure:  # equal failures of one outcome are one object
             self._last_failure = failure
             self.recent.note(failed(self.id, self.atom_id, failure, position))
         error = partial(failure.error, f"{self.id}-{position}", self.atom_id)

@@ -1,4 +1,4 @@
-"""Starting runs: a new one, one that a store keeps, and one that the cluster goes on with alone."""
+"""Starting runs: a new one, one from a store, and one that a worker drives."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _check_inputs(
     Raises
     ------
     InvalidSweepError, InvalidPayloadError, UnpicklableError, RegistrationError
-        With what to do about it.
+        The message says what to do.
     """
     sweep.check_values()
     check_generators(sweep)
@@ -66,14 +66,14 @@ def _check_inputs(
 
 
 class Storing(NamedTuple):
-    """Where a run survives; see `Atomizer.map` for each.
+    """The options of `Atomizer.map` for the store of a run.
 
     Parameters
     ----------
     store
-        A folder, or a URL; None where it lives in this process alone.
+        A folder, or a URL; None for a run in this process alone.
     takeover, accept_changes, detached
-        As there.
+        As in `Atomizer.map`.
     """
 
     store: Any
@@ -97,9 +97,9 @@ def start(
     Parameters
     ----------
     given
-        What is a sweep, or can be made one.
+        A sweep, or anything that `as_sweep` makes one of.
     name
-        Begins the id of the run; the atom's name unless given.
+        Beginning of the id of the run; None for the name of the atom.
     """
     sweep = as_sweep(given)
     _check_inputs(sweep, definition, conductor, options)
@@ -125,7 +125,7 @@ def _start_in_store(
     options: MapOptions,
     storing: Storing,
 ) -> Run:
-    """Start a run that survives in a store, which may have one already."""
+    """Start a run in a store, or go on with the one that the store has."""
     kept = begin(
         storing.store,
         run_id,
@@ -142,7 +142,7 @@ def _start_in_store(
         return run
     try:
         return run.detach()
-    except AtomizerError:  # nobody has a handle of it yet
+    except AtomizerError:  # the caller has no handle of the run, with which to suspend it
         run.suspend()
         raise
 
@@ -193,7 +193,7 @@ def start_stored(
     definition: Definition,
     options: MapOptions,
 ) -> Run:
-    """Start, or go on with, a run that a store keeps, which this process holds by now."""
+    """Start, or go on with, the run of a store that this process holds."""
     store, run_id = kept.store, kept.run_id
     try:
         assert store.holder is not None
@@ -208,7 +208,7 @@ def start_stored(
         )
         plan = _plan(run_id, definition, conductor, universe, kept.seed, options, sink)
         ledger = Ledger(run_id, kept.atom_id)
-        # Before anybody looks at the store: what ends in between is in there.
+        # Before the store is read: a batch that ends in between has written its results there.
         in_flight = conductor.in_flight(run_id)
         journal = kept.journal(universe)
         seconds = kept.seconds_before  # before files are moved and written
@@ -244,7 +244,7 @@ def _plan(
 
 
 def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
-    """Go on with a run, on a worker, until it has ended or somebody has attached to it.
+    """Drive a detached run on a worker, until it has ended or another process has attached to it.
 
     `Run.detach` hands this function to the conductor, which has a worker call it.
 
@@ -255,18 +255,18 @@ def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
     url
         The store.
     atom
-        As `dump_atom` wrote it.
+        The atom, as `dump_atom` wrote it.
     policy
-        What becomes of failures, pickled.
+        The `Policy` for failed electrons, pickled.
     task
-        Names the task that this runs in.
+        Name of the Dask task that calls this function; also the space for the atom's modules.
 
     Returns
     -------
     str
         The state of the run; ``held`` where another process holds its store.
     """
-    # A space of its own: other versions of the atom's modules may be here.
+    # A space of its own: the worker may have other versions of the atom's modules.
     definition = load_atom(atom, space=task)
     decides: Policy = loads(policy, space=task)
     conductor = DaskConductor(client)
@@ -292,7 +292,7 @@ def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
 
 
 class _DetachedHost:
-    """The listener of a detached run and its conductor: the log has what matters."""
+    """The host of a detached run, and the listener of its conductor: errors go to the log."""
 
     def __init__(self, conductor: DaskConductor, definition: Definition) -> None:
         self._conductor = conductor
@@ -307,7 +307,7 @@ class _DetachedHost:
         """Do nothing: the run has noted it."""
 
     def report_failure(self, error: Callable[[], AtomizerError]) -> None:
-        """Do nothing: the store has it."""
+        """Do nothing: the store has the failure."""
 
     def report_problem(self, message: str, error: BaseException) -> None:
         """Log what went wrong in a function of the user that is not an atom."""

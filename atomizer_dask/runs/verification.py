@@ -1,4 +1,4 @@
-"""Executing a sample of electrons again, and comparing what they give."""
+"""Drawing a sample of electrons to execute again, and comparing their results."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ COLUMNS = ["compared", "equal", "close", "different", "largest", "first"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some good electrons of a run.
+    """A sample of the electrons of a run that ended well.
 
     Parameters
     ----------
     parts
-        What became of them.
+        Their outcomes.
     """
 
     parts: list[RunPart]
 
     @property
     def positions(self) -> np.ndarray:
-        """Which electrons they are, in order."""
+        """Positions of the electrons, sorted."""
         found = [numpy_values(part.positions) for part in self.parts]
         return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
     def lots(self, timeout: float | None) -> Lots:
-        """Return them such that each is executed elsewhere than before, where that is possible."""
+        """Return the electrons by worker, on terms that exclude the worker that executed them."""
         by_worker: defaultdict[str, list[np.ndarray]] = defaultdict(list)
         for part in self.parts:
             by_worker[part.outcome.worker].append(numpy_values(part.positions))
@@ -58,11 +58,11 @@ def draw(parts: Iterable[Part], n: int, seed: int | None) -> Sample:
     Parameters
     ----------
     parts
-        Of the run.
+        Parts of the run.
     n
-        How many; all where there are fewer.
+        Size of the sample; all electrons where there are fewer.
     seed
-        Of the choice.
+        Seed of the draw; None for another one each time.
     """
     parts = list(parts)
     counts = np.array([_good(part) for part in parts], dtype=np.int64)
@@ -82,7 +82,7 @@ def _good(part: Part) -> int:
 
 
 def _rows(part: Part, rows: np.ndarray) -> list[RunPart]:
-    """Return some of the good electrons of a part."""
+    """Return some good electrons of a part; `rows` counts its good electrons from 0."""
     found = []
     start = 0
     for each in part.load():
@@ -104,17 +104,17 @@ def compare(
     Parameters
     ----------
     before, again
-        On the same index; of `again`, rows may be missing or failed, and differ then.
+        Frames on the same index. A row of `again` may be missing or failed, and is different then.
     outputs
         The columns to compare.
     tolerance
-        Relative: numbers are close that differ by no more than that.
+        Relative difference up to which numbers are close.
 
     Returns
     -------
     pandas.DataFrame
         A row per column: how many were compared, equal to the last bit, close, different; the
-        largest difference of numbers, and the index label of the first electron that differs.
+        largest relative difference, and the index label of the first electron that is not equal.
     """
     import pandas as pd
 
@@ -163,7 +163,7 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _gap(a: Any, b: Any) -> float:
-    """Return by how much two values differ, relative to the larger; infinity for no numbers."""
+    """Return the difference of two values relative to the larger; infinity if not numbers."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return max((_gap(a[key], b[key]) for key in a), default=0.0)
     try:

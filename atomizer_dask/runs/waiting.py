@@ -15,16 +15,16 @@ from atomizer_dask.runs.progress import Progress
 from atomizer_dask.sweeps.sweep import Sweep
 
 UPDATE_SECONDS = 0.1
-TWICE_SECONDS = 1.0  # in which a second interrupt of a notebook belongs to the first
+TWICE_SECONDS = 1.0  # after a first interrupt in a notebook, within which a second one cancels
 CANCEL_SECONDS = 3.0  # for a cancelled run to end
 
 
 class Waitable(Protocol):
-    """What waiting asks of a run."""
+    """The interface of a run that can be waited for."""
 
     @property
     def id(self) -> str:
-        """Names it in what is said about it."""
+        """Id of the run, for messages."""
 
     @property
     def atom_id(self) -> str:
@@ -36,7 +36,7 @@ class Waitable(Protocol):
 
     @property
     def state(self) -> str:
-        """What it does: running, paused, ..."""
+        """State of the run: running, paused, ..."""
 
     @property
     def progress(self) -> Progress:
@@ -44,10 +44,10 @@ class Waitable(Protocol):
 
     @property
     def conductor(self) -> Any:
-        """What carries its electrons; None where it is only looked at."""
+        """The conductor that carries its electrons; None where this process does not drive it."""
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait, and return whether it has ended."""
+        """Wait, at most `timeout` seconds, and return whether it has ended."""
 
     def pause(self) -> None:
         """Begin no more electrons."""
@@ -63,7 +63,7 @@ class Waitable(Protocol):
 def heard() -> Iterator[None]:
     """Have Ctrl-C raise KeyboardInterrupt, also where dask-jobqueue has been imported.
 
-    That has it exit, from which a run could not be paused.
+    dask-jobqueue installs a handler that exits the process, so that Ctrl-C could not pause a run.
     """
     handler = None
     if threading.current_thread() is threading.main_thread():
@@ -88,7 +88,7 @@ def wait_showing(run: Waitable, until: float | None, show: Any, control: Any) ->
     show
         Whether to show a bar; or a function to call with each `Progress`.
     control
-        What drives the run, whose host hears of it where that function raises.
+        Control of the run. Where `show` raises, the host of a run driven here gets the error.
     """
     if not show:
         return run.join(None if until is None else max(0.0, until - monotonic()))
@@ -106,7 +106,7 @@ def wait_showing(run: Waitable, until: float | None, show: Any, control: Any) ->
 
 
 def why_not_ended(run: Waitable, timeout: float | None) -> str:
-    """Return what to say of a run that has not ended in time."""
+    """Return the message of the TimeoutError for a run that has not ended in time."""
     p = run.progress
     obstacle = "" if run.conductor is None else run.conductor.obstacle
     return (
@@ -129,7 +129,7 @@ def watch(run: Waitable, until: float | None, update: Callable[[Progress], objec
 
 @contextmanager
 def bar(run: Waitable) -> Iterator[Callable[[Progress], None]]:
-    """Show a progress bar on stderr; yields what moves it."""
+    """Show a progress bar on stderr; yields the function that updates it."""
     import click
 
     label = run.atom_id.rpartition(".")[2]
@@ -150,14 +150,14 @@ def bar(run: Waitable) -> Iterator[Callable[[Progress], None]]:
 
 
 def interrupt(run: Waitable) -> None:
-    """Pause a run that somebody interrupts, and cancel one that is paused.
+    """Pause a run that a user interrupts; cancel it where it is not running.
 
-    Returns where waiting shall go on.
+    Returns where the caller shall go on waiting.
 
     Raises
     ------
     KeyboardInterrupt
-        Where it shall not.
+        Where the caller shall not: the run is cancelled, or stays paused in a notebook.
     """
     if run.state != "running":
         _cancel(run)
@@ -174,7 +174,7 @@ def interrupt(run: Waitable) -> None:
 
 
 def _ask(run: Waitable) -> bool:
-    """Say how to go on, and return whether to leave the run alone; interrupted, cancel it."""
+    """Print how to go on, and return whether the run stays paused and the caller stops waiting."""
     if _in_ipython():
         _say("run.resume() goes on, run.cancel() ends it. Interrupt again to cancel now.")
         run.join(TWICE_SECONDS)

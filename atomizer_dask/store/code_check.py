@@ -29,29 +29,30 @@ def target_of(definition: Definition) -> str:
 
 
 def keep_atom(store: Store, definition: Definition) -> None:
-    """Keep the atom in a store, for who asks for pickles, and for processes of this user."""
+    """Write the atom into a store as a pickle, and its signature into the manifest."""
     data = dump_atom(definition)
     store.write_bytes(ATOM, data)
     store.manifest.setdefault("atom", {})["signature"] = sign(data)
 
 
 def code_entry(code: Code) -> dict[str, Any]:
-    """Return what a manifest says of the code that begins to run."""
+    """Return the entry of a manifest for code that begins to run."""
     return {**code.to_json(), "since": now(), "versions": versions()}
 
 
 def check_code(
     store: Store, code: Code, *, accept: bool
 ) -> Literal["none", "accepted"] | StoreChangedError:
-    """Compare the atom and what it runs on with what the store was made with.
+    """Compare the atom and its environment with those that the store was made with.
 
-    Returns whether they differ, and that is accepted; or the error for `accept_environment`, where
-    the atom is the same and what it runs on is not.
+    Returns ``"none"`` where nothing differs; ``"accepted"`` where something differs, `accept` is
+    True, and the manifest has a new entry; and the error for `accept_environment` where only the
+    environment differs.
 
     Raises
     ------
     StoreChangedError
-        Where the atom differs, and that is not accepted; the message shows what changed.
+        Where the atom differs, and `accept` is False; the message shows what changed.
     """
     last = store.manifest["codes"][-1]
     before = Code.from_json(last)

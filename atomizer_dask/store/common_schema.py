@@ -13,7 +13,7 @@ from atomizer_dask.store.tables import OURS, facts_of
 
 
 def with_notes(schema: pa.Schema) -> list[tuple[str, str, str]]:
-    """Return what of a schema decides how its tables are read."""
+    """Return name, type and facts of each field: these decide how a table is read."""
     return [(f.name, str(f.type), json.dumps(facts_of(f), sort_keys=True)) for f in schema]
 
 
@@ -46,7 +46,7 @@ def _is_ours(schema: pa.Schema, name: str) -> bool:
 
 
 def recoded(table: pa.Table, target: pa.Schema, allow_pickle: bool) -> pa.Table:
-    """Return a table in another schema, that it has in common with others."""
+    """Return a table in a schema that `common_schema` gave; columns that it lacks are null."""
     arrays = []
     for field in target:
         if field.name not in table.schema.names:

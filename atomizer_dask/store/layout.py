@@ -10,8 +10,8 @@ PROPERTIES, FAILURES, MERGING, SWEEP = "properties", "failures", "merging", "swe
 FAILED = "failed-"  # begins the name of a file of properties in which all electrons failed
 
 HOLDER = "holder.json"
-LOCK_FILES = "holder-"  # begins the names of all others
-CLAIM = "holder-after-"  # begins the names of files of those who take over
+LOCK_FILES = "holder-"  # begins the names of claims, signs of life and probes
+CLAIM = "holder-after-"  # begins the names of files by which processes claim the lock
 
 ATOM = "atom.pickle"
 

@@ -12,8 +12,8 @@ from importlib import metadata
 from typing import Any
 
 _PACKAGES = "atomizer_dask", "dask", "distributed", "numpy", "pandas", "pyarrow"
-_CARRIERS = {"dask", "distributed"}  # which carry electrons, and compute nothing
-# Their modules are heavy; where nobody has imported them they did not take part.
+_CARRIERS = {"dask", "distributed"}  # they carry electrons, and compute nothing
+# Heavy modules: where they have not been imported, no result depends on them.
 _WHERE_IMPORTED = {
     "scipy": "scipy",
     "numba": "numba",
@@ -45,16 +45,15 @@ def surroundings() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Return those of them that decide the bits of results: of Python and of packages."""
+    """Return the versions of Python and of packages, which decide the bits of results."""
     return {"python": platform.python_version(), "packages": _packages()}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return what decides the bits of a result and is not as it was, a line each.
+    """Return the versions that have changed and may change the bits of a result, a line each.
 
-    These are the versions of Python and of the packages that are known of both times: a package
-    that only one of them had imported says nothing, nor does what only carries electrons, nor a
-    release of Python that mends faults.
+    Only Python and packages whose versions are known at both times are compared. Packages that only
+    carry electrons are left out, and so are patch releases of Python.
 
     >>> before = {"python": "3.11.9", "packages": {"numpy": "2.3.1", "scipy": "1.15.0"}}
     >>> differences(before, {"python": "3.13.1", "packages": {"numpy": "2.4.0"}})
@@ -124,7 +123,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def _ask_git(*arguments: str) -> str | None:
-    """Return what git says; None where it says nothing, or may not be asked."""
+    """Return the output of git; None where git is missing, fails or takes too long."""
     # A repository can name a program as its file system monitor, which status would start.
     command = ["git", "-c", "core.fsmonitor=false", *arguments]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}

@@ -1,7 +1,7 @@
-"""Whether this user wrote something: what a key says that nobody else has.
+"""Signatures, by a key that only this user can read: whether this user wrote a pickle.
 
-As Jupyter does with notebooks: a store that somebody sends may hold anything, and reading a pickle
-in it runs that. What the user's own processes wrote can be read without asking.
+Reading a pickle runs code, and a store from somebody else may hold any code. A pickle that a
+process of this user signed is read without asking, as Jupyter does with notebooks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BYTES = 32
 
 
 def sign(content: bytes) -> str:
-    """Return what `is_own` knows the content by; empty where there is no place for a key."""
+    """Return the signature of a content, for `is_own`; empty where no key can be read or made."""
     key = _key()
     return "" if key is None else hmac.new(key, content, hashlib.sha256).hexdigest()
 
@@ -48,7 +48,7 @@ def _place() -> Path:
 
 
 def _make(path: Path) -> None:
-    """Make the key, which only this user can read; of several that do so at once one succeeds."""
+    """Make the key file, for this user alone; of several processes at once, one succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f"key-{secrets.token_hex(8)}")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -2,19 +2,19 @@
 
 ::
 
-    STORE/run.json               what is to be done, by which code, with which seed; who did when
+    STORE/run.json               atom, code, seed, options and sweeps of the run; its sessions
     STORE/sweep/*.parquet        the inputs
     STORE/properties/*.parquet   a row per electron that has ended
     STORE/failures/*.parquet     a row per failed attempt, with its traceback
-    STORE/incoming/*.parquet     what workers have written, and nobody has taken in yet
+    STORE/incoming/*.parquet     what workers have written, and the holder has not taken in
     STORE/merging/*.parquet      several files of properties as one, about to replace them
     STORE/corrupted/*            damaged files that were put aside
-    STORE/atom.pickle            the atom, for who asks for pickles
-    STORE/holder.json            who works on it at the moment; its time is the last sign of life
+    STORE/atom.pickle            the atom, as a pickle
+    STORE/holder.json            the lock file: names the holder; its time is a sign of life
 
 Every file is complete or absent. One process at a time writes, the holder; workers write into
-``incoming`` alone, and what is there counts once the holder has moved it. What is done is what is
-in the store; everything else can be computed again, and gives the same bits.
+``incoming`` alone, and a file there counts once the holder has moved it to ``properties``. What is
+done is what is in the store; everything else can be computed again, and gives the same bits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from atomizer_dask.store.layout import (
 from atomizer_dask.store.tables import FACTS, write_table
 
 FORMAT = 1
-CHECK_SECONDS = 0.05  # between two looks at who holds it, where each goes over a network
+CHECK_SECONDS = 0.05  # between two reads of a lock file on a remote file system
 _OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
 _OURS |= {CORRUPTED}
 _KEYS = {"run", "atom", "seed", "state", "options", "codes", "sweeps", "sessions"}
@@ -80,7 +80,7 @@ class Store:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.holder: LockHolder | None = None
-        self.on_lost: Callable[[], None] | None = None  # called where another one takes over
+        self.on_lost: Callable[[], None] | None = None  # called when another process takes over
         self._heart: Heart | None = None
         self._checked = 0.0
         folder.check_reachable()
@@ -147,12 +147,12 @@ class Store:
     # -- its lock ----------------------------------------------------------------------------
 
     def hold(self, *, takeover: bool = False, detached: str = "") -> None:
-        """Become the one who works on it, and read again what others may have written.
+        """Lock it, and read its manifest again, which the holder before may have changed.
 
         Raises
         ------
         StoreHeldError
-            Where another process does.
+            Where another process holds it.
         StoreError
             Where nothing can be written there.
         """
@@ -167,7 +167,7 @@ class Store:
         try:
             self.manifest = self._read_manifest()
             with self._writing("make its folders"):
-                self.folder.sweep_up(older=60.0)  # younger ones are of others who try
+                self.folder.sweep_up(older=60.0)  # younger ones: of processes that try to lock it
                 for name in (PROPERTIES, FAILURES, INCOMING, MERGING, SWEEP):
                     self.folder.make(name)
                     self.folder.sweep_up(name)
@@ -195,7 +195,7 @@ class Store:
         self.begin_session({name: last[name] for name in last if name not in ("start", "end")})
 
     def release(self) -> None:
-        """Be no longer the one who works on it."""
+        """Give up its lock, if this process holds it."""
         heart, self._heart = self._heart, None
         if heart is not None:
             heart.stop()
@@ -204,7 +204,7 @@ class Store:
             release(self.folder, holder)
 
     def disown(self) -> None:
-        """Take part no more: the holder is the process from which this one was forked."""
+        """Forget the lock without giving it up: it is that of the parent of this forked process."""
         self.holder = self._heart = None
 
     def _is_held_by(self, me: LockHolder) -> bool:
@@ -216,7 +216,7 @@ class Store:
             self.on_lost()
 
     def check_held(self) -> None:
-        """Raise `StoreHeldError` where another process has taken over."""
+        """Raise `StoreHeldError` where this process no longer holds it."""
         if self.holder is not None:
             recently = monotonic() - self._checked < CHECK_SECONDS
             if recently and not self.folder.is_local:
@@ -232,7 +232,7 @@ class Store:
         self._checked = monotonic()
 
     def _last_one(self) -> str:
-        """Say who held it last, where nobody does any more."""
+        """Return a text that names the last holder of a store that has none now."""
         try:
             last = self._read_manifest()["sessions"][-1]
         except (StoreError, KeyError, IndexError):
@@ -240,7 +240,7 @@ class Store:
         return f"nobody any more: process {last.get('pid')} on {last.get('host')} had it last"
 
     def last_conductor(self) -> dict[str, Any]:
-        """Return what carries the electrons of whoever went on with it; empty where unknown."""
+        """Return the conductor of the process that took it over; empty where that is unknown."""
         try:
             sessions = self._read_manifest().get("sessions", [])
         except StoreError:
@@ -254,18 +254,18 @@ class Store:
             self.folder.write_json(MANIFEST, {"format": FORMAT, **self.manifest})
 
     def begin_session(self, facts: dict[str, Any]) -> None:
-        """Note in the manifest who works on it from now on."""
+        """Add a session of this process, with `facts` about it, to the manifest."""
         self.manifest.setdefault("sessions", []).append({"start": now(), "end": None, **facts})
         self.manifest["state"] = "running"
         self.save()
 
     def end_session(self, state: str) -> None:
-        """Note in the manifest that who worked on it has ended, and how.
+        """Note in the manifest the end of the session of this process, and the state of the run.
 
         Raises
         ------
         StoreHeldError
-            Where another process works on it by now, whose manifest it is.
+            Where another process holds it by now, and owns the manifest.
         """
         self._checked = 0.0
         self.check_held()
@@ -340,7 +340,7 @@ class Store:
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
-            # Of what Arrow finds wrong there is no number, and a broken disk has that of EIO.
+            # Damage has no errno where Arrow finds it, and EIO where the disk is broken.
             if getattr(error, "errno", None) not in (None, errno.EIO):
                 raise StoreError(
                     f"cannot read {name} in {self.folder.url}: {error}", error
@@ -367,14 +367,14 @@ class Store:
             raise self._corrupted(name, f"is not a table of properties, it lacks {lacks}")
 
     def put_aside(self, name: str) -> str:
-        """Give a damaged file a name that nobody reads, and return it."""
+        """Move a damaged file to ``corrupted``, which nobody reads, and return its new name."""
         self.folder.make(CORRUPTED)
         aside = f"{CORRUPTED}/{name.replace('/', '-')}"
         self.move(name, aside)
         return aside
 
     def corrupted(self, names: Iterable[str]) -> list[str]:
-        """Return which files cannot be read to the end."""
+        """Return which files are damaged: they cannot be read, or lack columns."""
         bad = []
         for name in names:
             try:
@@ -397,7 +397,7 @@ def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
 
 
 class _Writing:
-    """Says in our words why nothing can be written."""
+    """Turns an `OSError` within it into a `StoreError` that names the failed step."""
 
     def __init__(self, url: str, what: str) -> None:
         self._url = url

@@ -16,21 +16,21 @@ from atomizer_dask.store.store import Store
 from atomizer_dask.store.tables import fields_of, parts_of
 from atomizer_dask.sweeps.columns import look_up
 
-MERGE_SECONDS = 1.0  # in which a file that was merged has its new name
+MERGE_SECONDS = 1.0  # within which a merged file appears under its new name
 
 
 @dataclass(slots=True)
 class File:
     """The location of rows that were written at once: a Parquet file and a range in it.
 
-    Merging small files updates it in place, so that whoever holds it finds the rows again.
+    Merging small files updates it in place, so that every part that refers to it finds its rows.
 
     Parameters
     ----------
     name
         The Parquet file.
     first, count
-        The first row in the file, and how many.
+        Offset of the first row in the file, and the number of rows.
     """
 
     name: str
@@ -48,7 +48,7 @@ class StoredPart:
     file
         The rows that were written together.
     start, count
-        The range of these rows that is meant.
+        Offset in these rows of the first row of the part, and the number of its rows.
     allow_pickle
         Whether columns of pickles may be read.
     """
@@ -81,28 +81,36 @@ class StoredPart:
         return self._count
 
     def failed_positions(self) -> np.ndarray:
-        """Return none."""
+        """Return an empty array: none failed."""
         return np.empty(0, dtype=np.int64)
 
     def cancelled_count(self) -> int:
-        """Return that none was cancelled."""
+        """Return 0: none was cancelled."""
         return 0
 
     def among(self, wanted: np.ndarray, positions: np.ndarray) -> StoredPart:
-        """Return it such that of its electrons, at `positions`, those of a mask count."""
+        """Restrict this part to some of its electrons, and return it.
+
+        Parameters
+        ----------
+        wanted
+            Mask over the electrons of the store, by position; False beyond its end.
+        positions
+            Of the electrons of this part.
+        """
         self.wanted = wanted
         self._count = int(look_up(wanted, positions, False).sum())
         return self
 
     @property
     def name(self) -> str:
-        """The file that it is in by now."""
+        """The file that its rows are in now; merging changes it."""
         return self._file.name
 
     def columns(
         self, metadata: bool, outputs: Collection[str] | None, inputs: Collection[str] = ()
     ) -> list[str]:
-        """Return which columns of its file to read."""
+        """Return the names in its file of the columns to read; of the outputs all where None."""
         schema = self.store.schema_of(f"{PROPERTIES}/{self.name}")
         facts = ["start", "end", "worker", "attempts", "code"] if metadata else []
         wanted = [
@@ -113,7 +121,15 @@ class StoredPart:
         return ["electron", *wanted, *facts]
 
     def load(self) -> list[RunPart]:
-        """Return it with its results."""
+        """Read its rows, and return them as parts, one for each worker, attempt and code.
+
+        Raises
+        ------
+        StoreError
+            Where another process has removed the file.
+        UnstorableError
+            Where a column holds pickles, and these must not be read.
+        """
         until = monotonic() + MERGE_SECONDS
         while True:
             name, first = self._file.name, self._file.first
@@ -132,7 +148,7 @@ class StoredPart:
             here[first + self._start : first + self._start + self._rows] = True
             if self.wanted is not None:
                 here &= look_up(self.wanted, table.column("electron").to_numpy(), False)
-            # Not a slice: of sliced arrays of arrays, Arrow's filter and take give other elements.
+            # Not a slice: Arrow's filter and take give wrong elements of sliced arrays of arrays.
             rows = table.filter(pa.array(here))
             return list(parts_of(rows, metadata=True, allow_pickle=self.allow_pickle))
 

@@ -51,13 +51,14 @@ class StoredRun:
     Parameters
     ----------
     store
-        Which one.
+        The store.
     universe
-        All electrons that it knows of, in their order.
+        All electrons of the store, by position.
     view
-        What the run is about.
+        The rows of the user's sweep, and the electron that stands for each.
     unaccepted
-        How the environment differs, where that was not accepted, for nothing was left to execute.
+        The error that says how the environment differs, where the user did not accept that but
+        no electron is left to execute; else None.
     """
 
     store: Store
@@ -67,46 +68,46 @@ class StoredRun:
 
     @property
     def run_id(self) -> str:
-        """Names the run."""
+        """The id of the run."""
         return str(self.store.manifest["run"])
 
     @property
     def atom_id(self) -> str:
-        """Which atom."""
+        """The id of the atom."""
         return str(self.store.manifest["atom"]["id"])
 
     @property
     def seed(self) -> int:
-        """Of the random streams."""
+        """The seed of the random streams."""
         return int(self.store.manifest["seed"])
 
     @property
     def state(self) -> State:
-        """``suspended`` also where whoever worked on it is gone without a word; see `gone`."""
+        """The state of the run; ``suspended`` also where its holder died meanwhile, see `gone`."""
         return state_of(self.store)
 
     @property
     def gone(self) -> str:
-        """Who is gone that worked on it, and has not said so; empty where nobody is."""
+        """The dead holder of a run that it left in the middle, as text; else empty."""
         if self.store.manifest["state"] not in GOING or self.state != "suspended":
             return ""
         return str(read_holder(self.store.folder) or "whoever worked on it")
 
     @property
     def seconds(self) -> float:
-        """How long anybody has worked on it, whoever does so now included."""
+        """Seconds of all sessions, up to now for one that is under way."""
         return self._seconds(living_holder(self.store.folder) is not None)
 
     @property
     def seconds_before(self) -> float:
-        """How long those worked on it who do so no more."""
+        """Seconds of all sessions in the manifest, for a process that has not begun its own."""
         return self._seconds(False)
 
     def _seconds(self, is_under_way: bool) -> float:
-        """Return how long the sessions were.
+        """Return the seconds of all sessions.
 
-        One of a process that has died ended at the latest when the next one began; as nobody says
-        when, it counts up to when the last of its results was written.
+        The session of a process that died has no end in the manifest. It counts up to the last
+        file that was written before the next session began.
         """
         sessions = self.store.manifest["sessions"]
         begins = [datetime.fromisoformat(session["start"]).timestamp() for session in sessions]
@@ -130,7 +131,7 @@ class StoredRun:
         return [at for name in (PROPERTIES, FAILURES, INCOMING) for at in folder.written(name)]
 
     def options_with(self, on_failure: OnFailure | None) -> MapOptions:
-        """Return the options of the last `map`, perhaps with another policy.
+        """Return the options of the last `map`, with `on_failure` as their policy unless None.
 
         Raises
         ------
@@ -149,11 +150,11 @@ class StoredRun:
 
     @property
     def code(self) -> str:
-        """The fingerprint of the code that runs now."""
+        """The fingerprint of the latest code of the run."""
         return str(self.store.manifest["codes"][-1]["fingerprint"])
 
     def journal(self, universe: Sweep) -> ResultWriter:
-        """Return what writes down what becomes of the electrons."""
+        """Return the writer that writes the outcomes of electrons into the store."""
         allow_pickle = bool(self.store.manifest["options"]["allow_pickle"])
         writer = None
         if isinstance(universe, Streamed):
@@ -176,21 +177,21 @@ def state_of(store: Store) -> State:
     state: State = store.manifest["state"]
     if state not in GOING or living_holder(store.folder) is not None:
         return state
-    again: State = store.folder.read_json(MANIFEST)["state"]  # it may have ended a moment ago
+    again: State = store.folder.read_json(MANIFEST)["state"]  # it may just have ended
     return "suspended" if again in GOING else again
 
 
 def check_usable(url: Any) -> None:
-    """Raise now rather than when there are workers, which may take hours.
+    """Check that a store can be locked, before the user waits hours for workers.
 
     Raises
     ------
     StoreError
-        Where the store is held by somebody else, or cannot be written to.
+        Where another process holds the store, or it cannot be written to.
     """
     store = Store(Folder(url))
     holder = read_holder(store.folder)
-    if holder is None or not holder.detached:  # one on the cluster goes on until we have workers
+    if holder is None or not holder.detached:  # a detached driver goes on until we have workers
         store.hold()
         store.release()
 
@@ -212,7 +213,13 @@ def begin(
     Raises
     ------
     StoreError
-        Where it is held by somebody else, is of something else, or cannot be written to.
+        Where another process holds it, it is of another atom or seed or no store at all, or it
+        cannot be written to.
+    StoreChangedError
+        Where the code of the atom differs, or electrons are left to execute in an environment
+        that differs, and `accept_changes` is False.
+    InvalidSweepError
+        Where the sweep has other fields than the store.
     UnstorableError
         Where inputs have no Arrow type, and must not be pickled.
     """
@@ -289,7 +296,7 @@ def accept_environment(
     definition: Definition,
     verdict: Literal["none", "accepted"] | StoreChangedError,
 ) -> StoredRun:
-    """Return a run whose environment may differ: where all is done, that only has to be known.
+    """Return a run, marked where its environment differs and all its electrons have ended.
 
     Parameters
     ----------
@@ -299,7 +306,8 @@ def accept_environment(
     Raises
     ------
     StoreChangedError
-        Where it differs, that is not accepted, and something is left to execute.
+        Where the environment differs, the user has not accepted that, and electrons are left to
+        execute.
     """
     if verdict == "accepted":
         keep_atom(kept.store, definition)
@@ -357,20 +365,21 @@ def resume(
 
 
 def look(url: Any, *, allow_pickle: bool) -> StoredRun:
-    """Return what a store is about, without touching it."""
+    """Return the run of a store, without locking the store or writing into it."""
     store = Store.existing(url)
     return StoredRun(store, *sweeps_of(store, allow_pickle))
 
 
 def stored_atom(kept: StoredRun, *, allow_pickle: bool) -> Definition:
-    """Return the atom that a store keeps, which nobody here has registered.
+    """Return the copy of the atom in a store, for a process that has not registered the atom.
 
-    One of a script or a notebook, which nobody can import, is read where this user wrote it.
+    An atom of a script or a notebook cannot be imported: its copy is read even without
+    `allow_pickle` where this user has signed it.
 
     Raises
     ------
     RegistrationError
-        Where pickles must not be read.
+        Where the copy, a pickle, must not be read.
     """
     data = kept.store.folder.read(ATOM)
     signature = str(kept.store.manifest["atom"].get("signature", ""))
@@ -401,7 +410,7 @@ def drop(store: Store) -> list[str]:
 
 
 def described(store: Store) -> dict[str, Any]:
-    """Return what a store says of its run, as JSON, but for sources."""
+    """Return the facts about the run in a store, ready for JSON, without source code."""
     manifest = store.manifest
     codes = [
         {name: code[name] for name in ("fingerprint", "since", "versions")}

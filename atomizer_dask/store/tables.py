@@ -10,8 +10,9 @@ code        the fingerprint of the code it ran
 error       what it failed with; null where all is well
 ==========  ==============================================================================
 
-An input of such a name is called ``input_...`` there; an output of the name of an input, or of
-such a name, ``result_...``. A table of failures has a row per failed attempt, in full.
+An input that has one of these names is called ``input_...`` in the table; an output that has one of
+these names, or that of an input, ``result_...``. A table of failures has a row per failed attempt,
+with its traceback.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ FAILURES = pa.schema(
 
 
 class Encoded(NamedTuple):
-    """An outcome whose outputs are Arrow's by now.
+    """An outcome, and its outputs as Arrow.
 
     Parameters
     ----------
     outcome
-        In which what could not be stored is a failure.
+        The outcome; electrons whose results cannot be stored are failed in it.
     outputs
-        Of the electrons that did not fail, by name.
+        Columns of the electrons that did not fail, by the name of the output.
     """
 
     outcome: Outcome
@@ -74,7 +75,7 @@ class Encoded(NamedTuple):
 def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
     """Return the outputs as Arrow; a result that has no Arrow type is a failure.
 
-    What its electron returned stays with it, as `Outcome.unstored`.
+    What such an electron returned stays in `Outcome.unstored`.
     """
     original, refused, whys = outcome, set[int](), list[str]()
     while True:
@@ -91,7 +92,7 @@ def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
             outputs[name] = EncodedColumn(_spread(coded.array, present), coded.note)
         if not bad:
             return Encoded(outcome, outputs)
-        # By their order among the good ones, as these were at first.
+        # `bad` has offsets among the electrons still good, `refused` among those good at first.
         left = np.setdiff1d(np.arange(len(original) - len(original.failed)), sorted(refused))
         refused |= set(left[sorted(bad)].tolist())
         whys += [why] if why not in whys else []
@@ -100,7 +101,7 @@ def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
 
 
 def encode_unstored(outcome: Outcome, *, allow_pickle: bool) -> dict[str, EncodedColumn]:
-    """Return of what failed electrons returned those columns as Arrow that a store can hold."""
+    """Return what failed electrons returned as Arrow, but values that a store cannot hold."""
     outputs = {}
     for name, (values, present) in (outcome.unstored or {}).items():
         try:
@@ -115,7 +116,7 @@ def encode_unstored(outcome: Outcome, *, allow_pickle: bool) -> dict[str, Encode
 
 
 def _without(column: Column, rows: Sequence[int]) -> Column:
-    """Return a column of which some values are not there."""
+    """Return a column without the values in some rows."""
     values, present = column
     stays = np.ones(len(values), dtype=bool)
     stays[np.asarray(rows, dtype=np.int64)] = False
@@ -125,7 +126,7 @@ def _without(column: Column, rows: Sequence[int]) -> Column:
 
 
 def _spread(array: Any, present: np.ndarray | None) -> Any:
-    """Return values with a null where there is none."""
+    """Return an array with nulls where `present` is False."""
     if present is None:
         return array
     indices = pa.array(np.cumsum(present) - 1, mask=~present)
@@ -145,9 +146,9 @@ def table_of_good(
     Parameters
     ----------
     inputs
-        Of its electrons.
+        Columns of its electrons, by name.
     outputs
-        The same as its outcome has, as Arrow.
+        The outputs of its outcome as Arrow, by name.
     code
         The fingerprint of the code that ran.
     allow_pickle
@@ -162,7 +163,7 @@ def table_of_failed(
 ) -> pa.Table:
     """Return a part whose electrons all failed as a table of properties.
 
-    It has outputs where they failed because others of theirs cannot be stored.
+    Where an electron failed because an output cannot be stored, the table has its other outputs.
     """
     texts = [_text_of(part.outcome.failures[failure]) for failure in part.outcome.codes]
     outputs = encode_unstored(part.outcome, allow_pickle=allow_pickle)
@@ -175,7 +176,7 @@ def _text_of(failure: Failure) -> str:
 
 
 def _storable(text: Any) -> Any:
-    """Return a text without halves of surrogate pairs, which UTF-8 has not."""
+    """Return a text with escapes for halves of surrogate pairs, which UTF-8 cannot encode."""
     return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
 
 
@@ -189,7 +190,7 @@ def _table(
 ) -> pa.Table:
     count = len(part)
     arrays = [pa.array(numpy_values(part.positions), pa.int64())]
-    # Where no null may be, none need be looked for: a tenth of the time to write it.
+    # Arrow does not search a column that is not nullable: a tenth of the time to write it.
     fields = [pa.field("electron", pa.int64(), nullable=False)]
     names = physical_names(inputs, outputs)
     columns = {
@@ -238,7 +239,19 @@ def physical_names(inputs: Iterable[str], outputs: Iterable[str]) -> dict[tuple[
 
 
 class Field(NamedTuple):
-    """What a column of a file is."""
+    """An input or an output in a file.
+
+    Parameters
+    ----------
+    physical
+        The name of its column in the file.
+    role
+        ``input`` or ``output``.
+    name
+        The name that the user knows.
+    note
+        As of an `EncodedColumn`.
+    """
 
     physical: str
     role: str
@@ -256,7 +269,7 @@ def fields_of(schema: pa.Schema) -> list[Field]:
 
 
 def facts_of(field: pa.Field) -> dict[str, Any]:
-    """Return role, name and note of an input or an output; nothing of another column."""
+    """Return role, name and note of an input or an output; empty for another column."""
     facts: dict[str, Any] = json.loads((field.metadata or {}).get(OURS, b"{}"))
     return facts
 
@@ -426,7 +439,7 @@ def write_table(table: pa.Table, where: Any) -> None:
     pq.write_table(
         table,
         where,
-        compression="none",  # numbers hardly shrink, and it takes as long again
+        compression="none",  # numbers hardly shrink, and compressing doubles the time
         use_dictionary=texts or False,
         write_statistics=["electron"],
         write_page_checksum=True,

@@ -1,4 +1,4 @@
-"""The worker's side of a store: results go there from where they were made, if it is seen there."""
+"""The worker's side of a store: a worker that sees its folder writes results there itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerWriter:
-    """Where a site leaves results: the stores that can be seen from it."""
+    """Writes the results of a site into those stores whose folders the site sees."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Folder | None] = {}
@@ -29,14 +29,20 @@ class WorkerWriter:
     def put(self, batch: Batch, outcome: Outcome, *, however_small: bool = False) -> BatchOutcome:
         """Write the results of a batch into its store, and return a receipt.
 
-        The outcome itself where there is no store, where it cannot be seen or written from here,
-        or where there is too little for a file.
+        Returns the outcome, without a file, where the batch has no store, where the site cannot
+        see or write its folder, or where the results are too small for a file. Electrons whose
+        results cannot be stored are failed in it.
 
         Parameters
         ----------
         however_small
-            Whether what is little is written as well, for whoever is to gather it may not come in
-            time.
+            Whether small results are written as well, for the worker may end before the client
+            has gathered them.
+
+        Raises
+        ------
+        UnstorableError
+            Where inputs have no Arrow type, and must not be pickled.
         """
         if batch.sink is None or isinstance(outcome.results, list):
             return outcome
@@ -67,7 +73,7 @@ class WorkerWriter:
 
 
 def _look(sink: StoreTarget) -> Folder | None:
-    """Return the store where it is the same folder from here as it is for the client."""
+    """Return the folder of a store, if its lock file has the token of the client; else None."""
     try:
         folder = Folder(sink.url)
         there = folder.read_json(HOLDER)["token"]

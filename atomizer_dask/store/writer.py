@@ -1,8 +1,8 @@
 """The journal: writes down what becomes of the electrons of a run, as it becomes known.
 
-Results that workers wrote into the store are moved to where they count; what travelled is
-gathered and written twice a second. Small files are merged in a thread of its own; whoever attaches
-after a crash, in the middle of that too, finds every row once.
+Files that workers wrote into the store are moved to ``properties``; outcomes that travelled to the
+client are gathered and written twice a second. A thread of its own merges small files; a process
+that attaches after a crash, even in the middle of a merge, finds every row once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from atomizer_dask.sweeps.columns import numpy_values
 from atomizer_dask.sweeps.inputs import Inputs, columns_of
 
 FLUSH_ROWS = 2**18
-MERGE_AT = 32  # small files
+MERGE_AT = 32  # small files, from which on they are merged
 
 
 class ResultWriter:
@@ -49,15 +49,15 @@ class ResultWriter:
     Parameters
     ----------
     store
-        Where to; it is held.
+        The store, which this process holds.
     code
         The fingerprint of the atom's code.
     inputs_of
         Returns the inputs of electrons.
     allow_pickle
-        Whether what has no Arrow type may be pickled.
+        Whether values that have no Arrow type may be pickled.
     write_rows
-        Writes rows of a streamed sweep of which the store does not know yet.
+        Writes the drawn rows of a streamed sweep that are not in the store yet.
 
     Attributes
     ----------
@@ -123,12 +123,21 @@ class ResultWriter:
     # -- writing down ------------------------------------------------------------------------
 
     def take_in(self, positions: Positions, stored: StoredOutcome) -> StoredPart | None:
-        """Move what a worker wrote to where it counts, and return it; None where it is known.
+        """Move a file that a worker wrote to ``properties``, and return it as a part.
+
+        Returns None where there is nothing new: all electrons failed, or had ended before.
 
         Parameters
         ----------
         positions
-            Of its electrons.
+            Of the electrons of the receipt.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where the file is gone.
+        StoreError
+            Where it cannot be read or moved.
         """
         failed = stored.offsets - stored.first
         good = np.delete(numpy_values(positions), failed) if len(failed) else positions
@@ -137,12 +146,12 @@ class ResultWriter:
             self.store.folder.remove(f"{INCOMING}/{stored.name}") if stored.name else None
             return None
         self._write_rows()
-        if len(left) < len(good):  # two have executed some of it
+        if len(left) < len(good):  # two workers executed some of its electrons
             return self._take_in_some(stored.name, left)
         try:
             self.store.move(f"{INCOMING}/{stored.name}", f"{PROPERTIES}/{stored.name}")
         except FileNotFoundError:
-            # Whoever held the store before may have moved it as we took over.
+            # The holder before may have moved it while this process took over.
             if not self.store.folder.exists(f"{PROPERTIES}/{stored.name}"):
                 raise
         self.mark_done(good)
@@ -168,7 +177,7 @@ class ResultWriter:
         return found
 
     def take_in_file(self, name: str) -> StoredPart | None:
-        """Take in a file of ``incoming`` of which no receipt has come."""
+        """Take in a file of ``incoming`` for which no receipt has come; see `take_in`."""
         positions = self.store.read(f"{INCOMING}/{name}", ["electron"]).column(0).to_numpy()
         nobody = Outcome.none()
         receipt = StoredOutcome(
@@ -194,7 +203,7 @@ class ResultWriter:
         return StoredPart(self.store, file, start, count, allow_pickle=self.allow_pickle)
 
     def encode(self, outcome: Outcome) -> Encoded:
-        """Return an outcome in which what cannot be stored is a failure, and its outputs."""
+        """Return an outcome with its outputs as Arrow; see `tables.encode_outputs`."""
         return encode_outputs(outcome, allow_pickle=self.allow_pickle)
 
     def gather(
@@ -203,14 +212,14 @@ class ResultWriter:
         outputs: Mapping[str, EncodedColumn],
         written: Callable[[StoredPart], None],
     ) -> None:
-        """Have good electrons written soon.
+        """Gather good electrons, for the next `flush` to write.
 
         Parameters
         ----------
         outputs
-            Of them, as `encode` gave them.
+            Their outputs, as `encode` gave them.
         written
-            Called when they are.
+            Called with their part in the store, once they are written.
         """
         table = table_of_good(
             part,
@@ -224,12 +233,12 @@ class ResultWriter:
         self._gathered_rows += len(table)
 
     def gather_failed(self, part: RunPart) -> None:
-        """Have failed electrons written soon."""
+        """Gather failed electrons, for the next `flush` to write."""
         self.mark_done(part.positions)
         self._failed.append(part)
 
     def gather_errors(self, errors: Iterable[tuple[int, ElectronError]]) -> None:
-        """Have failed attempts written soon, in full."""
+        """Gather failed attempts with their tracebacks, for the next `flush` to write."""
         self._errors += errors
 
     @property
@@ -255,8 +264,8 @@ class ResultWriter:
         self.store.check_held()
         self._write_rows()
         self._write_gathered()
-        # An attempt of which it does not stand written that it was the last would be followed by
-        # another one: what failed for good counts from when its attempts are written.
+        # After a crash, an electron whose attempt is written, and not that it failed for good, is
+        # tried again. So its row waits in ``merging`` until its attempts are in ``failures``.
         name = f"{new_id()}.parquet"
         ended = self._table_of_ended(self._failed)
         if ended is not None:
@@ -300,7 +309,7 @@ class ResultWriter:
         return joined(tables) if tables else None
 
     def rewrite_failed(self, again: np.ndarray) -> None:
-        """Write what failed anew, without electrons that will be tried again."""
+        """Rewrite the files of failed electrons without those that will be tried again."""
         self.store.check_held()
         self.flush()
         before, tables = self._failed_files, []
@@ -327,10 +336,10 @@ class ResultWriter:
         Parameters
         ----------
         post
-            Given, from another thread, what is to be done at the end of it; that raises
-            `StoreError` where merging has failed.
+            Called, perhaps in another thread, with a function that ends the merge. The function
+            must run on the dispatcher, and raises `StoreError` where merging has failed.
         at
-            How many are many.
+            Number of small files from which on they are merged; `MERGE_AT` where None.
         """
         at = MERGE_AT if at is None else at
         small = [name for name, those in self.files.items() if _rows(those) < self._small]
@@ -342,7 +351,7 @@ class ResultWriter:
         return True
 
     def _merge(self, names: list[str]) -> tuple[list[str], str]:
-        # So that columns are in the order in which the electrons have them.
+        # Columns stand in the order that those of the first electrons have.
         names = sorted(names, key=lambda name: self.store.first_of(f"{PROPERTIES}/{name}"))
         tables = [self.store.read(f"{PROPERTIES}/{name}") for name in names]
         merged = f"{new_id()}.parquet"
@@ -357,7 +366,7 @@ class ResultWriter:
     def _end_merge(self, job: Future[tuple[list[str], str]]) -> None:
         self._merging = False
         names, merged = job.result()
-        self.store.check_held()  # else what it replaces is somebody else's
+        self.store.check_held()  # else another holder owns the files
         finish_merge(self.store, names, merged)
         files, first = [], 0
         for name in names:
@@ -390,7 +399,7 @@ class ResultWriter:
                 self.store.write(name, table)
 
     def _remove_strangers(self) -> None:
-        """Remove what somebody wrote in the moment in which this process took over."""
+        """Remove files that the holder before wrote while this process took over."""
         ours = {*self.files, *self._failed_files}
         for path in self.store.folder.files(PROPERTIES):
             if path.rpartition("/")[2] not in ours:
@@ -411,7 +420,7 @@ def finish_merge(store: Store, names: Iterable[str], merged: str) -> None:
 
 
 def finish_failed(store: Store, name: str) -> None:
-    """Have a file of electrons that failed count if that of their attempts has been written."""
+    """Move a file of failed electrons to ``properties`` if their attempts are written."""
     if store.folder.exists(f"{FAILURES}/{name.removeprefix(FAILED)}"):
         store.move(f"{MERGING}/{name}", f"{PROPERTIES}/{name}")
     else:  # they are executed again

@@ -26,7 +26,7 @@ _DTYPES: dict[type, np.dtype[Any]] = {
 }
 _OBJECT = np.dtype(object)
 _OF_ONE_DTYPE = (np.number, np.bool_)  # np.timedelta64 is a number, and has many
-_USUAL_BYTES = 64  # of an object that does not say
+_USUAL_BYTES = 64  # of an object without `nbytes`
 
 
 def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
@@ -63,8 +63,8 @@ def as_objects(values: Sequence[Any]) -> np.ndarray:
 def _mixed(values: Sequence[Any]) -> np.ndarray:
     """Return values of several kinds as objects.
 
-    The numbers among them become Python's, and of one type: what they would be had they come in
-    a batch of their own, and been made a typed column there.
+    The numbers among them become Python's, of one type: that of the typed column that they would
+    be in a batch of their own.
     """
     found = {dtype for dtype in map(_number_dtype, values) if dtype is not None}
     common = common_dtype(found) if found else _OBJECT
@@ -143,12 +143,12 @@ def concatenate(parts: Sequence[Any]) -> Any:
 
 
 def objects_of(part: np.ndarray) -> list[Any]:
-    """Return the values of a column as they are among objects: numbers are Python's."""
+    """Return the values of a column as a list of objects; numbers become Python's."""
     return part.tolist() if part.ndim == 1 and part.dtype.kind in "biufc" else list(part)
 
 
 def look_up(table: np.ndarray, positions: np.ndarray, missing: Any) -> np.ndarray:
-    """Return what stands at `positions`, and `missing` for those beyond the end.
+    """Return the elements of `table` at `positions`, and `missing` beyond its end.
 
     >>> look_up(np.array([5, 6]), np.array([1, 7]), -1)
     array([ 6, -1])
@@ -183,9 +183,9 @@ def loop_values(values: Values, *, scalars: bool) -> list[Any]:
     values
         The column.
     scalars
-        Whether it was given as an array of NumPy, over which a loop gives NumPy's scalars, and
-        rows where it has more than one dimension. Else numbers are Python's, whether pandas holds
-        them as NumPy's, with missing ones, sparse, or as Arrow's.
+        Whether the user gave it as a NumPy array: a loop gives NumPy's scalars, and rows where it
+        has more than one dimension. Else numbers are Python's, also those of nullable, sparse and
+        Arrow columns of pandas.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def size_of(values: Values) -> int:
 
 
 def _size_of_object(value: Any) -> int:
-    """Return the size that an object of the user says it has, where that is one."""
+    """Return the ``nbytes`` of an object of the user, or the usual size where it has none."""
     try:
         size = getattr(value, "nbytes", None)
     except Exception:  # noqa: BLE001 - a rough size is no reason to fail
@@ -235,7 +235,7 @@ METADATA_PREFIX = "electron_"
 
 
 def renamed(columns: dict[str, Any], prefix: str, taken: Iterable[str]) -> dict[str, Any]:
-    """Return `columns` with a prefix where their name is `taken`, or would be by that."""
+    """Return `columns`, with a prefix to names that are `taken`, or that a prefix would take."""
     used = {*taken}
     own = columns.keys() - used
     named = {}

@@ -18,7 +18,7 @@ class SelectedRows(Sweep):
     Parameters
     ----------
     sweep
-        Which has a known length.
+        A sweep of known length.
     rows
         Positions in it.
     """
@@ -60,7 +60,7 @@ class WithDefaults(Sweep):
     Parameters
     ----------
     sweep
-        Which has a known length.
+        A sweep of known length.
     values
         A column of one value for each further field.
     """
@@ -119,12 +119,12 @@ class Concatenated(Sweep):
     Parameters
     ----------
     sweeps
-        Which have known lengths.
+        Sweeps of known lengths.
     """
 
     def __init__(self, sweeps: Sequence[Sweep], *, has_arrays: bool = False) -> None:
         self._sweeps = list(sweeps)
-        self._has_arrays = has_arrays  # those of a vectorised atom, which are of one dtype
+        self._has_arrays = has_arrays  # for a vectorised atom: each column gets one dtype
         self._starts = np.cumsum([0, *(sweep.length or 0 for sweep in self._sweeps)])
 
     @property

@@ -38,7 +38,7 @@ _COPY: dict[type, Any] = {
 
 
 def can_change(values: Iterable[Any]) -> bool:
-    """Whether there is one among some values that somebody could change.
+    """Whether any of the values can be changed in place.
 
     >>> can_change([1, "a", None]), can_change([1, []])
     (False, True)
@@ -48,7 +48,7 @@ def can_change(values: Iterable[Any]) -> bool:
 
 
 def column_can_change(values: Values) -> bool:
-    """Whether there is a value in a column that somebody could change."""
+    """Whether any value of a column can be changed in place."""
     if isinstance(values, range):
         return False
     if not isinstance(values, np.ndarray):  # those of pandas hold texts, numbers and times
@@ -59,10 +59,10 @@ def column_can_change(values: Values) -> bool:
 
 
 def own_copy(value: Any) -> Any:
-    """Return a value that nobody else sees change: itself where it cannot, else a deep copy.
+    """Return a value itself where it cannot be changed in place, else a deep copy.
 
-    What cannot be copied, a lock or an open file say, is returned as it is, and so is what calls
-    something of another type its copy.
+    A value that cannot be copied, a lock or an open file say, is returned as it is. So are a
+    sentinel, and a value whose copy is of another type.
 
     >>> shared = [0]
     >>> own_copy(shared) is shared, own_copy("text")
@@ -80,7 +80,7 @@ def own_copy(value: Any) -> Any:
         return value
     try:
         copied = copy.deepcopy(value)
-    except BaseException as error:  # copying runs anybody's __deepcopy__ and __reduce__
+    except BaseException as error:  # copying runs the user's __deepcopy__ and __reduce__
         if is_interrupt(error):
             raise
         return value
@@ -88,7 +88,7 @@ def own_copy(value: Any) -> Any:
 
 
 def is_sentinel(value: Any) -> bool:
-    """Return whether an object has nothing but its identity, by which it is known.
+    """Return whether an object has no state, so that only its identity distinguishes it.
 
     >>> is_sentinel(object()), is_sentinel([])
     (True, False)
@@ -100,7 +100,7 @@ def is_sentinel(value: Any) -> bool:
         return False
     try:
         reduced: Any = object.__reduce_ex__(value, 4)
-    except BaseException as error:  # it cannot be pickled, so that it has something
+    except BaseException as error:  # an object that cannot be pickled has state
         if is_interrupt(error):
             raise
         return False
@@ -109,7 +109,7 @@ def is_sentinel(value: Any) -> bool:
 
 def own_copies(values: Iterable[Any]) -> list[Any]:
     """Return copies of values; one that appears twice is copied once."""
-    known: dict[int, tuple[Any, Any]] = {}  # with the original, or its id might be another's
+    known: dict[int, tuple[Any, Any]] = {}  # with the original, to keep its id from reuse
     copied = []
     for value in values:
         if id(value) not in known:
@@ -119,7 +119,7 @@ def own_copies(values: Iterable[Any]) -> list[Any]:
 
 
 def own_payload(payload: Any) -> Any:
-    """Return the inputs of an electron for it alone; of a mapping a dict."""
+    """Return a copy of the inputs of an electron, for it alone; a mapping becomes a dict."""
     if type(payload) is not dict and not isinstance(payload, Mapping):
         return own_copy(payload)
     if IMMUTABLE.issuperset(map(type, payload.values())):

@@ -1,9 +1,9 @@
-"""When inputs are the same: by type and value, in every place that compares any.
+"""When inputs are the same: by type and value, in every place that compares inputs.
 
-1, 1.0 and True are three values, as are 0.0 and -0.0, None and NaN; NaN is the same as NaN, NaT as
-NaT, also within what holds them. Times are the same that say the same and have a zone of one name,
-decimals those of the same digits. Dicts and sets are the same in any order. Of all else, what makes
-it up is compared, as pickle takes it apart; never its ``==``, which may be anybody's.
+1, 1.0 and True are different values, as are 0.0 and -0.0, None and NaN; NaN is the same as NaN, NaT
+as NaT, also within containers. Times are the same if their texts and the names of their zones are,
+decimals if their digits are. Dicts and sets are the same in any order. Any other object is compared
+by its parts, as pickle takes it apart; never by its ``==``, which may be the user's own code.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def same_columns(one: Values, other: Values, *, scalars: tuple[bool, bool]) -> b
 
 
 def codes_of(columns: Iterable[tuple[Values, bool]]) -> np.ndarray:
-    """Return a number for each value of some columns, end to end: that of those that are alike.
+    """Return a number for each value of some columns, end to end: equal for values alike.
 
     Parameters
     ----------
     columns
-        Each with whether a loop over it gives NumPy's scalars.
+        Each column, with whether a loop over it gives NumPy's scalars.
     """
     import pandas as pd
 
@@ -69,7 +69,7 @@ def codes_of(columns: Iterable[tuple[Values, bool]]) -> np.ndarray:
 
 
 def _bits(values: Values, scalars: bool) -> tuple[Hashable, np.ndarray] | None:
-    """Return what values are, and integers that are the same where they are alike."""
+    """Return the type of values, and numbers that are equal where they are alike; or None."""
     if isinstance(values, range):
         return int, np.asarray(values, dtype=np.int64)
     if not isinstance(values, np.ndarray) or values.ndim > 1:
@@ -102,7 +102,7 @@ _counted = _Counted()
 
 
 def key_of(value: Any) -> Hashable:
-    """Return what is equal, and hashes alike, for inputs that are the same."""
+    """Return a hashable key, which is equal for inputs that are the same."""
     kind = type(value)
     if kind in _AS_THEY_ARE:
         return kind, value
@@ -138,7 +138,7 @@ def _key_of_float(value: Any) -> Hashable:
 
 def _key_of_scalar(value: np.generic) -> Hashable:
     dtype = value.dtype.newbyteorder("=")
-    if value.dtype.kind in "fc":  # long doubles have bytes that mean nothing
+    if value.dtype.kind in "fc":  # the bytes of long doubles include padding
         parts = (value.real, value.imag) if value.dtype.kind == "c" else (value,)
         return "scalar", dtype.str, *map(_key_of_float, parts)
     if value.dtype.kind == "V":
@@ -182,7 +182,7 @@ def _key_of_code(value: Any) -> Hashable:
 
 
 def _key_of_object(value: Any) -> Hashable:
-    """Return what an object is made up of, as pickle takes it apart, and else its pickle."""
+    """Return the key of an object: its parts as pickle takes it apart, or else its pickle."""
     try:
         reduced = value.__reduce_ex__(4)
         if isinstance(reduced, str):
@@ -192,17 +192,17 @@ def _key_of_object(value: Any) -> Hashable:
         return _name_of(type(value)), _name_of(make), *map(_key_of, (*arguments, *held))
     except (_EndlessError, RecursionError):
         raise
-    except BaseException as error:  # this runs anybody's code
+    except BaseException as error:  # __reduce_ex__ runs the user's code
         if is_interrupt(error):
             raise
         return _name_of(type(value)), _pickled(value)
 
 
 def _pickled(value: Any) -> Hashable:
-    """Return a pickle; of what has none, who it is: it is the same as itself."""
+    """Return a pickle; for a value without one its id, so that it is the same as itself alone."""
     try:
         data: bytes = cloudpickle.dumps(value)
-    except BaseException as error:  # pickling runs anybody's code
+    except BaseException as error:  # pickling runs the user's code
         if is_interrupt(error):
             raise
         return id(value)

@@ -20,9 +20,9 @@ class Columns:
     data
         The columns by name.
     length
-        Of each.
+        The length of each column.
     scalars
-        The names of those of which electrons are given NumPy's scalars.
+        The names of the columns of which electrons are given NumPy's scalars.
     """
 
     data: dict[str, Values]
@@ -48,7 +48,7 @@ class GridSlice:
         i of the grid is in block ``i // stride``, and reads the value at
         ``(block - first) % len(values)``.
     start, stop
-        Which electrons of the grid.
+        Positions in the grid of the first electron, and after the last.
     scalars
         The names of the axes of which electrons are given NumPy's scalars.
     """
@@ -66,7 +66,7 @@ class GridSlice:
         return {axis[0]: self._expand(*axis[1:]) for axis in self.axes}
 
     def shared_columns(self) -> dict[str, Values]:
-        """Return the same with arrays for values as objects, each there once."""
+        """Return the same; a value that is an array is one object, which its electrons share."""
         return {
             name: self._expand(as_objects(list(values)), stride, first)
             if isinstance(values, np.ndarray) and values.ndim > 1
@@ -104,7 +104,7 @@ Inputs = Columns | GridSlice | Rows
 
 
 def payload_of(inputs: Inputs) -> Any:
-    """Return the inputs of the first electron, for it alone; each call returns others."""
+    """Return the inputs of the first electron, for it alone; each call returns new copies."""
     if isinstance(inputs, Rows):
         return own_payload(inputs.payloads[0])
     return {
@@ -133,7 +133,7 @@ def as_array(values: Values) -> Values:
 
 
 def columns_of(inputs: Inputs) -> dict[str, Values]:
-    """Return inputs as columns; of rows with different fields, those that all have."""
+    """Return inputs as columns; a row that lacks a field of another has None there."""
     if not isinstance(inputs, Rows):
         return inputs.columns()
     names = dict.fromkeys(name for row in inputs.payloads for name in row)

@@ -1,6 +1,6 @@
-"""Inputs that are not values yet, or will not be again: refused by name, with what to do.
+"""Inputs that must be computed first, or can be read only once: refused, with what to do.
 
-An electron would be given the graph, the future or the iterator itself, and nobody means that.
+An electron would be given the graph, the future or the iterator itself, and no user means that.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def check_payload(payload: Any) -> None:
 
 
 def _hold_values(listed: list[Any], kind: type) -> bool:
-    """Return whether all containers of a kind have nothing else; at once, for they may be many."""
+    """Return whether containers of a kind hold values alone; in one pass, for they may be many."""
     those: list[Any] = [value for value in listed if type(value) is kind]
     inside: list[Any] = [value.values() for value in those] if kind is dict else those
     inner = chain.from_iterable(inside)
@@ -131,7 +131,7 @@ def _is_collection(value: Any) -> bool:
 
 
 def _is_of(value: Any, module: str, name: str) -> bool:
-    """Return whether a value is of a class, whose package nobody has loaded if it is not."""
+    """Return whether a value is of a class, without importing the module of the class."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(value, kind)
 

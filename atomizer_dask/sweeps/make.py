@@ -1,4 +1,4 @@
-"""What a user sweeps over, made a `Sweep`."""
+"""Makes a `Sweep` of the inputs that a user gives."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ class Given:
     Parameters
     ----------
     values
-        From which electrons are given theirs.
+        The values of which electrons are given copies.
     shown
-        What a frame shows, and a vectorised atom is given: of one dtype where there is one.
+        The values that a frame shows and a vectorised atom is given: of one dtype if possible.
     scalars
         Whether a ``for`` loop over it gives NumPy's scalars; see `columns.loop_values`.
     """
@@ -40,14 +40,14 @@ class Given:
 
     @property
     def form(self) -> Form:
-        """As what it was given: with `values`, all that a store need keep."""
+        """What the user gave; a store keeps it beside `values`, and needs nothing else."""
         if self.scalars:
             return "array"
         return "series" if self.shown is self.values else "list"
 
 
 def restored(values: Values, form: Form) -> Given:
-    """Return a column of which a store kept the values and the form."""
+    """Return a column from the values and the form that a store kept."""
     if form == "array":
         assert isinstance(values, np.ndarray)
         return of_array(values)

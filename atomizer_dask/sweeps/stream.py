@@ -36,7 +36,7 @@ class Streamed(Sweep):
 
     @classmethod
     def read(cls, length: int | None) -> Streamed:
-        """Return one that was kept, of a length that is known where its iterator has ended."""
+        """Return a stream from a store, without its iterator; `length` is None if unknown."""
         sweep = cls(iter(()))
         sweep.is_read, sweep._length = True, length
         return sweep
@@ -46,12 +46,12 @@ class Streamed(Sweep):
         self._drawn = rows
 
     def expect(self, rows: list[Mapping[str, Any]]) -> None:
-        """Take rows for drawn that another process drew, and see to it that they come again.
+        """Set the rows that another process has drawn; `draw` checks that they come again.
 
         Raises
         ------
         InvalidSweepError
-            From `draw`, where another row comes.
+            From `draw`, where the iterator gives another row.
         """
         self.fill(list(rows))
         self._expected = rows
@@ -66,7 +66,7 @@ class Streamed(Sweep):
 
     @property
     def drawn(self) -> int:
-        """How many have been drawn so far."""
+        """How many rows have been drawn so far."""
         return len(self._drawn)
 
     @property
@@ -86,12 +86,13 @@ class Streamed(Sweep):
         )
 
     def draw(self) -> Iterator[int]:
-        """Draw row after row, and yield after each how many there are.
+        """Draw row after row, and yield after each new one how many there are.
 
         Raises
         ------
         InvalidSweepError
-            Where the iterator gave something that is not a mapping.
+            Where the iterator gives something that is not a mapping of inputs, or another row than
+            `expect` has set.
         """
         for number, row in enumerate(self._source):
             if number < len(self._expected):
@@ -107,11 +108,11 @@ class Streamed(Sweep):
                     "parameter names to values"
                 )
             lazy_values.check_payload(row)
-            self._drawn.append(own_payload(row))  # its source may use it again for the next
+            self._drawn.append(own_payload(row))  # the iterator may reuse the mapping
             yield len(self._drawn)
 
     def end(self) -> int:
-        """Take no more than what has been drawn by now, and return how many that is."""
+        """Set the length to the number of rows drawn so far, unless it is set, and return it."""
         if self._length is None:
             self._length = len(self._drawn)
         return self._length

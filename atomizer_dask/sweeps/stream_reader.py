@@ -22,12 +22,12 @@ class StreamReader:
     changed
         Notified when more rows may be needed.
     taken
-        Returns how many rows have been taken out of what was drawn.
+        Returns how many of the drawn rows have been taken.
     over
         Returns whether no more are wanted.
     on_rows, on_error, on_end
-        Called when there are more rows, when the iterator raised, when there will be no more; for
-        more rows not again until `seen` is called.
+        Called in the thread of the reader: when there are more rows, when the iterator raised, and
+        when there will be no more. `on_rows` is not called again until `seen` is called.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class StreamReader:
         self._on_rows = on_rows
         self._on_error = on_error
         self._on_end = on_end
-        self._is_announced = False  # a look at what has been drawn is on its way
-        self._seen = sweep.drawn  # how many drawn rows have been taken
+        self._is_announced = False  # `on_rows` was called, `seen` was not yet
+        self._seen = sweep.drawn  # how many drawn rows `seen` has returned
         self._thread = threading.Thread(target=self._draw, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to draw."""
         self._thread.start()
 
     def seen(self) -> range:
@@ -63,7 +63,7 @@ class StreamReader:
         return range(before, self._seen)
 
     def end(self) -> range:
-        """Take no more rows, and return those that nobody has seen."""
+        """End the sweep with the rows drawn so far, and return those that `seen` has not."""
         return range(self._seen, self._sweep.end())
 
     def _draw(self) -> None:

@@ -37,7 +37,7 @@ def described(columns: Mapping[str, Values], *, with_counts: bool) -> markup.Htm
 
 
 def head(columns: Mapping[str, Values], count: int) -> markup.Html:
-    """Return a table of the first electrons of `count`, whose columns these are."""
+    """Return a table of the first electrons, whose inputs are `columns`, out of `count`."""
     shown = dict(islice(columns.items(), _MOST_COLUMNS))
     values = [[_cell(value) for value in python_values(column)] for column in shown.values()]
     rows = [
@@ -52,7 +52,7 @@ def head(columns: Mapping[str, Values], count: int) -> markup.Html:
 
 
 def kind_of(values: Values) -> str:
-    """Return of what kind the values of a column are.
+    """Return a text for the kind of the values of a column.
 
     >>> kind_of(range(3)), kind_of(np.zeros((2, 3))), kind_of(np.array(["a", 1], dtype=object))
     ('range', 'float64 (3,)', 'str, int')

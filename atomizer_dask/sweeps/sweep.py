@@ -1,4 +1,4 @@
-"""The table of inputs of a run, which stays with whoever started it."""
+"""The table of inputs of a run, which stays in the process that started the run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Sweep(ABC):
     Attributes
     ----------
     is_as_given
-        Whether it is known as what its columns were given. A store of an early version does not
-        say; Python's numbers are what its electrons got.
+        Whether the forms of its columns are known: array, list or Series. Stores of an early
+        version do not record them; their electrons got Python's numbers.
     """
 
     is_as_given = True
@@ -63,7 +63,8 @@ class Sweep(ABC):
     def as_arrays(self) -> Sweep:
         """Return it with columns of the dtypes that a vectorised atom is given.
 
-        Decided once from all values: of a nullable column, only some slices have missing ones.
+        They follow from all values at once: of a nullable column, some slices alone have missing
+        values.
         """
         return self
 
@@ -76,7 +77,7 @@ class Sweep(ABC):
         """Return the inputs of the electrons at `positions`."""
 
     def inputs_of(self, positions: range | np.ndarray) -> Inputs:
-        """Return the inputs of some electrons, however they are named."""
+        """Return the inputs of the electrons at `positions`, a range of step 1 or an array."""
         if isinstance(positions, range):
             return self.take(positions.start, positions.stop)
         return self.pick(positions)
@@ -84,7 +85,7 @@ class Sweep(ABC):
     def together(self, positions: range | np.ndarray) -> int:
         """Return how many of these, from the first on, may be in one batch.
 
-        Others are of another type, which an electron must not take from its neighbours.
+        A batch ends where inputs of another type begin, which would change in a column with these.
         """
         return len(positions)
 
@@ -133,7 +134,7 @@ class Sweep(ABC):
             lazy_values.check_values(name, values)
 
     def held(self) -> Mapping[str, Values]:
-        """Return the columns, or axes, as they are held: without making any."""
+        """Return the columns, or axes, that the sweep already has in memory."""
         return {}
 
     def _shape_text(self) -> str:

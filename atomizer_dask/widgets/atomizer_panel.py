@@ -17,21 +17,21 @@ class AtomizerPanel(Panel):
 
     @property
     def log(self) -> EventLog | None:
-        """All its events."""
+        """The newest events of the atomizer."""
         atomizer: Atomizer = self.thing
         return atomizer.recent
 
     @property
     def pace(self) -> float | None:
-        """Twice a second until it is closed."""
+        """Seconds between refreshes while the atomizer is open; None once it is closed."""
         return ATOMIZER_SECONDS if self.thing.state == "open" else None
 
     def facts(self) -> dict[str, Any]:
-        """Return what the head says."""
+        """Return the facts for the head of the panel."""
         return atomizer_facts(self.thing)
 
     def do(self, what: str, message: dict[str, Any]) -> None:
-        """Do what a button beside a run says."""
+        """Pause, resume or cancel a run, for the button beside it."""
         runs = {run.id: run for run in self.thing.runs}
         run = runs.get(message.get("run", ""))
         if run is None:

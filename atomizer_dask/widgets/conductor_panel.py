@@ -1,4 +1,4 @@
-"""The live panel of a conductor: its cluster, and whether that answers."""
+"""The live panel of a conductor: state, address and workers of its cluster."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class ConductorPanel(Panel):
 
     @property
     def pace(self) -> float | None:
-        """Once a second while it may change."""
+        """Seconds between refreshes while it is connected or reconnecting; else None."""
         return CONDUCTOR_SECONDS if self.thing.state in ("connected", "reconnecting") else None
 
     def facts(self) -> dict[str, Any]:
-        """Return what the head says."""
+        """Return the facts for the head of the panel."""
         self._status = status_of(self.thing)
         self._crew.note(self._status)
         busy = self._crew.busy(self._status.workers)
         return {**conductor_facts(self.thing, self._status), "busy": busy}
 
     def look(self) -> dict[str, Any]:
-        """Return its workers."""
+        """Return the trait of the tab of workers."""
         return {"workers": self._crew.rows(self._status)}

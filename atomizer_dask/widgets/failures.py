@@ -13,8 +13,8 @@ from atomizer_dask.widgets.format import cell
 
 GROUPS = 10  # the most frequent
 EXAMPLES = 5
-TRACEBACK = 4000  # characters: the end, where it says what happened
-DETAILS = 8_000  # characters of tracebacks and examples in all: they are sent with every change
+TRACEBACK = 4000  # characters, from the end, which names the error
+DETAILS = 8_000  # characters of tracebacks and examples in all: every change sends them again
 INPUTS = 240  # characters
 
 
@@ -65,7 +65,7 @@ def _described(run: Run, group: dict[str, Any], room: int) -> dict[str, Any]:
 
 
 def type_text(type: str) -> str:
-    """Return the type of an exception as the page knows it, which names a group by it."""
+    """Return the type of an exception as it is sent to the page, which names a group by it."""
     return cell(type, 120)
 
 

@@ -15,7 +15,7 @@ CELL = 60  # characters of a value in a table
 
 
 def cell(value: Any, length: int = CELL) -> str:
-    """Return a value as it stands in a table.
+    """Return a value as the text of a table cell.
 
     >>> cell(0.1 + 0.2), cell(3), cell("x"), cell(None), cell(np.zeros((20, 3)))
     ('0.3', '3', 'x', '', 'ndarray float64 (20, 3), 480 B')
@@ -35,7 +35,7 @@ def cell(value: Any, length: int = CELL) -> str:
 
 
 def count_text(count: int | None) -> str:
-    """Return a number of things.
+    """Return a count with commas, a question mark where it is unknown.
 
     >>> count_text(1234567)
     '1,234,567'
@@ -44,7 +44,7 @@ def count_text(count: int | None) -> str:
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """Return a number with as many digits as are shown of it.
+    """Return a number rounded to some significant digits.
 
     >>> rounded(59_812.7), rounded(0.0)
     (59800.0, 0.0)

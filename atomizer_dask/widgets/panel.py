@@ -1,8 +1,8 @@
-"""The widget that all panels are: what they have in common on the side of Python.
+"""The base class of all panels, on the side of Python.
 
-The page never sets a trait and the panel answers no request: the page sends small messages, which
-are kept until the next refresh, and a refresh sends at most one update. So one thread alone works
-on a panel, whichever thread Jupyter delivers messages in.
+The page never sets a trait and the panel answers no request. The page sends small messages, the
+panel queues them until the next refresh, and a refresh sends at most one update. So one thread at a
+time works on a panel, in whichever thread Jupyter delivers messages.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from atomizer_dask.widgets.static_html import html_of
 from atomizer_dask.widgets.summary import MESSAGE, event_row
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-STILL_SECONDS = 15.0  # between two versions of what a saved notebook keeps
-BYTES_PER_SECOND = 36_000  # of all that is sent, so that peaks stay below 50 kB
+STILL_SECONDS = 15.0  # between two updates of the still picture that a saved notebook keeps
+BYTES_PER_SECOND = 36_000  # of all messages together, so that peaks stay below 50 kB
 BURST = 9_000
 GONE = "no variable holds this any more, so that nothing can be done about it"
 FRONT = Path(__file__).parent / "front"
@@ -40,25 +40,27 @@ refresher = Refresher()
 
 
 class Panel(anywidget.AnyWidget):
-    """A live panel of something: a run, an atomizer, a conductor.
+    """A live panel of a run, an atomizer or a conductor.
 
     Parameters
     ----------
     thing
-        What it shows. Once no page shows the panel any more, the panel does not keep it alive.
+        The run, atomizer or conductor. The panel keeps it alive until no page shows the panel.
 
     Attributes
     ----------
     state
-        What the head says.
+        The facts for the head of the panel.
     news
-        Events that came since the last update, and how many there were in all.
+        Events since the last update, and how many there were in all.
     failures, workers, results
-        What the tabs say.
+        The contents of the tabs.
     still
-        By what the page finds, and hides, what a saved notebook keeps of it.
-    note, troubles
-        Why a button did nothing, and which tabs cannot show what they should.
+        Id by which the page finds the still picture that a saved notebook keeps, and hides it.
+    note
+        Why a button did nothing; empty after one that did.
+    troubles
+        The error of each tab that cannot be shown.
     """
 
     _esm = FRONT / "panel.js"
@@ -97,37 +99,37 @@ class Panel(anywidget.AnyWidget):
 
     @property
     def thing(self) -> Any:
-        """What it shows; None where nobody has it any more."""
+        """The run, atomizer or conductor; None once it has been garbage-collected."""
         return self._weak()
 
     # -- for each kind of panel ----------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
-        """Return what the head says; what is in ``elapsed`` alone is no reason for an update."""
+        """Return the facts for the head; a change of ``elapsed`` alone causes no update."""
         raise NotImplementedError
 
     def look(self) -> dict[str, Any]:
-        """Return the traits of the tabs that are open, where it is time to look at them again."""
+        """Return the traits of open tabs that are due for an update, by name."""
         return {}
 
     def do(self, what: str, message: dict[str, Any]) -> None:
-        """Do what a button says; in a thread of its own, for it may take long."""
+        """Carry out the action of a button; called in a thread of its own, for it may take long."""
         raise NotImplementedError
 
     @property
     def log(self) -> EventLog | None:
-        """The events that it shows."""
+        """The events that the panel shows; None where it shows none."""
         return None
 
     @property
     def pace(self) -> float | None:
-        """After how many seconds to look again; None where nothing will change by itself."""
+        """Seconds until the next refresh; None where nothing changes by itself."""
         return self.interval
 
     # -- keeping it up to date -----------------------------------------------------------------
 
     def refresh(self) -> float | None:
-        """Send what is new, unless something has just been sent; return when to look again."""
+        """Send changes, unless some have just been sent; return seconds until the next refresh."""
         with self._refreshing:
             if self.comm is None:  # it was closed
                 return None
@@ -136,8 +138,8 @@ class Panel(anywidget.AnyWidget):
             return early if early > 0 else self._send_news()
 
     def _send_news(self) -> float | None:
-        """Send what is new, in one message at most; return when to look again."""
-        thing = self.thing  # held, for it might go away meanwhile
+        """Send changes in one message at most; return seconds until the next refresh."""
+        thing = self.thing  # a strong reference, so that it stays alive meanwhile
         if thing is None:
             self.state = {**self.state, "can": [], "note": GONE}
             return None
@@ -170,11 +172,11 @@ class Panel(anywidget.AnyWidget):
 
     @property
     def may_send(self) -> bool:
-        """Whether what was sent lately leaves room for more than the head."""
+        """Whether the recent messages leave an allowance for more than the head."""
         return self._allowance > 0
 
     def _say(self, note: str) -> None:
-        """Say this beside what was known before, until that can be brought up to date."""
+        """Show a note beside the last known state, until the state can be updated."""
         self.state = {**self.state, "note": note}
         self._sent.pop("state", None)
 
@@ -184,7 +186,7 @@ class Panel(anywidget.AnyWidget):
         return new
 
     def _gather_news(self) -> dict[str, Any] | None:
-        """Return as many of the newest events that the page has not got as may be sent now."""
+        """Return the newest events that the page lacks, as many as the allowance permits."""
         if self.log is None:
             return None
         fresh = self.log.since(self._next_event)
@@ -193,7 +195,7 @@ class Panel(anywidget.AnyWidget):
             self._unsent.extend(fresh)
         first = self.log.total - len(self.log)
         while self._unsent and self._unsent[0][0] < first:
-            self._unsent.popleft()  # it is none of the newest any more
+            self._unsent.popleft()  # the log has dropped it for newer ones
         rows = []
         while self._unsent and self.may_send:
             row = event_row(*self._unsent.pop())  # the newest first
@@ -204,14 +206,14 @@ class Panel(anywidget.AnyWidget):
         self._sent["total"] = self.log.total
         return {"rows": rows, "total": self.log.total, "levels": self.log.counts}
 
-    # -- what the page says --------------------------------------------------------------------
+    # -- messages of the page ------------------------------------------------------------------
 
     def _take_message(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
         self._messages.append(message)
         refresher.look_at(self)
 
     def _read_messages(self) -> bool:
-        """Take note of what the page said; return whether it has a new view to fill."""
+        """Handle the queued messages of the page; return whether it has a new view to fill."""
         afresh = False
         while self._messages:
             message = self._messages.popleft()
@@ -230,7 +232,7 @@ class Panel(anywidget.AnyWidget):
         return afresh
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take note of what the page says to this kind of panel."""
+        """Handle the fields of a message that only this kind of panel knows."""
 
     def _send_events_again(self) -> None:
         self._next_event = 0
@@ -247,9 +249,10 @@ class Panel(anywidget.AnyWidget):
     # -- what a saved notebook keeps -------------------------------------------------------------
 
     def show_here(self) -> None:
-        """Display it in the cell that is being executed.
+        """Display the panel in the cell that is being executed.
 
-        Twice: as it is now, which a saved notebook keeps and which the live view hides, and live.
+        Two outputs: a still picture, which a saved notebook keeps and the live view hides, and the
+        live view.
         """
         handle = display(  # type: ignore[no-untyped-call]
             self._texts(self.model_id), raw=True, display_id=True
@@ -263,7 +266,7 @@ class Panel(anywidget.AnyWidget):
         refresher.look_at(self)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """Return the live view, and for what cannot show it the state as it is now."""
+        """Return the live view, and for pages without widgets the current state."""
         return {**self._texts(), **(self._view() if in_kernel() else {})}
 
     def _view(self) -> dict[str, Any]:
@@ -271,14 +274,14 @@ class Panel(anywidget.AnyWidget):
         return {WIDGET_VIEW: {**version, "model_id": self.model_id}}
 
     def _texts(self, live: str = "") -> dict[str, str]:
-        """Return how it is now, as text and as HTML."""
+        """Return the current state, as text and as HTML."""
         thing = self.thing
         if thing is None:
             return {"text/plain": GONE, "text/html": f"<div>{GONE}</div>"}
         return {"text/plain": repr(thing), "text/html": html_of(thing, live)}
 
     def _keep_still(self) -> int:
-        """Bring what a saved notebook keeps up to date, every now and then and at the end.
+        """Update the still picture: at once when ``state`` changes, else at most every 15 seconds.
 
         Returns how many messages that took.
         """
@@ -290,9 +293,9 @@ class Panel(anywidget.AnyWidget):
         return self.keep_still()
 
     def update_saved_output(self) -> None:
-        """Show all that is new, here and now, also in what a saved notebook keeps.
+        """Send changes now, in the calling thread, and update the still picture.
 
-        Nothing is raised: whoever goes on with a run must not fail because it is shown.
+        Nothing is raised: code that waits for a run must not fail because a panel shows it.
         """
         with self._refreshing:
             try:
@@ -304,7 +307,7 @@ class Panel(anywidget.AnyWidget):
                 refresher.look_at(self)
 
     def keep_still(self) -> int:
-        """Bring what a saved notebook keeps up to date, and return how many messages that took."""
+        """Update the still picture now, and return how many messages that took."""
         with self._refreshing:
             self._still_at, self._still_of = monotonic(), self._sent["state"]
             texts = self._texts(self.model_id)
@@ -317,19 +320,19 @@ class Panel(anywidget.AnyWidget):
             return len(self._stills)
 
     def close(self) -> None:
-        """Show nothing any more, and keep nothing alive."""
+        """Close the widget, and drop the reference that keeps the thing alive."""
         refresher.forget(self)
         self._strong = None
         super().close()
 
 
 class _Direct:
-    """A comm as the manager of comms knows it, with nothing but what that needs of one.
+    """A wrapper of a comm, with only the attributes that the comm manager needs.
 
-    JupyterLab sends messages through a subshell, a thread of its own, so that they are not kept
-    waiting while a cell is executed. For comms of its own kind ipykernel 7.4 sends them back to
-    the thread that the widget was made in, since handlers may work there alone. Ours does nothing
-    but keep the message, so that it may be called in any.
+    JupyterLab sends messages through a subshell, a thread of its own, so that they do not wait
+    while a cell is executed. For comms of its own class ipykernel 7.4 passes them on to the thread
+    in which the widget was made, since handlers may rely on that thread. Our handler only queues
+    the message, so that any thread may call it.
     """
 
     def __init__(self, comm: Any) -> None:
@@ -343,10 +346,10 @@ def _lasting(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(error: Exception) -> str:
-    """Return what went wrong, as a person reads it."""
+    """Return the type and message of an error on one line."""
     return f"{type(error).__name__}: {one_line(text_of(error), MESSAGE)}"
 
 
 def _size(value: Any) -> int:
-    """Return about how many bytes it takes to send."""
+    """Return about how many bytes a value has as JSON."""
     return len(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""Which panel shows what: each thing has one, however often it is displayed."""
+"""The panels by thing: each run, atomizer or conductor has one, however often it is displayed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def display(thing: Any) -> None:
 
 
 def refresh(thing: Any) -> None:
-    """Have the panel of a thing, if there is one, show what has just changed."""
+    """Refresh the panel of a thing, if there is one, in the refresher's thread."""
     if (panel := _panels.get(thing)) is not None:
         refresher.look_at(panel)
 
 
 def update_saved_output(thing: Any) -> None:
-    """Bring what a saved notebook keeps of a thing up to date, before anything else happens."""
+    """Update the panel of a thing and its still picture, if there is one, before returning."""
     if (panel := _panels.get(thing)) is not None:
         panel.update_saved_output()

@@ -1,4 +1,4 @@
-"""The results of a run at a glance: the ends of its frame, and how one output is distributed."""
+"""The results of a run at a glance: the ends of its frame, and the distribution of one output."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ if TYPE_CHECKING:
 
 ROWS = 5  # at each end of the frame
 COLUMNS = 12
-ALL_ROWS = 500_000  # up to here, an output is drawn of all rows; else of a sample
+ALL_ROWS = 500_000  # up to here, the chart is of all rows; else of a sample
 SAMPLED = 20_000  # values
-LOOKED_AT = 200  # pieces of the results; fewer where they have to be read from a store
-READ = 6
+LOOKED_AT = 200  # parts of a run in memory that a sample is drawn from
+READ = 6  # parts of a run with a store, which have to be read from it
 BINS = 24
-NARROW = 1e-13  # of the largest number: in less bins cannot be seen apart
+NARROW = 1e-13  # of the largest number: a smaller range cannot be divided into bins
 
 
 def preview(run: Run, column: str = "") -> dict[str, Any]:
     """Return the first and last rows that have ended, and the distribution of an output.
 
-    Of what it is each says: ``rows`` have ended, of which ``first`` and ``last`` are the ends
-    unless they are only ``some``, and ``caption`` names what the chart is of.
+    ``rows`` is the number of electrons that have ended. ``first`` and ``last`` are the ends of the
+    frame; where ``some`` is True, they are rows of a sample. The ``caption`` of the ``chart`` says
+    how many rows it shows. The result is empty while no electron has ended.
 
     Parameters
     ----------
     run
-        Whose.
+        The run.
     column
-        Which output; the first one of numbers where it is empty or none of the frame's.
+        Name of the output; the first numeric one where it is empty or not in the frame.
     """
-    is_going = run.state in GOING  # first: what ends meanwhile is shown the next time
+    is_going = run.state in GOING  # read first: electrons that end meanwhile appear the next time
     pieces = run.parts_since(0)
     if not any(map(len, pieces)):
         return {}
@@ -61,7 +62,7 @@ def preview(run: Run, column: str = "") -> dict[str, Any]:
     rows = _rows(table, shown)
     chart = None if values is None else _chart(values)
     if chart is not None and values is not None:
-        rows_now = len(values) if whole else count  # some may have ended since
+        rows_now = len(values) if whole else count  # more may have ended since `count`
         chart["caption"] = _caption(chart["of"], len(values), rows_now, whole, is_going)
     return {
         "columns": [plain(str(name)) for name in shown],
@@ -87,7 +88,7 @@ def _chosen(sample: pd.DataFrame, outputs: list[str], column: str) -> str:
 
 
 def _caption(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> str:
-    """Return what a chart is of, in words."""
+    """Return the caption of a chart: how many rows or values it shows, and of how many."""
     rows = f"{count_text(count)} row{'' if count == 1 else 's'}{' so far' if is_going else ''}"
     if not whole:
         rows = f"a sample of {count_text(looked_at)} of {rows}"
@@ -97,7 +98,7 @@ def _caption(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -
 
 
 def _some(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
-    """Return some of what has ended: all the pieces there are, or as many evenly chosen ones."""
+    """Return all parts with outcomes, or a limited number of them at even distances."""
     limit = READ if run.store is not None else LOOKED_AT
     if len(pieces) > limit:
         chosen = np.linspace(0, len(pieces) - 1, limit).round().astype(int)
@@ -106,7 +107,7 @@ def _some(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
 
 
 def _outermost(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
-    """Return the pieces that have the first and the last rows; of files only these are read."""
+    """Return parts that include the first and last rows; of the store only their files are read."""
     here = run.rows_of([piece for piece in pieces if isinstance(piece, RunPart)])
     return [*here, *run.outermost_of_store(ROWS)]
 
@@ -139,7 +140,7 @@ def _ends(parts: Sequence[RunPart]) -> list[RunPart]:
 
 
 def _first_and_last(positions: range | np.ndarray) -> range | np.ndarray:
-    """Return which of the positions may be among the first or last of all."""
+    """Return the first and last positions of a part, which may be the first or last of all."""
     if len(positions) <= 2 * ROWS:
         return positions
     if isinstance(positions, range):
@@ -161,7 +162,7 @@ def _is_number(values: pd.Series) -> bool:
 
 
 def _chart(values: pd.Series) -> dict[str, Any] | None:
-    """Return bars of a histogram, or of the most frequent values where they are no numbers."""
+    """Return a histogram of numbers, or else the counts of the most frequent values."""
     present = values.dropna()
     if not len(present):
         return None
@@ -180,7 +181,7 @@ def _chart(values: pd.Series) -> dict[str, Any] | None:
 
 
 def _is_nested(value: Any) -> bool:
-    """Return whether there is no sense in counting how often a value comes."""
+    """Return whether a value is an array or a list, which a chart of counts cannot show."""
     return isinstance(value, np.ndarray | list | tuple)
 
 
@@ -201,7 +202,7 @@ def _histogram(numbers: np.ndarray) -> dict[str, Any] | None:
 
 
 def _bars(numbers: np.ndarray, scaled: np.ndarray, low: float, high: float) -> list[int]:
-    """Return how many numbers are in each bin: one bin for each of a few whole numbers."""
+    """Return the counts of a histogram; integers of a small range have a bin each."""
     if high - low < BINS and (numbers == np.round(numbers)).all():
         counts, _ = np.histogram(numbers, bins=np.arange(low, high + 2) - 0.5)
     elif np.ptp(scaled) > NARROW:

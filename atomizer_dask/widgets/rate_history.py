@@ -1,4 +1,4 @@
-"""How fast a run was over its whole course, in a handful of points."""
+"""The rate of a run over its whole course, in at most 90 points."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from atomizer_dask.widgets.format import rounded
 
 POINTS = 90
 FIRST_STEP = 0.4  # seconds
-CLOCK_STEP = 1e-9  # seconds: what is closer together happened at once, as far as clocks show
+CLOCK_STEP = 1e-9  # seconds: the resolution of the clock; closer samples give no rate
 
 
 class RateHistory:
     """The rate of a run over its whole course.
 
-    However long it takes, there are at most `POINTS` points: when there are more, every other one
-    is forgotten and from then on they are taken half as often.
+    However long the run takes, there are at most `POINTS` points: when there are more, every other
+    one is dropped, and from then on samples are taken half as often.
 
     Examples
     --------
@@ -29,24 +29,24 @@ class RateHistory:
         self._step = FIRST_STEP
 
     def note(self, seconds: float, ended: int, *, last: bool = False) -> None:
-        """Take down how many electrons have ended by then.
+        """Add a sample.
 
         Parameters
         ----------
         seconds
-            Since the run began.
+            Time since the run began.
         ended
-            How many have ended.
+            How many electrons have ended by then.
         last
-            Take it down also where that was done a moment ago.
+            Add it also where the sample before is more recent than the current step.
         """
         samples = self._samples
         if len(samples) > 1 and ended == samples[-1][1] == samples[-2][1]:
-            samples.pop()  # a rest has a beginning and an end
+            samples.pop()  # while the count stands still, only its first and last samples stay
         elif not last and seconds - samples[-1][0] < self._step:
             return
         elif last and len(samples) > 1 and seconds - samples[-1][0] < self._step / 2:
-            samples.pop()  # of a few milliseconds there is no rate to speak of
+            samples.pop()  # a rate over a few milliseconds would be noise
         if seconds - samples[-1][0] < CLOCK_STEP:
             return
         samples.append((seconds, ended))
@@ -55,7 +55,7 @@ class RateHistory:
             self._step *= 2
 
     def rates(self) -> list[list[float]]:
-        """Return pairs of seconds and of electrons per second until then."""
+        """Return pairs: seconds at a sample, and electrons per second since the one before."""
         pairs = zip(self._samples, self._samples[1:], strict=False)
         return [
             [rounded(after[0], 4), rounded(max(0, after[1] - before[1]) / (after[0] - before[0]))]

@@ -11,35 +11,43 @@ from weakref import WeakKeyDictionary
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.01  # of the time of a processor that a panel may take
+SHARE = 0.01  # of the time of one processor core, at most, for one panel
 LONGEST = 60.0  # seconds until a panel that could not be refreshed is tried again
 
 
 class Refreshed(Protocol):
-    """What can be kept up to date."""
+    """A panel, as the refresher sees it."""
 
     def refresh(self) -> float | None:
-        """Show what is new; return after how many seconds to look again, None for never."""
+        """Show changes; return the seconds until the next refresh, None for no further one."""
 
 
 @dataclass(slots=True)
 class Cost:
-    """What it took to look at something the last time, in seconds of a processor."""
+    """The cost of the last refresh of a panel or a tab, in seconds of processor time."""
 
     last: float = 0.0
 
     def pause(self, cost: float, least: float) -> float:
-        """Return after how many seconds to look again, so that it takes no more than its share."""
-        usual = min(cost, self.last)  # the first time is no measure
+        """Return the seconds until the next refresh, so that refreshes stay below their share.
+
+        Parameters
+        ----------
+        cost
+            Processor time of the refresh just done, in seconds.
+        least
+            Seconds to wait at least.
+        """
+        usual = min(cost, self.last)  # one expensive refresh, as the first may be, does not count
         self.last = cost
         return max(least, usual / SHARE)
 
 
 class Refresher:
-    """One thread for all panels; it ends when none of them is to be looked at again.
+    """The thread that refreshes all panels; it ends when no refresh is scheduled.
 
-    A panel that takes long is looked at more rarely, so that it never costs more than a hundredth
-    of what the process does. One that cannot be refreshed is tried again, ever more rarely.
+    A panel whose refresh is expensive is refreshed more rarely, so that it takes about a hundredth
+    of a processor core at most. A panel whose refresh raises is tried again, at growing intervals.
     """
 
     def __init__(self) -> None:
@@ -50,11 +58,11 @@ class Refresher:
         self._thread: threading.Thread | None = None
 
     def look_at(self, panel: Refreshed, seconds: float = 0.0) -> None:
-        """Have a panel refreshed in some seconds, or before; from any thread."""
+        """Schedule a refresh of a panel in `seconds`, or earlier; from any thread."""
         with self._changed:
             due = monotonic() + seconds
             self._due[panel] = min(due, self._due.get(panel, due))
-            if self._thread is None or not self._thread.is_alive():  # a fork has none
+            if self._thread is None or not self._thread.is_alive():  # a forked process has none
                 self._thread = threading.Thread(
                     target=self._work, name="atomizer-panels", daemon=True
                 )
@@ -62,7 +70,7 @@ class Refresher:
             self._changed.notify()
 
     def forget(self, panel: Refreshed) -> None:
-        """Look at a panel no more."""
+        """Cancel the scheduled refresh of a panel."""
         with self._changed:
             self._due.pop(panel, None)
 
@@ -86,7 +94,7 @@ class Refresher:
         self.look_at(panel, min(LONGEST, 2.0**times))
 
     def _next(self) -> Refreshed | None:
-        """Wait for the panel that is due next; None where there is none left."""
+        """Wait until a panel is due, and return it; None where no refresh is scheduled."""
         with self._changed:
             while self._due:
                 panel = min(self._due, key=self._due.__getitem__)

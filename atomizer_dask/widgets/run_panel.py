@@ -28,7 +28,7 @@ TAB_SECONDS = 1.0
 LEFT = ("suspended", "detached")  # of a store that somebody may go on with
 LEFT_SECONDS = 30.0
 ELSEWHERE_SECONDS = 2.0  # between two looks at a run that another process works on
-RATE_CHANGE = 0.1  # by less the rate is not sent anew while nothing else changes
+RATE_CHANGE = 0.1  # relative; a smaller change of the rate alone is not sent
 
 
 class RunPanel(Panel):
@@ -52,7 +52,7 @@ class RunPanel(Panel):
 
     @property
     def pace(self) -> float | None:
-        """A few times a second while it goes on, then not at all, unless others may go on."""
+        """Seconds between refreshes while the run goes on, or another process may go on with it."""
         run: Run = self.thing
         if not run.is_driven and run.state in LEFT:
             return LEFT_SECONDS
@@ -61,7 +61,7 @@ class RunPanel(Panel):
         return self.interval if run.is_driven else ELSEWHERE_SECONDS
 
     def facts(self) -> dict[str, Any]:
-        """Return what the head says."""
+        """Return the facts for the head of the panel."""
         run: Run = self.thing
         if not run.is_driven and run.state in (*GOING, *LEFT):
             run.look_again()
@@ -76,7 +76,7 @@ class RunPanel(Panel):
         return {**facts, "spark": self._spark, "workers": self._crew_facts()}
 
     def _steady(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return it with the rate shown before, where only that has changed, and not by much."""
+        """Return the facts; where the rate alone has changed a little, with the previous rate."""
         rest = {n: v for n, v in facts.items() if n not in ("rate", "eta", "elapsed")}
         before = self._sent.get("rate", 0.0)
         if self._sent.get("rest") == rest and abs(facts["rate"] - before) <= RATE_CHANGE * before:
@@ -90,9 +90,9 @@ class RunPanel(Panel):
         began = thread_time()
         try:
             status = run.conductor.status()
-        except AtomizerError:  # the scheduler is gone, which ends the run by its conductor
+        except AtomizerError:  # the scheduler is gone, and the conductor will end the run
             return
-        if status.state != "connected":  # what it says then is that it knows of no workers
+        if status.state != "connected":  # the status of other states lists no workers
             return
         self._status = status
         self._crew.note(self._status)
@@ -106,7 +106,7 @@ class RunPanel(Panel):
         return {"count": len(workers), "threads": sum(w.threads for w in workers), "busy": busy}
 
     def look(self) -> dict[str, Any]:
-        """Return what the open tabs show, each looked at as often as its cost allows."""
+        """Return the contents of open tabs, each updated as often as its cost allows."""
         run: Run = self.thing
         looks: dict[str, Callable[[], Any]] = {
             "failures": lambda: failure_groups(run),
@@ -127,7 +127,7 @@ class RunPanel(Panel):
         return changed
 
     def _find(self, tab: str, find: Callable[[], Any]) -> dict[str, Any]:
-        """Return what a tab shows; the rest goes on where that cannot be found out."""
+        """Return the contents of a tab; an error goes to `troubles`, and the panel goes on."""
         try:
             found = {tab: find()}
         except Exception as error:
@@ -153,7 +153,7 @@ class RunPanel(Panel):
         self._due[what] = monotonic() + pause
 
     def hear(self, message: dict[str, Any]) -> None:
-        """Take note of which output the page wants to see."""
+        """Note the output that the page selects, and update newly opened tabs without delay."""
         if "column" in message:
             self._column = str(message["column"])
             self._due.pop("results", None)
@@ -161,7 +161,7 @@ class RunPanel(Panel):
             self._due.pop(tab, None)
 
     def do(self, what: str, message: dict[str, Any]) -> None:
-        """Do what a button says."""
+        """Pause, resume, cancel or retry the run, for the button that was pressed."""
         run: Run = self.thing
         if what == "retry" and "type" in message:
             wanted = message["kind"], message["type"]

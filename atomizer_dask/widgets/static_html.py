@@ -40,9 +40,10 @@ def html_of(thing: Any, live: str = "") -> str:
     Parameters
     ----------
     thing
-        Which one.
+        The run, atomizer or conductor.
     live
-        The id of the widget beside it, which hides it where it can be shown.
+        Id of the live widget beside the HTML, which hides the HTML where a page shows the widget;
+        empty where there is no widget.
     """
     if isinstance(thing, Run):
         body = _run(thing)
@@ -56,7 +57,7 @@ def html_of(thing: Any, live: str = "") -> str:
 
 
 def _hide_broken(live: str) -> str:
-    """Return what hides the message of Jupyter that the widget of another kernel is not there."""
+    """Return CSS that hides Jupyter's error message where the kernel of the widget is gone."""
     here = f'.jp-OutputArea-child:has([data-atomizer-still="{live}"])'
     beside = ".jp-OutputArea-child:not(:has(.az))"
     return f"<style>{here} + {beside}{{display:none}}</style>"

@@ -1,4 +1,4 @@
-"""What a panel says about a run, an atomizer or a conductor, as JSON; no widget in it."""
+"""The facts that a panel shows of a run, an atomizer or a conductor, as JSON, without widgets."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ RUNS = 50
 
 
 def run_facts(run: Run) -> dict[str, Any]:
-    """Return what the head of a run's panel says.
+    """Return the facts for the head of a run's panel.
 
-    ``elapsed`` is in seconds; ``cancelled`` electrons, which did not run to their end, are no part
-    of ``failed``.
+    ``elapsed`` is in seconds; ``failed`` does not include ``cancelled`` electrons.
     """
-    state = run.state  # first: nothing is said to have ended that the numbers do not know of
+    state = run.state  # read first: where it says that the run has ended, the numbers are final
     progress = run.progress
     cancelled = min(run.cancelled_count, progress.failed)
     failed = progress.failed - cancelled
@@ -89,7 +88,7 @@ def _can(run: Run, failed: int) -> list[str]:
 
 
 def event_row(number: int, event: Event) -> list[Any]:
-    """Return an event as a row of the list: number, milliseconds, level, message, whom."""
+    """Return an event as a row: number, time in milliseconds, level, message, atom, electron."""
     message = event.message
     if event.fields:
         fields = {name: cell(value) for name, value in event.fields.items()}
@@ -113,7 +112,7 @@ def _with_commas(electron: str) -> str:
 
 
 def status_of(conductor: BatchConductor) -> ConductorStatus:
-    """Return how a conductor is; the scheduler may go away as one asks."""
+    """Return the status of a conductor; ``reconnecting`` where the scheduler does not answer."""
     try:
         return conductor.status()
     except AtomizerError:
@@ -121,7 +120,7 @@ def status_of(conductor: BatchConductor) -> ConductorStatus:
 
 
 def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[str, Any]:
-    """Return what the panel of a conductor says."""
+    """Return the facts for the head of a conductor's panel."""
     threads = sum(worker.threads for worker in status.workers)
     memory = format_bytes(sum(worker.memory for worker in status.workers))
     is_known = status.state == "connected"
@@ -139,7 +138,7 @@ def conductor_facts(conductor: BatchConductor, status: ConductorStatus) -> dict[
 
 
 def atomizer_facts(atomizer: Atomizer) -> dict[str, Any]:
-    """Return what the panel of an atomizer says."""
+    """Return the facts for the panel of an atomizer."""
     return {
         "kind": "atomizer",
         "state": atomizer.state,

@@ -1,4 +1,4 @@
-"""Who works on a run, and how much each of them has done."""
+"""The workers of a run: how busy they are, and how many electrons each has executed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.runs.run import Run
 from atomizer_dask.widgets.format import rounded
 
-MOST_ROWS = 100  # that are sent; a message of more would be too large
-SAMPLES = 10  # of how many threads are busy; one a second
+MOST_ROWS = 100  # in a message; more would be too large
+SAMPLES = 10  # of the share of busy threads; one a second
 
 
 class WorkerTable:
@@ -24,7 +24,7 @@ class WorkerTable:
         self._electrons: defaultdict[str, int] = defaultdict(int)
 
     def note(self, status: ConductorStatus) -> None:
-        """Take down how busy the workers are now."""
+        """Add a sample of how busy each worker is."""
         known = {worker.address for worker in status.workers}
         self._busy = {address: b for address, b in self._busy.items() if address in known}
         for worker in status.workers:
@@ -32,18 +32,18 @@ class WorkerTable:
             samples.append(min(1.0, worker.executing / max(1, worker.threads)))
 
     def count(self, run: Run) -> None:
-        """Take down which worker has brought how many electrons to their end."""
-        if run.store is not None:  # what has ended there, workers have written themselves
+        """Count the electrons that each worker has executed for a run."""
+        if run.store is not None:  # the store has the worker of each electron
             self._electrons.update({w: int(f["electrons"]) for w, f in run.work().items()})
             return
         self._electrons.clear()
-        for part in run.parts_since(0):  # anew, for some may be tried again by now, elsewhere
+        for part in run.parts_since(0):  # from the first, for some may be superseded by now
             assert isinstance(part, RunPart)
             again = 0 if part.replaced is None else int(part.replaced.sum())
             self._electrons[part.outcome.worker] += len(part) - again
 
     def busy(self, workers: Iterable[WorkerStatus]) -> float:
-        """Return the share of all threads that were busy lately."""
+        """Return the share of all threads that were busy over the last samples, from 0 to 1."""
         threads = sum(worker.threads for worker in workers)
         busy = sum(worker.threads * self._share(worker.address) for worker in workers)
         return rounded(busy / threads, 2) if threads else 0.0
@@ -53,7 +53,7 @@ class WorkerTable:
         return sum(samples) / len(samples) if samples else 0.0
 
     def rows(self, status: ConductorStatus) -> list[dict[str, Any]]:
-        """Return a row for each of the first workers; those that are gone come last."""
+        """Return rows of at most `MOST_ROWS` workers; workers that are gone come last."""
         here = [self._row(worker) for worker in status.workers]
         known = {worker.address for worker in status.workers}
         gone = [

@@ -4,8 +4,8 @@ That is: the indices of constants and names, which shift as docstrings come and 
 no-operations and pairs of instructions, which line breaks make; and the way to call a function of
 a module, which depends on whether it is imported in the same notebook cell.
 
-Not the source, though `ast` would normalise it in half the lines: what runs is not what a file says
-that was edited after its import.
+Not the source, though `ast` would normalise it in half the lines: a file that was edited after its
+import is not the code that runs.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Used:
     globals, stored, attributes
         Names of global variables, of those that it assigns, and of attributes.
     imports
-        Names of modules, with dots before those that are relative, and of what is taken from
-        them, which may be modules as well.
+        Names of imported modules, with dots before relative ones, and of the objects that are
+        imported from them, which may be modules as well.
     filled
         Containers that it fills as a memo is, by kind of variable (``"global"``, ``"cell"``,
-        ``"local"`` or ``"attribute"``) and name. With the constant keys that it stores to; None
-        where it computes them.
+        ``"local"`` or ``"attribute"``) and name. Each has the constant keys that the function
+        stores to; None where the function computes keys.
     """
 
     globals: set[str] = field(default_factory=set)
@@ -60,7 +60,7 @@ class Used:
     filled: dict[Place, frozenset[Any] | None] = field(default_factory=dict)
 
     def add(self, operation: str, name: str, before: list[Any]) -> None:
-        """Add the name of an instruction, `before` which came those with these arguments."""
+        """Add the name of an instruction; `before` has the arguments of those before it."""
         if operation in _GLOBALS:
             self.globals.add(name)
         elif operation == "STORE_GLOBAL":
@@ -77,7 +77,7 @@ class Used:
 def imports_of(code: CodeType) -> list[str]:
     """Return the names of modules that a function, and those within it, may import.
 
-    With dots before those that are relative; what is taken from a module may be one as well.
+    With dots before relative ones; an object that is imported from a module may be one as well.
     """
     found = list(_names_imported(code))
     for constant in code.co_consts:
@@ -140,7 +140,7 @@ def _augments(listing: list[dis.Instruction]) -> bool:
 
 
 def _before_key(listing: list[dis.Instruction], position: int) -> int:
-    """Return where the container was loaded that an item is stored in."""
+    """Return the index of the instruction that loads the container of a stored item, or -1."""
     height = 0
     for before in range(position - 1, -1, -1):
         one = listing[before]
@@ -151,7 +151,7 @@ def _before_key(listing: list[dis.Instruction], position: int) -> int:
 
 
 def what_counts(code: CodeType, used: Used, digest: Callable[[Any], str]) -> tuple[Any, ...]:
-    """Return what of bytecode counts, and add to `used` what it refers to.
+    """Return the parts of bytecode that count, and add the names that it refers to to `used`.
 
     Constants are given to `digest`; all else has a repr that is the same in each process.
     """
@@ -172,7 +172,7 @@ def what_counts(code: CodeType, used: Used, digest: Callable[[Any], str]) -> tup
 def _lines(
     listing: dis.Bytecode, used: Used, digest: Callable[[Any], str]
 ) -> tuple[list[Line], dict[int, int]]:
-    """Return the instructions, and which of them is the first from an offset on."""
+    """Return the instructions that count, and by offset the index of the next one that does."""
     lines: list[Line] = []
     arguments: list[Any] = []
     index: dict[int, int] = {}

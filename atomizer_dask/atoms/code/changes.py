@@ -1,4 +1,4 @@
-"""Whether an atom is still what it was when it was pickled, at a few microseconds a look."""
+"""Whether an atom has changed since it was pickled: a check of a few microseconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ADDED = "__slotnames__"  # to a class, when an instance of it is pickled for th
 
 
 class _Function(NamedTuple):
-    """A function, and all that its code, its globals and its closure were."""
+    """A function, with its code, defaults, globals and closure as they were."""
 
     function: FunctionType
     code: Any
@@ -42,7 +42,7 @@ class _Function(NamedTuple):
         )
 
     def is_current(self) -> bool:
-        function: Any = self.function  # loops, for each child that an electron sends is looked at
+        function: Any = self.function  # loops below: this runs for each child that is sent
         if function.__code__ is not self.code or function.__defaults__ is not self.defaults:
             return False
         scope = function.__globals__
@@ -56,7 +56,7 @@ class _Function(NamedTuple):
 
 
 class Watched:
-    """What a pickled atom consists of, by which a change since is seen.
+    """The parts of a pickled atom as they were, to detect a change since.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class Watched:
         self._modules[name] = module
 
     def add_values(self, values: Iterable[Any]) -> None:
-        """Note whether values can change in place that the pickler does not ask about."""
+        """Note mutable containers among values; the pickler itself notes other mutable objects."""
         self.is_fixed = self.is_fixed and all(map(_is_fixed, values))
 
     def is_current(self) -> bool:

@@ -44,7 +44,7 @@ class Code:
         return cls(data["fingerprint"], dict(data["parts"]), dict(data["sources"]))
 
     def changes_to(self, other: Code) -> str:
-        """Return what is different in `other`, for people to read; empty where nothing is."""
+        """Return the differences of `other` as a text for people; empty where there are none."""
         if self.fingerprint == other.fingerprint:
             return ""
         lines = [

@@ -47,7 +47,7 @@ def home_of(definition: Definition) -> str:
 
 
 def is_own(module: str, home: str, file: str | None = None) -> bool:
-    """Return whether a module is the user's own, to whom all of `home` belongs."""
+    """Return whether a module is the user's own; all modules of the package `home` are."""
     if f"{module}.".startswith(f"{home}."):
         return True
     return not is_installed(module, file)
@@ -120,7 +120,7 @@ def _folders_of_python() -> tuple[Path, ...]:
 def _is_of_distribution(top: str, path: Path) -> bool:
     """Return whether a distribution whose metadata lie beside a module names it.
 
-    Those of an editable install lie in ``site-packages``, away from the module.
+    The metadata of an editable install lie in ``site-packages``, away from the module.
     """
     folders = [parent.parent for parent in (path, *path.parents) if parent.stem == top]
     return any(top in _names_in(str(folder)) for folder in folders)

@@ -49,11 +49,11 @@ class CodePart:
     name
         ``module.qualname``.
     contents, text
-        Give its digest, and its source or a short text.
+        Functions that return its digest, and its source or a short text.
     digest
-        Of it alone, once it was looked at.
+        Digest of this part alone; empty until it is looked at.
     refers_to
-        Numbers of other parts, in order.
+        Numbers of the other parts that it refers to, in order.
     """
 
     name: str
@@ -64,17 +64,17 @@ class CodePart:
 
 
 class References:
-    """Goes from an atom to all it refers to, in an order that only depends on the code.
+    """A walk from an atom to all it refers to, in an order that depends only on the code.
 
-    The digest of a part leaves out the parts it refers to, so that it shows what has changed; which
-    ones these are is kept as their numbers, in order, and counts in the fingerprint.
+    The digest of a part leaves out the parts that it refers to, so that it shows which part has
+    changed. Their numbers are kept in order, and count in the fingerprint.
     """
 
     def __init__(self, home: str, depth: int = 0) -> None:
         self.home, self.depth = home, depth
         self.parts: list[CodePart] = []
         self.numbers: dict[Any, int] = {}
-        self.refers_to: list[int] = []  # of the part in hand
+        self.refers_to: list[int] = []  # of the current part
         self.path: list[int] = []
         self.known: dict[int, tuple[Any, str, list[int]]] = {}  # holds the objects: ids stay theirs
         self.strict = self.looked_at = 0
@@ -103,7 +103,7 @@ class References:
     def _part(
         self, key: Any, name: str, contents: Callable[[], str], text: Callable[[], str]
     ) -> str:
-        """Refer to a part from the one in hand; a new one is looked at later."""
+        """Refer to a part from the current one; a new part is looked at later."""
         if key not in self.numbers:
             self.numbers[key] = len(self.parts)
             self.parts.append(CodePart(name, contents, text))
@@ -144,8 +144,9 @@ class References:
     def _filled(self, value: Any, stored: frozenset[Any] | None, read: frozenset[Any]) -> str:
         """Return the digest of a container that the function fills.
 
-        What it stores depends on what has been computed so far. What else is in a dict counts, or
-        where keys are computed, what the code can look up by a constant.
+        Items that the function stores do not count: they depend on what it has computed so far.
+        The other items of a dict count; where the function computes keys, only the items that its
+        code can look up by a constant.
         """
         if not isinstance(value, dict):
             return _digest("filled", type(value).__qualname__)
@@ -165,7 +166,7 @@ class References:
         return _digest("module", *((one, self._variable(one, vars(value), left)) for one in taken))
 
     def _imports(self, used: Used, package: str) -> None:
-        """Refer to files imported within functions, whether or not that has happened by now."""
+        """Refer to files imported within functions, whether or not they have been imported yet."""
         for name in sorted(used.imports):
             with suppress(Exception):
                 module = resolve_name(name, package)

@@ -18,7 +18,7 @@ _SHOWN = 2000  # characters
 
 
 def text_of_value(value: Any) -> str:
-    """Return a value as text, without addresses, which are others in each process."""
+    """Return a value as text, without addresses, which differ between processes."""
     show = reprlib.Repr()
     for limit in vars(show):
         if limit.startswith("max") and limit != "maxlevel":
@@ -36,7 +36,7 @@ def text_of_file(path: str) -> str:
 
 
 def source_of(thing: Any) -> str:
-    """Return the source of a function or a class, empty where it is not to be found.
+    """Return the source of a function or a class, empty where there is none.
 
     `inspect.getsource` is slow for classes, and does not know those of a notebook.
     """
@@ -57,7 +57,7 @@ def _lines_of(thing: Any) -> tuple[list[str], int]:
         one for member in vars(thing).values() for one in (member, *functions_within(member))
     ]
     codes = [one.__code__ for one in members if isinstance(one, FunctionType)]
-    # Those of a dataclass have another file, or none.
+    # Methods that a dataclass generates have another file, or none.
     begins = re.escape(thing.__qualname__) + r"\.\w+"
     codes = [code for code in codes if re.fullmatch(begins, code.co_qualname)]
     file = codes[0].co_filename if codes else sys.modules[thing.__module__].__file__ or ""

@@ -102,7 +102,7 @@ def _content(cell: Any) -> Any:
 
 
 def defaults_of(function: FunctionType) -> dict[str, Any]:
-    """Return the parameters that have a default, with it."""
+    """Return the defaults of parameters, by name."""
     code, defaults = function.__code__, function.__defaults__ or ()
     last = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
     return dict(zip(last, defaults, strict=True)) | (function.__kwdefaults__ or {})

@@ -24,33 +24,33 @@ class Acks:
     """
 
     def __init__(self) -> None:
-        self._last = 0  # that arrived
-        self._open: OrderedDict[int, None] = OrderedDict()  # no more than are unanswered
+        self._last = 0  # the last delivery that arrived
+        self._open: OrderedDict[int, None] = OrderedDict()  # deliveries that are not settled
         self._fresh: list[int] = []
 
     def arrived(self, tag: int) -> None:
-        """Note that a delivery is here.
+        """Note that a delivery has arrived.
 
-        Those before it that are not went to a consumer that was cancelled just then: pika has
-        returned them, and nobody will acknowledge them.
+        Earlier numbers that have not arrived went to a consumer that was cancelled just then: pika
+        has returned these deliveries, and nobody will acknowledge them.
         """
         self._open[tag] = None
         self._last = tag
 
     def add(self, tag: int) -> None:
-        """Have a delivery acknowledged."""
+        """Acknowledge a delivery at the next `flush`."""
         self._fresh.append(tag)
 
     def settle(self, tag: int) -> None:
-        """Note that a delivery was settled otherwise: it was returned."""
+        """Note that a delivery was returned instead of acknowledged."""
         self._open.pop(tag, None)
 
     def flush(self) -> tuple[int, list[int]]:
-        """Return up to which delivery to acknowledge, 0 for none, and which others."""
+        """Return the number up to which to acknowledge all, 0 for none, and others one by one."""
         fresh = sorted(self._fresh)
         self._fresh.clear()
         for tag in fresh:
             self._open.pop(tag, None)
-        # The broker knows nothing of a number that was settled before: the last one must be fresh.
+        # The broker rejects a number that was settled before: the last one must be fresh.
         within = bisect_left(fresh, next(iter(self._open), self._last + 1))
         return (fresh[within - 1] if within else 0), fresh[within:]

@@ -1,4 +1,4 @@
-"""Where a broker is, and who we are to it; the secret part shows nowhere."""
+"""The address of a broker, with user and password, which are never shown."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _EXAMPLE = "write amqp://host:5672/ or, encrypted, amqps://host:5671/vhost"
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How the certificate of a broker is checked, and which one we show.
+    """How the certificate of a broker is checked, and which one we present.
 
     Parameters
     ----------
     ca_file
-        Of whom to trust, in place of those whom this machine trusts.
+        Certificates of the authorities to trust, in place of those that this machine trusts.
     cert_file, key_file
         Our own certificate and its key, for brokers that ask for one.
     verify
@@ -34,12 +34,12 @@ class Tls:
     verify: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Return what a connection is secured with.
+        """Return the TLS context of a connection.
 
         Raises
         ------
         OSError
-            Where a file cannot be read, or is none of its kind.
+            Where a file cannot be read, or is not of the right kind.
         """
         context = ssl.create_default_context(cafile=self.ca_file)
         if not self.verify:
@@ -52,9 +52,9 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a broker is, and who we are to it.
+    """The address of a broker, with user and password.
 
-    What it shows, as text and elsewhere, has neither user nor password.
+    Its text and its repr have neither user nor password.
     """
 
     scheme: str
@@ -69,14 +69,15 @@ class Address:
     def of(cls, url: str | None, tls: Tls | None = None) -> Address:
         """Return the address that a URL means, completed from the environment.
 
-        Without a URL it is that of the variable ATOMIZER_AMQP_URL; who we are may be in the
-        variables ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD instead, and is RabbitMQ's guest
-        where it is nowhere.
+        Without a URL that of the variable ATOMIZER_AMQP_URL is taken. User and password that the
+        URL lacks are those of ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD, else RabbitMQ's guest.
 
         Raises
         ------
         ValueError
-            Where it is no such URL; what it says does not contain the URL.
+            Where it is not the URL of a broker; the message does not contain the URL.
+        TypeError
+            Where `url` is not text.
         """
         given = url if url is not None else os.environ.get(URL_VARIABLE)
         if given is None:
@@ -102,7 +103,7 @@ class Address:
 
 
 def _part_or_variable(part: str | None, variable: str) -> str:
-    """Return a part of the URL, else what the environment says."""
+    """Return a part of the URL, else the variable of the environment, else ``guest``."""
     return unquote(part) if part is not None else os.environ.get(variable, "guest")
 
 
@@ -111,7 +112,7 @@ def _parts_of(given: str) -> tuple[SplitResult, int | None]:
     try:
         parts = urlsplit(given)
         port = parts.port
-    except ValueError:  # whose text may quote the URL, and with it the password
+    except ValueError:  # its text may quote the URL, and with it the password
         raise ValueError(f"the URL of the broker has no valid host and port; {_EXAMPLE}") from None
     if parts.scheme not in PORTS:
         shown = f"{parts.scheme}://" if "://" in given else "none"
@@ -120,7 +121,7 @@ def _parts_of(given: str) -> tuple[SplitResult, int | None]:
         raise ValueError(f"the URL of the broker names no host; {_EXAMPLE}")
     if port == 0:
         raise ValueError(f"the URL of the broker has no valid host and port; {_EXAMPLE}")
-    if "@" in parts.path:  # what is before it would be taken for the virtual host, and be shown
+    if "@" in parts.path:  # the text before it would count as virtual host, and be shown
         raise ValueError(
             "the URL of the broker has an @ after its host; write %2F for a / that is part of "
             "the user or password, and %40 for an @ in the name of a virtual host"

@@ -1,4 +1,4 @@
-"""The conductor that speaks AMQP, and so with the Go programs.
+"""The conductor that exchanges electrons over AMQP, also with the Go programs.
 
 ::
 
@@ -6,7 +6,7 @@
       ▲                                                                              │
       └──── reply queue (ours alone) ◀── broker ◀── consumer ◀───────────────────────┘
 
-What happens to messages, happens on the one thread of the connection.
+Messages are sent, received and acknowledged on the one thread of the connection.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.interruptible import wait
 from atomizer_dask.properties import Properties
 
-CLOSE_SECONDS = 5.0  # for the broker to confirm what it was sent
-PATIENCE_SECONDS = 30.0  # of a worker, for the broker may be away just as an atom first sends
+CLOSE_SECONDS = 5.0  # for the broker to confirm messages
+PATIENCE_SECONDS = 30.0  # of a worker: the broker may be away just when an atom first sends
 MOST_IN_FLIGHT = 65_535  # by the protocol
 STAYING = ("on_failure", "max_attempts", "backoff", "priority")  # options that do not travel
 
 
 @dataclass(frozen=True)
 class Route:
-    """How to reach a queue from another process: what the electrons of a node send goes there."""
+    """How to reach a queue from another process; children of electrons from the queue go there."""
 
     address: Address
     queue: str
     limits: Limits
 
     def conductor(self) -> AmqpConductor:
-        """Return the conductor of this process that goes there, made when first asked for."""
+        """Return the conductor of this process that sends there, made when first asked for."""
         with _opening:
             known = _conductors.get(self)
             if known is None or known.state == "closed" or known.is_of_parent:
@@ -63,15 +63,16 @@ class Route:
 
 
 _opening = threading.Lock()
-_conductors: dict[Route, AmqpConductor] = {}  # those of this process that are open
+_conductors: dict[Route, AmqpConductor] = {}  # the open conductors of this process
 
 
 class AmqpConductor(Conductor):
     """Carries electrons over RabbitMQ, from and to any peer of the library *atomizer*.
 
-    It sends electrons to the queue, and an atomizer with atoms serves it: `receive` takes electrons
-    from there, `complete` answers their senders. At least once: an electron is acknowledged when
-    its reply is safe with the broker. A connection that is lost is made again, and goes on.
+    It sends electrons to the queue, and an atomizer with atoms serves the queue: `receive` takes
+    electrons from there, `complete` answers their senders. An electron is executed at least once:
+    it is acknowledged when the broker has confirmed its reply. A lost connection is made again,
+    and work goes on.
 
     Parameters
     ----------
@@ -79,30 +80,31 @@ class AmqpConductor(Conductor):
         ``amqp://user:password@host:5672/vhost``, or encrypted ``amqps://``. What is missing is
         taken from ATOMIZER_AMQP_URL, ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD.
     queue
-        That is shared with the peers, ``atomizer`` unless configured; durable, as they declare it.
-        What cannot be answered goes to the queue of this name and ``.dead``, with the reason.
+        The queue shared with the peers, ``atomizer`` unless configured; durable, as they declare
+        it. Messages that cannot be answered go to the queue of this name and ``.dead``, with the
+        reason.
     id
-        Names it; an atomizer that has several needs one for each.
+        The name of the conductor; an atomizer that has several needs one for each.
     serve
-        Whether an atomizer that it is given to takes electrons from the queue. Only one that has
-        atoms ever does, be they its own or of a module that registers some when it is imported.
+        Whether an atomizer that has this conductor takes electrons from the queue. It does so only
+        if it has atoms, its own or of a module that registers some when it is imported.
     max_in_flight
-        Electrons taken from the queue and not answered, at most, 10,000 unless configured; those
-        that wait for electrons which they sent are not counted. How many there are follows what
-        can be done in half a second.
+        Most electrons taken from the queue and not answered, 10,000 unless configured; electrons
+        that wait for their children are not counted. The actual number follows what can be executed
+        in half a second.
     max_bytes, max_depth
-        Of a message: its size, 16 MiB unless configured, and how deep its JSON is nested, 64.
-        Larger ones are refused.
+        Largest size of a message, 16 MiB unless configured, and deepest nesting of its JSON, 64
+        unless configured. Messages beyond are refused.
     ca_file, cert_file, key_file
-        With ``amqps://``: whose certificates to trust in place of those that this machine trusts;
-        our own certificate and its key, for brokers that want one.
+        With ``amqps://``: the certificates of authorities to trust in place of this machine's; our
+        own certificate and its key, for brokers that require one.
     verify
         Whether the broker's certificate and host name are checked.
 
     Raises
     ------
     ConductorError
-        Where nobody serves AMQP there, or does not let us in.
+        Where no broker answers there, or it refuses us.
     ValueError
         Where the URL, or a limit, makes no sense.
 
@@ -142,7 +144,7 @@ class AmqpConductor(Conductor):
 
     @classmethod
     def along(cls, route: Route) -> AmqpConductor:
-        """Return a conductor that only sends, along a route."""
+        """Return a conductor that only sends, to the queue of a route."""
         conductor = cls.__new__(cls)
         conductor._set_up(route, "amqp", serve=False, max_in_flight=1, patience=PATIENCE_SECONDS)
         return conductor
@@ -174,7 +176,7 @@ class AmqpConductor(Conductor):
 
     @property
     def sender_id(self) -> str:
-        """Who we are to the peers, and the name of the queue that answers come to."""
+        """The id that peers see in our electrons: the name of our reply queue."""
         return self._publisher.sender_id
 
     @property
@@ -183,7 +185,7 @@ class AmqpConductor(Conductor):
         return self._connection.state
 
     def status(self) -> QueueStatus:
-        """Return how it is, and what it has done."""
+        """Return the state of the conductor, and its counts."""
         consumer = self._consumer
         return QueueStatus(
             state=self.state,
@@ -214,12 +216,12 @@ class AmqpConductor(Conductor):
 
     @property
     def is_of_parent(self) -> bool:
-        """Whether this process is a fork of the one that made it, and has but a copy."""
+        """Whether this process is a fork of the one that made the conductor."""
         return os.getpid() != self._pid
 
     def check_open(self) -> None:
         """Raise `ConductorError` where nothing can be sent any more."""
-        if self.is_of_parent:  # its thread did not come along: nothing would ever be sent
+        if self.is_of_parent:  # a fork does not have its thread: nothing would ever be sent
             what = "the conductor is that of the process this one was forked from; make another"
             raise ConductorError(Event(what, conductor_id=self.id, level="error"))
         if self._closed:
@@ -231,11 +233,11 @@ class AmqpConductor(Conductor):
     # -- sending ----------------------------------------------------------------------------
 
     def send(self, electron: Electron) -> ElectronFuture:
-        """Have an electron executed by whoever serves the queue.
+        """Have an electron executed by a peer that serves the queue.
 
-        While the broker is away it waits here. Cancelling the future means that nobody waits any
-        more; what is on the queue is executed all the same. Its id and its timeout travel;
-        `on_failure`, `max_attempts`, `backoff` and `priority` do not, and are refused.
+        While the broker is away the electron waits here. Cancelling the future only stops waiting:
+        an electron on the queue is executed all the same. The id and the timeout of the electron
+        travel; `on_failure`, `max_attempts`, `backoff` and `priority` do not, and are refused.
 
         Callbacks of the future are called on the thread of the connection: one that waits for
         another electron waits for ever.
@@ -243,7 +245,7 @@ class AmqpConductor(Conductor):
         Raises
         ------
         TypeError
-            Where it has an option that does not travel.
+            Where the electron has an option that does not travel.
         InvalidPayloadError
             Where its payload has no JSON form, or is too large.
         ConductorError
@@ -252,21 +254,21 @@ class AmqpConductor(Conductor):
         return self.send_with(electron, ElectronFuture())
 
     def send_with(self, electron: Electron, future: ElectronFuture) -> ElectronFuture:
-        """Do as `send` does, with a future that is there already."""
+        """Do what `send` does, with a future that exists already."""
         check_electron(electron)
         _check_options(electron)
         self.check_open()
         self._publisher.send(electron, future)
-        if self._closed:  # meanwhile, and perhaps before it could see this one
+        if self._closed:  # meanwhile: `close` may have missed this one
             self._publisher.fail(self._closed_error())
         return future
 
     # -- receiving --------------------------------------------------------------------------
 
     def receive(self) -> Iterator[Electron]:
-        """Yield electrons from the queue until it is closed, or `stop_receiving` is called.
+        """Yield electrons from the queue until the conductor closes, or `stop_receiving` is called.
 
-        Whoever stops iterating receives no more, and may receive again later.
+        A caller that stops iterating receives no more, and may receive again later.
 
         Raises
         ------
@@ -290,7 +292,7 @@ class AmqpConductor(Conductor):
                         yield electron
                     else:
                         self.give_back(electron.id)
-        finally:  # whoever receives no more, or just one, leaves the rest to others
+        finally:  # what is not yielded goes back, for other receivers
             for electron in left:
                 self.give_back(electron.id)
             if consumer.inbox is inbox:
@@ -302,7 +304,7 @@ class AmqpConductor(Conductor):
         Raises
         ------
         ConductorError
-            Where none of that id is unanswered.
+            Where no electron of that id is unanswered.
         """
         if properties.electron_id not in self._consumer.unanswered:
             raise ConductorError(
@@ -319,11 +321,11 @@ class AmqpConductor(Conductor):
         self._connection.call(partial(self._consumer.give_back, electron_id))
 
     def note_waiting(self, electron_id: str) -> None:
-        """Note that an electron waits for others, so that these can be received."""
+        """Note that an electron waits for its children, so that more electrons can be received."""
         self._connection.call(partial(self._consumer.note_waiting, electron_id))
 
     def stop_receiving(self) -> None:
-        """Take no more electrons, and return those that nobody has been given."""
+        """Take no more electrons, and return to the queue those that `receive` has not yielded."""
         if self._consumer.is_open:
             for electron in self._consumer.drain():
                 self.give_back(electron.id)
@@ -335,11 +337,11 @@ class AmqpConductor(Conductor):
     # -- ending -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the connection: what we have not answered returns to the queue."""
+        """Close the connection: electrons that we have not answered return to the queue."""
         if self._closed:
             return
         self._closed = True
-        if self.is_of_parent:  # whose connection it is, and which goes on
+        if self.is_of_parent:  # the parent has the connection, and goes on
             return
         atexit.unregister(self.close)
         with _opening:
@@ -357,7 +359,7 @@ class AmqpConductor(Conductor):
         self._consumer.is_empty.set()
 
     def _wind_up(self, flushed: threading.Event, until: float) -> None:
-        """Have sent what is to be sent, delete our own queues, and set `flushed`."""
+        """Wait until the broker has all messages, delete our own queues, and set `flushed`."""
         self._flush()
         connection = self._connection
         open_ = connection.state == "connected" and not connection.blocked and monotonic() < until
@@ -436,7 +438,7 @@ def _check(queue: Any, max_in_flight: Any, max_bytes: Any, max_depth: Any) -> No
 
 
 def _check_options(electron: Electron) -> None:
-    """Raise where an electron asks for what messages have no place for."""
+    """Raise where an electron has options that messages have no place for."""
     asked = [name for name in STAYING if getattr(electron, name) != getattr(Electron, name)]
     if asked:
         raise TypeError(

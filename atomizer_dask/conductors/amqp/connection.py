@@ -1,9 +1,9 @@
-"""The connection to a broker, which heals: what is published arrives, what is declared stays so.
+"""The connection to a broker, which reconnects: published messages arrive in the end.
 
-All of it happens on one thread, on which `pika` keeps the connection: others have things done there
-by `call`. We chose pika over aio-pika since it takes 10 microseconds to publish a message and 14 to
-take one in, several times less than what tasks and futures for each message would; and since it
-needs no event loop of its user, who has Jupyter's or none.
+All of it happens on one thread, on which `pika` runs the connection: other threads post functions
+to it by `call`. We chose pika over aio-pika: it publishes a message in 10 microseconds and receives
+one in 14, several times faster than with tasks and futures for each message; and it needs no event
+loop of its user, who has Jupyter's or none.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0  # seconds
 NO_CONNECTION = "the connection was lost"
-HANG_UP_SECONDS = 2.0  # for the broker to take leave of us; one that is blocked does not
-STEADY_SECONDS = 1.0  # that a connection must have held, or the next one waits longer
-ANSWER_SECONDS = 10.0  # for the thread to do what it is asked
+HANG_UP_SECONDS = 2.0  # for the broker to close the connection; a blocked one does not
+STEADY_SECONDS = 1.0  # that a connection must hold, or the next attempt waits longer
+ANSWER_SECONDS = 10.0  # for the thread to run a function
 
 
 class BrokerConnection:
-    """A connection that comes back.
+    """A connection that is made again whenever it is lost.
 
     Parameters
     ----------
     address
-        Of the broker.
+        The address of the broker.
     name
-        Of the thread, and in errors.
+        The name of the thread.
     is_up
         Called on the thread whenever there is a connection, the first time before `open` returns.
     is_down
-        Called on the thread whenever it is lost, with the reason.
+        Called on the thread whenever the connection is lost, with the reason.
     is_blocked
-        Called on the thread when the broker takes nothing any more, with the reason, and with an
-        empty text when it does again.
+        Called on the thread when the broker takes no more messages, with the reason, and with an
+        empty text when it takes messages again.
     on_problem
-        Called with what should never happen.
+        Called with a message and an exception of a bug, or of the broker's misbehaviour.
 
     Attributes
     ----------
@@ -61,9 +61,9 @@ class BrokerConnection:
     state
         Whether there is a connection.
     generation
-        Which one it is: tags of an earlier one mean nothing.
+        The number of the connection: delivery tags of an earlier one are invalid.
     blocked
-        Why the broker takes nothing just now.
+        Why the broker takes no messages at present; empty where it does.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class BrokerConnection:
         self._connection: Any = None
         self._channel: Any = None
         self._declarations: Declarations | None = None
-        self._pika: Any = None  # our module about it, loaded with the first connection
+        self._pika: Any = None  # our module `pika_connection`, loaded by `open`
         self._loop: Any = None
         self._thread: threading.Thread | None = None
 
@@ -109,12 +109,12 @@ class BrokerConnection:
         Parameters
         ----------
         patience
-            Seconds for which it tries again where that fails.
+            Seconds for which a failed attempt is repeated.
 
         Raises
         ------
         ConductorError
-            Where that fails, with what to do.
+            Where that fails; the message says what to do.
         """
         try:
             from atomizer_dask.conductors.amqp import pika_connection
@@ -166,7 +166,7 @@ class BrokerConnection:
         return answer.result(ANSWER_SECONDS)
 
     def abandon(self) -> None:
-        """Close the connection and end the thread; what is not confirmed is given up."""
+        """Close the connection and end the thread; unconfirmed messages are given up."""
         if self._thread is None or self.state == "closed":
             return
         self.state = "closed"
@@ -176,13 +176,13 @@ class BrokerConnection:
 
     @property
     def is_current(self) -> bool:
-        """Whether the calling thread is the one."""
+        """Whether the calling thread is that of the connection."""
         return threading.current_thread() is self._thread
 
     # -- on the thread ----------------------------------------------------------------------
 
     def channel(self, ready: Callable[[Any], None]) -> None:
-        """Have a channel opened, and the connection lost where it is closed by the broker."""
+        """Have a channel opened; where the broker closes it, the connection is closed too."""
 
         def opened(channel: Any) -> None:
             channel.add_on_close_callback(self._on_channel_closed)
@@ -191,30 +191,30 @@ class BrokerConnection:
         self._connection.channel(on_open_callback=opened)
 
     def consume(self, channel: Any, queue: str, on_message: OnMessage) -> str:
-        """Have `on_message` called with what arrives from a queue; return the consumer's name."""
+        """Have `on_message` called with messages from a queue; return the consumer's tag."""
         consumer: str = self._connection.consume(channel, queue, on_message)
         return consumer
 
     def cancel(self, channel: Any, consumer: str) -> None:
-        """Have a consumer be given no more."""
+        """Cancel a consumer: it gets no more messages."""
         self._connection.cancel(channel, consumer)
 
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
-        """Do what `Declarations.count` does; without a connection call `done` with that."""
+        """Do what `Declarations.count` does; without a connection `done` gets `NO_CONNECTION`."""
         if self._declarations is None:
             done(NO_CONNECTION, 0)
         else:
             self._declarations.count(queue, done)
 
     def declare(self, queue: str, done: Callable[[str], None]) -> None:
-        """Do what `Declarations.declare` does; without a connection call `done` with that."""
+        """Do what `Declarations.declare` does; without a connection `done` gets `NO_CONNECTION`."""
         if self._declarations is None:
             done(NO_CONNECTION)
         else:
             self._declarations.declare(queue, done)
 
     def delete(self, queues: list[str], done: Callable[[], None]) -> None:
-        """Have queues deleted."""
+        """Have queues deleted, and `done` called when the last one is."""
         for queue in queues[:-1]:
             self._channel.queue_delete(queue)
         self._channel.queue_delete(queues[-1], callback=lambda _: done())
@@ -259,7 +259,7 @@ class BrokerConnection:
         self._retry()
 
     def _gives_up(self, error: Any) -> bool:
-        """Say why there is no first connection, and return whether it is given up."""
+        """Return whether the first connection is given up; if so, `open` raises the error."""
         if self._first.done() or monotonic() < self._patient_until:
             return False
         self._first.set_exception(_unreachable(self.address, error))
@@ -268,7 +268,7 @@ class BrokerConnection:
     def _retry(self) -> None:
         if self.state == "closed":
             return
-        # Exponential with jitter, so that many who lost the same broker do not return at once.
+        # Exponential with jitter, so that many clients of one broker do not return at once.
         longest = min(FIRST_BACKOFF * 2.0**self._failures, LONGEST_BACKOFF)
         self._failures = min(self._failures + 1, 30)
         self.call_later(longest * random.uniform(0.5, 1.0), self._connect)  # noqa: S311 - no secret
@@ -296,7 +296,7 @@ class BrokerConnection:
             self._first.set_result(None)
 
     def _note_steady(self, generation: int) -> None:
-        """Note that a connection holds, unlike those that end as soon as we ask for anything."""
+        """Note that a connection holds, unlike one that ends at the first request."""
         if generation == self.generation and self.state == "connected":
             self._failures = 0
 
@@ -309,7 +309,7 @@ class BrokerConnection:
             connection.close(320, reason[:200])
 
     def _lose(self, reason: str) -> None:
-        """Note that the connection is gone, keep what it had not confirmed, and connect again."""
+        """Note that the connection is gone, keep unconfirmed messages, and connect again."""
         self._connection = self._channel = None
         declarations, self._declarations = self._declarations, None
         self.blocked = ""
@@ -333,14 +333,14 @@ class BrokerConnection:
             connection.close()  # `_lose` stops the loop
             self.call_later(HANG_UP_SECONDS, connection.drop)
             return
-        if connection is not None:  # pika breaks down where it is to close one that opens
+        if connection is not None:  # pika cannot close a connection that is opening
             connection.drop()
         self.call(self._loop.stop)
 
     # -- publishing -------------------------------------------------------------------------
 
     def _can_send(self) -> bool:
-        """Return whether the broker takes messages; it does not while we take leave of it."""
+        """Return whether the broker takes messages; it does not while the channel closes."""
         return self.state == "connected" and self._channel.is_open and not self.blocked
 
     def _send(self, message: Message) -> None:
@@ -391,9 +391,9 @@ def _unreachable(address: Address, error: Any) -> ConductorError:
 
 
 def _reason(error: Any) -> str:
-    """Return why a connection failed: the text of what is at the bottom of it."""
+    """Return why a connection failed: the text of the innermost exception."""
     while not isinstance(error, str):
-        # pika has them in three places.
+        # pika keeps inner exceptions in three places.
         within = [*getattr(error, "exceptions", ()), *getattr(error, "args", ())]
         within.append(getattr(error, "exception", None))
         inner = [cause for cause in within if isinstance(cause, BaseException)]

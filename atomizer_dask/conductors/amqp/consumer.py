@@ -1,8 +1,8 @@
-"""How an AMQP conductor serves a queue: what it has received, until it is answered.
+"""How an AMQP conductor serves a queue: electrons are received, executed and answered.
 
-An electron is acknowledged only when the broker has confirmed its reply: wherever this process
-dies, the broker has the one or the other. What it delivers again for that reason is not executed
-again by whoever still knows it. A reply is kept on the broker's disk where its electron was.
+An electron is acknowledged only when the broker has confirmed its reply: whenever this process
+dies, the broker has the electron or the reply. An electron that the broker delivers again is not
+executed again as long as this process remembers it. A reply is persistent where its electron was.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Tag = tuple[int, int]
 
 
 class Delivery:
-    """A message that the broker has delivered, by itself and as it is known to the broker."""
+    """A message that the broker has delivered, with the tag that acknowledges it."""
 
     __slots__ = ("body", "persistent", "tag")
 
@@ -55,22 +55,24 @@ class Delivery:
 class Consumer:
     """The receiving side.
 
-    But for `take`, `complete` and `drain`, all of it happens on the thread of the connection.
+    But for `complete` and `drain`, all of it happens on the thread of the connection.
 
     Attributes
     ----------
     unanswered
-        What is received and not answered.
+        The electrons received and not answered.
     is_open
-        Whether electrons are taken.
+        Whether electrons are taken from the queue.
     is_empty
-        Set while none is unanswered.
+        Set while no electron is unanswered.
     counts
-        By the names of `QueueStatus`, but for the dead.
+        Counts by the names of `QueueStatus`, except `dead`.
     seconds
-        From receiving to answering, of all answered.
+        Sum over all answered electrons of the time from receiving to answering.
     oldest
-        When the oldest unanswered one was received, as of a tenth of a second ago.
+        When the oldest unanswered electron was received, as of the last tick; infinity without any.
+    inbox
+        Lists of electrons received; None ends it.
     """
 
     def __init__(self, session: Session, max_in_flight: int) -> None:
@@ -94,12 +96,12 @@ class Consumer:
 
     @property
     def dead(self) -> int:
-        """How many messages were kept with the dead."""
+        """How many messages went to the dead-letter queue."""
         return self._replies.dead
 
     @property
     def prefetch(self) -> int:
-        """How many electrons the broker may leave here."""
+        """How many electrons the broker may deliver ahead."""
         return self._prefetch.count if self.is_open else 0
 
     # -- from any thread --------------------------------------------------------------------
@@ -110,7 +112,7 @@ class Consumer:
         self._session.wake()
 
     def drain(self) -> list[Electron]:
-        """Take no more electrons, and return those that nobody has been given."""
+        """Take no more electrons, and return those left in the inbox."""
         self._session.connection.ask(self._close)
         left: list[Electron] = []
         while True:
@@ -132,7 +134,7 @@ class Consumer:
         return self.inbox
 
     def is_up(self) -> None:
-        """Go on with a new connection."""
+        """Declare the queues, and consume, on a new connection."""
         if self.is_open:
             self._session.declare_own(self._session.queue)
             self._session.connection.declare(self._replies.dead_queue, self._on_declared)
@@ -142,7 +144,7 @@ class Consumer:
         self._channel = None
 
     def flush(self) -> None:
-        """Do what has come up."""
+        """Pass on the electrons received, send answers, and acknowledge deliveries."""
         if self._taken:
             self.inbox.put(self._taken)
             self._taken = []
@@ -156,16 +158,16 @@ class Consumer:
                 self._channel.basic_ack(tag)
 
     def _on_declared(self, reason: str) -> None:
-        """Consume, once the queue is there."""
+        """Consume, once the queues are declared."""
         if reason == NO_CONNECTION:
             return
         if self._channel is None:
             self._session.connection.channel(self._on_channel)
-        else:  # again on the same, for deliveries of before may not be acknowledged yet
+        else:  # on the same channel: earlier deliveries may not be acknowledged yet
             self._begin(self._channel)
 
     def _on_channel(self, channel: Any) -> None:
-        if self._channel is None:  # else it was asked for twice
+        if self._channel is None:  # else the channel was asked for twice
             channel.add_on_cancel_callback(self._on_deleted)
             self._acks = Acks()
             self._begin(channel)
@@ -180,7 +182,7 @@ class Consumer:
         self._tick(self._beginnings)
 
     def _on_deleted(self, _: Any) -> None:
-        """Go on where somebody has deleted the queue."""
+        """Declare the queue again that somebody has deleted, and consume."""
         channel, self._channel = self._channel, None
         self._session.announce("the queue was deleted; it is declared again", "warning")
 
@@ -203,7 +205,7 @@ class Consumer:
     # -- how many ---------------------------------------------------------------------------
 
     def note_waiting(self, electron_id: str) -> None:
-        """Note that an electron waits for others, so that these can be received."""
+        """Note that an electron waits for its children, so that more electrons can be received."""
         self.unanswered.note_waiting(electron_id)
         self._follow()
 
@@ -235,7 +237,7 @@ class Consumer:
             self._consume(count)
 
     def _consume(self, count: int) -> None:
-        """Have a consumer that is sent `count` electrons ahead, in place of the one before."""
+        """Replace the consumer by one to which the broker delivers `count` electrons ahead."""
         before = self._consumer_tag
         self._channel.basic_qos(prefetch_count=count)
         self._consumer_tag = self._session.connection.consume(
@@ -250,7 +252,7 @@ class Consumer:
         self, number: int, mode: int | None, headers: Mapping[str, Any] | None, body: bytes
     ) -> None:
         self._acks.arrived(number)
-        if not self.is_open:  # it was on its way
+        if not self.is_open:  # the message was on its way
             if self._channel is not None:
                 self._acks.settle(number)
                 self._channel.basic_nack(number, requeue=True)
@@ -289,7 +291,7 @@ class Consumer:
                 self._session.wake()
 
     def _refuse(self, delivery: Delivery, error: WireError) -> None:
-        """Answer what is no electron where its sender is known, else keep it with the dead."""
+        """Answer a message that is no electron where its sender is known, else bury it."""
         self._session.report("received what is no electron", error)
         sender = recognise(delivery.body)
         if sender is None:
@@ -306,7 +308,7 @@ class Consumer:
     def _answer(self, properties: Properties) -> None:
         pending = self.unanswered.get(properties.electron_id)
         if pending is None or pending.reply is not None:
-            return  # it was returned, or is answered already
+            return  # the electron was returned, or is answered already
         try:
             body = _encoded(properties, self._session)
         except WireError as error:  # its id alone is too large, say
@@ -349,7 +351,7 @@ class Consumer:
         self._replies.send(sender_id, body, headers, done, persistent=delivery.persistent)
 
     def _bury(self, tags: list[Tag], body: bytes, reason: str) -> None:
-        """Have a message that cannot be answered kept with the dead, and acknowledge it."""
+        """Send a message that cannot be answered to the dead-letter queue, and acknowledge it."""
         self._replies.bury(body, reason, partial(self._acknowledge, tags))
 
     def _acknowledge(self, tags: list[Tag]) -> None:
@@ -391,7 +393,7 @@ class Consumer:
 
 
 def _encoded(properties: Properties, session: Session) -> bytes:
-    """Return an answer; where it has no JSON form, that it has none."""
+    """Return an answer as JSON; where the result has no JSON form, an error that says so."""
     try:
         return encode_properties(properties, session.id, session.limits)
     except WireError as error:
@@ -401,13 +403,13 @@ def _encoded(properties: Properties, session: Session) -> bytes:
 
 
 def _refused(error: WireError, sender: Sender) -> Properties:
-    """Return the properties of what could not be read as an electron."""
+    """Return the properties that answer a message that could not be read as an electron."""
     kind: Kind = "timeout" if isinstance(error, ExpiredError) else "rejected"
     failure = Failure(kind, type(error).__name__, error.event.message)
     return _failed(failure, sender.id, sender.atom_id)
 
 
 def _failed(failure: Failure, electron_id: str, atom_id: str) -> Properties:
-    """Return the properties of an electron that is not executed, and failed just now."""
+    """Return the properties of an electron that failed just now, without being executed."""
     now = utc(time_ns())
     return Properties(electron_id, atom_id, now, now, failure.error(electron_id, atom_id))

@@ -1,7 +1,7 @@
 """Queues that are declared and counted, one after another, on a channel of their own.
 
-The broker closes a channel on which somebody asks for what cannot be: a queue that is there with
-other properties, or that is not there.
+The broker closes a channel on which a client declares a queue that exists with other properties,
+or counts the messages of a queue that does not exist.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-TAKEN = (405, 406)  # the replies where a queue is there, locked or with other properties
+TAKEN = (405, 406)  # the reply codes where a queue exists, locked or with other properties
 
 
 class _Question(NamedTuple):
@@ -21,16 +21,16 @@ class _Question(NamedTuple):
 
 
 class Declarations:
-    """What is to be declared on one connection; all on its thread.
+    """The queues to declare and count on one connection; all on its thread.
 
     Parameters
     ----------
     connection
-        Of `pika`.
+        The connection of `pika`.
     guarded
-        Calls a function that may fail.
+        Calls a function that may raise.
     reason_of
-        Returns the text of what pika says of an end.
+        Returns the text of the error with which pika closes a channel.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Declarations:
         self._is_busy = False
 
     def count(self, queue: str, done: Callable[[str, int], None]) -> None:
-        """Call `done` with how many messages a queue has ready, or with why it has none."""
+        """Call `done` with an empty text and the number of ready messages, or the error and 0."""
         self._questions.append(_Question(queue, True, done))
         self._go_on()
 
     def declare(self, queue: str, done: Callable[[str], None]) -> None:
-        """Have a durable queue there, and call `done` with an empty text, or with why it is not.
+        """Declare a durable queue, and call `done` with an empty text, or with why that failed.
 
-        One that is there with other properties is taken as it is.
+        A queue that exists with other properties is used as it is.
         """
         self._questions.append(_Question(queue, False, lambda reason, _: done(reason)))
         self._go_on()
 
     def end(self, reason: str) -> None:
-        """Answer what has not been answered: the connection is lost."""
+        """Call `done` of all open questions with a reason: the connection is lost."""
         left, self._questions = self._questions, deque()
         for question in left:
             self._guarded(partial(question.done, reason, 0))

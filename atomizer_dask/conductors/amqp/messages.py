@@ -23,15 +23,15 @@ error               absent, or a text of base64: of what an exception says, or o
 result              any JSON; null with an error
 ==================  ==============================================================================
 
-All of it goes through the default exchange to queues that are durable, not exclusive and not
+All messages go through the default exchange to queues that are durable, not exclusive and not
 deleted automatically. Requests go to the work queue, replies to the queue that `senderid` names.
-More about a failure than its text is in headers of the reply, which peers may leave out:
-``atomizer-kind``, ``-type``, ``-tier``, ``-worker``, ``-traceback`` and ``-attempts``. What cannot
-be answered goes, as it came, to the work queue's name and ``.dead``, with the headers
-``atomizer-reason`` and ``atomizer-queue``.
+Headers of a reply say more about a failure than its text; peers may leave them out:
+``atomizer-kind``, ``-type``, ``-tier``, ``-worker``, ``-traceback`` and ``-attempts``. A message
+that cannot be answered goes unchanged to the queue of the work queue's name and ``.dead``, with the
+headers ``atomizer-reason`` and ``atomizer-queue``.
 
-A seed, a failure policy (`on_failure`, `max_attempts`, `backoff`) and who executed an electron that
-succeeded have no place in these messages, and do not travel.
+A seed, a failure policy (`on_failure`, `max_attempts`, `backoff`) and the worker of an electron
+that succeeded have no place in these messages, and do not travel.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ LIMITS = Limits()
 _REQUEST = frozenset({"senderid", "id", "atomid", "timeout", "copystate", "payload"})
 _REPLY = frozenset({"electronId", "atomId", "starttime", "endtime", "error", "result"})
 LONGEST_NAME = 255  # bytes of a queue's name in AMQP
-_LOOKED_AT = 256 * 2**10  # bytes at either end of what is not JSON, where a sender is looked for
+_LOOKED_AT = 256 * 2**10  # bytes at either end of a broken body that are searched for a sender
 _ADVICE = "send the place where the data can be read instead, or raise the limit on both sides"
 _MEMBER = {
     name: re.compile(rb'"%s"\s*:\s*"((?:[^"\\]|\\.){1,1024})"' % name.encode(), re.I | re.S)
@@ -84,14 +84,14 @@ def encode_electron(electron: Electron, sender_id: str, limits: Limits = LIMITS)
     Parameters
     ----------
     sender_id
-        Where it shall be answered to: the name of a queue. It takes the place of the electron's.
+        The name of the queue to answer to; it takes the place of the electron's own.
 
     Raises
     ------
     InvalidPayloadError
         Where the payload has no JSON form, or is too deep or too large.
     WireError
-        Where an id is none that peers can read.
+        Where peers cannot read an id.
 
     Examples
     --------
@@ -119,14 +119,14 @@ def encode_electron(electron: Electron, sender_id: str, limits: Limits = LIMITS)
 
 
 def decode_electron(body: bytes, limits: Limits = LIMITS) -> Electron:
-    """Return the electron that a request is about.
+    """Return the electron of a request.
 
     Raises
     ------
     ExpiredError
         Where its timeout is not above 0.
     WireError
-        Where it cannot be read; `recognise` may know who sent it.
+        Where the request cannot be read; `recognise` may find its sender.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def decode_electron(body: bytes, limits: Limits = LIMITS) -> Electron:
 
 
 def recognise(body: bytes) -> Sender | None:
-    """Return who sent a request that could not be read; None where that is not known.
+    """Return the sender of a request that could not be read; None where that is not found.
 
     `id` and `atom_id` may be empty.
 
@@ -167,9 +167,9 @@ def recognise(body: bytes) -> Sender | None:
 
 
 def recognise_reply(body: bytes) -> tuple[str, str]:
-    """Return the ids of electron and atom that a reply is about which could not be read.
+    """Return the ids of the electron and the atom of a reply that could not be read.
 
-    They are empty where they are not known.
+    They are empty where they are not found.
 
     Examples
     --------
@@ -190,7 +190,7 @@ def encode_properties(
     Parameters
     ----------
     conductor_id
-        Of the event, where the error does not say.
+        The conductor's id in the event, where the error has none.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def encode_properties(
 
 
 def details_of(properties: Properties) -> dict[str, str | int]:
-    """Return what the headers of a reply say of a failure beyond its body."""
+    """Return the headers of a reply: what they say about a failure beyond the body."""
     error = properties.error
     if error is None:
         return {}
@@ -239,22 +239,22 @@ def details_of(properties: Properties) -> dict[str, str | int]:
 def decode_properties(
     body: bytes, headers: Mapping[str, Any] | None = None, limits: Limits = LIMITS
 ) -> Properties:
-    """Return the properties that a reply is about.
+    """Return the properties of a reply.
 
     Parameters
     ----------
     headers
-        Of the message, see `details_of`; what makes no sense in them is ignored.
+        The headers of the message, see `details_of`; invalid ones are ignored.
 
     Raises
     ------
     WireError
-        Where it cannot be read.
+        Where the reply cannot be read.
     """
     sent = _received(body, _REPLY, "properties", limits)
     electron_id = _text_of(sent, "electronId")
     atom_id = sent.get("atomId")
-    if atom_id is None:  # as in Go, where it is empty then
+    if atom_id is None:  # as in Go: a missing one is empty
         atom_id = ""
     elif type(atom_id) is not str:
         raise WireError(f"atomId must be a text, got {kind_of(atom_id)}")
@@ -276,7 +276,7 @@ def _received(body: bytes, names: frozenset[str], what: str, limits: Limits) -> 
         return members_of(body, names, limits.depth + 1)
     except WireError as error:
         kind, why = type(error), error.event.message
-    # Not within `except`, where the error would keep what the parser knows: the whole body.
+    # Not within `except`: there the error would keep the parser's error, and so the whole body.
     raise kind(f"{what} cannot be read: {why}")
 
 
@@ -290,7 +290,7 @@ def _recognised(body: bytes, members: frozenset[str], wanted: tuple[str, ...]) -
 
 
 def _found(body: bytes, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """Return what looks like the wanted members, in what is not JSON."""
+    """Return what looks like the wanted members, in a body that is not JSON."""
     if len(body) > 2 * _LOOKED_AT:
         body = body[:_LOOKED_AT] + b"\n" + body[-_LOOKED_AT:]
     found = {}
@@ -299,7 +299,7 @@ def _found(body: bytes, wanted: tuple[str, ...]) -> dict[str, Any]:
             try:
                 found[name] = read(b'"%s"' % match[1], 0)
             except WireError:
-                continue  # a text that is none says nothing
+                continue  # not a valid JSON text
     return found
 
 

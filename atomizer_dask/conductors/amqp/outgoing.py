@@ -1,4 +1,4 @@
-"""Messages on their way to the broker: each is sent until the broker has it."""
+"""Messages on their way to the broker: each is sent until the broker confirms it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-UNCONFIRMED = 8192  # messages that the broker has not confirmed yet, at most
-REFUSED_SECONDS = 1.0  # until a message is sent again that the broker could not take
+UNCONFIRMED = 8192  # most messages that the broker has not confirmed yet
+REFUSED_SECONDS = 1.0  # until a refused message is sent again
 NO_QUEUE = "there is no such queue"
-PERSISTENT = 2  # the delivery mode of what the broker keeps on disk
+PERSISTENT = 2  # the delivery mode of messages that the broker keeps on disk
 
 
 class Message:
@@ -19,17 +19,18 @@ class Message:
     Parameters
     ----------
     queue
-        Where it goes.
+        The name of the queue.
     body
         The JSON.
     sent
-        Called with the message once the broker has it and an empty text, or why it cannot have it.
+        Called with the message, and an empty text once the broker has confirmed it, or the reason
+        why it is not in the queue.
     headers
-        What is said beside it.
+        The headers of the message.
     persistent
-        Whether it outlives the broker's process.
+        Whether the message outlives the broker's process.
     whose
-        What `sent` needs to know.
+        An object for `sent`: the id of an electron, or a callback.
     """
 
     __slots__ = (
@@ -52,7 +53,7 @@ class Message:
         self.headers = headers
         self.persistent = persistent
         self.whose = whose
-        self.is_declared = False  # its queue, for its sake
+        self.is_declared = False  # whether its queue was declared to send it
         self.is_unroutable = False
 
 
@@ -64,11 +65,11 @@ class Outgoing:
     send
         Gives a message to the broker.
     can_send
-        Whether the broker takes any just now.
+        Returns whether the broker takes messages at present.
     call_later
         Has a function called after some seconds.
     guarded
-        Calls a function that may fail.
+        Calls a function that may raise.
     """
 
     def __init__(
@@ -86,13 +87,13 @@ class Outgoing:
         self._backlog: deque[Message] = deque()
         self._unconfirmed: OrderedDict[int, Message] = OrderedDict()
         self._refused: set[Message] = set()
-        self._sequence = 0  # of the last message, as the broker counts on each connection
+        self._sequence = 0  # number of the last message: the broker counts on each connection
 
     def __len__(self) -> int:
         return len(self._backlog) + len(self._unconfirmed) + len(self._refused)
 
     def whose(self) -> set[Any]:
-        """Return whose messages these are."""
+        """Return `Message.whose` of all these messages."""
         return {m.whose for m in (*self._backlog, *self._unconfirmed.values(), *self._refused)}
 
     def publish(self, message: Message) -> None:
@@ -103,18 +104,18 @@ class Outgoing:
             self._publish_now(message)
 
     def drain(self) -> None:
-        """Send what had to wait."""
+        """Send the messages that had to wait."""
         while self._backlog and self._has_room():
             self._publish_now(self._backlog.popleft())
 
     def put_back(self) -> None:
-        """Have sent again what was not confirmed before the connection was lost, in its order."""
+        """Queue unconfirmed messages again, in their order: the connection is lost."""
         self._backlog.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
         self._sequence = 0
 
     def confirm(self, tag: int, multiple: bool, *, is_refused: bool) -> None:
-        """Take note that the broker has a message, or all up to it, or could not take them."""
+        """Note that the broker has confirmed or refused a message, or all messages up to it."""
         unconfirmed = self._unconfirmed
         done = []
         if multiple:
@@ -132,7 +133,7 @@ class Outgoing:
         self.drain()
 
     def note_returned(self, queue: str, body: bytes) -> None:
-        """Mark a message whose queue is not there; the broker confirms it all the same."""
+        """Mark a message whose queue does not exist; the broker confirms it all the same."""
         for message in self._unconfirmed.values():
             same = message.queue == queue and message.body == body
             if same and not message.is_unroutable:

@@ -1,4 +1,4 @@
-"""What we need of pika, which only this module imports."""
+"""The connection of pika with buffered reads and writes; only this module imports pika."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from atomizer_dask.config import setting
 
 READ_BYTES = 2**15
 HEADER = 2  # the type of the frame that has the properties of a message
-OVERHEAD = 8  # bytes of a frame besides what it carries
+OVERHEAD = 8  # bytes of a frame besides its payload
 _FRAME = Struct(">BHI")  # type, channel, size
-_PROPERTIES = _FRAME.size + 12  # where they begin: after class, weight and size of the body
+_PROPERTIES = _FRAME.size + 12  # offset of the properties: after class, weight and size of the body
 _JSON = b"\x10application/json"
 _ENCODED = {b"\x80\0" + _JSON, b"\x90\0" + _JSON + b"\x01", b"\x90\0" + _JSON + b"\x02"}  # as usual
 
@@ -39,9 +39,9 @@ __all__ = ["Connection", "IOLoop", "OnMessage", "connect", "is_refusal"]
 class Connection(SelectConnection):  # type: ignore[misc]
     """A connection that reads and writes much at a time.
 
-    Each system call releases the interpreter lock, and a busy thread that takes it then keeps it
-    for 5 ms. With pika's own 4 KB for a read, and a write for each frame, that would be how long
-    ten messages take.
+    Each system call releases the interpreter lock, and a busy thread that takes the lock then keeps
+    it for 5 ms. With pika's own reads of 4 KB, and a write for each frame, ten messages would take
+    that long.
     """
 
     def __init__(self, parameters: ConnectionParameters, loop: IOLoop, **callbacks: Any) -> None:
@@ -57,14 +57,14 @@ class Connection(SelectConnection):  # type: ignore[misc]
         persistent: bool,
         headers: Mapping[str, Any] | None,
     ) -> None:
-        """Send a message to a queue; the broker returns it where there is none."""
+        """Send a message to a queue; the broker returns it where the queue does not exist."""
         properties = _USUAL[persistent]
         if headers:
             properties = _properties(persistent, dict(headers))
         channel.basic_publish("", queue, body, properties, mandatory=True)
 
     def consume(self, channel: Any, queue: str, on_message: OnMessage) -> str:
-        """Have `on_message` called with what arrives from a queue; return the consumer's name."""
+        """Have `on_message` called with messages from a queue; return the consumer's tag."""
 
         def arrived(_: Any, method: Any, properties: Any, body: bytes) -> None:
             on_message(method.delivery_tag, properties.delivery_mode, properties.headers, body)
@@ -73,17 +73,17 @@ class Connection(SelectConnection):  # type: ignore[misc]
         return consumer
 
     def cancel(self, channel: Any, consumer: str) -> None:
-        """Have a consumer be given no more; what is on its way to it returns to the queue."""
-        # Without a callback pika would keep the name for as long as the channel is open.
+        """Cancel a consumer; messages on their way to it return to the queue."""
+        # Without a callback pika would keep the tag for as long as the channel is open.
         channel.basic_cancel(consumer, callback=lambda _: None)
 
     def emit(self) -> None:
-        """Write what has come up in this turn of the loop."""
+        """Write the frames of this turn of the loop."""
         if self._streams.transport is not None:
             self._streams.transport.emit()
 
     def drop(self) -> None:
-        """Hang up without a word."""
+        """Close the socket without the closing handshake."""
         if self._streams.transport is not None:
             self._streams.transport.abort()
 
@@ -102,7 +102,7 @@ class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
     Attributes
     ----------
     transport
-        Of the connection, once there is one.
+        The transport of the connection, once there is one.
     """
 
     transport: _Transport | None = None
@@ -111,7 +111,7 @@ class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
         self, protocol_factory: Callable[[], Any], sock: Any, on_done: Callable[[Any], None],
         ssl_context: Any = None, server_hostname: str | None = None,
     ) -> Any:  # fmt: skip
-        """Do as pika's own does."""
+        """Do what pika's own method does, with `_Transport` and `_Protocol`."""
 
         def done(made: Any) -> None:
             if not isinstance(made, BaseException):
@@ -124,14 +124,14 @@ class _Streams(SelectorIOServicesAdapter):  # type: ignore[misc]
         )  # fmt: skip
 
     def _wrap(self, transport: AbstractStreamTransport) -> _Transport:
-        # No public way to set it. Written against pika 1.4; a test fails where it is gone.
+        # It has no public setter. Written against pika 1.4; a test fails where it is gone.
         transport._MAX_RECV_BYTES = READ_BYTES
         self.transport = _Transport(transport, self.get_native_ioloop())
         return self.transport
 
 
 class _Transport(AbstractStreamTransport):  # type: ignore[misc]
-    """Writes at once all that comes up in a turn of the loop."""
+    """Collects the frames of a turn of the loop, and writes them at once."""
 
     def __init__(self, socket: AbstractStreamTransport, loop: IOLoop) -> None:
         self._socket = socket
@@ -144,7 +144,7 @@ class _Transport(AbstractStreamTransport):  # type: ignore[misc]
         self._written.append(data)
 
     def emit(self) -> None:
-        """Write what has come up."""
+        """Write the frames collected."""
         data = b"".join(self._written)
         self._written.clear()
         if data:
@@ -162,14 +162,14 @@ class _Transport(AbstractStreamTransport):  # type: ignore[misc]
 
 
 class _Protocol(AbstractStreamProtocol):  # type: ignore[misc]
-    """Gives pika what arrives frame by frame, so that it need not copy the rest for each.
+    """Passes received bytes to pika frame by frame, so that pika copies no rest for each.
 
     Parameters
     ----------
     pika
-        Its own protocol.
+        The protocol of pika.
     wrap
-        Returns the transport that pika shall have.
+        Returns the transport to give to pika.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class _Protocol(AbstractStreamProtocol):  # type: ignore[misc]
 
     def data_received(self, data: bytes) -> None:
         buffer, start = self._rest + data, 0
-        if buffer[:1] == b"A":  # no frame but the protocol that a broker would speak
+        if buffer[:1] == b"A":  # not a frame: a broker's header with the version it supports
             self.pika.data_received(data)
             return
         self._rest = b""
@@ -206,7 +206,7 @@ class _Protocol(AbstractStreamProtocol):  # type: ignore[misc]
 
 
 def end_of_frame(buffer: bytes, start: int) -> int | None:
-    """Return where the frame ends that begins at `start`; None where it is not there as a whole."""
+    """Return where the frame ends that begins at `start`; None where it is incomplete."""
     if len(buffer) - start < OVERHEAD:
         return None
     _, _, size = _FRAME.unpack_from(buffer, start)
@@ -215,10 +215,10 @@ def end_of_frame(buffer: bytes, start: int) -> int | None:
 
 
 def readable(frame: bytes) -> bytes:
-    """Return a frame as it is, or without the properties of its message where pika has no reading.
+    """Return a frame, without the properties of its message where pika cannot decode them.
 
-    What it raises about them, at a date beyond the year 9999 say, would end the connection: the
-    broker would deliver the message again, and so on without end.
+    The exception, of a date beyond the year 9999 say, would end the connection: then the broker
+    would deliver the message again, and so on without end.
     """
     if frame[0] == HEADER and frame[_PROPERTIES:-1] not in _ENCODED:
         try:
@@ -238,7 +238,7 @@ def connect(
     has_failed: Callable[[BaseException], None],
     is_closed: Callable[[BaseException], None],
 ) -> Connection:
-    """Return a connection that is about to be made."""
+    """Return a connection that is being made; a callback says when it is open, or has failed."""
     secured = address.scheme == "amqps"
     patience = setting("amqp.connect-timeout")
     parameters = ConnectionParameters(

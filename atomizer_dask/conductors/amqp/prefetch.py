@@ -1,4 +1,4 @@
-"""How many electrons a node asks for ahead: pure policy."""
+"""How many electrons the broker delivers ahead to a node: pure policy."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ BUSY, GROWN, SHRUNK, SPARE = 0.75, 1.25, 0.5, 1.25
 
 
 class Prefetch:
-    """Follows what the node can do.
+    """Adapts the prefetch count to the rate at which the node answers.
 
-    Two for each thread where electrons take long, so that other nodes get theirs; half a second's
-    worth where they are many and small. Electrons that wait for others which they sent are not
-    counted, or a node full of them would never receive what they wait for.
+    The count is two per thread where electrons take long, so that other nodes get their share, and
+    half a second's worth where electrons are many and small. Electrons that wait for their children
+    are not counted, or a node full of them would never receive the children.
 
     Parameters
     ----------
     limit
-        Of unanswered electrons that do not wait.
+        Most unanswered electrons that do not wait for children.
 
     Examples
     --------
@@ -49,21 +49,21 @@ class Prefetch:
         seconds: float,
         size: float = 0.0,
     ) -> int:
-        """Return how many the broker may leave here.
+        """Return how many electrons the broker may deliver ahead.
 
         Parameters
         ----------
         threads
             How many electrons are executed at a time.
         unanswered, waiting
-            Unanswered electrons, and those of them that wait for others.
+            Unanswered electrons, and those of them that wait for children.
         answered, seconds
             How many were answered in the last so many seconds.
         size
             Bytes of an unanswered electron, on average.
         """
         is_busy = unanswered >= BUSY * self.count
-        if is_busy:  # else it is the queue that is slow
+        if is_busy:  # else the queue is slow
             rate = answered / seconds
             self._rate = max(rate, self._rate + 0.2 * (rate - self._rate))
         threads = max(threads, 1)

@@ -1,8 +1,9 @@
-"""What an AMQP conductor has sent: each electron until it is answered.
+"""The electrons that an AMQP conductor has sent, each kept until it is answered.
 
-Our electrons are not kept on the broker's disk, with which an eighth to a third fewer a second are
-answered: who sends them keeps them until they are answered, and sends them again should the broker
-have forgotten. A canary shows it: a message of the same kind in a queue of its own.
+Our electrons are not persistent: on the broker's disk, an eighth to a third fewer would be
+answered per second. Instead the sender keeps each electron until it is answered, and sends it
+again where the broker has lost it, as by a restart. The canary shows that: a message that is not
+persistent either, in a queue of its own.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
 
-OURS = "atomizer_dask."  # begins the names of our own queues, and shows operators whose they are
+OURS = "atomizer_dask."  # prefix of our own queues, by which operators recognise them
 REPLIES_AHEAD = 5000  # replies that the broker may send before we acknowledge
 FORBIDDEN = "(403"  # in a reason: what the user may not do
 
 
 class Publisher:
-    """What has been sent and is not answered.
+    """The electrons that have been sent and are not answered.
 
     But for `send`, all of it happens on the thread of the connection.
 
     Attributes
     ----------
     sender_id
-        Names our reply queue.
+        The name of our reply queue.
     sent, replies
-        How many electrons went out, and how many of them were answered.
+        How many electrons were sent, and how many of them were answered.
     """
 
     def __init__(self, session: Session) -> None:
@@ -55,7 +56,7 @@ class Publisher:
         self._outbox: deque[str] = deque()
         self._arrived: list[Properties] = []
         self._channel: Any = None
-        self._last_tag = 0  # of a reply that is not acknowledged, 0 for none
+        self._last_tag = 0  # of the latest reply, where it is not acknowledged; else 0
         self._is_asked_for = False
         self._has_canary = False
 
@@ -65,7 +66,7 @@ class Publisher:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something has not been given to the connection."""
+        """Whether electrons have not been given to the connection yet."""
         return bool(self._outbox)
 
     def send(self, electron: Electron, future: ElectronFuture) -> None:
@@ -83,7 +84,7 @@ class Publisher:
         self._session.wake()
 
     def flush(self) -> None:
-        """Do what has come up."""
+        """Resolve futures, acknowledge replies, and send electrons."""
         if self._arrived:
             self._deliver()
         if self._last_tag and self._channel is not None:
@@ -93,7 +94,7 @@ class Publisher:
             self._send_all()
 
     def is_up(self) -> None:
-        """Go on with a new connection."""
+        """Look for the canary on a new connection, or ask for the reply queue."""
         if self._is_asked_for:
             self._session.connection.count(self._canary_queue, self._look_for_canary)
         elif self._outbox:
@@ -109,11 +110,11 @@ class Publisher:
         return [self._canary_queue, self.sender_id] if self._channel is not None else []
 
     def fail(self, error: ConductorError) -> None:
-        """End what is unanswered, from any thread: nothing more will arrive."""
+        """End all unanswered electrons with an error, from any thread: no reply will arrive."""
         while self._waiting:
             try:
                 _, (future, _) = self._waiting.popitem()
-            except KeyError:  # another thread that does the same was faster
+            except KeyError:  # another thread that fails them was faster
                 return
             if not future.done():
                 future.set_exception(error)
@@ -121,7 +122,7 @@ class Publisher:
     # -- sending ----------------------------------------------------------------------------
 
     def _send_all(self) -> None:
-        if self._channel is None:  # who sends must be able to hear the answer
+        if self._channel is None:  # a reply must have a queue to come to
             self._ask_for_replies()
             return
         session = self._session
@@ -161,7 +162,7 @@ class Publisher:
             )
 
     def _on_canary(self, message: Message, reason: str) -> None:
-        self._has_canary = not reason  # from here on: not while it may be lost itself
+        self._has_canary = not reason  # only once the broker has confirmed it
 
     def _on_reply_queue(self, reason: str) -> None:
         if not reason:
@@ -171,13 +172,13 @@ class Publisher:
             self._do_without_replies(reason)
 
     def _do_without_replies(self, reason: str) -> None:
-        """End what could never be answered; try again where the broker may change its mind."""
+        """Fail the electrons where a reply queue is forbidden; else ask for one again later."""
         message = f"the broker gives us no queue for replies: {reason}"
         self._session.announce(message, "error")
         if FORBIDDEN not in reason:
             self._session.connection.call_later(REFUSED_SECONDS, self._ask_for_replies)
             return
-        self._outbox.clear()  # first: what is sent meanwhile asks again
+        self._outbox.clear()  # first: electrons sent meanwhile ask again
         advice = "let the user configure, write and read queues: rabbitmqctl set_permissions"
         self.fail(
             ConductorError(
@@ -204,7 +205,7 @@ class Publisher:
         self._session.wake()
 
     def _fail_unread(self, body: bytes, error: WireError) -> None:
-        """End the electron of a reply that cannot be read: there will be no other."""
+        """End the electron of a reply that cannot be read: no other reply will come."""
         electron_id, atom_id = recognise_reply(body)
         known = self._waiting.get(electron_id)
         if known is not None:
@@ -218,7 +219,7 @@ class Publisher:
         futures, results = [], []
         for properties in arrived:
             known = self._waiting.pop(properties.electron_id, None)
-            if known is not None:  # else it is answered twice, as may happen after a cut
+            if known is not None:  # else this is a second reply, after a lost connection
                 futures.append(known[0])
                 results.append(properties)
         self.replies += len(futures)
@@ -228,7 +229,7 @@ class Publisher:
     # -- what the broker may have forgotten -------------------------------------------------
 
     def _look_for_canary(self, reason: str, count: int) -> None:
-        if reason == NO_CONNECTION:  # the next one is asked
+        if reason == NO_CONNECTION:  # the next connection asks
             return
         self._is_asked_for = False
         if not count:
@@ -237,8 +238,8 @@ class Publisher:
         self._ask_for_replies()
 
     def _on_deleted(self, _: Any) -> None:
-        """Go on where somebody has deleted our reply queue, and answers with it."""
-        if self._channel is None:  # it was we
+        """Send again where somebody has deleted our reply queue, and replies with it."""
+        if self._channel is None:  # we deleted it
             return
         self._channel = None
         self._last_tag = 0

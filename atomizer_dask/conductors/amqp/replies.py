@@ -1,4 +1,4 @@
-"""Answers on their way to whoever sent an electron, and what nobody can be answered about."""
+"""Answers on their way to the senders of electrons, and messages that cannot be answered."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from atomizer_dask.conductors.amqp.outgoing import Message
 from atomizer_dask.conductors.amqp.publisher import OURS
 from atomizer_dask.conductors.amqp.session import Session
 
-DEAD = ".dead"  # ends the name of the queue for what cannot be answered
-SENDERS = 100_000  # whose reply queue is known to have been there
+DEAD = ".dead"  # suffix of the queue for messages that cannot be answered
+SENDERS = 100_000  # whose reply queue is known to have existed
 
 
 class Replies:
-    """Sends answers, and keeps with the dead what cannot be answered.
+    """Sends answers, and buries messages that cannot be answered in the dead-letter queue.
 
     All of it happens on the thread of the connection.
 
     Parameters
     ----------
     session
-        With the connection, and the queue that electrons come from.
+        The session, with the connection and the queue that electrons come from.
 
     Attributes
     ----------
     dead
-        How many messages were kept with the dead.
+        How many messages went to the dead-letter queue.
     """
 
     def __init__(self, session: Session) -> None:
@@ -38,7 +38,7 @@ class Replies:
 
     @property
     def dead_queue(self) -> str:
-        """Where messages are kept that cannot be answered, for a human to see."""
+        """The name of the queue for messages that cannot be answered, for people to look at."""
         return self._session.queue + DEAD
 
     def send(
@@ -55,13 +55,13 @@ class Replies:
         Parameters
         ----------
         sender_id
-            The queue it goes to.
+            The queue that the answer goes to.
         body, headers
-            Of the message.
+            The body and the headers of the message.
         done
-            Called with an empty text once the broker has it, or with why nobody will.
+            Called with an empty text once the broker has the answer, or with why nobody gets it.
         persistent
-            Whether it outlives the broker's process.
+            Whether the answer outlives the broker's process.
         """
         self._session.connection.outgoing.publish(
             Message(
@@ -70,7 +70,7 @@ class Replies:
         )
 
     def bury(self, body: bytes, reason: str, done: Callable[[], None]) -> None:
-        """Keep a message that cannot be answered, with the reason, and call `done` when it is."""
+        """Send a message to the dead-letter queue with a reason; call `done` once it is there."""
         self._session.announce(f"a message went to {self.dead_queue}: {reason}", "warning")
         headers = {"atomizer-reason": reason[:1000], "atomizer-queue": self._session.queue}
         self._session.connection.outgoing.publish(
@@ -89,8 +89,8 @@ class Replies:
     def _tries_again(self, message: Message) -> bool:
         """Declare the queue of a sender that we do not know, as the peers do, and send again.
 
-        Not that of one who was there before: it has closed, and nobody would ever read it. Our own
-        kind sends nothing before its queue is there.
+        The queue of a known sender is not declared again: that sender has closed, and nobody would
+        read it. Peers of this package send nothing before their queue exists.
         """
         is_known = message.queue in self._senders or message.queue.startswith(OURS)
         if is_known or message.is_declared:

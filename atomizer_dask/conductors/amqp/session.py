@@ -1,4 +1,4 @@
-"""What publisher and consumer share: the connection, and who listens to what happens."""
+"""What publisher and consumer share: the connection, and the listeners."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Session:
     Parameters
     ----------
     id
-        Of the conductor.
+        The id of the conductor.
     address, queue
-        Where electrons go and come from.
+        The broker, and the queue that electrons are sent to and received from.
     limits
-        Of a message.
+        The limits of a message.
     is_up, is_down
-        Called on the thread of the connection when it is there, and when it is lost.
+        Called on the thread of the connection when it is made, and when it is lost.
     flush
-        Called there soon after `wake`.
+        Called on that thread soon after `wake`.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Session:
         )
 
     def wake(self) -> None:
-        """Have done on the thread of the connection what has come up, once for all of it."""
+        """Have `flush` called on the thread of the connection, once for several calls."""
         if not self._is_woken:
             self._is_woken = True
             self.connection.call(self._wake_up)
 
     def _wake_up(self) -> None:
-        self._is_woken = False  # first: what comes up from here on needs another turn
+        self._is_woken = False  # first: calls from here on need another flush
         self._flush()
 
     def _on_up(self) -> None:
@@ -98,11 +98,11 @@ class Session:
             self.announce("the broker takes messages again")
 
     def declare_own(self, queue: str) -> None:
-        """Have a queue there that we need."""
+        """Declare a queue that we need; announce where that fails."""
         self.connection.declare(queue, self._note_undeclared)
 
     def declare_and_send(self, message: Message) -> None:
-        """Have the queue there that a message has not found, and send it again."""
+        """Declare the queue that a message did not find, and send the message again."""
 
         def declared(reason: str) -> None:
             self._note_undeclared(reason)

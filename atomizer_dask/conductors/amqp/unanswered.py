@@ -1,4 +1,4 @@
-"""What a conductor has received and not answered, and answers that it may have to give again."""
+"""The electrons that a conductor has not answered, and answers that it may have to repeat."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ class PendingElectron:
     Parameters
     ----------
     electron
-        As it was received.
+        The electron as it was received.
     digest
-        Of its message: one of the same sender and id with another digest is another electron.
+        Hash of its message. A message of the same sender and id with another digest is another
+        electron.
     received
-        When, on the monotonic clock.
+        Time at which it was received, by `time.monotonic`.
     body
         The message.
     persistent
         Whether its message outlives the broker's process; then so does the answer.
     tags
-        By which the broker knows its deliveries, each with the connection that it means.
+        Its deliveries: pairs of a connection's number and a delivery tag of that connection.
     is_waiting
-        Whether it waits for electrons that it sent.
+        Whether it waits for its children.
     reply
-        Its answer, once there is one, for the broker may not have it yet.
+        Its answer, once there is one; the broker may not have confirmed it yet.
     """
 
     electron: Electron
@@ -56,17 +57,17 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """How many bytes it takes to remember, about; a traceback may be most of it."""
+        """About how many bytes of memory it takes; a traceback may be most of it."""
         return len(self.body) + sum(
             len(header) for header in self.headers.values() if type(header) is str
         )
 
 
 class Unanswered:
-    """What a conductor has received and not answered.
+    """The electrons that a conductor has received and not answered.
 
-    The broker delivers again what was not acknowledged when a connection was cut. What is still
-    unanswered then is not executed again, and what was answered is answered from memory.
+    After a lost connection the broker delivers unacknowledged electrons again. An electron that is
+    still unanswered then is not executed again; one that was answered is answered from memory.
     """
 
     def __init__(self) -> None:
@@ -75,8 +76,8 @@ class Unanswered:
         self._answers: OrderedDict[tuple[str, str], Answer] = OrderedDict()
         self._bytes = 0
         self._count = 0
-        self.waiting = 0  # how many wait for electrons that they sent
-        self.bytes = 0  # of the messages
+        self.waiting = 0  # how many wait for their children
+        self.bytes = 0  # of their messages
 
     def __len__(self) -> int:
         return self._count
@@ -85,7 +86,7 @@ class Unanswered:
         return electron_id in self._pending
 
     def find(self, electron: Electron, digest: int) -> PendingElectron | Answer | None:
-        """Return what has become of an electron that was delivered before; None for a new one."""
+        """Return the pending electron, or answer, of a repeated delivery; None for a new one."""
         for pending in self._named(electron.id):
             if pending.digest == digest and pending.electron.sender_id == electron.sender_id:
                 return pending
@@ -99,9 +100,9 @@ class Unanswered:
         return [self._pending[electron_id], *self._later.get(electron_id, deque())]
 
     def take(self, pending: PendingElectron) -> bool:
-        """Take an electron, and return whether it may be executed now.
+        """Add an electron, and return whether it may be executed now.
 
-        Ids are those of many senders. One that is unanswered has to be answered first.
+        Electrons of several senders may have the same id: then they are executed one after another.
         """
         electron_id = pending.electron.id
         self._count += 1
@@ -113,11 +114,11 @@ class Unanswered:
         return True
 
     def get(self, electron_id: str) -> PendingElectron | None:
-        """Return an unanswered electron that may be executed."""
+        """Return the unanswered electron of an id that may be executed; None without one."""
         return self._pending.get(electron_id)
 
     def let_go(self, pending: PendingElectron) -> PendingElectron | None:
-        """Remove an electron, and return the one that was to come after it."""
+        """Remove an electron, and return the one of the same id that waited for it, if any."""
         electron_id = pending.electron.id
         del self._pending[electron_id]
         self._count -= 1
@@ -139,7 +140,7 @@ class Unanswered:
         return next((pending.received for pending in self._pending.values()), inf)
 
     def remember(self, pending: PendingElectron) -> None:
-        """Keep the answer to an electron for when it is delivered again."""
+        """Keep the answer to an electron in case it is delivered again."""
         assert pending.reply is not None
         key = pending.electron.sender_id, pending.electron.id
         before = self._answers.pop(key, None)
@@ -150,7 +151,7 @@ class Unanswered:
             self._bytes -= oldest.size
 
     def put_back_later(self) -> list[PendingElectron]:
-        """Remove all that had to come after others, and return them."""
+        """Remove and return the electrons that wait for another one of the same id."""
         those = [pending for waiting in self._later.values() for pending in waiting]
         self._later.clear()
         self._count -= len(those)
@@ -158,7 +159,7 @@ class Unanswered:
         return those
 
     def note_waiting(self, electron_id: str) -> None:
-        """Note that an electron waits for others that it sent."""
+        """Note that an electron waits for its children."""
         pending = self._pending.get(electron_id)
         if pending is not None and not pending.is_waiting:
             pending.is_waiting = True

@@ -1,4 +1,4 @@
-"""Asking workers, of whom some may never answer: Dask's `Client.run` would wait for each."""
+"""Asking workers, some of which may never answer: Dask's `Client.run` waits for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INSTALL_SECONDS = 5.0  # for workers to have a plugin, before those that do not answer may be late
+INSTALL_SECONDS = 5.0  # for workers to install a plugin; then nobody waits for the rest
 INSTALL_AGAIN_SECONDS = 0.2  # until the scheduler has noticed that a worker died
 INSTALLATIONS = 10
 
@@ -33,21 +33,22 @@ async def ask_workers(
     wait: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """Have a function run on workers, and return what each says.
+    """Run a function on workers, and return the answer of each.
 
     Parameters
     ----------
     client
-        Whose scheduler has a `IdleWorkersPlugin`.
+        A client whose scheduler has an `IdleWorkersPlugin`.
     workers
-        All where not given.
+        The addresses of the workers; all where not given.
     wait
-        For the function to end, where it is a coroutine function.
+        Whether to wait for the function to end, where it is a coroutine function.
 
     Returns
     -------
     dict
-        By worker; the exception of one that raised, a TimeoutError for one that does not answer.
+        The answer by worker: the function's result, the exception that it raised, or a TimeoutError
+        where the worker does not answer.
     """
     task = {"function": dumps(function), "args": dumps(args), "kwargs": dumps(options)}
     message = {"op": "run", "wait": wait, **task}
@@ -57,7 +58,7 @@ async def ask_workers(
 
 
 async def install(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
-    """Have all workers have a plugin, those that do not answer now as soon as they do."""
+    """Install a plugin on all workers; on those that do not answer now, once they do."""
     task = asyncio.ensure_future(_register(client, plugin))
     _installing.add(task)
     task.add_done_callback(_installing.discard)
@@ -68,16 +69,16 @@ async def install(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
 
 
 async def _register(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
-    """Register a plugin, again where a worker dies as it is given it.
+    """Register a plugin, and again where a worker dies while the plugin is sent to it.
 
-    Dask's scheduler then hangs up on the client, as if it were the client that is gone; by then it
-    keeps the plugin for workers to come.
+    Dask's scheduler then closes the connection to the client, as if the client were gone; by then
+    the scheduler keeps the plugin for workers that join later.
     """
     for left in reversed(range(INSTALLATIONS)):
         try:
             await client.register_plugin(plugin)
         except CommClosedError:
-            if not left or client.status != "running":  # it is the scheduler that is gone
+            if not left or client.status != "running":  # the scheduler is gone
                 raise
             await asyncio.sleep(INSTALL_AGAIN_SECONDS)
         else:
@@ -90,7 +91,7 @@ def successes(answers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_note(task: asyncio.Task[Any]) -> None:
-    """Log what became of a plugin that nobody waits for any more."""
+    """Log the failure of a registration that nobody waits for any more."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.info("a plugin is not on all workers: %s", error)
 

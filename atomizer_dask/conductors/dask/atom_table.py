@@ -1,4 +1,4 @@
-"""The atoms that a scheduler keeps, by version, for all who are connected to it."""
+"""The atoms that a scheduler keeps, by version, for all its clients."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class AtomTable:
     Parameters
     ----------
     client
-        Connected to the scheduler.
+        A client connected to the scheduler.
     ask
-        Calls what asks the scheduler, and raises `ConductorError` where that is gone.
+        Calls a function that asks the scheduler; raises `ConductorError` where that is gone.
     placement
-        Whose compatibility check is to know what each atom needs installed.
+        Its `fitness` checks whether workers have the modules that each atom needs.
     """
 
     def __init__(self, client: Client, ask: Callable[..., Any], placement: Placement) -> None:
@@ -41,7 +41,7 @@ class AtomTable:
         return self._versions.of(definition)
 
     def publish(self, definition: Definition) -> None:
-        """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        """Publish an atom to every client of the scheduler, and to children of its electrons."""
         self._versions.register(definition)
 
     @property
@@ -54,17 +54,17 @@ class AtomTable:
         self._versions.release_unneeded(is_idle=is_idle)
 
     def find_version(self, atom_id: str) -> str | None:
-        """Return the version of an atom that another client of the scheduler made known."""
+        """Return the version of an atom that another client of the scheduler published."""
         digest: str | None = self._ask(
             self._client.get_metadata, [METADATA, f"id:{atom_id}"], default=None
         )
         return digest
 
     def fetch(self, atom_id: str) -> Definition | None:
-        """Return an atom that another client of the scheduler made known."""
+        """Return an atom that another client of the scheduler published."""
         version = self.find_version(atom_id)
         data = version and self._ask(self._client.get_metadata, [METADATA, version], default=None)
-        # Not at home: modules of the same names here are others than those of that client.
+        # Not in the space `HOME`: modules of that client may have the names of other modules here.
         if not data:
             return None
         space = f"fetched {version}"

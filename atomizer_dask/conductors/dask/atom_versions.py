@@ -1,9 +1,9 @@
 """The versions of atoms that a scheduler keeps for this process, as long as anybody needs them.
 
-What is executed is what the process would execute now: whenever electrons are sent, the atom is
-looked at, and published anew where it, or anything it refers to, is not what it was. Electrons
+Electrons execute the code that this process would execute now: whenever electrons are sent, the
+atom is checked, and published anew where it, or anything it refers to, has changed. Electrons
 already sent keep their version. A version that no run, registration or future refers to any more
-goes: here, on the scheduler and on the workers.
+is forgotten: here, on the scheduler and on the workers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from atomizer_dask.atoms.definition import ClassAtom, Definition
 from atomizer_dask.atoms.pickling import dump_watched
 
 SUPERSEDED = 8  # versions of registered atoms that are kept after they have changed
-LARGE = 2**24  # bytes of all versions, from which on it pays to look for garbage
+LARGE = 2**24  # bytes of all versions, above which collecting garbage pays
 
 
 class Version(str):
-    """The digest of an atom; whoever needs the version refers to this very object."""
+    """The digest of an atom; it is kept while somebody refers to this very object."""
 
     def __reduce__(self) -> Any:
         return str, (str(self),)
@@ -43,16 +43,16 @@ class _Known(NamedTuple):
 
 
 class AtomVersions:
-    """The versions of atoms that this process has made known.
+    """The versions of atoms that this process has published.
 
     Parameters
     ----------
     keep
-        Given a digest, its atom and the bytes of that: has the scheduler keep them.
+        Called with a digest, its atom and the pickled atom: has the scheduler keep them.
     name
-        Given the id of an atom and a version: makes that the one of the id for everybody.
+        Called with the id of an atom and a version: makes it the version of that id for everybody.
     release
-        Given versions that nobody here needs any more.
+        Called with versions that nobody here needs any more.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class AtomVersions:
         name: Callable[[str, str], None],
         release: Callable[[list[str]], None],
     ) -> None:
-        self.catalog: Mapping[str, Version] = {}  # of what is registered, by atom id
+        self.catalog: Mapping[str, Version] = {}  # of registered atoms, by id
         self._keep, self._name, self._release = keep, name, release
         self._known: weakref.WeakKeyDictionary[Definition, _Known] = weakref.WeakKeyDictionary()
         self._needed: weakref.WeakValueDictionary[str, Version] = weakref.WeakValueDictionary()
         self._registered: dict[str, Definition] = {}
         self._superseded: deque[Version] = deque(maxlen=SUPERSEDED)
         self._unneeded: deque[str] = deque()
-        self._sizes: dict[str, int] = {}  # bytes, of what the scheduler keeps
-        self._grown = 0  # bytes since the garbage was collected
+        self._sizes: dict[str, int] = {}  # bytes of each version that the scheduler keeps
+        self._grown = 0  # bytes since garbage was last collected
         self._lock = threading.RLock()
 
     def of(self, definition: Definition) -> Version:
@@ -85,18 +85,18 @@ class AtomVersions:
         return self._of(definition)
 
     def register(self, definition: Definition) -> None:
-        """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        """Publish an atom to every client of the scheduler, and to children of its electrons."""
         with self._lock:
             self._registered[definition.id] = definition
             self._enter(definition)
 
     def release_unneeded(self, *, is_idle: bool = True) -> None:
-        """Have those forgotten that nobody here needs any more.
+        """Release the versions that nobody here needs any more.
 
         Parameters
         ----------
         is_idle
-            Whether nothing is under way: else the garbage is left for later.
+            Whether nothing is under way: only then garbage is collected.
         """
         with self._lock:
             if is_idle and self._grown and sum(self._sizes.values()) > LARGE:
@@ -110,7 +110,7 @@ class AtomVersions:
                 self._release(sorted(gone))
 
     def _look_at_registered(self) -> None:
-        """Have children executed by the atoms that are registered as these are now."""
+        """Publish registered atoms anew that have changed, so that children execute them."""
         for definition in list(self._registered.values()):
             known = self._known.get(definition)
             if known is None or not known.is_current:
@@ -121,7 +121,7 @@ class AtomVersions:
         version, before = self._of(definition), self.catalog.get(definition.id)
         if version == before:
             return
-        if before is not None:  # free children may still be about to be executed by it
+        if before is not None:  # children of free spawners may still need it
             self._superseded.append(before)
         self.catalog = {**self.catalog, definition.id: version}
         self._name(definition.id, str(version))
@@ -133,11 +133,11 @@ class AtomVersions:
         with self._lock:
             data, watched = dump_watched(definition)
             digest = blake2b(data, digest_size=16).hexdigest()
-            if definition.singleton:  # whoever has the version alone must know
+            if definition.singleton:  # the version alone must say so
                 digest = f"{definition.singleton}:{digest}"
             version = self._needed.get(digest)
             if version is None:
-                self.release_unneeded()  # first, for this one may have been among them
+                self.release_unneeded()  # first: this digest may be among the unneeded
                 version = Version(digest)
                 self._keep(digest, definition, data)
                 self._sizes[digest] = len(data)
@@ -151,8 +151,8 @@ class AtomVersions:
 def collect() -> None:
     """Collect garbage, and give its memory back to the system.
 
-    A run that has ended, and what has arrived of an atom, are parts of cycles; and what has been
-    freed of large blocks glibc keeps.
+    Ended runs and unpickled atoms are parts of reference cycles; and glibc keeps memory that was
+    freed in large blocks.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

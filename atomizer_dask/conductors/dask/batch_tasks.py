@@ -54,14 +54,14 @@ _TROUBLE = (
 
 
 class Owner(Protocol):
-    """The conductor whose batches these are."""
+    """The conductor that has the batches."""
 
     @property
     def channel(self) -> str:
-        """The topic on which it listens to workers."""
+        """The topic on which the conductor listens to workers."""
 
     def error(self, message: str) -> ConductorError:
-        """Return an error that names its scheduler."""
+        """Return an error that names the conductor's scheduler."""
 
     def note_gone(self) -> ConductorError:
         """Note that the scheduler is gone, and return the error that says so."""
@@ -73,22 +73,22 @@ class Owner(Protocol):
 class BatchTasks:
     """The batches that a conductor has under way, each a task of Dask.
 
-    Submitting and forgetting are for any thread; whatever follows a task runs on the client's
-    event loop.
+    Submitting and forgetting are for any thread; the coroutines that follow tasks run on the
+    client's event loop.
 
     Parameters
     ----------
     client
-        Connected to the scheduler.
+        A client connected to the scheduler.
     owner
-        Is notified of what concerns more than a batch.
+        The conductor; it is notified of deaths of workers, and that the scheduler is gone.
     run_batch
         The function that executes a batch on a worker, from its packed form and a channel.
     placement
         Chooses the workers that may take a batch.
     clock_offset
         Seconds by which the scheduler's clock is ahead of this one: batches of different machines
-        are due on the scheduler's.
+        are due by the scheduler's clock.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class BatchTasks:
         self._posts: dict[str, Callable[[Report], None]] = {}
         self._arrived: set[str] = set()
         self._tasks: dict[str, Future] = {}
-        self._spaces: dict[str, str] = {}  # where the outcome of a batch arrives, if not at home
+        self._spaces: dict[str, str] = {}  # in which a batch's outcome is unpickled, if not `HOME`
         self._pinned: dict[str, set[str]] = {}
-        self._unplaced: set[str] = set()  # of these, at the last look
+        self._unplaced: set[str] = set()  # whose workers were missing at the last look
         self._dropping: set[str] = set()
         self._finished: list[Future] = []
         self._troubles = 0  # of Dask's own, in a row
@@ -121,14 +121,14 @@ class BatchTasks:
     # -- what the conductor asks --------------------------------------------------------------
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Have a batch executed by some worker, and `post` what becomes of it."""
+        """Have a batch executed by some worker, and call `post` with reports about it."""
         self._posts[batch.key] = post
         if batch.origin.space:
             self._spaces[batch.key] = batch.origin.space
         self._client.loop.add_callback(self._carry, batch)
 
     def adopt(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """`post` what becomes of a batch that another process submitted."""
+        """Call `post` with reports about a batch that another process submitted."""
         self._posts[batch.key] = post
         self._client.loop.add_callback(self._carry, batch, True)
 
@@ -151,9 +151,9 @@ class BatchTasks:
             self._client.loop.add_callback(self._drop, key)
 
     async def drop_unplaced(self, workers: set[str]) -> None:
-        """Cancel tasks that may go to some workers only, of which none is there any more.
+        """Cancel tasks that may go to certain workers only, of which none is left.
 
-        Once they are missing twice in a row: one may have joined since the workers were looked at.
+        That takes two looks in a row: a worker may have joined since `workers` were looked up.
         """
         unplaced = {key for key, wanted in self._pinned.items() if not wanted & workers}
         for key in unplaced & self._unplaced:
@@ -165,7 +165,7 @@ class BatchTasks:
         return key in self._posts
 
     def post(self, key: str, report: Report) -> None:
-        """Post what has become of a batch to whoever waits for it."""
+        """Post a report about a batch to its driver, where that still waits for it."""
         post = self._posts.get(key)
         if post is not None:
             if not isinstance(report, GivenBack | Partly | Expiring | WorkerSilent):
@@ -178,13 +178,13 @@ class BatchTasks:
 
     def post_arrived(self, key: str, outcome: bytes) -> None:
         """Post the packed outcome of a batch, ahead of the end of its task."""
-        if key in self._posts or key in self._tasks:  # else it was taken back
+        if key in self._posts or key in self._tasks:  # else the batch was taken back
             report = Arrived(key, self._unpack(key, outcome))
             self.post(key, report)
             self._arrived.add(key)  # afterwards: where that raises, its task still reports it
 
     def post_idle(self, message: Mapping[str, Any]) -> None:
-        """Post what the scheduler's side took back from an idle worker."""
+        """Post which batches the scheduler plugin took back from an idle worker."""
         batches = {future.key: key for key, future in self._tasks.items()}
         reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
             ("dropped", Dropped),
@@ -259,7 +259,7 @@ class BatchTasks:
         generation: int,
         verdicts: int,
     ) -> Report:
-        """Return what it means for a batch that its task ended with an error, or never began.
+        """Return the report about a batch whose task ended with an error, or never began.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class BatchTasks:
             return Dropped(batch.key)
         if self._client.status != "running":
             return self._lost(batch, text_of(error))
-        if future is None and not is_trouble(error):  # no task could have ended with it
+        if future is None and not is_trouble(error):  # no task ended with it
             raise error
         if not is_of_task or is_trouble(error):
             return self._troubled(batch, error)
@@ -290,7 +290,7 @@ class BatchTasks:
     async def _adopt(self, batch: Batch) -> Future:
         """Return a future of a task that another client submitted."""
         key = key_of(batch)
-        self._dropping.add(batch.key)  # the scheduler may have forgotten it: no fault from outside
+        self._dropping.add(batch.key)  # the scheduler may have forgotten it: then it is dropped
         future = Future(key, self._client)
         msg = {"key": key, "client": self._client.id}
         await self._client.scheduler.log_event(topic=ADOPTED, msg=msg)
@@ -300,12 +300,12 @@ class BatchTasks:
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
         # let workers idle for a round trip between any two of it.
         try:
-            # What came along a route was JSON.
+            # Electrons that came along a route were JSON.
             packed = pack(
                 batch,
                 is_plain=batch.origin.route is not None,
                 space=batch.version,
-                brings_code=not is_singleton(batch.version),  # which keeps its instance
+                brings_code=not is_singleton(batch.version),  # a singleton keeps its instance
             )
         except BaseException as error:
             raise UnpicklableError(why_not_sent(batch, error)) from error
@@ -327,13 +327,13 @@ class BatchTasks:
         )
 
     async def _carry_half(self, batch: Batch) -> None:
-        """Narrow down which input cannot travel: give half of them back, carry the other half."""
+        """Narrow down which input cannot be pickled: give one half back, carry the other half."""
         stop = len(batch) // 2
         self.post(batch.key, GivenBack(batch.key, stop))
         await self._carry_out(batch.part(0, stop), False)
 
     async def _is_unfit_since(self, verdicts: int) -> bool:
-        """Return whether a worker turned out to lack what all need since a batch was sent."""
+        """Return whether a worker was found unfit since a batch was sent."""
         fitness = self._placement.fitness
         if fitness is None or self._client.status != "running":
             return False
@@ -344,13 +344,13 @@ class BatchTasks:
         return fitness.verdicts > verdicts
 
     def _dropped(self, batch: Batch, generation: int) -> Report:
-        """Return what a cancelled task means: whether it was we who cancelled it, or not.
+        """Return the report about a batch whose task was cancelled, by us or by others.
 
-        Whoever restarts all workers, perhaps for another's sake, has Dask forget all tasks of all
+        A restart of all workers, perhaps by another client, makes Dask forget all tasks of all
         clients, which is as if each worker had left.
         """
         if self._client.generation > generation and self._client.status == "running":
-            # What was on its way to the scheduler just then it has, and the client wants no more.
+            # A task that was on its way then is on the scheduler; the client releases it.
             internals.release(self._client, key_of(batch))
             return Dropped(batch.key)
         if batch.key in self._dropping or batch.key not in self._posts:
@@ -358,9 +358,9 @@ class BatchTasks:
         return self._lost(batch, "its task was cancelled from outside")
 
     def _troubled(self, batch: Batch, error: Exception) -> Report:
-        """Return what trouble of Dask's own means, which is no outcome of any electron.
+        """Return the report about a batch that met trouble of Dask's own: no outcome of electrons.
 
-        The batch is executed again, unless that has been in vain several times in a row.
+        The batch is executed again, unless `MANY_TROUBLES` came in a row: then it is lost.
         """
         self._troubles += 1
         logger.info("a batch of %s met trouble", batch.atom_id, exc_info=error)
@@ -375,7 +375,7 @@ class BatchTasks:
         return Lost(batch.key, self._owner.note_gone())
 
     def _release_soon(self, future: Future) -> None:
-        """Release futures of small outcomes many at a time: each costs three messages."""
+        """Release futures of small outcomes many at a time: each release costs three messages."""
         self._finished.append(future)
         if len(self._finished) == 1:
             self._client.loop.call_later(RELEASE_SECONDS, self.release_finished)

@@ -1,4 +1,4 @@
-"""What the conductors of a client and of a worker have in common: both carry batches by Dask."""
+"""The base class of the conductors of a client and of a worker: both carry batches by Dask."""
 
 from __future__ import annotations
 
@@ -45,22 +45,24 @@ from atomizer_dask.execution.input_checks import check_picklable
 from atomizer_dask.execution.packing import Packed
 from atomizer_dask.sweeps.sweep import Sweep
 
-TELL_SECONDS = 1.0  # for workers to hear of something
+TELL_SECONDS = 1.0  # for workers to answer a call
 
 
 class WorkerCalls(NamedTuple):
-    """What a conductor has workers call; it is handed these, for they make conductors themselves.
+    """The functions that a conductor has workers call.
+
+    They are passed in, because their module makes conductors itself.
 
     Parameters
     ----------
     run_batch
-        Executes a batch, from its packed form and the channel of whoever sent it.
+        Executes a batch, from its packed form and the channel of its sender.
     stop
-        Gives back what has not begun, of a run or an electron.
+        Gives back electrons that have not begun, of a run or of an electron's descendants.
     census
-        Counts what electrons of a channel have sent.
+        Counts the children that electrons of a channel have sent.
     wall_time
-        Returns how many seconds a worker has left, and had at first.
+        Returns the seconds that electrons have left on a worker, and had at first.
     """
 
     run_batch: Callable[[Packed, str], Packed]
@@ -75,13 +77,13 @@ class DaskCarrier(BatchConductor):
     Parameters
     ----------
     id
-        Names it.
+        The name of the conductor.
     client
-        Connected to the scheduler.
+        A client connected to the scheduler.
     calls
-        What workers call.
+        The functions that workers call.
     cluster
-        Whose workers are replaced where it gives them up; None where it is not known.
+        The cluster whose lost workers are replaced; None where it is not known.
     """
 
     def __init__(
@@ -93,9 +95,9 @@ class DaskCarrier(BatchConductor):
         self._calls = calls
         self._channels: set[str] = {self.channel}
         self._demand = (0, 0.0)  # as last announced
-        client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers for 10 ms
+        client.scheduler_comm.interval = SEND_SECONDS  # by default it gathers messages for 10 ms
         self._address = client.scheduler.address
-        # On the scheduler's clock batches are due that come from different machines.
+        # Batches of different machines are due by the scheduler's clock.
         clock_offset = self._ask(client.run_on_scheduler, time) - time()
         self._placement = Placement(client, calls.wall_time, self.emit, self._note_lost_state)
         self._atoms = AtomTable(client, self._ask, self._placement)
@@ -109,12 +111,12 @@ class DaskCarrier(BatchConductor):
 
     @property
     def client(self) -> Client:
-        """The `distributed.Client` it works through."""
+        """The `distributed.Client` that the conductor works through."""
         return self._client
 
     @property
     def threads(self) -> int:
-        """How many threads the workers have together that do something, as last seen."""
+        """How many threads the workers have that do something, in all, as last seen."""
         return self._watch.crew.threads
 
     def standstill(self, version: Any) -> str:  # noqa: D102
@@ -130,7 +132,7 @@ class DaskCarrier(BatchConductor):
         return state
 
     def status(self) -> ConductorStatus:
-        """Return how it is and who its workers are, asking the scheduler where it answers."""
+        """Return the state of the conductor, and its workers as the scheduler knows them."""
         state = self.state
         if state != "connected":
             return ConductorStatus(state, self._address)
@@ -143,7 +145,7 @@ class DaskCarrier(BatchConductor):
         self._tasks.submit(batch, post)
 
     def await_batch(self, batch: Batch, post: Callable[[Report], None]) -> None:
-        """Report what becomes of a batch that another process submitted."""
+        """Call `post` with reports about a batch that another process submitted."""
         if batch.origin.channel not in self._channels:  # on which its worker reports
             self._channels.add(batch.origin.channel)
             self._client.subscribe_topic(batch.origin.channel, self._on_message)
@@ -158,20 +160,20 @@ class DaskCarrier(BatchConductor):
         self._tasks.retract(key)
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
-        """Have what has not been begun of a run, or of descendants, given back."""
+        """Have workers give back electrons of a run, or of descendants, that have not begun."""
         if cancel:
             self.cancel_descendants(root)
         is_reached = self._client.status == "running"
-        # Not by the workers as last seen: after a death the next one may have begun already.
+        # Not by the workers as last seen: after a death the next worker may have begun already.
         if not (is_reached and self._call_workers(self._calls.stop, root, epoch, cancel)):
-            self._tasks.drop_all()  # nobody has begun
+            self._tasks.drop_all()  # no worker has begun
 
     def release_finished(self) -> None:
         """Release the futures of outcomes that have been delivered."""
         self._tasks.release_finished()
 
     def count_all(self) -> tuple[int, int]:
-        """Return the census of its channel, here and on all workers."""
+        """Return the census of the conductor's channel, here and on all workers."""
         alive, sent = super().count_all()
         if self._client.status != "running":
             return alive, sent
@@ -192,15 +194,15 @@ class DaskCarrier(BatchConductor):
         check_picklable(sweep)
 
     def publish(self, definition: Definition) -> None:
-        """Make an atom known to every client of the scheduler, and to what its electrons send."""
+        """Publish an atom to every client of the scheduler, and to children of its electrons."""
         self._atoms.publish(definition)
 
     def find_version(self, atom_id: str) -> str | None:
-        """Return the version of an atom that another client of the scheduler made known."""
+        """Return the version of an atom that another client of the scheduler published."""
         return self._atoms.find_version(atom_id)
 
     def fetch(self, atom_id: str) -> Definition | None:
-        """Return an atom that another client of the scheduler made known."""
+        """Return an atom that another client of the scheduler published."""
         return self._atoms.fetch(atom_id)
 
     def catalog(self) -> Mapping[str, str]:
@@ -246,7 +248,7 @@ class DaskCarrier(BatchConductor):
                 self.report(self.channel, loads(error))
 
     def _is_of_ours(self, sent: Sent) -> bool:
-        """Return whether it descends from what was sent here: others may listen as well."""
+        """Return whether an electron descends from one sent here: others listen to topics too."""
         return not self._closed and sent.origin.channel == self.channel
 
     # -- reports of its tasks and its watch ---------------------------------------------------
@@ -278,7 +280,7 @@ class DaskCarrier(BatchConductor):
         self._atoms.release_unneeded(is_idle=not self.demand()[0])
 
     def _announce_demand(self) -> None:
-        """Have clusters that adapt know what is still to be done, if that has changed."""
+        """Announce to adaptive clusters how much is still to be done, if that has changed."""
         demand = self.demand()
         if demand != self._demand:
             self._demand = demand
@@ -304,21 +306,22 @@ class DaskCarrier(BatchConductor):
     # -- asking ------------------------------------------------------------------------------
 
     def _ask(self, ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call what asks the scheduler; it may be gone, which nothing else has noticed yet."""
+        """Call a function that asks the scheduler; raise `ConductorError` where that is gone."""
         try:
             return ask(*args, **options)
         except OSError as error:
             raise self._gone_error(error) from error
 
     def _ask_workers(self, *function: Any, **options: Any) -> dict[str, Any]:
-        """Have a function run on all workers, and return what those say that answer."""
+        """Run a function on all workers, and return the answers of those that do not fail."""
         answers: dict[str, Any] = self._client.sync(ask_workers, self._client, *function, **options)
         return successes(answers)
 
     def _call_workers(self, what: Callable[..., Any], *args: Any) -> bool:
-        """Call something on all workers, and return whether there are any.
+        """Call a function on all workers, and return whether there are any.
 
-        Nobody waits for those that do not answer, as where an electron holds the interpreter lock.
+        Workers that do not answer, as where an electron holds the interpreter lock, are not waited
+        for.
         """
         call = partial(ask_workers, self._client, what, *args)
         with suppress(TimeoutError):
@@ -327,7 +330,7 @@ class DaskCarrier(BatchConductor):
 
 
 def _status_of(address: str, facts: Mapping[str, Any]) -> WorkerStatus:
-    """Return what the scheduler knows of a worker; it has no metrics before its first heartbeat."""
+    """Return what the scheduler knows of a worker; metrics come with its first heartbeat."""
     metrics = facts.get("metrics", {})
     return WorkerStatus(
         address=address,

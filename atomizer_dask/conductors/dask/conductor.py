@@ -5,11 +5,11 @@
     client process                      scheduler                worker process
     DaskConductor.submit  ── task ────▶            ── task ────▶ run_batch ▸ DaskSite.execute
     _on_message          ◀── topic ───            ◀── topic ──── given back, small outcome, events
-    _collect             ◀─────────── gather, from the worker ── large outcome
+    _carry_out           ◀─────────── gather, from the worker ── large outcome
 
 A small outcome rides on the topic, which saves the round trip of a gather; the task's future
-stays the authority on whether the batch has ended. An electron that sends others does so through
-a `DaskConductor` of its worker's own client.
+stays the authority on whether the batch has ended. An electron sends children through the
+`WorkerConductor` of its worker, which has a client of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from atomizer_dask.policy import Policy
 logger = logging.getLogger(__name__)
 
 DRIVER_PRIORITY = 1e15  # over all batches
-DRIVER_RETRIES = 3  # nobody else would notice trouble that it met
+DRIVER_RETRIES = 3  # of the task that drives a detached run, which has no client to retry it
 
 
 class DaskConductor(DaskCarrier):
@@ -73,12 +73,12 @@ class DaskConductor(DaskCarrier):
           ``atomizer.connection.target`` or, for all of Dask, as ``scheduler-address``, else a local
           cluster of processes that listen to this machine alone and live as long as the conductor.
     id
-        Names it.
+        The name of the conductor.
     workers, threads_per_worker
         Of the local cluster. As many processes as there are cores and one thread in each unless
         given: atoms are Python and NumPy, which often hold the interpreter lock. Atoms that
         release it, or that share large memory, are better off in one process of many threads.
-        Elsewhere whoever starts the workers chooses, by the same rule: ``dask worker --nworkers
+        Elsewhere choose by the same rule where you start the workers: ``dask worker --nworkers
         auto --nthreads 1``, or ``SLURMCluster(cores=8, processes=8)``.
     security
         A `distributed.Security` for an address, a scheduler file or a local cluster; True for a
@@ -92,16 +92,16 @@ class DaskConductor(DaskCarrier):
     Raises
     ------
     ConductorError
-        Where nobody answers in time or certificates do not fit, or the workers' Python or version
-        of this package is another one; the message lists who has what.
+        Where no scheduler answers in time or certificates do not fit, or the workers' Python or
+        version of this package is another one; the message lists which worker has which.
 
     Notes
     -----
     Closing it closes what it opened itself: its connection, and a local cluster that it started.
-    The processes of that never import the main module, go on at Ctrl-C, may have children, and end
-    with this process, however it does.
-    Workers may join later and serve at once what is registered. Where their environment differs
-    they are warned of, and electrons are kept off those on which they would fail.
+    The processes of that cluster never import the main module, go on at Ctrl-C, may have children,
+    and end with this process, however it ends.
+    Workers may join later, and execute registered atoms at once. Where a worker's environment
+    differs, a warning says so; no electron goes to a worker on which it would fail.
 
     Examples
     --------
@@ -122,7 +122,7 @@ class DaskConductor(DaskCarrier):
         client, self._name, self._cluster, self._owns_cluster = connect(
             target, id, workers, threads_per_worker, security, timeout
         )
-        self._news: list[Event] = []  # of connecting, and of environments that differ
+        self._news: list[Event] = []  # about connecting, and environments that differ
         try:
             super().__init__(id, client, CALLS, self._cluster)
         except BaseException:  # Ctrl-C too
@@ -160,19 +160,19 @@ class DaskConductor(DaskCarrier):
         return fitness
 
     def _note_news(self, event: Event) -> None:
-        """Emit an event to listeners, also to those who attach later."""
+        """Emit an event to listeners, also to those that attach later."""
         self._news.append(event)
         self.emit(self.channel, event)
 
     def attach(self, listener: Listener) -> None:
-        """Look up atoms at `listener` first; send it events, also those of connecting."""
+        """Look up atoms at `listener` first; send it events, also earlier ones about connecting."""
         is_new = listener not in self._listeners
         super().attach(listener)
         for event in list(self._news) if is_new else ():
             listener.emit(event)
 
     def shield_workers(self) -> None:
-        """Have workers that were started here, and none else, end when this process says so."""
+        """Have workers of the conductor's own cluster ignore signals: this process ends them."""
         if self._owns_cluster:
             self._ask(self._client.sync, install, self._client, Undisturbed())
 
@@ -222,20 +222,20 @@ class DaskConductor(DaskCarrier):
             self._pause.wait(JOIN_SECONDS)
 
     def whereabouts(self) -> dict[str, Any]:
-        """Return where it carries electrons, for the record."""
+        """Return type, threads, scheduler and workers, as the store of a run records them."""
         there = {"scheduler": self._address, "workers": sorted(self._watch.workers)}
         return {**super().whereabouts(), **there}
 
     def in_flight(self, run_id: str) -> list[Batch]:
-        """Return the batches of a run that outlived who submitted them, in that order."""
+        """Return the batches of a run that outlived their client, in the order of submission."""
         batches = []
         for _, args in self._ask(self._client.run_on_scheduler, kept_tasks, run_id):
-            if args and isinstance(args[0], Packed):  # else its outcome is lost
+            if args and isinstance(args[0], Packed):  # else the task is one whose outcome is lost
                 batches.append(args[0].load())
         return batches
 
     def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
-        """Forget the outcomes of batches of a run, for they are in its store by now."""
+        """Forget the outcomes of batches of a run, all where `keys` is None: the store has them."""
         tasks = None if keys is None else [kept_key(atom_id, key, run_id) for key in keys]
         if self._client.status == "running":
             msg = {"run": run_id, "keys": tasks}
@@ -250,7 +250,7 @@ class DaskConductor(DaskCarrier):
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.channel)
             if self._owns_cluster:
-                # Or the scheduler would warn of lost results, which nobody wants any more.
+                # Or the scheduler would warn of lost results that nobody wants any more.
                 self._call_workers(let_go)
                 self._client.run_on_scheduler(forget_kept)
         self._client.loop.add_callback(self._watch.cancel)

@@ -1,7 +1,7 @@
 """The messages of workers to a conductor, on the topic that is the conductor's channel.
 
-Dask's topics carry numbers, texts, bytes and tuples of these, so that a record travels as its
-kind and its fields. Whatever of the user's own goes along is pickled in a field.
+Dask's topics carry numbers, texts, bytes and tuples of these, so a message travels as its
+kind and its fields. Objects of the user's travel pickled in a field.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class BatchExpiring(NamedTuple):
 
 
 class ElectronHandedOn(NamedTuple):
-    """An electron sent another, and its worker leaves before that began; a pickled `Sent`."""
+    """A worker leaves before a child sent there has begun; `sent` is a pickled `Sent`."""
 
     sent: bytes
 
 
 class BatchHandedOn(NamedTuple):
-    """A worker leaves, and what its electrons sent is under way; a pickled `Handed`."""
+    """A worker leaves while a batch of children is under way; `handed` is a pickled `Handed`."""
 
     handed: bytes
 
@@ -82,7 +82,7 @@ _TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def to_topic(message: Message) -> tuple[Any, ...]:
-    """Return a message as it travels.
+    """Return a message as the tuple that travels.
 
     >>> to_topic(BatchGivenBack("batch", 3))
     ('BatchGivenBack', 'batch', 3)

@@ -1,4 +1,4 @@
-"""Which workers a batch may go to, where not to any."""
+"""Which workers a batch may go to, where it may not go to all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-LOOK_SECONDS = 1.0  # how often we look whether there are workers by now
+LOOK_SECONDS = 1.0  # between two looks whether there are workers by now
 
 
 class Placement:
@@ -28,21 +28,21 @@ class Placement:
     Parameters
     ----------
     client
-        Through which scheduler and workers are asked.
+        The client through which scheduler and workers are asked.
     wall_time
-        Returns, on a worker, how many seconds it has left, and had at first.
+        Returns, on a worker, the seconds that electrons have left there, and had at first.
     emit
         Puts an event on a channel.
     note_lost_state
-        Is called where a singleton of the cluster moves since its worker has gone: with its batch
+        Called where a singleton of the cluster moves because its worker has gone: with its batch
         and that worker.
 
     Attributes
     ----------
     workers, working
-        The addresses of those there are, and of those that do something.
+        The addresses of all workers, and of those that do something.
     fitness
-        Knows which of them lack what an atom needs; None where nobody has looked.
+        Knows which workers lack what an atom needs; None before workers have been looked at.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class Placement:
         self._note_lost_state = note_lost_state
 
     async def choose(self, batch: Batch, is_wanted: Callable[[], bool]) -> set[str]:
-        """Return the workers that may take a batch; none where all may.
+        """Return the workers that may take a batch; an empty set where all may.
 
         Parameters
         ----------
         batch
             The batch.
         is_wanted
-            Whether somebody still waits for it, while we wait for workers.
+            Returns whether somebody still waits for the batch; asked while workers are missing.
 
         Raises
         ------
         WallTimeError
-            Where no worker lives as long as it takes.
+            Where no worker lives long enough for its electron.
         """
         if is_singleton(batch.version) == "cluster":
             return {await self._home_of(batch, is_wanted)}
@@ -81,8 +81,8 @@ class Placement:
         if batch.terms.min_seconds:
             return await self._long_living(batch, unfit, is_wanted)
         worker, excluded = batch.terms.worker, batch.terms.excluded
-        # A singleton of the cluster stays where it is as long as that worker is there: it may be
-        # executing an electron, and there is one of it. All others need not wait for an idle one.
+        # A singleton of the cluster stays on its worker, even an idle one: it may be executing an
+        # electron, and there must be only one. All other batches avoid idle workers.
         fit = (self.working or self.workers) - unfit
         anywhere = (fit or {NO_WORKER}) if unfit else set()
         if worker:
@@ -97,7 +97,7 @@ class Placement:
     async def _long_living(
         self, batch: Batch, unfit: frozenset[str], is_wanted: Callable[[], bool]
     ) -> set[str]:
-        """Return workers that live long enough for an electron that one did not."""
+        """Return workers that live long enough for an electron that a wall time cut short."""
         seconds = batch.terms.min_seconds
         times: dict[str, tuple[float, float]] = {}
         while is_wanted() and not times:
@@ -131,7 +131,7 @@ class Placement:
         keys = [METADATA, f"home:{batch.version}"]
         scheduler = self._client.scheduler
         home: str | None = await scheduler.get_metadata(keys=keys, default=None)
-        # They come and go on a cluster that adapts.
+        # On an adaptive cluster there may be no workers for a while.
         while not (fit := self.workers - self._unfit_for(batch)):
             if not is_wanted():
                 return NO_WORKER
@@ -139,7 +139,7 @@ class Placement:
         if home is None or home not in fit:
             if home is not None and home not in self.workers:
                 self._note_lost_state(batch, home)
-            # The same choice for all who choose at this moment: rendezvous hashing (Thaler &
+            # All clients that choose at this moment choose the same: rendezvous hashing (Thaler &
             # Ravishankar, IEEE/ACM Trans. Netw. 6(1), 1998).
             home = min(fit, key=lambda w: blake2b(f"{w}{batch.version}".encode()).digest())
             await scheduler.set_metadata(keys=keys, value=home)
@@ -147,5 +147,5 @@ class Placement:
 
 
 def is_singleton(version: str) -> str:
-    """Return ``"node"`` or ``"cluster"`` where the version is that of a singleton, else nothing."""
+    """Return ``"node"`` or ``"cluster"`` where a version is that of a singleton, else empty."""
     return version.partition(":")[0] if ":" in version else ""

@@ -1,4 +1,4 @@
-"""How tasks are called: by what Dask's dashboard, and the scheduler's side of ours, know them."""
+"""The keys of tasks, by which Dask's dashboard and our scheduler plugins know them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST_NAME = 24  # of a run or an atom
 
 
 def key_of(batch: Batch) -> Any:
-    """Return the key of the task of a batch; one of three parts is kept, see `BatchTasksPlugin`."""
+    """Return the key of the task of a batch; `BatchTasksPlugin` keeps those of three parts."""
     if batch.sink is not None:
         return kept_key(batch.atom_id, batch.key, batch.run_id)
     return (f"{_label(batch.atom_id, batch.run_id)}-{batch.key}", ONCE)
@@ -24,10 +24,10 @@ def kept_key(atom_id: str, key: str, run_id: str) -> Any:
 
 
 def _label(atom_id: str, run_id: str) -> str:
-    """Return under which name Dask's dashboard shows tasks, and learns how long they take.
+    """Return the name under which Dask's dashboard shows tasks, and Dask learns how long they take.
 
     That name ends at the first hyphen, see `dask.utils.key_split`: what follows makes every task
-    a group of its own. What is sent one by one is of no run.
+    a group of its own. Electrons sent one by one belong to no run: their `run_id` is empty.
 
     Examples
     --------

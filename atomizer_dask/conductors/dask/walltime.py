@@ -1,9 +1,9 @@
 """The worker's side of wall times: what a worker still takes, and how it leaves before its end.
 
-The end is that of Dask's ``--lifetime`` or of the worker's job. From when the first batch is
-refused, because its electrons would not end in time, the scheduler gives the worker no others;
-once the running ones have ended, it leaves at once. What runs on until `margin` before the end is
-cut short: the worker reports all that has ended by then, and Dask does not run the batch again.
+The end is that of Dask's ``--lifetime`` or of the worker's job. Once a worker has refused a batch,
+because its electrons would not end in time, the scheduler gives the worker no others; it leaves as
+soon as the running batches have ended. Electrons that still run `margin` seconds before the end
+are cut short: the worker reports all that has ended by then, and Dask does not run the batch again.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SAFETY = 1.2  # times what electrons took so far, they may take
-MOST_SHARE = 0.5  # of a worker's life it refuses nothing: else one long electron would idle it
-FULL_SHARE = 0.8  # of a life is as much as an electron can have
-MOST_TRIES = 3  # of an electron that is cut short; workers may need much of their life to start
-STARTING_SECONDS = 60.0  # that a worker may need for its imports; older ones have been idle
+SAFETY = 1.2  # factor on the longest electron so far: the next may take as long
+MOST_SHARE = 0.5  # of a life: a worker with more left refuses nothing; see `_needed`
+FULL_SHARE = 0.8  # of a worker's life: the most that an electron can have
+MOST_TRIES = 3  # for an electron that is cut short; workers may need much of their life to start
+STARTING_SECONDS = 60.0  # that a worker may need for imports; an older one has been idle
 LOOK_SECONDS = 0.05
-LIFETIME_PATIENCE = 10.0  # for the scheduler to part with a worker that nobody will kill
+LIFETIME_PATIENCE = 10.0  # for farewells where only Dask's lifetime ends, which kills nobody
 REASON = "atomizer-wall-time"
 ASK_SECONDS = 20.0  # for the batch system to say when the job ends
 
@@ -61,11 +61,11 @@ class WallTime(NamedTuple):
     Parameters
     ----------
     end
-        When electrons on it must have ended, as `time.monotonic` counts.
+        When electrons on the worker must have ended, as `time.monotonic` counts.
     life
-        How many seconds it had for them from its beginning.
+        Seconds that the worker had for electrons from its beginning.
     ready
-        When it could execute the first, where that was right after its beginning.
+        When the worker could execute its first electron; minus infinity where it was long idle.
     """
 
     end: float = inf
@@ -79,7 +79,7 @@ class WallTime(NamedTuple):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it has as much time before it as any worker that will join."""
+        """Whether the worker has as much time left as a worker that joins now."""
         return monotonic() < self.ready + JOINED_SECONDS
 
 
@@ -99,25 +99,26 @@ class WallTimeError(Exception):
 
 
 class WorkerShutdown:
-    """What a worker takes towards its end, and how it leaves.
+    """Decides which batches a worker still takes towards its end, and has it leave.
 
     Parameters
     ----------
     worker
         The worker.
     leases
-        Returns what is executed on it.
+        Returns the leases of batches that the worker executes.
     emit
-        Puts an event on a stream.
+        Puts an event on a channel.
     channel_of
-        Returns where whoever sent a batch listens.
+        Returns the channel of the conductor that sent a batch.
     hand_on
-        Hands on what electrons here have sent.
+        Hands on the children that electrons here have sent.
     keep
-        Writes outcomes that nobody has fetched into the stores of their runs, each with its batch.
+        Called with pairs of a batch and its outcome, which nobody has fetched: writes the outcomes
+        into the stores of their runs.
     margin
-        Seconds before its end, in which it reports what has ended, and leaves; as configured
-        where not given.
+        Seconds before its end in which the worker reports what has ended, and leaves; as
+        configured where not given.
     """
 
     def __init__(
@@ -139,8 +140,8 @@ class WorkerShutdown:
         self._keep = keep
         self._margin = setting("wall-time.margin") if margin is None else margin
         self._guard = threading.Lock()
-        self._refusing = False  # what would not end in time
-        self._closed = False  # to all
+        self._refusing = False  # batches that would not end in time
+        self._closed = False  # to all batches
         self._unloading_until = -inf
         self._left = False
         self._farewells, self._heard = (
@@ -161,14 +162,14 @@ class WorkerShutdown:
         worker = self._worker
         timer = lifetime_timer(worker)
         if timer is None:
-            # Too early by what the imports took, which does no harm.
+            # Too early by the time of the imports, which does no harm.
             began = _beginning()
             self._shorten(began, began + worker.lifetime)
             return
         loop = worker.loop
         end = monotonic() + timer.when() - loop.asyncio_loop.time()
         self._shorten(end - worker.lifetime, end)
-        loop.add_callback(timer.cancel)  # it would not wait for reports of what has ended
+        loop.add_callback(timer.cancel)  # it would end the worker before all is reported
 
     def _ask_slurm(self) -> None:
         end = _end_of_slurm_job()
@@ -191,7 +192,7 @@ class WorkerShutdown:
 
     @property
     def is_last_chance(self) -> bool:
-        """Whether this is the last chance to report what has ended, however large."""
+        """Whether this is the last chance to report ended electrons, however large the report."""
         return self._closed or monotonic() < self._unloading_until
 
     @property
@@ -209,24 +210,24 @@ class WorkerShutdown:
         if self._closed:
             return False
         if self.wall_time.is_fresh:
-            return True  # else all might refuse it, who need much of their life to start
+            return True  # else all workers might refuse it, where starting takes much of a life
         left = self.wall_time.left
         if left < batch.terms.min_seconds:
-            return False  # which others have time for
+            return False  # other workers have time for it
         if left >= self._needed(batch):
             return True
         self._refuse(batch, left)
         return False
 
     def seconds_for(self, batch: Batch) -> float:
-        """Return how long a batch that begins now may take, so that its last electron ends."""
+        """Return how many seconds a batch may take from now on, so that its last electron ends."""
         return max(0.0, min(batch.seconds, self.wall_time.left - self._needed(batch)))
 
     def _needed(self, batch: Batch) -> float:
         return min(batch.longest * SAFETY, self.wall_time.life * MOST_SHARE)
 
     def _refuse(self, batch: Batch, left: float) -> None:
-        """Take no more batches, and leave once those that run have ended."""
+        """Announce that the worker takes no more, and leave once the running batches have ended."""
         with self._guard:
             if self._refusing:
                 return
@@ -247,7 +248,7 @@ class WorkerShutdown:
         self._worker.log_event(LEAVING, {"worker": self._worker.address, **facts})
 
     def _note_heard(self, number: int) -> None:
-        """Note that the scheduler has all messages up to then."""
+        """Note that the scheduler has all messages up to a farewell."""
         if number == self._farewells:
             self._heard.set()
 
@@ -255,8 +256,8 @@ class WorkerShutdown:
 
     async def _leave_when_idle(self) -> None:
         idle = 0
-        while idle < 2:  # in between, what had just been let in is seen
-            # Not only ours: the worker may execute tasks of others.
+        while idle < 2:  # the second look sees a batch let in just before the first
+            # Not only leases: the worker may execute tasks of others.
             idle = 0 if self._leases() or self._worker.state.executing else idle + 1
             self._closed |= bool(idle)
             await asyncio.sleep(LOOK_SECONDS)
@@ -265,7 +266,7 @@ class WorkerShutdown:
     async def _leave_now(self) -> None:
         """Report what has ended, and leave in the middle of the electrons that have not."""
         if self._worker.status.name not in ("running", "paused"):
-            return  # somebody else has it closed
+            return  # somebody else closes it
         self._refusing = self._closed = True
         try:
             await self._report_leases()
@@ -276,7 +277,7 @@ class WorkerShutdown:
         """Hand over what has ended and what has not begun: the worker is about to be retired."""
         until = monotonic() + self._margin
         self._unloading_until = until + LIFETIME_PATIENCE  # it may stay after all
-        # More than once: what had just been let in is not among the leases yet.
+        # More than once: a batch that was just let in is not among the leases yet.
         while self._executes:
             await self._hand_over()
             if monotonic() > until:
@@ -322,7 +323,7 @@ class WorkerShutdown:
             await self._close()
 
     async def _until_fetched(self) -> None:
-        """Wait until whoever wants the outcomes has fetched them, or write them down."""
+        """Wait until clients have fetched the outcomes, and store those that they have not."""
         until, worker = monotonic() + self._margin / 2, self._worker
         while monotonic() < until and (self._is_ending or any(map(is_batch, worker.data))):
             await asyncio.sleep(LOOK_SECONDS)
@@ -337,7 +338,7 @@ class WorkerShutdown:
         return begun > len(leases) or any(lease.has_unreported for lease in leases)
 
     async def _until_all_is_reported(self) -> None:
-        """Wait until this process can end, in the midst of electrons, and none is done twice.
+        """Wait until this process can end amid running electrons, with none executed twice.
 
         Nothing is awaited between the last look and the return.
         """
@@ -351,11 +352,12 @@ class WorkerShutdown:
                 return
 
     async def _say_goodbye(self) -> None:
-        """Have what others need moved to other workers.
+        """Have the scheduler move results that others need to other workers.
 
-        Only where this process ends later than that is the worker removed by now. Else it is when
-        the process ends: once removed, electrons that end here are executed elsewhere as well, and
-        Dask takes a heartbeat that was on its way for a reason to close the nanny, too.
+        It also removes the worker, but only where that has no nanny: the process then ends later.
+        Else the worker is removed when its process ends. If it were removed before, electrons that
+        end here would be executed elsewhere too, and a late heartbeat would make Dask close the
+        nanny.
         """
         worker = self._worker
         logger.info("worker %s leaves: its wall time is over", worker.address)
@@ -378,12 +380,12 @@ class WorkerShutdown:
         await worker.close(nanny=not restart, executor_wait=False, reason=REASON)
 
     def stop_running(self) -> None:
-        """End this process where electrons run on: the worker closes, and others execute them."""
+        """End this process where electrons still run: the worker closes, others execute them."""
         if self._worker.nanny and self._leases():
             os._exit(0)  # nothing else stops their threads for certain; Dask would wait for them
 
     def _unfetched(self) -> list[tuple[Packed, Packed]]:
-        """Return batches of runs that have a store, with their outcomes, which end with us."""
+        """Return batches of runs with a store, each with its outcome, which is lost with us."""
         data, tasks = self._worker.data, self._worker.state.tasks
         executed = {key: tasks[key].run_spec for key in data if is_kept(key) and key in tasks}
         return [(spec.args[0], data[key]) for key, spec in executed.items() if spec is not None]

@@ -48,12 +48,12 @@ from atomizer_dask.store.worker_writer import WorkerWriter
 
 logger = logging.getLogger(__name__)
 
-LARGE_PART = 2**20  # bytes of a report on a batch that goes on: it passes the scheduler
-SPACES = 16  # of code among inputs, of which the latest are kept
+LARGE_PART = 2**20  # bytes of a report on a batch that goes on: it travels through the scheduler
+SPACES = 16  # of code among inputs: so many of the latest are kept
 SMALL_OUTCOME = 8192  # bytes; the scheduler keeps the last messages of a topic
 EVENT_SECONDS = 0.1
 SWITCH_SECONDS = 0.001
-_MAKING = threading.Lock()  # of a worker's site
+_MAKING = threading.Lock()  # held while a worker's site is made
 
 
 def run_batch(packed: Packed, channel: str) -> Packed:
@@ -64,7 +64,7 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     packed
         The batch to execute.
     channel
-        The topic on which whoever sent it listens.
+        The topic on which the conductor that sent the batch listens.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def run_batch(packed: Packed, channel: str) -> Packed:
         Where an input of the batch cannot be read here.
     """
     site = DaskSite.of(get_worker())
-    site.atom_of(packed.space)  # the inputs are of its classes
+    site.atom_of(packed.space)  # inputs may be of classes of the atom's code
     try:
         batch = replace(packed.load(), code=packed.space.partition("/")[2])
     except BaseException as error:  # Dask would end the worker for a SystemExit
@@ -84,7 +84,7 @@ def run_batch(packed: Packed, channel: str) -> Packed:
 def drive_detached(
     drive: Callable[..., str], url: str, atom: bytes, policy: bytes, task: str
 ) -> str:
-    """Drive a run for which no client is there, without holding a slot of the worker."""
+    """Drive a run without its client, and without holding a thread of the worker's pool."""
     client = get_client()
     secede()
     return drive(client, url, atom, policy, task)
@@ -107,7 +107,7 @@ async def census(channel: str, dask_worker: Worker) -> tuple[int, int]:
 
 
 async def wall_time(dask_worker: Worker) -> tuple[float, float]:
-    """Return how many seconds electrons have on this worker from now on, and had at first."""
+    """Return the seconds that electrons have left on this worker, and had at first."""
     of_site: WallTime = DaskSite.of(dask_worker).leaving.wall_time
     return of_site.left, of_site.life
 
@@ -128,7 +128,7 @@ async def let_go(dask_worker: Worker) -> None:
 
 
 class Undisturbed(WorkerPlugin):  # type: ignore[misc]
-    """Has a worker leave it to the process that started it when to end.
+    """Has a worker ignore signals: the process that started it decides when it ends.
 
     A service manager, a batch system and a terminal signal all processes at once.
     """
@@ -137,16 +137,16 @@ class Undisturbed(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         """Ignore the signals that ask processes to end."""
-        with suppress(ValueError):  # it is in a thread of somebody's process
+        with suppress(ValueError):  # the worker is in a thread of somebody's process
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, heed_not)
 
 
 def _have_dask_draw_apart() -> None:
-    """Have what Dask draws at random not come from the generator that atoms draw from.
+    """Have Dask draw random numbers from another generator than atoms do.
 
-    It does so in threads of its own, in the midst of electrons. Its modules see the same
-    module, but that its functions are those of another generator.
+    Dask draws in threads of its own, in the midst of electrons. Its modules get a copy of the
+    module `random` whose functions are those of a generator of its own.
     """
     generator = random.Random()  # noqa: S311 - for samples and pauses
     apart = ModuleType(random.__name__, random.__doc__)
@@ -161,7 +161,7 @@ def _have_dask_draw_apart() -> None:
 
 
 class DaskSite(IsolatingSite):
-    """The worker's side."""
+    """The site of a worker: executes batches, and reports on them to the conductor."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()
@@ -170,13 +170,13 @@ class DaskSite(IsolatingSite):
         self.memory_limit = worker.memory_manager.memory_limit or 0
         self._atoms: dict[str, Definition] = {}
         self._codes: dict[str, bytes] = {}
-        self._recent: dict[str, None] = {}  # spaces of code among inputs, the latest last
-        self._forgotten_bytes = 0  # since the garbage was collected
+        self._recent: dict[str, None] = {}  # spaces of code among inputs, the latest is the last
+        self._forgotten_bytes = 0  # since garbage was last collected
         self._channels: dict[str, str] = {}
         self._conductor: WorkerConductor | None = None
         self._events: dict[str, list[Event]] = {}
-        self._guard = threading.Lock()  # of the events
-        self._opening = threading.Lock()  # of the conductor
+        self._guard = threading.Lock()  # for the events
+        self._opening = threading.Lock()  # for the conductor
         self.depository = WorkerWriter()
         self.leaving = WorkerShutdown(
             worker,
@@ -188,25 +188,25 @@ class DaskSite(IsolatingSite):
         )
         let_code_travel_on()
         _have_dask_draw_apart()
-        # What a worker has imported by now lives as long as it does: the collector, which the
-        # many small objects of spawners wake often, need not look at it again.
+        # What a worker has imported by now lives as long as the worker. The many small objects of
+        # spawners wake the collector often; it need not look at those modules again.
         gc.collect()
         gc.freeze()
-        # An atom in pure Python holds the interpreter lock; at 5 ms a turn, what the worker's event
-        # loop does in several turns (take a task, send a result) would take 40.
+        # An atom in pure Python holds the interpreter lock for 5 ms a turn. What the worker's event
+        # loop does in several turns (take a task, send a result) would take 40 ms.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-        # And an outcome shall not wait up to 2 ms for others to travel with.
+        # And an outcome must not wait up to 2 ms for others to travel with.
         worker.batched_stream.interval = min(worker.batched_stream.interval, SEND_SECONDS)
 
     @classmethod
     def of(cls, worker: Worker) -> DaskSite:
-        """Return the one of this worker, made when first asked for."""
+        """Return the site of a worker, made when first asked for."""
         site: DaskSite | None = worker.extensions.get("atomizer")
         if site is None:
             with _MAKING:
                 site = worker.extensions.get("atomizer") or cls(worker)
-                # A new table, for a heartbeat may be iterating over the old one in the event loop:
-                # where that changes its size, Dask closes the worker.
+                # A new table: a heartbeat may be iterating over the old one in the event loop, and
+                # Dask closes the worker where the size of that changes.
                 worker.extensions = {**worker.extensions, "atomizer": site}
         return site
 
@@ -227,7 +227,7 @@ class DaskSite(IsolatingSite):
         return self.depository.put(batch, outcome, however_small=self.leaving.is_last_chance)
 
     def keep(self, outcomes: list[tuple[Packed, Packed]]) -> None:
-        """Write into the stores of runs what nobody has fetched, each with its batch."""
+        """Write outcomes that nobody has fetched into the stores of their runs."""
         for batch, packed in outcomes:
             try:
                 outcome = unpack_outcome(packed, batch.space)
@@ -247,7 +247,13 @@ class DaskSite(IsolatingSite):
         return self.atom_of(batch.space)
 
     def atom_of(self, space: str) -> Definition:
-        """Return the atom of a space, as the scheduler knows it by its version."""
+        """Return the atom of a space, loaded from the scheduler's table by its version.
+
+        Raises
+        ------
+        LookupError
+            Where the scheduler does not know the version.
+        """
         version, _, code = space.partition("/")
         if code:
             self._recent.pop(space, None)
@@ -268,7 +274,7 @@ class DaskSite(IsolatingSite):
         return known
 
     def _forget_old_spaces(self) -> None:
-        """Forget spaces of inputs that nobody uses, but for the latest."""
+        """Forget spaces of code among inputs that no lease uses, except the latest."""
         in_use = {lease.batch.space for lease in list(self._leases.values())}
         old = [space for space in list(self._recent)[:-SPACES] if space not in in_use]
         for space in old:
@@ -306,7 +312,7 @@ class DaskSite(IsolatingSite):
         return True
 
     def stop(self, root: str, epoch: int, *, cancel: bool) -> None:
-        """Give back what has not been begun, here and of what was sent from here."""
+        """Give back electrons that have not begun; with `cancel` cancel children sent here, too."""
         super().stop(root, epoch, cancel=cancel)
         if cancel and self._conductor is not None:
             conductor = self._conductor
@@ -317,14 +323,14 @@ class DaskSite(IsolatingSite):
             self._send(channel, BatchGivenBack(batch.key, stop))
 
     def release_slot(self) -> None:  # noqa: D102
-        # Not followed by rejoin(): that would wait for a thread to fall free, at each level of a
-        # tree of spawners, to run the few lines that an atom has after its wait.
+        # Not followed by rejoin(): at each level of a tree of spawners that would wait for a free
+        # thread, just to run the few lines that an atom has after its wait.
         secede()
 
     def children(  # noqa: D102
         self, origin: Origin, root: str, stream: RandomStream, lease: Lease
     ) -> ChildConductor:
-        # Not the lock of the events: while a client is made, the event loop sends these.
+        # Not the lock of the events: the event loop sends events while a client is made.
         with self._opening:
             if self._conductor is None:
                 self._conductor = WorkerConductor(self._worker, self._open_client(), CALLS)
@@ -333,8 +339,8 @@ class DaskSite(IsolatingSite):
     def _open_client(self) -> Client:
         """Return a client that is this worker's alone.
 
-        Dask's `get_client` gives all workers of a process the same one, which works through the
-        connections of the first of them, and so no longer once that has left.
+        Dask's `get_client` gives all workers of a process the same client. It uses the connections
+        of the first worker, and so fails once that worker has left.
         """
         worker = self._worker
         return Client(
@@ -361,14 +367,14 @@ class DaskSite(IsolatingSite):
             self._worker.loop.add_callback(self._worker.loop.call_later, EVENT_SECONDS, self._flush)
 
     async def census(self, channel: str) -> tuple[int, int]:
-        """Return how many children of a channel are not done, and how many there ever were."""
+        """Return how many children of a channel are not done, and how many were ever sent here."""
         if self._conductor is None:
             return 0, 0
         conductor = self._conductor
         return await asyncio.wrap_future(conductor.ask(lambda: conductor.census(channel)))
 
     async def hand_on(self) -> None:
-        """Hand on what electrons here have sent, and none of them waits for."""
+        """Hand on the children that electrons here have sent; see `WorkerConductor.hand_on`."""
         if self._conductor is not None:
             await asyncio.wrap_future(self._conductor.ask(self._conductor.hand_on))
 

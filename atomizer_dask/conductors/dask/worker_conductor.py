@@ -29,21 +29,21 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerConductor(DaskCarrier):
-    """A worker's conductor for what its electrons send; it reports to whom they descend from.
+    """The conductor of a worker for children; it reports on the channel of their root.
 
     Parameters
     ----------
     worker
-        Whose electrons send.
+        The worker whose electrons send children.
     client
-        The worker's own, connected to the scheduler.
+        A client of the worker's own, connected to the scheduler.
     calls
-        What workers call.
+        The functions that workers call.
     """
 
     def __init__(self, worker: Worker, client: Client, calls: WorkerCalls) -> None:
         self._worker = worker
-        self._heirs: dict[str, str] = {}  # channels of who waits for a batch that was handed on
+        self._heirs: dict[str, str] = {}  # channels to which batches were handed on, by key
         super().__init__("dask", client, calls)
 
     @property
@@ -63,7 +63,8 @@ class WorkerConductor(DaskCarrier):
     def hand_on(self) -> None:
         """Have the conductor of the root electron take over what electrons here have sent.
 
-        What one of them waits for it does not: whoever executes that electron again sends it again.
+        Children that electrons here wait for are left out: the electron that waits is executed
+        again elsewhere, and sends them again.
         To be called on the dispatcher's thread.
         """
         for sent in self._sender.orphans():
@@ -86,7 +87,7 @@ class WorkerConductor(DaskCarrier):
         return data
 
     def _heed(self, message: Message) -> None:
-        """Do what a message says, or pass it on where it is about what was handed on."""
+        """Act on a message, or forward it where its batch was handed on."""
         heir = self._heirs.get(getattr(message, "key", ""))
         if heir is None:
             super()._heed(message)
@@ -94,12 +95,12 @@ class WorkerConductor(DaskCarrier):
             self._send(heir, message)
 
     def leave(self) -> None:
-        """Do nothing where the worker's process ends: the worker has said that it leaves."""
+        """Do nothing where the worker's process ends: the worker has announced that it leaves."""
 
     async def part(self) -> None:
         """Leave the scheduler, for its worker closes; on the client's event loop."""
         self._closed = True
-        self._tasks.forget_all()  # what waits here for them is executed elsewhere by now
+        self._tasks.forget_all()  # electrons here that wait for them are executed elsewhere by now
         self._watch.cancel()
         with suppress(OSError):  # the scheduler is gone
             await self._client.close()

@@ -1,4 +1,4 @@
-"""Watching the workers of a cluster: who is there, who does something, who has gone and how."""
+"""Watching the workers of a cluster: which there are, which are idle, which left, and how."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch
 
-WATCH_SECONDS = 1.0  # how often we look which workers there are
+WATCH_SECONDS = 1.0  # between two looks at the workers
 LEFT_IN_TIME = "left, before its wall time was over"
 _Heard = tuple[dict[str, str], "weakref.WeakSet[WorkerWatch]"]
 _LISTENING: weakref.WeakKeyDictionary[Client, _Heard] = weakref.WeakKeyDictionary()
 
 
 class Owner(Protocol):
-    """The conductor whose workers these are."""
+    """The conductor that uses the workers."""
 
     id: str
 
@@ -45,34 +45,34 @@ class Owner(Protocol):
         """Put an error on a channel."""
 
     def note_look(self) -> None:
-        """Do what is due once in a while; on the client's event loop."""
+        """Do what is due after each look at the workers; on the client's event loop."""
 
     def note_gone(self) -> ConductorError:
         """Note that the scheduler is gone, and return the error that says so."""
 
 
 class WorkerWatch:
-    """Looks once a second which workers there are, and listens to what becomes of them.
+    """Looks once a second which workers there are, and listens to events about them.
 
     Parameters
     ----------
     client
-        Connected to the scheduler.
+        A client connected to the scheduler.
     owner
-        Is notified of what happens.
+        The conductor; it is notified of what happens.
     tasks
-        Lose what was placed on workers that have gone.
+        The tasks of batches; those restricted to workers that have left are dropped.
     placement
-        Is kept informed which workers there are.
+        Gets the addresses of the workers.
     cluster
-        Whose workers are replaced where it gives them up; None where it is not known.
+        The cluster whose lost workers are replaced; None where it is not known.
 
     Attributes
     ----------
     crew
         The workers as last seen.
     workers
-        The addresses of those that are there, but for those that are known to have died.
+        The addresses of the workers, without those that are known to have died.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class WorkerWatch:
         self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Go on looking, on the client's event loop."""
+        """Begin to look, on the client's event loop."""
         self._client.loop.add_callback(self._start)
 
     def cancel(self) -> None:
-        """Look no more; on the client's event loop."""
+        """Stop looking; on the client's event loop."""
         if self._watching is not None:
             self._watching.cancel()
 
@@ -112,7 +112,7 @@ class WorkerWatch:
             if self._client.status == "running":
                 try:
                     self.note(WorkerList(**await self._client.scheduler.atomizer_crew()))
-                except (OSError, RuntimeError):  # the latter where it closes just now
+                except (OSError, RuntimeError):  # RuntimeError where the client closes just now
                     continue  # the client notices by itself, and so does the loop's condition
                 except Exception as error:  # noqa: BLE001 - whoever watches goes on to
                     what = f"the workers cannot be looked at: {where_raised(error)}"
@@ -127,7 +127,7 @@ class WorkerWatch:
             self._owner.note_gone()
 
     def note(self, crew: WorkerList) -> None:
-        """Take note of which workers there are."""
+        """Note which workers there are, and announce which joined and left."""
         before, self.workers = self.workers, crew.workers
         had, self.crew = self.crew.working, crew
         self._placement.workers, self._placement.working = crew.workers, crew.working
@@ -149,7 +149,7 @@ class WorkerWatch:
             self._owner.announce(crew.standstill(set()), "warning")
 
     def note_idle(self, message: Mapping[str, Any]) -> None:
-        """Take note of what the scheduler's side did about an idle worker."""
+        """Note what the scheduler plugin did about an idle worker."""
         if message.get("restarted") and self._lost_workers is not None:
             self._lost_workers.restarted.add(message["name"])
         if message["text"]:
@@ -157,7 +157,7 @@ class WorkerWatch:
         self._tasks.post_idle(message)
 
     def note_death(self, batch: Batch, worker: str) -> None:
-        """Take note that a worker died with a batch."""
+        """Note that a worker died with a batch."""
         if worker in self.workers:
             self.workers.discard(worker)
             message = f"worker {worker} died; what it had in hands is executed again"
@@ -186,9 +186,9 @@ class WorkerWatch:
 
 
 def _listen(watch: WorkerWatch) -> dict[str, str]:
-    """Subscribe a watch to events about workers; return, by worker, how those leave that leave.
+    """Subscribe a watch to events about workers; return a mapping of worker to how it leaves.
 
-    A client has one listener to a topic, and may have several conductors.
+    A client allows one listener per topic, but may have several conductors: they share both.
     """
     client = watch._client
     if client not in _LISTENING:
@@ -214,16 +214,16 @@ def _listen(watch: WorkerWatch) -> dict[str, str]:
 
 
 class WorkerList:
-    """Who executes batches.
+    """The workers that execute batches.
 
     Parameters
     ----------
     threads
-        How many each worker has, by its address.
+        Number of threads by address of the worker.
     idle
-        Why some of them do nothing.
+        Reason by address of the workers that do nothing.
     begun
-        How many batches these have begun that they may end.
+        How many batches the idle workers have begun, and may still end.
     """
 
     def __init__(
@@ -236,16 +236,16 @@ class WorkerList:
 
     @property
     def threads(self) -> int:
-        """How many threads there are that execute something, or still do."""
+        """How many threads can execute: those of working workers, and busy ones of idle workers."""
         return sum(self._threads[worker] for worker in self.working) + self._begun
 
     def standstill(self, unfit: Set[str]) -> str:
-        """Return why nothing can be executed; nothing where it can.
+        """Return why no worker can execute an atom; empty where one can.
 
         Parameters
         ----------
         unfit
-            The workers that lack something for it.
+            The workers that lack something that the atom needs.
 
         Examples
         --------

@@ -31,11 +31,11 @@ from atomizer_dask.future import ElectronFuture
 
 INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
 LOOK_SECONDS = 0.05
-OFFSET, COUNT, BEGAN = range(3)  # what the doubles of the cursor mean; offset -1: nobody runs
+OFFSET, COUNT, BEGAN = range(3)  # indices of the doubles of the cursor; OFFSET -1: nothing runs
 
 
 def serve(connection: Connection, cursor: memoryview[float]) -> None:
-    """Execute pieces until nobody is at the other end."""
+    """Execute pieces until the parent closes the connection, or dies."""
     let_code_travel_on()
     site = ChildSite(connection, cursor)
     threading.Thread(target=site.listen, name="listen", daemon=True).start()
@@ -54,13 +54,13 @@ class ChildSite(Site):
         self._watch = ChildWatch(cursor, self._cancel_sent)
         self._atoms: dict[str, Definition] = {}
         self._futures: dict[int, ElectronFuture] = {}
-        self._spaces: dict[int, str] = {}  # where the outcome of each arrives
-        self._began: dict[int, float] = {}  # when the electron had that sent each of these
+        self._spaces: dict[int, str] = {}  # by token: into which the outcome is unpickled
+        self._began: dict[int, float] = {}  # by token: when its sender began
         self._tokens = itertools.count()
         self._lease: Lease | None = None
 
     def listen(self) -> None:
-        """Take in what the parent says, in a thread of its own."""
+        """Receive the parent's messages, in a thread of its own."""
         try:
             while True:
                 what, *rest = pickle.loads(self._connection.recv_bytes())  # noqa: S301
@@ -131,7 +131,7 @@ class ChildSite(Site):
         return token
 
     def _cancel_sent(self) -> None:
-        """Cancel what the running electron, which has no time left, sent and has no answer to."""
+        """Cancel the unanswered electrons that the running electron, whose time is up, has sent."""
         for token, began in list(self._began.items()):
             if began == self._watch.began and (future := self._futures.get(token)) is not None:
                 future.cancel()
@@ -159,7 +159,7 @@ class ChildSite(Site):
 
 
 class IsolatedConductor(Conductor):
-    """The conductor that an electron in a child process is given: the parent sends for it."""
+    """The conductor of an electron in a child process: the parent sends for it."""
 
     id = "quarantine"
 
@@ -173,7 +173,7 @@ class IsolatedConductor(Conductor):
 
     @property
     def shares_queue(self) -> bool:  # type: ignore[override]
-        """Whether what it sends may be executed by others, each on its own."""
+        """Whether the electrons that it sends go to a queue from which others receive too."""
         return self._sender[0].route is not None
 
     def send(self, electron: Electron) -> ElectronFuture:
@@ -197,14 +197,14 @@ class ChildWatch:
     Parameters
     ----------
     cursor
-        Says to the parent who runs.
+        Shared memory in which the parent reads which electron runs, and since when.
     on_late
-        Called where an electron had no time left.
+        Called when an electron has run out of time.
 
     Attributes
     ----------
     began
-        When the running electron began.
+        When the running electron began: seconds of `perf_counter`.
     """
 
     def __init__(self, cursor: memoryview[float], on_late: Callable[[], None]) -> None:
@@ -213,7 +213,7 @@ class ChildWatch:
         self._on_late = on_late
         self._timeout: float | None = None
         self._lock = threading.Lock()
-        self._interrupted = 0.0  # when the electron began that an exception was raised in
+        self._interrupted = 0.0  # `began` of the electron in which an exception was raised
         self._main = ctypes.c_ulong(threading.main_thread().ident or 0)
         self._thread: threading.Thread | None = None
         self._needed = threading.Event()
@@ -238,7 +238,7 @@ class ChildWatch:
     def begin(self, offset: int, count: int) -> None:
         """Note that `count` electrons begin."""
         cursor = self._cursor
-        # The offset last: whoever reads a new one must not read an old time with it.
+        # The offset last: the parent must not read a new offset with an old time.
         cursor[BEGAN] = self.began = perf_counter()
         cursor[COUNT] = count
         cursor[OFFSET] = offset

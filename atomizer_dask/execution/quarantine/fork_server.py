@@ -105,7 +105,7 @@ class ChildProcess:
         """Wait for the child to end, for `timeout` seconds at most; None where it still runs."""
         if self._exit is None and self._life.poll(timeout):
             with self._lock:
-                # Of many waiting threads one gets the message, the others woke by the end of file.
+                # One of many waiting threads gets the message; the end of file wakes the others.
                 if self._exit is None:
                     self._exit = self._receive_exit()
         return self._exit
@@ -219,7 +219,7 @@ class _ServerProcess:
         # to ignore it. No PR_SET_PDEATHSIG here: it would fire when the starting *thread* ends.
         heeded = [signal.SIGINT]
         if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None):
-            heeded.append(signal.SIGTERM)  # by us, who see to it that children end when it is time
+            heeded.append(signal.SIGTERM)  # this process handles it, and ends its children in time
         with theirs, blocked(*heeded):
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-c", _BOOT, *arguments],
@@ -262,15 +262,15 @@ class _ServerProcess:
             self._process.wait()
 
     def forget(self) -> None:
-        """Give up what is another process's, in a forked copy of that process."""
+        """Drop the handles in a forked process: server and children belong to its parent."""
         self._control.close()
-        self._process.returncode = 0  # to Popen: not ours to wait for
+        self._process.returncode = 0  # so that Popen does not wait: it is no child of ours
         for child in list(self._children):
             child._forget()
 
 
 def _hang_up(link: Link | socket.socket, how: int) -> None:
-    # Some systems object where the other end is gone already.
+    # Some systems raise OSError where the other end is gone already.
     with socket.socket(fileno=os.dup(link.fileno())) as end, contextlib.suppress(OSError):
         end.shutdown(how)
 

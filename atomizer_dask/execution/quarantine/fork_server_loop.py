@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _ForkServerLoop:
-    """The children, in the server."""
+    """The server's loop: it forks children, kills those that the owner hangs up on, and reaps."""
 
     def __init__(self, control: socket.socket, target: Callable[..., object]) -> None:
         self._control = control
@@ -52,7 +52,7 @@ class _ForkServerLoop:
     def serve(self) -> None:
         """Fork, kill and reap until the owner is gone."""
         owner = os.getppid()
-        # What an owner that was killed had forked may still hold its end of control.
+        # A process that a killed owner had forked may still hold the owner's end of control.
         while self._open and os.getppid() == owner:
             for key, _ in self._selector.select(_LOOK_SECONDS):
                 key.data()
@@ -78,7 +78,7 @@ class _ForkServerLoop:
         os.close(memory)
         _send(life, reply)
         if isinstance(reply, int):
-            with contextlib.suppress(OSError):  # it has done so itself, or is gone
+            with contextlib.suppress(OSError):  # the child has done so itself, or is gone
                 os.setpgid(reply, reply)
             self._lives[reply] = life
             self._selector.register(life, selectors.EVENT_READ, partial(self._kill, reply))
@@ -95,7 +95,7 @@ class _ForkServerLoop:
         for pid in list(self._lives):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                end_group(pid)  # what it had started and did not wait for
+                end_group(pid)  # processes that the child started and did not wait for
                 life = self._lives.pop(pid)
                 if life in self._selector.get_map():
                     self._selector.unregister(life)
@@ -122,7 +122,7 @@ class _ForkServerLoop:
                 os._exit(code & 0xFF)
 
     def _leave(self, life: Link) -> None:
-        """Become a process of its own: nothing of the server, nothing of siblings."""
+        """Become a process of its own: drop what belongs to the server and to siblings."""
         os.setpgid(0, 0)
         self._die_with_server()
         signal.set_wakeup_fd(-1)
@@ -141,7 +141,7 @@ class _ForkServerLoop:
         # So that the kernel, out of memory, takes a child and not its owner.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
-        if "numpy.random" in sys.modules:  # os.fork gives the stdlib's random a new state, not this
+        if "numpy.random" in sys.modules:  # os.fork gives a new state to `random`, but not to NumPy
             sys.modules["numpy.random"].seed()
 
     def _die_with_server(self) -> None:
@@ -149,7 +149,7 @@ class _ForkServerLoop:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         else:
             threading.Thread(target=_die_at_end_of, args=self._lifeline[:1], daemon=True).start()
-        if os.getppid() != self._pid:  # it died before we asked for a signal
+        if os.getppid() != self._pid:  # the server died before prctl
             os._exit(1)
 
 
@@ -158,7 +158,7 @@ def run_server(control: str, target: str, preload: str) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal might stop it for printing
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    if signal.SIGTERM in mask:  # which its owner heeds: whoever stops a service signals all of it
+    if signal.SIGTERM in mask:  # the owner handles it; a service manager signals all processes
         signal.signal(signal.SIGTERM, heed_not)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     del sys.argv[1:]
@@ -178,7 +178,7 @@ def run_server(control: str, target: str, preload: str) -> NoReturn:
 
 
 def _have_forks_heed_sigterm() -> None:
-    """Have what is forked from here end at SIGTERM, which multiprocessing sends in the end."""
+    """Have processes forked from here end at SIGTERM, by which multiprocessing terminates them."""
     signals = [signal.SIGTERM]
 
     def heed() -> None:
@@ -214,7 +214,7 @@ def _receive_handles(control: socket.socket) -> list[int] | None:
 
 
 def _send(life: Link, value: object) -> None:
-    # An owner that has dropped its child does not listen.
+    # An owner that has dropped its child has closed the connection.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         life.send(value)
 

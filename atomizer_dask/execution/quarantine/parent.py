@@ -1,4 +1,4 @@
-"""Executing electrons where they can do no harm: in a child process that may die alone.
+"""Executing electrons in a child process, which may die alone.
 
 ::
 
@@ -7,10 +7,10 @@
     outcome, events, sends    ◀── connection ────
     who runs, and since when  ◀── shared memory ──  the cursor
 
-A batch goes in pieces of about 20 ms, so that where a child dies only little is done again. The
-cursor names the electron that ran then. Where it had company it is given a second chance, alone
-in a fresh child: somebody else may have killed the process, or an electron before it broken
-the memory.
+A batch goes in pieces of about 20 ms, so that little is executed again when a child dies. The
+cursor names the electrons that ran then. Several are executed again in halves. A single one gets a
+second chance, alone in a fresh child: another process may have killed the child, or an earlier
+electron may have broken its memory.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 KILL_AFTER = 1.5  # seconds beyond its deadline
 HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 STARTS = 3  # attempts to start a child
-SPACES = 32  # that a child keeps
-FORGOTTEN = 1000  # versions of atoms that children in use have still to forget
+SPACES = 32  # of atoms, that a child keeps
+FORGOTTEN = 1000  # versions of atoms that busy children forget once they are idle
 
 
 class IsolatingSite(Site):
@@ -60,7 +60,8 @@ class IsolatingSite(Site):
     Attributes
     ----------
     memory_limit
-        Bytes that a child may take; 0 for those of the machine.
+        Bytes of which a child may use the share ``quarantine.memory-share``; 0 for the memory of
+        the machine.
     """
 
     memory_limit: float = 0
@@ -82,12 +83,12 @@ class IsolatingSite(Site):
     def isolates(self, batch: Batch, definition: Definition) -> bool:
         """Return whether a batch is executed in a child process.
 
-        That is so where electrons have a timeout, for nothing else can always be stopped; where a
-        worker died with them; and where their atom asks for it.
+        It is if its electrons have a timeout, since only a process can always be stopped; if a
+        worker died with them; or if their atom asks for it.
         """
         terms = batch.terms
         if definition.singleton and self.singleton(batch).child is not None:
-            return True  # where it is, there it stays
+            return True  # a singleton stays in its child
         return bool(terms.deaths or terms.timeout is not None or definition.isolation)
 
     def execute_pieces(
@@ -114,12 +115,12 @@ class IsolatingSite(Site):
         for _ in range(STARTS - 1):
             try:
                 return IsolatedChild(self._fork_server.start())
-            except ChildProcessError as error:  # what starts them was killed just then
+            except ChildProcessError as error:  # the fork server was killed just then
                 logger.info("a child process could not be started: %s", error)
         return IsolatedChild(self._fork_server.start())
 
     def dismiss(self, child: IsolatedChild) -> None:
-        """Keep a child for the next one."""
+        """Keep an idle child for the next batch."""
         with self._idle_lock:
             child.forget(self._forgotten)
             self._idle.append(child)
@@ -138,18 +139,19 @@ class IsolatingSite(Site):
 
 @dataclass(frozen=True, slots=True)
 class ChildDeath:
-    """A child that is no more.
+    """The death of a child.
 
     Parameters
     ----------
     offset, count
         Which electrons of the piece were running; none where `count` is 0.
     began, ended
-        When, in seconds of `perf_counter`.
+        When they began, and when the parent noticed the death: seconds of `perf_counter`.
     failure
-        Why.
+        Why the child died.
     verdict
-        Whether that is certain: it was ended from here. Else it died, of whatever.
+        Whether the running electron certainly fails: the parent killed the child because it was
+        late or cancelled. Otherwise the child died by itself, had too much memory, or ran nothing.
     """
 
     offset: int
@@ -195,7 +197,7 @@ class _IsolatedBatch:
                 if a < c:
                     yield from self.settle(a, c)
                 yield self._failed(c, c + 1, ended.began, ended.ended, ended.failure)
-                if self._lease.surrendered:  # it took long; others need not wait for the next
+                if self._lease.surrendered:  # its time box is over: the rest returns
                     self._lease.surrender_from(c + 1)
                     return
                 continue
@@ -205,7 +207,7 @@ class _IsolatedBatch:
                 todo.append((a, c, False))
 
     def leave(self) -> None:
-        """Give the child up to others."""
+        """Return the child to the site; a singleton keeps its own."""
         if self._inmate is not None and self._singleton is None:
             self._site.dismiss(self._inmate)
 
@@ -281,7 +283,7 @@ class IsolatedChild:
         piece = replace(piece, version=name, code="", seconds=float("inf"))
         memory = self._share * (site.memory_limit or machine_memory())
         guard = _ChildGuard(self._child, lease, first, piece.terms.timeout, memory)
-        # Of a worker's batch its code among the inputs has come in a space of its own already.
+        # On a worker, code among the inputs has a space of its own already: ``version/digest``.
         packed = pack(piece, space=name, brings_code="/" not in name)
         new = None if packed.space in self._known else data
         if not self._post(("piece", packed.space, packed.whole(), new, site.name)):
@@ -297,7 +299,7 @@ class IsolatedChild:
                 return guard.fallen()
             if what == "done":
                 self._conductors.clear()
-                self._futures.clear()  # whoever has not waited for its children does not need to
+                self._futures.clear()  # electrons that did not wait for their children have ended
                 outcome = unpack_outcome(rest[0], lease.batch.space)
                 assert isinstance(outcome, Outcome)  # a child writes into no store
                 return outcome
@@ -313,7 +315,7 @@ class IsolatedChild:
         self.forget(list(self._known)[:-SPACES])
 
     def forget(self, spaces: Iterable[str]) -> None:
-        """Have the child forget atoms, by the spaces that they are in, or by versions."""
+        """Have the child forget atoms, given by their spaces or by their versions."""
         wanted = set(spaces)
         those = [s for s in self._known if s in wanted or s.partition("/")[0] in wanted]
         for space in those:
@@ -322,7 +324,7 @@ class IsolatedChild:
             self._post(("forget", those))
 
     def cancel_sent(self) -> None:
-        """Cancel what its electrons sent: they are no more."""
+        """Cancel the electrons that its electrons sent: the child is dead."""
         for future in list(self._futures.values()):
             future.cancel()
 
@@ -369,17 +371,17 @@ class IsolatedChild:
         self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
 
     def _post(self, message: tuple[Any, ...]) -> bool:
-        """Send a message to the child, and return whether there is still one."""
+        """Send a message to the child, and return whether it was alive."""
         try:
             with self._sending:
                 self._child.connection.send_bytes(pickle.dumps(message))
-        except (OSError, ValueError):  # it has died; whoever reads from it learns of that
+        except (OSError, ValueError):  # it has died; `execute` notices when it reads
             return False
         return True
 
 
 class _ChildGuard:
-    """Looks after one piece in a child, and ends the child where nothing else helps."""
+    """Watches one piece in a child; kills a child that is late, too large or cancelled."""
 
     def __init__(
         self, child: ChildProcess, lease: Lease, first: int, timeout: float | None, memory: float
@@ -393,7 +395,7 @@ class _ChildGuard:
         self._looked = perf_counter()
 
     def look(self, post: Any) -> ChildDeath | None:
-        """Return what became of the child where it had to be ended."""
+        """Kill the child where it must end, and return its death; None where it goes on."""
         now = perf_counter()
         if now - self._looked < LOOK_SECONDS:
             return None
@@ -423,7 +425,7 @@ class _ChildGuard:
         return self._fallen(failure, verdict=verdict)
 
     def fallen(self) -> ChildDeath:
-        """Return what became of a child that died by itself."""
+        """Return the death of a child that died by itself."""
         ended = self._child.exit(timeout=5)
         why = f"its process died: {ended}"
         if ended is not None and ended.signal == 9:

@@ -1,4 +1,4 @@
-"""Signals and process groups: what children do not hear, and what ends with them."""
+"""Signals and process groups: which signals children ignore, and which processes end with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def heed_not(number: int, frame: object) -> None:
-    """Do nothing at a signal; unlike ignoring it, programs that are started from here heed it."""
+    """Do nothing at a signal; unlike with SIG_IGN, programs started from here do not inherit it."""
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def blocked(*numbers: int) -> Iterator[None]:
 
 
 def end_group(leader: int) -> None:
-    """Kill a process group, where there is still somebody in it."""
+    """Kill a process group, where it still has a process."""
     # The latter error is macOS's for a group of zombies.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)

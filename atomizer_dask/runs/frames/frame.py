@@ -49,13 +49,13 @@ def to_frame(
     parts
         The outcomes.
     run_id
-        From which the ids are made.
+        Id of the run, with which the ids of electrons begin.
     metadata
         Add id, start, end, duration, worker and attempts.
     electrons
-        Which electron stands for each row, where it is not its position.
+        The electron of each row of the sweep; None where electron i stands for row i.
     columns
-        Only these, where they are there; all where None.
+        Only those of these columns that there are; None for all.
 
     Notes
     -----
@@ -103,7 +103,7 @@ def errors_frame(
     parts
         The outcomes.
     history
-        What earlier attempts failed with, by position.
+        Errors of superseded attempts, by position.
     """
     import pandas as pd
 
@@ -239,9 +239,9 @@ def _framed(columns: dict[str, Any], index: pd.Index) -> pd.DataFrame:
 
 
 def _positions(parts: Sequence[RunPart]) -> tuple[Any, np.ndarray | None]:
-    """Return which electrons are there, sorted, and which row of the parts each one is.
+    """Return the positions of all electrons, sorted, and the order that sorts the parts' rows.
 
-    As a range where there is no gap, and without an order where the parts are in order.
+    Positions are a range where there is no gap; the order is None where the parts are in order.
     """
     spans = [part.positions for part in parts if isinstance(part.positions, range)]
     if len(spans) == len(parts):
@@ -303,7 +303,7 @@ def _output(parts: Sequence[RunPart], name: str) -> Any:
 
 
 def _series(values: Values, *, owned: bool) -> Any:
-    """Return a column for the frame: it must not share memory with what a run keeps."""
+    """Return a column for the frame, copied unless `owned`: a run must not share its memory."""
     if isinstance(values, range):
         return numpy_values(values)
     if isinstance(values, np.ndarray) and values.ndim > 1:
@@ -359,9 +359,9 @@ def frame_of_columns(
     inputs, outputs
         Columns, with a value for some or for all rows.
     index
-        Of the frame.
+        Index of the frame.
     nullable
-        Make integers and booleans nullable, also where no value is missing.
+        Make integers and booleans of outputs nullable, also where no value is missing.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Results that are in a store, as parts of a run, and how they are read."""
+"""Reading results from a store, as parts of a run or as a ``dask.dataframe``."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def read_parts(
     Parameters
     ----------
     metadata
-        Read also when and where they ran.
+        Also read when and where electrons ran.
     outputs
-        Which outputs; all of them where None.
+        Names of the outputs to read; None for all.
     where
-        Which rows: others are forgotten as soon as their file has been read.
+        Selects rows: the others of a file are dropped before the next file is read.
 
     Raises
     ------
     FileNotFoundError
-        Where files were merged in the meantime: ask again.
+        Where a file has been merged in the meantime: take a new snapshot of the parts.
     """
     filtered = {name for name, _, _ in where.filters} if where is not None else set()
     known = {part.name: part for part in parts}
@@ -59,7 +59,7 @@ def read_parts(
 
 
 def _series_of(table: pa.Table, allow_pickle: bool, name: str) -> Any:
-    """Return an input or an output as a column of the frame, None where it has another name."""
+    """Return an input or an output as a column of the frame; None unless one field has the name."""
     fields = [field for field in fields_of(table.schema) if field.name == name]
     if len(fields) != 1:
         return None
@@ -72,12 +72,12 @@ Work = dict[str, dict[str, float]]
 
 
 def work_of(parts: Iterable[StoredPart]) -> Work:
-    """Return electrons and seconds by worker, of the files that parts are in.
+    """Return electrons and seconds by worker, for the files that parts are in.
 
     Raises
     ------
     FileNotFoundError
-        Where files were merged in the meantime: ask again.
+        Where a file has been merged in the meantime: take a new snapshot of the parts.
     """
     work: Work = {}
     for name, store in {part.name: part.store for part in parts}.items():
@@ -93,9 +93,9 @@ def work_of(parts: Iterable[StoredPart]) -> Work:
 
 
 def add_work(work: Work, worker: str, starts: np.ndarray, ends: np.ndarray) -> None:
-    """Add electrons, from when to when they ran in nanoseconds, to what a worker has done.
+    """Add electrons, with start and end in nanoseconds, to the work of a worker.
 
-    Those that were executed at once, by a vectorised atom, count once.
+    The seconds of electrons that one call of a vectorised atom executed count once.
     """
     mine = work.setdefault(worker, {"electrons": 0, "seconds": 0.0})
     another = np.ones(len(starts), dtype=bool)
@@ -115,7 +115,7 @@ def to_dask(store: Store, *, allow_pickle: bool) -> Any:
     nullable = any(path.rpartition("/")[2].startswith(FAILED) for path in paths)
     read = partial(_read_frame, store.folder.url, nullable, allow_pickle)
     meta = _frame_of(store.schema_of(paths[0]).empty_table(), nullable, allow_pickle)
-    # Dask would make texts of all objects, of arrays and lists too.
+    # Dask would convert all objects to text, arrays and lists too.
     with dask.config.set({"dataframe.convert-string": False}):
         return dd.from_map(read, paths, meta=meta, enforce_metadata=False)
 
@@ -132,7 +132,7 @@ def _frame_of(table: Any, nullable: bool, allow_pickle: bool) -> Any:
     index = pd.Index(table.column("electron").to_numpy())
     frame = frame_of_columns(columns["input"], columns["output"], index, nullable=nullable)
     for name, field in zip(frame.columns, fields_of(table.schema), strict=True):
-        # Of none or only missing texts pandas does not see that they are texts.
+        # Where no text is present, pandas does not infer the type of a column of texts.
         is_text = pa.types.is_string(table.schema.field(field.physical).type)
         is_text &= field.note.get("form", "str_") == "str_" and "pandas" not in field.note
         if is_text and frame[name].isna().all():

@@ -1,4 +1,4 @@
-"""Some columns and rows of a frame, as a user asks for them."""
+"""The columns and rows of a frame that a user asks for."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Some columns and rows of a frame.
+    """The columns and rows of a frame that a user asks for.
 
     Parameters
     ----------
     shown
-        The columns to return; all where None.
+        The columns to return; None for all.
     columns
-        These and what is needed to choose rows; all where None.
+        `shown` and the columns that `filters` name; None for all.
     filters
         Triples of a column, a comparison and a value.
     metadata
@@ -54,12 +54,14 @@ class Selection:
     def of(
         cls, columns: Sequence[str] | None, filters: Iterable[Any] | None, *, metadata: bool
     ) -> Selection:
-        """Return what a user asks for.
+        """Return the selection for the options of `Run.to_frame`.
 
         Raises
         ------
-        TypeError, ValueError
-            Where it makes no sense.
+        TypeError
+            Where `columns` is a text.
+        ValueError
+            Where a filter is no triple, or its comparison is unknown.
         """
         if isinstance(columns, str):
             raise TypeError(f"columns must be a list of names, as in [{columns!r}]")
@@ -81,17 +83,17 @@ class Selection:
             while name.startswith(OUTPUT_PREFIX):
                 name = name.removeprefix(OUTPUT_PREFIX)
                 wanted.add(name)
-        # Where these are not read, facts of their names lose their prefix.
+        # An output with the name of a fact must be read, too: without it the fact has no prefix.
         facts = {name.removeprefix(METADATA_PREFIX) for name in self.columns} & METADATA
         return wanted | facts
 
     def mask(self, column_of: Callable[[str], pd.Series | None], count: int) -> np.ndarray:
-        """Return which of `count` rows to keep, as far as the columns that are there say.
+        """Return a mask over `count` rows: True where all filters hold.
 
         Parameters
         ----------
         column_of
-            Returns a column, or None where it is not there.
+            Returns a column, or None where there is none; a filter on it is then left out.
         """
         kept = np.ones(count, dtype=bool)
         for name, comparison, value in self.filters:
@@ -101,12 +103,12 @@ class Selection:
         return kept
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the columns and rows that were asked for.
+        """Return the selected columns and rows of a frame.
 
         Raises
         ------
         KeyError
-            Where there is no such column.
+            Where the frame has no such column.
         """
         for name, _, _ in self.filters:
             _check_column(name, frame)

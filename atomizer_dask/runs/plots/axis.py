@@ -1,4 +1,4 @@
-"""Inputs along an axis of a picture: where each value stands, and what is written there."""
+"""Inputs along an axis of a picture: coordinates, ticks and labels of their values."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class AxisValues:
     Parameters
     ----------
     name
-        Of the input, with its unit.
+        Name of the input, with its unit.
     kind
-        What its values are.
+        Kind of its values.
     values
-        Where each one stands: itself, a `datetime64`, or the position of a category.
+        Coordinate of each value: the number itself, a `datetime64`, or the position of a category.
     labels
-        The texts of categories.
+        The texts of categories; empty for numbers and times.
     codes
-        For each row which one it has; -1 for a missing value.
+        For each row of the frame the index of its value; -1 for a missing one.
     note
-        What the reader must know: that values were taken together, or are missing.
+        Note for the picture: neighbouring values were taken together, or some are missing.
     """
 
     name: str
@@ -55,7 +55,7 @@ class AxisValues:
 
     @property
     def is_geometric(self) -> bool:
-        """Whether they are those of a ``geomspace``, for which a logarithmic axis is meant."""
+        """Whether the values are a geometric series, which gets a logarithmic axis."""
         values = self.values
         if self.kind != "number" or len(values) < 3 or not values[0] > 0:
             return False
@@ -63,7 +63,7 @@ class AxisValues:
         return bool(values[-1] / values[0] >= LOG_SPAN and np.allclose(ratios, ratios[0], 1e-6, 0))
 
     def numbers(self) -> np.ndarray:
-        """Return where they stand as numbers, as matplotlib has them."""
+        """Return the coordinates as floats; times as matplotlib's days."""
         if self.kind != "time":
             return self.values
         from matplotlib.dates import date2num
@@ -72,7 +72,7 @@ class AxisValues:
         return numbers
 
     def edges(self) -> np.ndarray:
-        """Return where the cells of a heat map begin and end."""
+        """Return the edges of the cells of a heat map, one more than there are values."""
         values = np.log(self.numbers()) if self.is_geometric else self.numbers()
         if len(values) == 1:
             return np.array([values[0] - 0.5, values[0] + 0.5])
@@ -82,7 +82,7 @@ class AxisValues:
         return np.exp(edges) if self.is_geometric else edges
 
     def texts(self) -> list[str]:
-        """Return what to write of each one in a legend."""
+        """Return the text of each value for a legend."""
         if self.kind == "category":
             return self.labels
         if self.kind == "time":
@@ -90,7 +90,7 @@ class AxisValues:
         return [f"{value:.10g}" for value in self.values]
 
     def mark(self, axis: Any, *, each: bool = False) -> None:
-        """Give an axis its scale, ticks and label; a tick for `each` value where there is room."""
+        """Set scale, ticks and label of an axis; with `each`, a tick per value where these fit."""
         label(axis, self.name)
         if self.kind == "time":
             from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
@@ -123,16 +123,16 @@ class AxisValues:
 
 
 def places_of(name: str, values: pd.Series, most: int) -> AxisValues:
-    """Return where the values of an input stand.
+    """Return the distinct values of an input with their coordinates.
 
     Parameters
     ----------
     name
-        Of the input.
+        Name of the input.
     values
-        One for each row.
+        A value for each row of the frame.
     most
-        How many places there may be. Of more numbers or times, neighbours are taken together.
+        How many distinct values may remain. Of more numbers or times, neighbours are averaged.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def as_ordered(name: str, values: pd.Series) -> tuple[Any, str]:
 
 
 def distinct_of(values: pd.Series) -> tuple[np.ndarray, Any]:
-    """Return for each row which of the distinct values it has, and these, as they come.
+    """Return for each row the index of its value, and the distinct values, in order of appearance.
 
     Values that cannot be hashed, arrays say, are distinguished by their text.
     """

@@ -42,9 +42,9 @@ def to_dataset(sweep: Grid, outputs: pd.DataFrame, attrs: Mapping[str, Any]) -> 
     sweep
         The grid.
     outputs
-        A column for each, on the positions of the electrons that have ended.
+        A column for each output, on the positions of the electrons that have ended.
     attrs
-        Of the Dataset.
+        Attributes of the Dataset.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def _coordinates(xr: Any, sweep: Grid) -> dict[str, xr.Variable]:
 
 
 def _cells(values: pd.Series, count: int) -> np.ndarray:
-    """Return a value for each cell of a grid, the missing one where there is none."""
+    """Return a value for each cell of a grid; a missing one where no electron has ended."""
     known = _plain(values)
     return known if len(known) == count else _spread(known, values.index.to_numpy(), count)
 

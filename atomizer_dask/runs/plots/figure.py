@@ -1,4 +1,4 @@
-"""What every picture of a run has: matplotlib, a figure, a heading, texts that are only texts."""
+"""Common to all pictures of a run: matplotlib, figures, headings, texts without math markup."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Any
 from atomizer_dask.display.text import shorten
 
 LONGEST_NAME = 60
-LONGEST_LINE = 75  # that has room above an Axes
+LONGEST_LINE = 75  # letters that fit above an Axes
 LETTERS_PER_INCH = 12
 FAILED_COLOUR = "tab:red"
 
 
 def pyplot(what: str) -> Any:
-    """Return ``matplotlib.pyplot``, for `what` is asked for.
+    """Return ``matplotlib.pyplot``.
+
+    Parameters
+    ----------
+    what
+        The method that needs it, for the message of the error.
 
     Raises
     ------
     ImportError
-        Where it is not installed; the message says how to.
+        Where matplotlib is not installed; the message says how to install it.
     """
     try:
         import matplotlib.pyplot as plt
@@ -33,16 +38,16 @@ def pyplot(what: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What stands above a picture of a run.
+    """The heading above a picture of a run.
 
     Parameters
     ----------
     run_id, atom_id
-        What it shows.
+        Ids of the run and of its atom.
     done, failed
         How many electrons ended well, and in a failure.
     total
-        How many there are; None while that is unknown.
+        How many electrons there are; None while that is unknown.
     """
 
     run_id: str
@@ -53,13 +58,13 @@ class Heading:
 
     @property
     def name(self) -> str:
-        """The atom, without the module that it is in."""
+        """The name of the atom without its module."""
         words = self.atom_id.replace("<locals>", "locals").split(".")
         plain = all(word.isidentifier() for word in words)
         return shorten(words[-1] if plain else self.atom_id, LONGEST_NAME)
 
     def details(self, *notes: str) -> str:
-        """Return the lines below the name: which run, how many electrons, and what else to know."""
+        """Return the lines below the name: the run, the number of electrons, and `notes`."""
         ended = self.done + self.failed
         some = ended != self.total
         count = f"{ended:,} of {'?' if self.total is None else f'{self.total:,}'}"
@@ -71,7 +76,7 @@ class Heading:
         return f"{facts}{between}{noted}" if noted else facts
 
     def check_ended(self, *, well: bool = False) -> None:
-        """See to it that there is something to show.
+        """Raise where there is nothing to show.
 
         Raises
         ------
@@ -113,18 +118,18 @@ def new_axes(plt: Any, width: float | None = None, height: float | None = None) 
 
 
 def show_once(plt: Any, figure: Any) -> None:
-    """See to it that a notebook shows a figure once that it is given as a value.
+    """Close a figure in pyplot, so that a notebook shows it only once.
 
-    Jupyter's inline backend shows the figures that pyplot holds at the end of a cell, and the
-    notebook the value of its last line: this figure would be both.
+    At the end of a cell Jupyter's inline backend shows all figures that pyplot holds, and the
+    notebook shows the value of the last line. A returned figure would appear twice.
     """
     if "inline" in plt.get_backend():
         plt.close(figure)
 
 
 def write_legend(ax: Any, handles: Iterable[Any], labels: Iterable[str], **options: Any) -> None:
-    """Add a legend whose texts are taken as they are."""
-    # A label that begins with an underscore is one that matplotlib leaves out.
+    """Add a legend whose texts are not parsed as math."""
+    # matplotlib leaves out labels that begin with an underscore.
     shown = [f"\N{ZERO WIDTH SPACE}{label}" if label[:1] == "_" else label for label in labels]
     legend = ax.legend(list(handles), shown, fontsize="small", **options)
     for text in legend.get_texts():
@@ -132,7 +137,7 @@ def write_legend(ax: Any, handles: Iterable[Any], labels: Iterable[str], **optio
 
 
 def label(axis: Any, text: str) -> None:
-    """Label an axis with a text that is taken as it is."""
+    """Label an axis with a text that is not parsed as math, cut to the room that there is."""
     room = LONGEST_NAME
     if axis.axis_name == "y":
         height = axis.axes.get_window_extent().height / axis.axes.figure.dpi

@@ -1,6 +1,6 @@
-"""What became of the electrons of a run, to look at rather than to read.
+"""The methods of a run that draw pictures, or return an xarray Dataset.
 
-Neither matplotlib nor xarray is loaded before somebody asks for a picture or a Dataset.
+matplotlib and xarray are loaded by the first call of a method that needs them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-LARGEST_SEED = 2**63  # that fits the integers of files
+LARGEST_SEED = 2**63  # smaller seeds fit the 64-bit integers of netCDF and Zarr
 
 
 class Pictures(Results):
-    """What became of the electrons of a run, as pictures and on the axes of its grid."""
+    """The results of a run as pictures, and on the axes of its grid."""
 
     atom_id: str
     seed: int
@@ -41,7 +41,7 @@ class Pictures(Results):
     ) -> Any:
         """Draw outputs against the inputs that vary, of what has ended so far.
 
-        One input gives a line, two give a heat map; where there are more, say which to draw.
+        One input gives a line, two give a heat map; of more inputs, name those to draw.
         Of electrons with equal inputs the mean is drawn; along a line with its standard error, as
         bars or, of many points, as a band. An input that is called ``replica``, ``replicate``,
         ``repeat``, ``trial``, ``seed`` or ``sample`` counts replicas: it is averaged over.
@@ -56,8 +56,8 @@ class Pictures(Results):
         x
             The input to draw along, from left to right.
         hue
-            An input with a line for each of its values: at most 10. Where `x` is given and one
-            other input varies that has no more, it is that one.
+            An input with at most 10 values, each of which gets a line. By default, where `x` is
+            given, the only other input that varies, if it has at most 10 values.
         over
             Inputs to average over, besides replicas.
         ax
@@ -106,9 +106,9 @@ class Pictures(Results):
     def timeline(self, ax: Any = None) -> Any:
         """Draw when which worker was busy, and when electrons failed there.
 
-        A lane per worker, and as many as it ran electrons at once. Failed attempts are marked,
-        those that others followed too, processes that died of an electron, and workers that were
-        lost while the run went on here: what they had in hands ran elsewhere.
+        A worker has a lane for each electron that it executed at the same time. Marks show failed
+        attempts, superseded ones too; processes that an electron killed; and workers that were lost
+        while this process drove the run, whose electrons other workers executed.
 
         Parameters
         ----------
@@ -143,9 +143,9 @@ class Pictures(Results):
     def durations(self, ax: Any = None) -> Any:
         """Draw how long electrons took: a histogram, with the median and the 95th percentile.
 
-        Failed electrons are apart, and the percentiles are those of the others where there are
-        any. Where electrons were executed in one call, as those of a vectorised atom are, it is
-        the duration of calls. On a logarithmic axis where durations differ by more than a
+        Failed electrons have bars of their own; median and percentile are of the others, where
+        there are any. Where one call executed several electrons, as of a vectorised atom, durations
+        are those of calls. The axis is logarithmic where durations differ by more than a
         hundredfold.
 
         Parameters
@@ -219,7 +219,7 @@ class Pictures(Results):
         return Heading(self.id, self.atom_id, done, failed, self.sweep.length)
 
     def _of_each_part(self, read: Callable[[RunPart], T]) -> list[T]:
-        """Return what `read` makes of when and where electrons ran, file after file."""
+        """Return the result of `read` for each part, with start, end and worker; file by file."""
 
         def of_files(parts: list[StoredPart]) -> list[T]:
             files = {part.name: part for part in parts}.values()

@@ -1,7 +1,7 @@
 """Outputs of a run against its inputs: lines with error bars, and heat maps.
 
-pandas computes and matplotlib draws. xarray's own heat map would save some twenty lines, but puts
-the cells of a logarithmic axis elsewhere than where they meet, and would be needed for each plot.
+pandas computes and matplotlib draws. xarray's own heat map would save some twenty lines, but places
+the edges of cells on a logarithmic axis wrongly, and would make xarray a requirement of each plot.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MOST_DOTS = 5_000
 
 
 class Output(NamedTuple):
-    """What is drawn of an output: its name with a unit, and a number for each row."""
+    """An output to draw: its name with a unit, and a number for each row."""
 
     name: str
     values: np.ndarray
 
 
 class Cells(NamedTuple):
-    """Mean and standard error of an output where inputs are alike; NaN where it has none."""
+    """Mean and standard error of an output over electrons with equal inputs; NaN where missing."""
 
     mean: np.ndarray
     error: np.ndarray
@@ -85,12 +85,12 @@ def plot(
 def _outputs(
     frame: pd.DataFrame, sweep: Sweep, heading: Heading, y: str | Sequence[str] | None
 ) -> tuple[list[Output], str]:
-    """Return what to draw, and a note of what is left out.
+    """Return the outputs to draw, and a note on those that are left out.
 
     Raises
     ------
     ValueError
-        Where it is not numbers.
+        Where an output that is named in `y`, or every output, is not numbers.
     """
     names = (
         [y] if isinstance(y, str) else list(frame.columns.drop(names_of(sweep)) if y is None else y)
@@ -146,7 +146,7 @@ def _panels(plt: Any, ax: Any, count: int, picture: _Lines | _Map) -> list[Any]:
 
 
 def _label_lowest(panels: list[Any], columns: int) -> None:
-    """Label the common axis of panels below the lowest of each column alone."""
+    """Label the shared x axis only below the lowest panel of each column."""
     for panel in panels[:-columns]:
         label(panel.xaxis, "")
         panel.tick_params(labelbottom=False)
@@ -155,7 +155,7 @@ def _label_lowest(panels: list[Any], columns: int) -> None:
 
 
 class _Lines:
-    """Outputs from bottom to top along an input, a line for each value of another one."""
+    """Outputs as lines along an input; with `hue`, a line for each value of that input."""
 
     def __init__(self, frame: pd.DataFrame, roles: Roles) -> None:
         self._roles = roles
@@ -192,7 +192,7 @@ class _Lines:
         return [*bars, self._x.note]
 
     def distinguish(self, ax: Any, outputs: list[Output]) -> None:
-        """Say which line is which output where they share an Axes."""
+        """Add a legend of the outputs that share an Axes."""
         write_legend(ax, self._handles, [output.name for output in outputs])
         label(ax.yaxis, "")
 
@@ -217,7 +217,7 @@ class _Lines:
 
 
 class _Map:
-    """An output as colours, along two inputs."""
+    """An output as the colours of a heat map, or of dots, along two inputs."""
 
     def __init__(self, frame: pd.DataFrame, roles: Roles) -> None:
         assert roles.across is not None
@@ -232,7 +232,7 @@ class _Map:
         self.shared: dict[str, Any] = {}
 
     def _is_scattered(self) -> bool:
-        """Whether there are dots here and there rather than a grid."""
+        """Whether less than half of the cells are filled, by few enough points to draw as dots."""
         if self._x.note or self._y.note:
             return False
         codes = _joint(self._y.codes, self._x)
@@ -269,7 +269,7 @@ class _Map:
 
 
 def _joint(major: np.ndarray, minor: AxisValues) -> np.ndarray:
-    """Return for each row which combination of two inputs it has; -1 where one is missing."""
+    """Return for each row the index of its combination of two inputs; -1 where one is missing."""
     return np.where((major < 0) | (minor.codes < 0), -1, major * len(minor) + minor.codes)
 
 

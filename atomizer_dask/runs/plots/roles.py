@@ -1,4 +1,4 @@
-"""Which inputs a picture of outputs is drawn along, and over which it averages."""
+"""The inputs along which a picture of outputs is drawn, and those over which it averages."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ MOST_LINES = 10  # as many as matplotlib has colours
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What each input is there for.
+    """The role of each input in a picture.
 
     Parameters
     ----------
     x
-        Drawn from left to right.
+        The input along the x axis.
     across
-        Drawn from bottom to top, of a heat map; None where there are lines.
+        The input along the y axis of a heat map; None where lines are drawn.
     hue
-        Has a line per value.
+        The input with a line per value.
     over
-        Those that are averaged over.
+        Inputs to average over.
     joined
-        Whether neighbours along `x` belong together, so that a line may join them.
+        Whether a line joins neighbours along `x`; else there are markers alone.
     """
 
     x: str
@@ -56,11 +56,11 @@ class Inputs:
     Parameters
     ----------
     run_id
-        Whose they are.
+        Id of the run, for messages.
     sweep
-        Where they come from.
+        Sweep of the run.
     frame
-        A row per electron.
+        Its frame: a row per electron that has ended.
     """
 
     def __init__(self, run_id: str, sweep: Sweep, frame: pd.DataFrame) -> None:
@@ -76,7 +76,7 @@ class Inputs:
         return distinct_of(self._frame[name])[0]
 
     def count(self, name: str) -> int:
-        """Return how many values an input has."""
+        """Return how many distinct values an input has."""
         return int(self._codes(name).max(initial=-1)) + 1
 
     def is_ordered(self, name: str) -> bool:
@@ -84,7 +84,7 @@ class Inputs:
         return as_ordered(name, self._frame[name])[0] is not None
 
     def determine(self, known: Iterable[str], name: str) -> bool:
-        """Return whether who knows some inputs of an electron knows this one."""
+        """Return whether an input is determined by the `known` ones: equal where these are."""
         before = np.zeros(len(self._frame), dtype=np.int64)
         for each in known:
             before = self._combined(before, each)
@@ -97,14 +97,14 @@ class Inputs:
         return combined
 
     def roles(self, x: str | None, hue: str | None, over: str | Sequence[str] | None) -> Roles:
-        """Return what each input is there for, where the user says so, and where not.
+        """Return the role of each input: as the user says, and by default for the others.
 
         Raises
         ------
         KeyError
             Where there is no such input.
         ValueError
-            Where that makes no sense, or there is more than one way.
+            Where the roles contradict each other, or more inputs vary than can be drawn.
         """
         averaged = [over] if isinstance(over, str) else list(over or ())
         chosen = [name for name in (x, hue) if name is not None]
@@ -125,7 +125,7 @@ class Inputs:
         return self._lines(x, hue, free, averaged)
 
     def _lines(self, x: str, hue: str | None, free: list[str], averaged: list[str]) -> Roles:
-        """Return what each input is there for, where there are lines along `x`."""
+        """Return the roles for lines along `x`."""
         chosen = [x] if hue is None else [x, hue]
         others = [name for name in free if name not in chosen]
         rest = [name for name in others if not self.determine(chosen, name)]
@@ -155,7 +155,7 @@ class Inputs:
             raise ValueError(f"{doubles.pop()!r} can be only one of x, hue and over")
 
     def _without_doubles(self, free: list[str]) -> list[str]:
-        """Return inputs without those that are but another name of one of them, as labels are."""
+        """Return inputs without categories that another input determines, as labels of it do."""
         if self.is_grid:
             return free
         ordered = [name for name in free if self.is_ordered(name)]
@@ -166,7 +166,7 @@ class Inputs:
         return [name for name in free if name in kept]
 
     def _first(self, free: list[str], averaged: list[str], hue: str | None, *, given: bool) -> str:
-        """Return what to draw along where nobody says it."""
+        """Return the default input for the x axis."""
         ordered = [name for name in free if self.is_ordered(name)]
         spare = [*ordered, *free] or ([] if given else averaged)
         spare = spare or [name for name in self.names if name not in [*averaged, hue]]
@@ -191,15 +191,15 @@ class Inputs:
 
 
 def describe(over: Sequence[str]) -> str:
-    """Return what error bars stand for."""
+    """Return the note on what error bars show."""
     where = f" over {', '.join(over)}" if over else ""
     return f"mean ± standard error{where}"
 
 
 def values_of(frame: pd.DataFrame, name: str) -> Any:
-    """Return the values of an output as floats, and its name with a unit; None where none are.
+    """Return the values of an output as floats, and its name with a unit; None if not numbers.
 
-    Booleans are 0 and 1, and times that passed are seconds.
+    Booleans are 0 and 1, and durations are seconds.
     """
     column = frame[name]
     kind = getattr(column.dtype, "kind", "O")

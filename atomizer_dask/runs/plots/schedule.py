@@ -11,9 +11,9 @@ import numpy as np
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.outcome import RunPart
 
-MOST_SPANS = 4_000  # that are drawn, in all lanes together
-MOST_LOOKED_AT = 200_000  # of a worker, one by one
-LEAST_STEPS = 200  # that can be seen apart in a lane
+MOST_SPANS = 4_000  # to draw, in all lanes together
+MOST_LOOKED_AT = 200_000  # spans of a worker; of more, close neighbours are joined first
+LEAST_STEPS = 200  # of time, that a lane shows separately
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Spans:
     Parameters
     ----------
     worker
-        Which one; empty for electrons that never ran.
+        Address of the worker; empty for electrons that never ran.
     starts, ends
-        Of spans, of electrons that ran one after the other.
+        Start and end of each span: a series of electrons that ran without a pause.
     failed, killed
-        When attempts failed, and when processes died of one.
+        When attempts failed, and when attempts killed their process.
     """
 
     worker: str
@@ -50,7 +50,7 @@ def spans_of(part: RunPart) -> Spans:
 
 
 def spans_of_attempts(attempts: Iterable[ElectronError]) -> list[Spans]:
-    """Return when attempts ran that others followed."""
+    """Return when superseded attempts ran, a span for each."""
     found = []
     for error in attempts:
         if error.start is None or error.end is None:
@@ -63,9 +63,9 @@ def spans_of_attempts(attempts: Iterable[ElectronError]) -> list[Spans]:
 
 
 def _chained(starts: np.ndarray, ends: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return spans with those made one that follow each other within `gap`, or are the same.
+    """Return spans, joining neighbours that follow each other within `gap`, or are the same.
 
-    In the order they are in, which is the one in which a thread executes electrons.
+    Spans must be in the order in which a thread executed the electrons.
     """
     if len(starts) < 2:
         return starts, ends
@@ -79,14 +79,14 @@ def _chained(starts: np.ndarray, ends: np.ndarray, gap: int) -> tuple[np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What one thread of a worker did, in seconds since the first electron began.
+    """When one thread of a worker was busy, in seconds since the first electron began.
 
     Parameters
     ----------
     worker
-        Whose it is.
+        Address of the worker.
     starts, ends
-        When it was busy.
+        Start and end of each span.
     """
 
     worker: str
@@ -96,16 +96,17 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Who did what when.
+    """When the threads of all workers were busy.
 
     Parameters
     ----------
     began
         When the first electron began, in nanoseconds since the epoch.
     lanes
-        Those of a worker next to each other.
+        A lane for each thread; those of a worker next to each other.
     failed, killed
-        By worker, in seconds since then; what lies closer together than can be seen counts once.
+        Times of failures by worker, in seconds since then. Times too close to be seen apart
+        count once.
     """
 
     began: int
@@ -115,7 +116,7 @@ class Schedule:
 
 
 def schedule(spans: Sequence[Spans]) -> Schedule:
-    """Return who did what when; where nobody ran anything, without lanes."""
+    """Return the schedule of all spans; it has no lanes where no electron ran."""
     spans = [each for each in spans if each.worker and len(each.starts)]
     if not spans:
         return Schedule(0, [], {}, {})
@@ -135,7 +136,7 @@ def schedule(spans: Sequence[Spans]) -> Schedule:
 
 
 def _threads(spans: list[Spans], step: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the spans of a worker by threads: as few as it takes for none to overlap."""
+    """Return the spans of a worker by thread: as few threads as suffice for none to overlap."""
     many = sum(len(each.starts) for each in spans) > MOST_LOOKED_AT
     chained = [_chained(each.starts, each.ends, step if many else 0) for each in spans]
     starts, ends = (np.concatenate(each) for each in zip(*chained, strict=True))
@@ -163,7 +164,7 @@ def _lane(worker: str, began: int, starts: np.ndarray, ends: np.ndarray) -> Lane
 
 
 def _seen(times: list[np.ndarray], began: int, step: int) -> np.ndarray:
-    """Return times in seconds, those that cannot be seen apart once."""
+    """Return times in seconds since `began`, only the first of each `step`."""
     since = np.concatenate(times) - began
     _, first = np.unique(since // step, return_index=True)
     seconds: np.ndarray = since[first] / 1e9
@@ -177,10 +178,10 @@ class Durations:
     Parameters
     ----------
     good, failed
-        Of those that ended well and in a failure. Electrons that were executed in one call have
-        one duration together.
+        Durations of electrons that ended well, and of those that failed. Electrons that one call
+        executed share one duration.
     electrons
-        How many these are.
+        How many electrons there are.
     """
 
     good: np.ndarray

@@ -57,7 +57,7 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 
 def _draw_lanes(ax: Any, plan: Schedule, unit: float) -> dict[str, tuple[float, float]]:
-    """Draw the spans, and return from where to where the lanes of each worker reach."""
+    """Draw the spans, and return the lowest and highest y of the lanes of each worker."""
     reach: dict[str, tuple[float, float]] = {}
     bottom = 0.0
     for lane in plan.lanes:
@@ -74,7 +74,7 @@ def _draw_lanes(ax: Any, plan: Schedule, unit: float) -> dict[str, tuple[float, 
 def _mark_failures(
     ax: Any, plan: Schedule, reach: dict[str, tuple[float, float]], unit: float
 ) -> dict[str, Any]:
-    """Mark what failed, and return what to say of the marks."""
+    """Mark failures, and return the marks by their text in the legend."""
     drawn = {}
     lows, highs, times = [], [], []
     for worker, failed in plan.failed.items():
@@ -98,7 +98,7 @@ def _mark_losses(
     unit: float,
     lost: Mapping[str, datetime],
 ) -> dict[str, Any]:
-    """Mark when workers were lost that had done something, and return what to say of that."""
+    """Mark when workers with lanes were lost, and return the marks by their text in the legend."""
     where = [
         ((time.timestamp() - plan.began / 1e9) / (unit / 1e9), np.mean(reach[worker]))
         for worker, time in lost.items()
@@ -143,7 +143,7 @@ def durations(found: Sequence[Durations], heading: Heading, ax: Any) -> Any:
 
 
 def _bins(seconds: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return edges of bins, and the least duration that is drawn, where the clock showed none."""
+    """Return the edges of bins, and the least duration to draw, which replaces shorter ones."""
     low, high = float(seconds.min()), float(seconds.max())
     if high > LOG_SPREAD * low:
         positive = seconds[seconds > 0]

@@ -1,1 +1,1 @@
-"""Where the electrons of a run come from, and where it is taken down what becomes of them."""
+"""The source of the electrons of a run, and the record of their outcomes."""

@@ -1,4 +1,4 @@
-"""The electrons of a run that are to be sent: next, or after a while."""
+"""The queue of a run: electrons to send now, and electrons to send after a delay."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Lot(NamedTuple):
     Parameters
     ----------
     positions
-        Of the electrons in the sweep.
+        Positions of the electrons in the sweep.
     terms
-        Of their next attempt.
+        Terms of their next attempt.
     seconds
-        To wait before they are sent, in which they occupy nobody.
+        Delay before they are sent; meanwhile they occupy no thread.
     """
 
     positions: Positions
@@ -29,17 +29,18 @@ class Lot(NamedTuple):
 
 
 class ElectronQueue:
-    """What is to be sent of a run, in order.
+    """The electrons of a run that are to be sent, in order.
 
     Parameters
     ----------
     sweep
         The inputs.
     vectorized
-        Whether the atom takes slices: then a batch has at least two electrons where there are so
-        many, for an atom that reduces its arrays looks right where it is given one.
+        Whether the atom takes slices. Then a batch has at least two electrons where there are two:
+        on a slice of one row, an atom that wrongly reduces its arrays would go unnoticed.
     changed
-        Notified where electrons are taken: more rows of a streamed sweep may be drawn.
+        Condition that is notified when electrons are taken, for more rows of a streamed sweep may
+        be drawn then.
 
     Attributes
     ----------
@@ -77,13 +78,13 @@ class ElectronQueue:
         self._lots.append(lot)
 
     def take(self, most: int) -> Lot:
-        """Take the next electrons, as many as may be in one batch, and about `most` of them."""
+        """Take the next electrons for one batch, about `most`; one lot, inputs of the same type."""
         positions, terms, _ = self._lots.popleft()
         electrons = max(most, self._at_least)
         if not self._vectorized:
             electrons = min(electrons, self._sweep.together(positions))
         if len(positions) == electrons + 1 and electrons >= self._at_least > 1:
-            electrons += 1  # and no electron is left over
+            electrons += 1  # so that no single electron remains
         if len(positions) > electrons:
             self._lots.appendleft(Lot(positions[electrons:], terms))
             positions = positions[:electrons]
@@ -93,17 +94,17 @@ class ElectronQueue:
         return Lot(positions, terms)
 
     def delay(self, lot: Lot) -> int:
-        """Put electrons aside; `pop_delayed` gives them back for the token that this returns."""
+        """Put electrons aside, and return a token with which `pop_delayed` takes them out."""
         token = self._tokens = self._tokens + 1
         self._delayed[token] = lot
         return token
 
     def pop_delayed(self, token: int) -> Lot | None:
-        """Return what was put aside; None where it has been taken away."""
+        """Take out electrons that were put aside; None where `clear` has removed them."""
         return self._delayed.pop(token, None)
 
     def clear(self) -> list[Lot]:
-        """Take everything away."""
+        """Remove all electrons, delayed ones too, and return them."""
         lots = [*self._lots, *self._delayed.values()]
         self._lots.clear()
         self._delayed.clear()
@@ -113,6 +114,6 @@ class ElectronQueue:
 
 
 def _follow(before: Positions, after: Positions) -> bool:
-    """Return whether two ranges make one."""
+    """Return whether both are ranges, and the second begins where the first stops."""
     both = isinstance(before, range) and isinstance(after, range)
     return both and len(before) > 0 and before[-1] + 1 == after[0]

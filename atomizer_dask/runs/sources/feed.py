@@ -15,11 +15,11 @@ from atomizer_dask.sweeps.stream_reader import StreamReader
 
 
 class Owner(Protocol):
-    """The source whose rows these are."""
+    """The source that takes the rows."""
 
     @property
     def driver(self) -> Driver:
-        """Has what it does done on the dispatcher's thread."""
+        """Its driver, which calls actions on the dispatcher's thread."""
 
     @property
     def is_over(self) -> bool:
@@ -33,16 +33,16 @@ class Owner(Protocol):
 
 
 class Feed:
-    """Has rows drawn from the user's iterator, and gives them to the source of a run.
+    """Draws rows from the user's iterator in a thread, and adds them to the source of a run.
 
     Parameters
     ----------
     sweep
-        Whose rows are drawn.
+        The streamed sweep whose rows are drawn.
     run_id
-        Of the run.
+        Id of the run.
     ledger
-        What is known of its electrons: no more rows are drawn than are about to be executed.
+        Counts the electrons that have ended: rows are drawn only a little ahead of execution.
     owner
         The source.
     """
@@ -65,11 +65,11 @@ class Feed:
         self.start: Callable[[], None] = self._reader.start
 
     def end(self) -> Positions:
-        """Draw no more, and return the electrons of rows that nobody has taken."""
+        """Draw no more, and return the positions of drawn rows that the source has not taken."""
         return self._reader.end()
 
     def _look(self) -> None:
-        """Take what has been drawn since the last look."""
+        """Add the rows drawn since the last call to the source."""
         self._owner.add(self._reader.seen())
 
     def _break(self, error: BaseException) -> None:

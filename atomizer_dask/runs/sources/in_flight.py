@@ -1,4 +1,4 @@
-"""Batches that outlived who sent them: which electrons each is still responsible for."""
+"""Batches in flight that a process submitted which has ended: the electrons each of them owns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from atomizer_dask.execution.batch import Batch, Positions
 from atomizer_dask.sweeps.columns import numpy_values
 
-SCATTERED = 1000  # spans, from which on a range for each of them is no gain
+SCATTERED = 1000  # spans; of more, positions stay one array
 
 
 @dataclass(slots=True)
@@ -51,12 +51,12 @@ def adopt(
     in_flight
         The batches, in the order in which they were sent.
     not_done
-        Returns which of some electrons have not ended.
+        Returns those of the given positions whose electrons have not ended.
     """
     found = Adoption()
     size = 1 + max(int(max(batch.positions)) for batch in in_flight)
     owner = np.full(max(size, 1 + int(max(electrons, default=0))), -1)
-    # What a batch has given back, or what failed in it and is tried again, is in a later one.
+    # The later batch owns an electron: the earlier one gave it back, or it failed there.
     for number, batch in enumerate(in_flight):
         owner[numpy_values(batch.positions)] = number
     attempts = np.array([batch.terms.attempt for batch in in_flight])

@@ -1,4 +1,4 @@
-"""The source of a run, with the record that fits it."""
+"""Making the source of a run, with its record."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def source_of(
     journal: ResultWriter | None = None,
     in_flight: Sequence[Batch] = (),
 ) -> RunSource:
-    """Return the source of a run: one that survives in a store where there is a journal.
+    """Return the source of a run, which writes to a store where `journal` is given.
 
     Parameters
     ----------
     in_flight
-        Batches that another process sent, in that order.
+        Batches that an earlier process sent and that may be under way, in the order of sending.
     """
     retries = Retries(plan.options.policy, ledger, listeners.on_problem)
     if journal is None:

@@ -1,4 +1,4 @@
-"""The record of a run: it takes down what becomes of electrons; here, in this process."""
+"""The record of a run: it takes down the outcomes of electrons, here in memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from atomizer_dask.store.layout import State
 
 
 class Record(Protocol):
-    """Takes down what becomes of electrons, and knows which of them have not ended."""
+    """Takes down the outcomes of electrons, and knows which electrons have not ended."""
 
     def begin(self, electrons: Positions, terms: AttemptTerms) -> list[Lot]:
-        """Return electrons that are to be executed as what is to be sent, in order."""
+        """Return the lots to send for these electrons, in order."""
 
     def open_of(self, positions: Positions) -> Positions:
-        """Return which of some electrons have not ended."""
+        """Return those of the positions whose electrons have not ended."""
 
     def unsent_of(self, lot: Lot) -> Positions:
-        """Return the electrons without a later attempt than this one."""
+        """Return the electrons of a lot that no batch executes in a later attempt."""
 
     def take(
         self,
@@ -38,50 +38,50 @@ class Record(Protocol):
         code: str,
         is_final: bool,
     ) -> list[Lot]:
-        """Take down an outcome, and return what is to be sent again.
+        """Take down an outcome, and return the lots to send again.
 
         Parameters
         ----------
         positions
-            Of the electrons that it is of.
+            Positions of its electrons.
         terms
-            Of their attempt.
+            Terms of their attempt.
         code
             The fingerprint of the code that ran.
         is_final
-            Whether no failure leads to a further attempt, nor is reported: the run is cancelled.
+            Whether the run is being cancelled: no failure is tried again, none is reported.
         """
 
     def salvage(self, key: str) -> None:
         """Take in what a worker wrote of a batch before it died."""
 
     def lost(self, count: int) -> Positions:
-        """Return which electrons up to `count` nobody will ever execute, for all is lost."""
+        """Return electrons of the first `count` without an outcome, once the conductor is gone."""
 
     def prepare_retry(self, plan: Plan) -> Plan:
-        """Make sure that electrons can be tried again, and return the plan for that."""
+        """Make sure that electrons can be tried again, and return the plan for new attempts."""
 
     def renew(self, plan: Plan, today: Today) -> Plan:
-        """Note that the atom is another one from now on, and return the plan for that."""
+        """Note that the code of the atom has changed, and return the plan for new attempts."""
 
     def reopen(self, positions: np.ndarray) -> None:
         """Note that electrons have not ended, for they are tried again."""
 
     def close(self, plan: Plan, state: State) -> None:
-        """Do what is to be done before a run has ended in a state."""
+        """Close the record, before the run ends in `state`."""
 
 
 class MemoryRecord:
-    """The record of a run that lives in this process alone: the ledger.
+    """The record of a run without a store: outcomes go into the ledger only.
 
     Parameters
     ----------
     ledger
-        What is known of the electrons.
+        Gets the outcomes.
     retries
-        Decides what becomes of those that failed.
+        Decides which failed electrons are tried again.
     listeners
-        Are called for those that failed for good.
+        Callbacks; `on_failure` is called for each electron that failed for good.
     """
 
     def __init__(self, ledger: Ledger, retries: Retries, listeners: Listeners) -> None:
@@ -94,11 +94,11 @@ class MemoryRecord:
         return [Lot(positions, terms) for positions in spans(electrons)]
 
     def open_of(self, positions: Positions) -> Positions:
-        """Return all: each comes back once."""
+        """Return all: no electron is delivered twice."""
         return positions
 
     def unsent_of(self, lot: Lot) -> Positions:
-        """Return all: nobody else sends them."""
+        """Return all: no other process sends them."""
         return lot.positions
 
     def take(
@@ -110,8 +110,8 @@ class MemoryRecord:
         code: str = "",
         is_final: bool = False,
     ) -> list[Lot]:
-        """Take down an outcome, and return what is to be sent again."""
-        assert isinstance(outcome, Outcome)  # there is no store that it could be in
+        """Take down an outcome, and return the lots to send again."""
+        assert isinstance(outcome, Outcome)  # no worker writes to a store, so there is no receipt
         if not len(outcome):
             return []
         whole = replace(outcome, first=0, stop=len(outcome))
@@ -123,18 +123,18 @@ class MemoryRecord:
         return lots
 
     def salvage(self, key: str) -> None:
-        """Do nothing: results are kept nowhere but here."""
+        """Do nothing: workers write no results."""
 
     def lost(self, count: int) -> Positions:
-        """Return those without an outcome."""
+        """Return the positions without an outcome."""
         return self._ledger.missing(count)
 
     def prepare_retry(self, plan: Plan) -> Plan:
-        """Return the plan: nothing stands in the way."""
+        """Return the plan unchanged."""
         return plan
 
     def renew(self, plan: Plan, today: Today) -> Plan:
-        """Return the plan: which code ran is not kept."""
+        """Return the plan unchanged: without a store, no fingerprint is recorded."""
         return plan
 
     def reopen(self, positions: np.ndarray) -> None:

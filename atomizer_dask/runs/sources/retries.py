@@ -1,4 +1,4 @@
-"""What becomes of the failed electrons of a run: the policy, and which attempts follow."""
+"""Retries of the failed electrons of a run: by its policy, or by a user."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Retries:
     Parameters
     ----------
     policy
-        Of the run.
+        The policy of the run.
     ledger
-        Keeps what earlier attempts failed with.
+        Keeps the errors of superseded attempts.
     on_problem
-        Is called where a policy, which may be a function of the user's, raises.
+        Called where the policy, which may be a function of the user, raises.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Retries:
         self._judge = Judge(on_problem)
 
     def of(self, part: RunPart, terms: AttemptTerms) -> list[Lot]:
-        """Return what of a part is tried again, and mark it in there as superseded.
+        """Return the lots of a part to try again, and mark their electrons in it as superseded.
 
         Parameters
         ----------
         part
-            What has become of some electrons.
+            Outcomes of some electrons.
         terms
-            Of the attempt that they failed in.
+            Terms of the attempt in which they failed.
         """
         outcome, policy = part.outcome, self._policy
         if policy.never or not len(outcome.failed):
@@ -68,16 +68,16 @@ class Retries:
 
 
 class Chosen(NamedTuple):
-    """Failed electrons of a part that a user wants tried again.
+    """Failed electrons of a part that a user wants to try again.
 
     Parameters
     ----------
     part
-        What became of them.
+        The part.
     again
-        Mask over the failed electrons of the part.
+        Mask over the failed electrons of the part: True where the electron is tried again.
     errors
-        What each of the failed electrons of the part failed with.
+        Error of each failed electron of the part.
     """
 
     part: RunPart
@@ -86,9 +86,10 @@ class Chosen(NamedTuple):
 
 
 def failed_of(ledger: Ledger, where: Callable[[ElectronError], bool] | None) -> list[Chosen]:
-    """Return the failed electrons of a run that a function of the failure chooses, by part.
+    """Return the failed electrons of a run for which `where` returns True, by part.
 
-    Nothing where it chooses none. Raises whatever the function raises.
+    `where` takes an error; None chooses all. The list is empty where no electron is chosen.
+    Raises whatever `where` raises.
     """
     chosen = []
     for part in ledger.parts:
@@ -109,7 +110,7 @@ def failed_of(ledger: Ledger, where: Callable[[ElectronError], bool] | None) -> 
 def strike_out(
     ledger: Ledger, chosen: list[Chosen], timeout: float | None
 ) -> list[tuple[np.ndarray, AttemptTerms]]:
-    """Note that electrons are tried again, and return these with the terms of that attempt."""
+    """Mark chosen electrons as superseded, and return their positions and the terms to retry on."""
     lots = []
     for part, again, errors in chosen:
         positions = part.failed_positions()[again]
@@ -122,7 +123,7 @@ def strike_out(
 
 
 def error_of_broken(plan: Plan, ledger: Ledger) -> AtomizerError:
-    """Return the error of trying again in a run whose electrons are not sent any more."""
+    """Return the error for a retry in a run whose driver sends no more electrons."""
     go_on = "map anew" if plan.sink is None else f"atomizer.attach({plan.sink.url!r}) goes on"
     message = f"{plan.run_id} is {ledger.state}, and electrons of it are not sent any more: {go_on}"
     return AtomizerError(Event(message, run_id=plan.run_id, level="error"), ledger.error)

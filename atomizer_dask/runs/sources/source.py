@@ -1,7 +1,7 @@
-"""What a run sends, what becomes of it, and how the run ends: pure decisions, on one thread.
+"""The source of a run: it decides which electrons are sent, tried again, and when the run ends.
 
-The driver of a conductor takes batches from a `RunSource`, and delivers what became of them. All
-of it happens on the dispatcher's thread, but for what says otherwise.
+The driver of a conductor takes batches from a `RunSource`, and delivers their outcomes. All
+methods are called on the dispatcher's thread, unless their docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ class RunSource:
     Parameters
     ----------
     plan
-        What is to be done.
+        The atom, the inputs and the options of the run.
     conductor
-        Carries it out.
+        Carries the batches.
     ledger
-        What is known of the electrons.
+        The outcomes of the electrons.
     listeners
-        Are called when something happens.
+        Callbacks for events, failures, and the end of the run.
     record
-        Where it is taken down what becomes of the electrons.
+        Takes down the outcomes.
 
     Attributes
     ----------
     stopping
         Whether the run is being cancelled, or was.
     all_drawn
-        Whether it is known how many electrons there are.
+        Whether the number of electrons is known: a streamed sweep has been read to its end.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RunSource:
         self._queue = ElectronQueue(plan.sweep, plan.definition.vectorized, ledger.changed)
         self._first_terms = AttemptTerms(timeout=plan.options.timeout)
         self._epoch = 0
-        # Another one each time that it is tried again after it was cancelled.
+        # A new one for each retry after a cancel: workers still cancel batches of the old one.
         self._root = plan.root or plan.run_id
         self._feed: Feed | None = None
         if isinstance(plan.sweep, Streamed):
@@ -103,7 +103,7 @@ class RunSource:
         Parameters
         ----------
         electrons
-            Those that are to be executed, in order; of a streamed sweep, of what is drawn already.
+            Positions to execute, in order; of a streamed sweep, among the rows drawn so far.
         """
         self.announce("started")
         if warning := warning_of_draws(self._plan.definition):
@@ -188,7 +188,7 @@ class RunSource:
             self._listeners.on_end()
 
     def leave(self) -> Callable[[], bool] | None:
-        """Say that what has no store ends with its process."""
+        """Log a warning that a run without a store ends with its process."""
         if not self._ledger.ended:
             end = "are kept nowhere; wait for a run, or give it a store"
             ended = ended_in_words(self._ledger, self._plan.sweep.length)
@@ -196,7 +196,7 @@ class RunSource:
         return None
 
     def disown(self, error: AtomizerError) -> None:
-        """Have the run end in a forked process; that of its parent goes on."""
+        """End the run in a forked process; in the parent process it goes on."""
         self._ledger.disown(error)
 
     # -- what becomes of electrons -----------------------------------------------------------
@@ -208,17 +208,17 @@ class RunSource:
         terms: AttemptTerms,
         code: str = "",
     ) -> None:
-        """Take down an outcome, and send again what the policy says."""
+        """Take down an outcome, and send the electrons again that the record returns."""
         lots = self._record.take(positions, outcome, terms, code=code, is_final=self.stopping)
         for lot in lots:
             self._put_off(lot, terms)
 
     def _fail_unsent(self, positions: Positions, terms: AttemptTerms) -> None:
-        """Take down that electrons were cancelled before they were sent."""
+        """Take down electrons as cancelled that are not with a worker."""
         self._take_down(positions, Outcome.all_failed(len(positions), _CANCELLED), terms)
 
     def _put_back(self, positions: Positions, terms: AttemptTerms) -> None:
-        """Send electrons next, those of them that have not ended."""
+        """Put electrons that have not ended first in the queue; in a cancelled run, fail them."""
         left = self._record.open_of(positions)
         if self.stopping:
             self._fail_unsent(left, terms)
@@ -226,8 +226,8 @@ class RunSource:
             self._queue.put_first(Lot(left, terms))
 
     def _put_off(self, lot: Lot, before: AttemptTerms) -> None:
-        """Send electrons again after some seconds, in which they occupy nobody."""
-        if lot.terms.attempt == before.attempt:  # they have not failed: their results are gone
+        """Send electrons again after the delay of the lot, in which they occupy no thread."""
+        if lot.terms.attempt == before.attempt:  # they did not fail: their file of results is gone
             self._put_back(lot.positions, lot.terms)
             return
         token = self._queue.delay(lot)
@@ -260,7 +260,7 @@ class RunSource:
             return
         if self._driver.has_failed:
             raise error_of_broken(self._plan, self._ledger)
-        # First: where that fails, nothing has changed.
+        # First of all: if it raises, nothing has changed.
         self._plan = self._record.prepare_retry(self._plan)
         if today is not None:
             self._renew(today)
@@ -280,7 +280,7 @@ class RunSource:
             self._send_again(lots, f"{count:,} failed {are} tried again")
 
     def _renew(self, today: Today) -> None:
-        """Have what is sent from now on executed by another version of the atom."""
+        """Send all further batches with the atom as it is now."""
         self._plan = self._plan.renewed(today)
         self.announce("the atom is not what it was: electrons are executed as it is now")
         self._plan = self._record.renew(self._plan, today)
@@ -307,7 +307,7 @@ class RunSource:
         return self.stopping or self._ledger.ended
 
     def add(self, positions: Positions) -> None:
-        """Send electrons, behind all others."""
+        """Put electrons at the end of the queue."""
         if not self.is_over and len(positions):
             self._queue.put_last(Lot(positions, self._first_terms))
             self._driver.pump()
@@ -320,12 +320,12 @@ class RunSource:
     # -- pausing and ending ------------------------------------------------------------------
 
     def _stop(self) -> None:
-        """Have what is with the workers, and has not begun, given back."""
+        """Have the workers give back electrons that they have not begun."""
         epoch, self._epoch = self._epoch, self._epoch + 1
         self._conductor.stop(self._root, epoch, cancel=self.stopping)
 
     def pause(self) -> None:
-        """Send no more, and take back what has not begun."""
+        """Send no more electrons, and take back those that no worker has begun."""
         self._driver.act(self._pause)
 
     def _pause(self) -> None:
@@ -344,7 +344,7 @@ class RunSource:
             self._check_end()
 
     def cancel(self) -> None:
-        """End: what has not begun never will."""
+        """Cancel the run: electrons that no worker has begun fail as cancelled."""
         self._driver.act(self._cancel)
 
     def _cancel(self) -> None:
@@ -363,7 +363,7 @@ class RunSource:
             self._driver.post_later(HEED_SECONDS, self._abandon, self._root)
 
     def _abandon(self, root: str) -> None:
-        """Wait no longer for electrons that do not heed ``context.cancelled``."""
+        """Fail, as cancelled, running electrons that do not heed ``context.cancelled``."""
         if self._ledger.ended or root != self._root:
             return
         self._driver.abandon(_LEFT_BEHIND)
@@ -371,7 +371,7 @@ class RunSource:
 
     @property
     def _has_sent_all(self) -> bool:
-        """Whether nothing is left to be sent, and all that was sent has come back."""
+        """Whether the queue is empty for good, and no batch is under way."""
         return self.all_drawn and not self._queue and self._driver.idle
 
     def _check_end(self) -> None:

@@ -1,4 +1,4 @@
-"""The record of a run with a store: it writes outcomes into the store, and notes them."""
+"""The record of a run with a store: it writes outcomes there, and adds them to the ledger."""
 
 from __future__ import annotations
 
@@ -30,46 +30,46 @@ from atomizer_dask.sweeps.stream import Streamed
 
 logger = logging.getLogger(__name__)
 
-FIRST_UNSTORABLE = 3  # electrons, after which a run stops where none before could be stored
-MANY_UNSTORABLE = 1000  # in a row, after which it stops where others could
+FIRST_UNSTORABLE = 3  # electrons in a row after which a run stops, while none has ended well
+MANY_UNSTORABLE = 1000  # the same, once some electrons have ended well
 
 
 class Owner(Protocol):
     """The source whose record it is."""
 
     def adopt_batch(self, batch: Batch, start: int, stop: int) -> None:
-        """Have the driver wait for a batch of another process, from an offset to another."""
+        """Have the driver wait for electrons `start` to `stop` of another process's batch."""
 
     def note_store_failed(self, error: Exception) -> None:
         """End the run: its store fails."""
 
     def note_unstorable(self, message: str, *, is_refused: bool) -> None:
-        """Note that the store cannot hold results; where it `is_refused`, send nothing more."""
+        """Warn that the store cannot hold results; where it `is_refused`, stop the run."""
 
     def settle_all(self) -> None:
         """Have the conductor forget the outcomes of all batches of the run."""
 
 
 class StoreRecord:
-    """The record of a run that survives in a store: its journal, and the ledger.
+    """The record of a run with a store: outcomes go into its journal and the ledger.
 
     Parameters
     ----------
     journal
-        Writes down what becomes of electrons.
+        Writes the outcomes to the store.
     ledger, retries, listeners
         As of a `MemoryRecord`.
     in_flight
-        Batches that another process sent, in that order.
+        Batches that an earlier process sent and that may be under way, in the order of sending.
 
     Attributes
     ----------
     owner
         The source whose record it is.
     refusal
-        Why nothing more is sent: what the store cannot hold. Empty where it can.
+        Why no more electrons are sent: results that the store cannot hold. Empty while they are.
     settled
-        Keys of batches that the conductor may forget once all is written.
+        Keys of batches whose outcomes the conductor may forget after the next flush.
     """
 
     owner: Owner
@@ -89,21 +89,21 @@ class StoreRecord:
         self._retries = retries
         self._listeners = listeners
         self._in_flight = in_flight
-        self._adopted: dict[int, int] = {}  # which further attempt of an electron was under way
+        self._adopted: dict[int, int] = {}  # by position, the later attempt that is in flight
         self._unstorable_count = 0  # electrons in a row
 
     @property
     def in_flight_count(self) -> int:
-        """How many electrons another process sent, which may be under way."""
+        """How many electrons an earlier process sent that may be under way."""
         return sum(map(len, self._in_flight))
 
     @contextmanager
     def storing(self) -> Iterator[None]:
-        """End the run where its store fails: what is not in it can be computed again."""
+        """End the run where its store fails; results that are not in it can be computed again."""
         try:
             yield
         except Exception as error:
-            # Of a file system in the network it has hundreds of lines.
+            # Only at level debug: tracebacks of network file systems have hundreds of lines.
             logger.debug("the store %s failed", self.journal.store.folder.url, exc_info=True)
             if not self._ledger.ended:
                 self.owner.note_store_failed(error)
@@ -111,7 +111,7 @@ class StoreRecord:
     # -- beginning -------------------------------------------------------------------------------
 
     def begin(self, electrons: Positions, terms: AttemptTerms) -> list[Lot]:
-        """Wait for what is under way, and return what is to be sent: first what failed before."""
+        """Wait for batches in flight, and return the lots to send: first electrons that failed."""
         if self._in_flight:
             found = adopt(electrons, self._in_flight, self.journal.not_done)
             for batch, start, stop in found.leases:
@@ -134,11 +134,11 @@ class StoreRecord:
         return [*first, *(Lot(each, terms) for each in spans(np.setdiff1d(todo, again)))]
 
     def open_of(self, positions: Positions) -> Positions:
-        """Return which have not ended: of a batch whose sender died, some may have."""
+        """Return those that have not ended; some of a batch of an earlier process may have."""
         return self.journal.not_done(positions)
 
     def unsent_of(self, lot: Lot) -> Positions:
-        """Return the electrons of a lot that the process before has not sent on a later attempt."""
+        """Return the electrons of a lot of which no later attempt is in flight."""
         positions = lot.positions
         if not self._adopted:
             return positions
@@ -157,7 +157,7 @@ class StoreRecord:
         code: str = "",
         is_final: bool = False,
     ) -> list[Lot]:
-        """Take down an outcome, and return what is to be sent again."""
+        """Take down an outcome, and return the lots to send again."""
         if isinstance(outcome, StoredOutcome):
             return self._take_stored(positions, outcome, terms, code, is_final)
         if not len(outcome):
@@ -181,12 +181,12 @@ class StoreRecord:
         code: str,
         is_final: bool,
     ) -> list[Lot]:
-        """Take in what a worker has written, and take down what failed."""
+        """Take in the file that a worker wrote, and take down the failures of its receipt."""
         lots = []
         failed = stored.offsets - stored.first
         try:
             part = self.journal.take_in(positions, stored)
-        except FileNotFoundError:  # it was put aside, or the folder was tidied by hand
+        except FileNotFoundError:  # it was damaged and put aside, or a user removed it
             lots.append(Lot(np.delete(numpy_values(positions), failed), terms))
         else:
             if part is not None:
@@ -204,7 +204,7 @@ class StoreRecord:
         return part.pick(np.isin(numpy_values(part.positions), left))
 
     def _take_failures(self, part: RunPart, terms: AttemptTerms, is_final: bool) -> list[Lot]:
-        """Take down electrons that all failed, and return those that are tried again."""
+        """Take down electrons that all failed, and return the lots to try again."""
         lots = []
         for some in _apart(part) if len(part) else ():
             lots += self._take_alike(some, terms, is_final)
@@ -218,7 +218,7 @@ class StoreRecord:
         self._ledger.add(part)
         if not is_final:
             report_failures(part, self._listeners)
-        # What was cancelled has not ended for whoever goes on with the run.
+        # The store keeps no cancelled electrons: a process that goes on with the run executes them.
         for_good = np.array([error.kind != "cancelled" for error in errors], dtype=bool)
         positions = numpy_values(part.positions).tolist()
         pairs = zip(positions, errors, strict=True)
@@ -231,7 +231,7 @@ class StoreRecord:
         return [lot for lot in lots if len(lot.positions)]
 
     def _note_unstorable(self, part: RunPart) -> None:
-        """Note what the store cannot hold; where it is all that comes, more would not help."""
+        """Warn of results that the store cannot hold; stop the run after many of them in a row."""
         if part.outcome.unstored is None or self.refusal:
             return
         why = part.outcome.failures[part.outcome.codes[0]].message
@@ -250,13 +250,13 @@ class StoreRecord:
                 self._ledger.add(part)
 
     def lost(self, count: int) -> Positions:
-        """Return nothing: what has not ended can be gone on with."""
+        """Return no electron: a process that goes on with the run can execute those that remain."""
         return range(0)
 
     # -- trying again ----------------------------------------------------------------------------
 
     def prepare_retry(self, plan: Plan) -> Plan:
-        """Hold the store again where the run had ended, and return the plan for that."""
+        """Lock the store again where the run had ended, and return the plan with the new token."""
         if self.journal.unaccepted is not None:
             raise self.journal.unaccepted
         if not self._ledger.ended:
@@ -268,7 +268,7 @@ class StoreRecord:
         return replace(plan, sink=plan.sink._replace(token=store.holder.token))
 
     def renew(self, plan: Plan, today: Today) -> Plan:
-        """Note in the store that the atom is another one, and return the plan for that."""
+        """Write the atom as it is now to the store, and return the plan with its fingerprint."""
         store = self.journal.store
         assert plan.sink is not None
         with self.storing():
@@ -279,7 +279,7 @@ class StoreRecord:
         return replace(plan, sink=plan.sink._replace(code=today.code.fingerprint))
 
     def allow_pickle(self, plan: Plan) -> Plan:
-        """Have the store keep pickles from now on, and return the plan for that."""
+        """Let the store keep pickles from now on, and return the plan that lets workers do so."""
         store = self.journal.store
         store.manifest["options"]["allow_pickle"] = self.journal.allow_pickle = True
         assert plan.sink is not None
@@ -289,11 +289,11 @@ class StoreRecord:
         return replace(plan, sink=plan.sink._replace(allow_pickle=True))
 
     def store_unstored(self, terms: AttemptTerms, *, is_final: bool) -> list[Lot]:
-        """Store what failed electrons returned, which failed since the store could not hold it."""
+        """Store the results of electrons that failed only because the store could not hold them."""
         lots = []
         for part in self._ledger.snapshot():
             if isinstance(part, StoredPart):
-                part.allow_pickle = True  # into whose file others may be merged
+                part.allow_pickle = True  # files with pickles may be merged with its file
             elif part.outcome.unstored is not None and part.outcome.is_whole:
                 lots += self._store_now(part, terms._replace(attempt=part.attempt), is_final)
         return lots
@@ -309,7 +309,7 @@ class StoreRecord:
         return self.take(positions, outcome, terms, code=part.code, is_final=is_final)
 
     def reopen(self, positions: np.ndarray) -> None:
-        """Note in the store that electrons have not ended, for they are tried again."""
+        """Note that electrons have not ended, and remove their failures from the properties."""
         self.journal.reopen(positions)
         with self.storing():
             self.journal.rewrite_failed(positions)
@@ -317,13 +317,13 @@ class StoreRecord:
     # -- ending ----------------------------------------------------------------------------------
 
     def close(self, plan: Plan, state: State) -> None:
-        """Write what has been gathered, describe the end, and release the store."""
+        """Write gathered outcomes, note the end in the manifest, and release the lock."""
         journal = self.journal
         try:
             journal.flush()
             self._describe_end(plan, state)
             journal.store.end_session(state)
-            # Of a run that its store refused all that was executed has arrived.
+            # Where the store refused results, every batch has arrived although the state is failed.
             if self.refusal or state not in ("failed", "detached", "suspended"):
                 self.owner.settle_all()
         except (StoreError, OSError) as error:
@@ -335,18 +335,18 @@ class StoreRecord:
                 self._listeners.on_problem(f"cannot let go of {journal.store.folder.url}", error)
 
     def _describe_end(self, plan: Plan, state: State) -> None:
-        """Note how many rows a stream had, and remove what workers wrote in vain."""
+        """Note how many rows a stream had, and remove leftover files of workers."""
         sweep, store = plan.sweep, self.journal.store
         if isinstance(sweep, Streamed) and not sweep.is_read:
             ended = state == "finished"
             store.manifest["sweeps"][-1]["electrons"] = sweep.length if ended else None
-        if state == "finished":  # by workers that were thought dead, and were not
+        if state == "finished":  # written by workers that were wrongly thought dead
             for path in store.folder.files(INCOMING):
                 store.folder.remove(path)
 
 
 def _apart(part: RunPart) -> list[RunPart]:
-    """Return failed electrons whose results a store cannot hold apart from others."""
+    """Split failed electrons into those whose results a store cannot hold, and others."""
     outcome = part.outcome
     if outcome.unstored is None:
         return [part]

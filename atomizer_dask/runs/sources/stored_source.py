@@ -1,4 +1,4 @@
-"""A source whose run survives in a store: it can be left, and somebody else can go on with it."""
+"""The source of a run with a store: it can be suspended or detached, and others go on with it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MERGE_AT_END = 16  # small files
 
 
 class StoredRunSource(RunSource):
-    """Feeds a driver with the electrons of a run that survives in a store.
+    """Feeds a driver with the electrons of a run with a store.
 
     Parameters
     ----------
     plan, conductor, ledger, listeners
         As of a `RunSource`.
     record
-        Takes down in the store what becomes of the electrons.
+        Writes the outcomes to the store.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class StoredRunSource(RunSource):
         record: StoreRecord,
     ) -> None:
         super().__init__(plan, conductor, ledger, listeners, record)
-        # Later than those of whoever worked on the run before, which workers may remember.
+        # Greater than the epochs of earlier processes, whose stops the workers may remember.
         self._epoch = time_ns()
         self._store_record = record
         self._journal = record.journal
         self._suspending = False
-        self._is_left = False  # by a process that ends
+        self._is_left = False  # whether it is suspended because the process ends
         self._is_flushing = False
         record.owner = self
         self._journal.store.on_lost = lambda: conductor.post(self.check_held)
@@ -82,7 +82,7 @@ class StoredRunSource(RunSource):
             self._check_end()
 
     def leave(self) -> Callable[[], bool] | None:
-        """Suspend the run, for its process ends, and say how to go on."""
+        """Suspend the run, for its process ends, and log how to go on."""
         if self._ledger.ended:
             return lambda: True
         self._is_left = True
@@ -90,7 +90,7 @@ class StoredRunSource(RunSource):
         return lambda: self._ledger.ended
 
     def disown(self, error: AtomizerError) -> None:
-        """Have the run end in a forked process; the store is the parent's."""
+        """End the run in a forked process; the parent process keeps the lock of the store."""
         self._journal.store.disown()
         super().disown(error)
 
@@ -103,11 +103,11 @@ class StoredRunSource(RunSource):
                 self._journal.store.check_held()
 
     def detach(self) -> None:
-        """Leave what remains, and what is under way, to whoever holds the store next."""
+        """End here as detached: batches under way and the rest are left to the next holder."""
         self._driver.act(self._leave, "detached")
 
     def suspend(self) -> None:
-        """Take back what has not begun, and leave what remains to whoever holds the store next."""
+        """Take back electrons that no worker has begun, and leave the rest to the next holder."""
         self._driver.act(self._suspend)
 
     def _suspend(self) -> None:
@@ -140,7 +140,7 @@ class StoredRunSource(RunSource):
     # -- writing -----------------------------------------------------------------------------
 
     def allow_pickle(self) -> None:
-        """Store as pickles what has no Arrow type, first of all what electrons have returned."""
+        """Store results without an Arrow type as pickles, first those in memory."""
         record, ended = self._store_record, self._ledger.ended
         was_refused = bool(record.refusal)
         self._plan = record.allow_pickle(record.prepare_retry(self._plan))
@@ -156,7 +156,7 @@ class StoredRunSource(RunSource):
         self._check_end()
 
     def _flush_soon(self) -> None:
-        """Write what has been gathered: a little later, or now where it is much."""
+        """Write gathered outcomes: now if the journal is full, else within half a second."""
         if self._journal.is_full:
             self._flush()
         elif not self._is_flushing:
@@ -184,7 +184,7 @@ class StoredRunSource(RunSource):
         self._driver.post_action(act)
 
     def _is_written(self) -> bool:
-        """Return whether everything is in the store, in few files; else this is asked again."""
+        """Write all results and merge small files; return False until that is done."""
         self._flush()
         journal = self._journal
         if self._ledger.ended or journal.is_merging:
@@ -205,7 +205,7 @@ class StoredRunSource(RunSource):
             super()._check_end()
 
     def _end_refused(self) -> None:
-        """End, for the store cannot hold what electrons return."""
+        """End the run as failed, for the store cannot hold its results."""
         self._ledger.error = UnstorableError(
             Event(
                 f"{self._plan.run_id} has stopped, for its store cannot hold results: "
@@ -218,14 +218,14 @@ class StoredRunSource(RunSource):
         )
         self._end("failed")
 
-    # -- what its record asks ----------------------------------------------------------------
+    # -- what its record calls ---------------------------------------------------------------
 
     def adopt_batch(self, batch: Batch, start: int, stop: int) -> None:
-        """Wait for a batch of another process, which is responsible for some of its electrons."""
+        """Wait for the electrons of another process's batch from offset `start` to `stop`."""
         self._driver.adopt(batch, start, stop)
 
     def note_unstorable(self, message: str, *, is_refused: bool) -> None:
-        """Warn that the store cannot hold results; send nothing more where it holds none."""
+        """Warn that the store cannot hold results; where it `is_refused`, stop the run."""
         if not is_refused:
             self.announce(f"the store cannot hold results: {message}", "warning")
             return
@@ -255,7 +255,10 @@ class StoredRunSource(RunSource):
         )
 
     def _yield(self) -> None:
-        """Have no electrons executed any more, unless whoever took over waits for them."""
+        """Give up the batches under way, for another process has taken the store over.
+
+        They are stopped where it uses another scheduler; on the same one it waits for them.
+        """
         theirs = self._journal.store.last_conductor()
         here = self._conductor.whereabouts().get("scheduler")
         if theirs and (here is None or theirs.get("scheduler") != here):

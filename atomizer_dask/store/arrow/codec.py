@@ -37,12 +37,12 @@ __all__ = ["EncodedColumn", "RefusedError", "decode", "encode", "encode_inputs"]
 def encode(values: Values, *, allow_pickle: bool = False) -> EncodedColumn:
     """Return a column as Arrow.
 
-    A column without rows is of type null, which `forms.common` counts as absent.
+    A column without rows is of type null, which `common_form.common` counts as absent.
 
     Raises
     ------
     RefusedError
-        Where values have no type and may not be pickled; its rows are theirs.
+        Where values have no Arrow type and may not be pickled; `RefusedError.rows` are their rows.
     """
     bare = _without_wrapper(values)
     array, note = _encode(bare, allow_pickle)
@@ -59,7 +59,7 @@ def encode_inputs(what: str, values: Values, *, allow_pickle: bool) -> EncodedCo
     Raises
     ------
     UnstorableError
-        Saying what they are, where they have no type and may not be pickled.
+        Where they have no Arrow type and may not be pickled; the message names them by `what`.
     """
     try:
         return encode(values, allow_pickle=allow_pickle)
@@ -68,7 +68,7 @@ def encode_inputs(what: str, values: Values, *, allow_pickle: bool) -> EncodedCo
 
 
 def _without_wrapper(values: Values) -> Any:
-    """Return the NumPy array of which pandas makes a column without changing it."""
+    """Return a range, or an array that pandas only wraps, as a NumPy array; else `values`."""
     is_wrapped = isinstance(getattr(values, "dtype", None), np.dtype)
     if is_wrapped or isinstance(values, range) or type(values) is pd.arrays.NumpyExtensionArray:
         return numpy_values(values)
@@ -138,7 +138,7 @@ def _unpacked(text: str) -> pa.Array:
 def decode(array: Array, note: Mapping[str, Any], *, allow_pickle: bool = False) -> Values:
     """Return the column that `encode` was given; its memory may be read-only.
 
-    Nulls become None, or the missing value of the dtype; of numbers there must be none.
+    Nulls become None, or the missing value of the dtype; a column of numbers must have none.
 
     Raises
     ------

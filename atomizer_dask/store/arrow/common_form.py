@@ -1,7 +1,7 @@
 """Columns of several batches in one form: the same type of Arrow and the same note.
 
-`pa.unify_schemas` knows no notes, and of numbers it takes a signed integer and uint64 for int64,
-in which half of the values of uint64 do not fit.
+`pa.unify_schemas` ignores notes, and makes int64 of a signed integer and uint64, which cannot hold
+half of the values of uint64.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _SMALL = {large: small for small, large in LARGE.items()}
 def common(a: Form, b: Form) -> Form:
     """Return the one form, a type and a note, in which columns of two forms can be stored.
 
-    Numbers promote as in memory; a column that is all null is absent, and fits any other. What
-    becomes objects is marked as mixed: `decode` makes of it what `columns.concatenate` would.
+    Numbers promote as in memory; a column that is all null is absent, and fits any other. A column
+    that becomes objects is marked as mixed: `decode` returns what `columns.concatenate` would.
     """
     small = [(_SMALL.get(kind, kind), note) for kind, note in (a, b)]
     kind, note = _common(*small)
@@ -106,7 +106,7 @@ def _common_of_extensions(a: Form, b: Form) -> Form:
     dtype = pd.concat([pd.Series(values) for values in nothing]).dtype
     if isinstance(dtype, np.dtype):
         return _common_of_objects(a, b)
-    if isinstance(dtype, pd.CategoricalDtype):  # of both
+    if isinstance(dtype, pd.CategoricalDtype):  # both are categorical, of the same categories
         return a
     array, note = pandas_columns.encode(pd.Series([], dtype=dtype).array, allow_pickle=False)
     return array.type, note
@@ -148,7 +148,7 @@ def _as_arrays(form: Form) -> Form | None:
 def recode(
     array: Array, note: Mapping[str, Any], type: Any, to_note: Note, *, allow_pickle: bool = False
 ) -> pa.Array:
-    """Return what `encode` gave in another form, one that `common` gave; nulls stay nulls.
+    """Return an array of `encode` in another form, one of `common`; nulls stay nulls.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def recode(
 
 
 def _into(values: Any, type: Any, note: Note, allow_pickle: bool) -> pa.Array:
-    """Return values in a form; recode casts what differs in its type only."""
+    """Return values in a form; `recode` casts an array that differs in its type only."""
     if "pandas" in note:
         like: Any = decode(pa.nulls(0, type), note, allow_pickle=allow_pickle)
         fitting = pd.Series(values).astype(like.dtype).array

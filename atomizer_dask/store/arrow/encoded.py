@@ -60,7 +60,7 @@ class RefusedError(UnstorableError):
 
 
 def of_inputs(error: UnstorableError) -> str:
-    """Return the message about values that nobody returns, for they are inputs."""
+    """Return the message of an error for inputs: what to sweep over, not what to return."""
     ways_in = f"sweep over {_KINDS}"
     return error.event.message.replace(_WAYS_OUT, ways_in)
 
@@ -80,25 +80,25 @@ def refusal(
 
 
 def array_of(values: Sequence[str | bytes | None], type: Any) -> pa.Array:
-    """Return texts or bytes as an array, of a large type where they take one."""
+    """Return texts or bytes as an array, of a large type where they need one."""
     array = pa.array(values, type)
     return pa.array(values, LARGE[type]) if isinstance(array, pa.ChunkedArray) else array
 
 
 def combined(array: Array) -> pa.Array:
-    """Return the chunks of an array as one; without a copy where there is one."""
+    """Return the chunks of an array as one array; without a copy where there is one chunk."""
     if not isinstance(array, pa.ChunkedArray):
         return array
     return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
 
 
 def fixed_lists(array: pa.Array, shape: Sequence[int]) -> pa.Array:
-    """Return rows of a shape, of which `array` has the elements one after another."""
+    """Return rows of a shape, made of the elements of `array` one after another."""
     for length in reversed(shape):
         array = pa.FixedSizeListArray.from_arrays(array, length)
     return array
 
 
 def spread(array: pa.Array, here: np.ndarray) -> pa.Array:
-    """Return an array with its elements where they are said to be, and null elsewhere."""
+    """Return an array with its elements where `here` is True, and nulls elsewhere."""
     return array if here.all() else array.take(pa.array(np.cumsum(here) - 1, mask=~here))

@@ -1,8 +1,8 @@
 """Python values as JSON that gives them back exactly, types and all.
 
-What JSON has no word for is an object of a single key: ``{"$tuple": [1, 2]}``. Encoders of others
-write such values so that they come back as something else, a tuple as a list; and without them,
-tuples, Decimals and times with a zone could be stored as pickles only.
+A value of a type that JSON lacks is an object with a single key: ``{"$tuple": [1, 2]}``. Encoders
+of other libraries write such values so that another type comes back, a list for a tuple; without
+exact JSON, tuples, Decimals and times with a zone could be stored as pickles only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atomizer_dask.sweeps.columns import as_objects
 
 
 class InexactError(Exception):
-    """A value has no exact JSON; it is the argument, or part of the value that was given."""
+    """A value has no exact JSON. The argument is that value, perhaps a part of a given one."""
 
 
 def to_json(value: Any) -> str:

@@ -75,7 +75,7 @@ def _array_of_times(values: np.ndarray) -> pa.Array:
 
 
 def ticks(values: np.ndarray) -> pa.Array:
-    """Return times as integers, which hold those of any unit and as far away as there are."""
+    """Return times as integers, which hold any unit and any range; NaT becomes null."""
     return pa.array(values.view(np.int64), mask=np.isnat(values))
 
 

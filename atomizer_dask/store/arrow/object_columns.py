@@ -1,7 +1,7 @@
 """Columns of Python objects as Arrow, and back.
 
-Objects of one type are what Arrow takes them for, where that gives the same objects back; all
-others are JSON text, or pickles where these are allowed.
+Objects of one type get the Arrow type that Arrow infers, where that gives the same objects back;
+all others are JSON text, or pickles where these are allowed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def encode(values: list[Any], *, allow_pickle: bool) -> EncodedColumn:
     Raises
     ------
     RefusedError
-        Where objects have no JSON, or no pickle if these are allowed; its rows are theirs.
+        Where objects have no JSON, or no pickle if these are allowed; `RefusedError.rows` are
+        their rows.
     """
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
@@ -94,7 +95,7 @@ def _encode_native(values: list[Any], kind: type) -> EncodedColumn | None:
     array = pa.array(values)
     if isinstance(array, pa.ChunkedArray):  # of more than 2 GB
         return None
-    # Arrow gives all decimals as many digits, and not all times their own zone.
+    # Arrow gives all decimals of a column one scale, and all its times one zone.
     if within <= _EXACT or repr(array.to_pylist()) == repr(values):
         return EncodedColumn(array, {"form": "tuple" if kind is tuple else "object"})
     return None
@@ -103,7 +104,7 @@ def _encode_native(values: list[Any], kind: type) -> EncodedColumn | None:
 def _kinds_within(values: Iterable[Any], levels: int = 8) -> set[type]:
     """Return the types within lists of lists; list where there are more levels.
 
-    Arrow may not look at a list that contains itself: it would crash.
+    A list that contains itself would crash Arrow; here its type is list, which the caller refuses.
     """
     values = list(values)
     kinds = set(map(type, values)) - {type(None)}
@@ -161,7 +162,7 @@ def pickled(values: list[Any]) -> pa.Array:
     for row, value in enumerate(values):
         try:
             dumped.append(None if value is None else dumps(value))
-        except BaseException as error:  # pickling runs anybody's __reduce__
+        except BaseException as error:  # pickling runs the user's __reduce__
             if is_interrupt(error):
                 raise
             refused[row] = value
@@ -171,14 +172,14 @@ def pickled(values: list[Any]) -> pa.Array:
 
 
 def unpickled(data: Iterable[bytes | None], *, allow_pickle: bool) -> list[Any]:
-    """Return what was pickled.
+    """Return the objects of pickles.
 
     Raises
     ------
     UnstorableError
-        Where that is not allowed.
+        Where pickles may not be read.
     StoreError
-        Where it fails.
+        Where one cannot be read here.
     """
     if not allow_pickle:
         raise UnstorableError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def encode(values: Any, *, allow_pickle: bool) -> EncodedColumn:
-    """Return an extension array as it makes itself Arrow, missing values as null.
+    """Return an extension array as Arrow, by its own conversion; missing values are null.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Files of a store: where they are, how they are written, who may write."""
+"""Files of a store: where they are, how they are written, which process may write."""

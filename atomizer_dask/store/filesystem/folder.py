@@ -19,7 +19,7 @@ from atomizer_dask.errors import StoreError
 from atomizer_dask.store.filesystem.urls import file_system_of
 
 _ABOUT_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-UNFINISHED = ".unfinished-"  # begins the name of what is being written
+UNFINISHED = ".unfinished-"  # begins the names of files that are being written
 
 
 class Folder:
@@ -38,7 +38,7 @@ class Folder:
     Raises
     ------
     StoreError
-        Where nothing understands the URL.
+        Where it is neither a path nor a URL that fsspec understands.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -59,7 +59,7 @@ class Folder:
     def make(self, name: str = "") -> None:
         """Make the folder, or one in it.
 
-        Elsewhere than on this machine nothing is made above it: no bucket because of a typo.
+        On a remote file system its parent must exist: a typo must not make a bucket.
         """
         if self.is_local or self._fs.protocol == "memory":  # which is in this process
             self._fs.makedirs(self.path(name), exist_ok=True)
@@ -77,7 +77,7 @@ class Folder:
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Say in our words what is wrong with what is not on this machine."""
+        """Turn errors of a remote file system into `StoreError`, but those about single files."""
         try:
             yield
         except _ABOUT_FILES:
@@ -90,12 +90,12 @@ class Folder:
             raise unreachable(self.url, error) from error
 
     def check_reachable(self) -> None:
-        """Raise where nothing answers; libraries of object stores try for minutes.
+        """Check that a remote file system answers soon; libraries of object stores try for minutes.
 
         Raises
         ------
         StoreError
-            Which says what to look at.
+            Where it does not answer within ``store.connect-timeout`` seconds, or with an error.
         """
         if self.is_local:
             return
@@ -124,7 +124,7 @@ class Folder:
             return bool(self._fs.exists(self.path(name)))
 
     def names(self, folder: str = "") -> list[str]:
-        """Return what is in the folder, or in one of it; nothing where there is none."""
+        """Return the names in the folder, or in one of it, sorted; none where it does not exist."""
         where = self.path(folder)
         if self.is_local:
             try:
@@ -151,7 +151,7 @@ class Folder:
         """
         try:
             if self.is_local:
-                # Opened: of a file that is only looked at, NFS says what it knew a while ago.
+                # Opened first: NFS gives cached, older attributes of a file that is not open.
                 with Path(self.path(name)).open("rb") as file:
                     return os.fstat(file.fileno()).st_mtime
             self._fs.invalidate_cache(self._root)
@@ -162,7 +162,7 @@ class Folder:
             return None
 
     def touch(self, name: str) -> None:
-        """Have a local file count as written now, by the clock of the file system."""
+        """Set the time stamp of a local file to now, by the clock of the file system."""
         os.utime(self.path(name))
 
     def size(self, name: str) -> int:
@@ -203,7 +203,7 @@ class Folder:
         return json.loads(self.read(name))
 
     def open(self, name: str) -> Any:
-        """Return a file that can be read from, or where it is for who can read a local one."""
+        """Return the path of a local file, or an open remote file."""
         if self.is_local:
             return self.path(name)
         with self._reaching():
@@ -228,7 +228,12 @@ class Folder:
         self.write(name, json.dumps(content, indent=2).encode())
 
     def write_with(self, name: str, put: Callable[[Any], None]) -> None:
-        """Have `put` write a file, to a path or to an open file, under another name first.
+        """Call `put` to write a file, which appears once it is complete.
+
+        Parameters
+        ----------
+        put
+            Given the path of a temporary file, or of a remote file the open file.
 
         Raises
         ------
@@ -253,8 +258,8 @@ class Folder:
     def create(self, name: str, content: bytes) -> bool:
         """Write a file where there is none yet, and return whether there was none.
 
-        Of two who do it at once, one succeeds; where the library of an object store cannot do it
-        on a condition, that is only very likely.
+        Of two processes at once, one succeeds. Where the library of an object store has no
+        conditional writes, that is only very likely.
         """
         if not self.is_local:
             try:
@@ -291,7 +296,7 @@ class Folder:
                 self._fs.rm_file(self.path(name))
 
     def sweep_up(self, folder: str = "", older: float = 0.0) -> None:
-        """Remove what somebody who died was writing; what is not as many seconds old stays."""
+        """Remove local files that dead processes left unfinished, at least `older` seconds old."""
         if self.is_local and os.path.isdir(self.path(folder)):
             for name in os.listdir(self.path(folder)):
                 path = f"{folder}/{name}" if folder else name
@@ -306,7 +311,7 @@ class Folder:
 
 
 class _Reached:
-    """A file elsewhere, which says in our words what is wrong where it cannot be read."""
+    """A remote file whose errors on reading become `StoreError`."""
 
     def __init__(self, file: Any, reaching: Callable[[], AbstractContextManager[None]]) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""The lease of a store: signs of life of who holds it, which others can judge from other hosts.
+"""The lease of a store: signs of life of its holder, whose age other hosts can measure.
 
-The clocks of two hosts differ, so only the file system's own is asked: a sign of life is as old as
-a file that was written just now is younger.
+The clocks of two hosts differ, so that only the clock of the file system counts: the age of a sign
+of life is the difference between its time stamp and that of a probe, a file written just now.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from atomizer_dask.store.filesystem.folder import Folder
 
 logger = logging.getLogger(__name__)
 
-BEAT = "holder-alive-"  # begins the names of files that are written anew as signs of life
-PROBE = "holder-probe-"  # and of those whose time stamps are the time there
+BEAT = "holder-alive-"  # begins the names of files that holders rewrite as signs of life
+PROBE = "holder-probe-"  # and of files whose time stamps are the time of the file system
 LONGEST_PAUSE = 3.0  # seconds between two signs of life
 
 _ORDINALS = {
@@ -31,14 +31,14 @@ _ORDINALS = {
 
 
 def batch_job() -> tuple[str, int]:
-    """Return the batch job that this process is in, and how often that was started again.
+    """Return an id of the batch job that this process is in, and how often it was restarted.
 
-    An empty text outside of one. Jobs of different clusters have different names.
+    Empty and 0 outside of a job. The id contains the scheduler's name, and the cluster's for Slurm.
     """
     for system, (name, again) in _ORDINALS.items():
         if job := os.environ.get(name):
             if system == "sge" and "SGE_ROOT" not in os.environ:
-                continue  # JOB_ID may be anybody's
+                continue  # any program may set JOB_ID
             cluster = os.environ.get("SLURM_CLUSTER_NAME", "") if system == "slurm" else ""
             task = os.environ.get("SGE_TASK_ID", "") if system == "sge" else ""
             index = os.environ.get("LSB_JOBINDEX", "") if system == "lsf" else ""
@@ -52,14 +52,14 @@ def _number(text: str) -> int:
 
 
 def age_of(folder: Folder, name: str, token: str) -> float | None:
-    """Return how many seconds ago who holds a store last gave a sign of life.
+    """Return the seconds since the holder of a store last gave a sign of life.
 
     Parameters
     ----------
     name
         The file that names the holder.
     token
-        The holder's.
+        The token of the holder.
 
     Returns
     -------
@@ -78,20 +78,20 @@ def age_of(folder: Folder, name: str, token: str) -> float | None:
 
 
 class Heart:
-    """Gives signs of life of who holds a store, as long as it does.
+    """Gives signs of life of this process, as long as it holds a store.
 
-    A thread of its own, so that nothing that keeps the run busy looks like its death.
+    In a thread of its own, so that a process that is busy does not look dead.
 
     Parameters
     ----------
     folder, name, token
-        The store's; the file that names the holder, which is this process; its token.
+        The folder of the store; the lock file; the token of this process in it.
     lease
-        Seconds after which others take it for dead where no sign of life comes.
+        Seconds without a sign of life after which other hosts take this process for dead.
     is_held
         Returns whether this process still holds the store.
     on_lost
-        Called, once, when it does not.
+        Called once, in this thread, when it no longer does.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Heart:
                         self._on_lost()
                     return
                 self._give_sign()
-            except (OSError, StoreError):  # whoever writes results reports it
+            except (OSError, StoreError):  # the writer of results reports it
                 logger.debug("no sign of life after %s s", monotonic() - began, exc_info=True)
 
     def _give_sign(self) -> None:
         if self._folder.is_local:
             self._folder.touch(self._name)
-        else:  # the file that names the holder may be another's by now
+        else:  # the lock file may be another process's by now
             self._folder.write(f"{BEAT}{self._token}", self._token.encode())

@@ -1,8 +1,8 @@
-"""Who works on a store: one process at a time.
+"""The lock of a store: one process at a time, the holder, works on the store.
 
-On this machine a process is dead when the system says so, however long it was silent. On another it
-is when its lease has run out, which it renews every few seconds; or at once, where the batch system
-started its job again and this process is what it started.
+A holder on this machine is dead when the operating system says so, however long it was silent. A
+holder on another machine renews its lease every few seconds, and is dead when that has expired; or
+at once, where the batch system restarted its job and this process is in the restarted job.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ from atomizer_dask.store.layout import CLAIM, HOLDER
 
 @dataclass(frozen=True, slots=True)
 class LockHolder:
-    """Who works on a store.
+    """The process that holds the lock of a store.
 
     Parameters
     ----------
     token
-        Names this lock, which nobody had before.
+        Unique id of this lock.
     host, pid, born
-        The process; when it began, in seconds since the epoch, distinguishes it from a later one
-        of the same number.
+        Host name and process id. The start of the process, in seconds since the epoch,
+        distinguishes it from a later process with the same id.
     since
         When it locked the store, ISO 8601 in UTC.
     detached
         The name of the task that drives the run on the cluster; empty where a client does.
     lease
-        Seconds without a sign of life, after which it may be taken for dead from elsewhere; 0 where
-        it gives none, as earlier versions do.
+        Seconds without a sign of life after which other hosts take it for dead; 0 for a process
+        of an earlier version, which gives none.
     machine
-        Tells hosts of the same name apart, and containers, in which processes have other numbers.
+        Boot id and PID namespace, which distinguish hosts of the same name and containers, in
+        which processes have other ids; empty off Linux.
     job, restarts
-        The batch job that it is in, and how often that had been started again.
+        The batch job that it is in, empty outside of one; how often that had been restarted.
     """
 
     token: str
@@ -62,7 +63,7 @@ class LockHolder:
 
     @classmethod
     def here(cls, detached: str = "") -> LockHolder:
-        """Return this process as one."""
+        """Return this process as the holder of a new lock."""
         born = psutil.Process().create_time()
         since = datetime.now(UTC).isoformat(timespec="seconds")
         lease = setting("store.lease")
@@ -71,18 +72,18 @@ class LockHolder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is a process of this machine, that the system knows if it is there."""
+        """Whether it is a process of this machine, whose system knows if it lives."""
         return self.host == socket.gethostname() and self.machine in ("", _machine())
 
     @property
     def is_dead(self) -> bool:
-        """Whether the system says that it is gone, which it does of its own processes alone."""
+        """Whether it is a dead process of this machine; False for a process of another."""
         if not self.is_here:
             return False
         try:
             process = psutil.Process(self.pid)
             born: float = process.create_time()
-            # A zombie is dead, though its parent has not yet looked.
+            # A zombie is dead: its parent has only not reaped it yet.
             return abs(born - self.born) > 1 or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
@@ -97,16 +98,16 @@ class LockHolder:
         return f"{who} (this very one)" if here else who
 
     def was_restarted_as(self, other: LockHolder) -> bool:
-        """Whether the batch system started its job again, and `other` is what it started."""
+        """Whether the batch system restarted its job, and `other` is in the restarted job."""
         return bool(self.job) and self.job == other.job and self.restarts < other.restarts
 
     def dump(self) -> bytes:
-        """Return it as it is written."""
+        """Return it as JSON, for the lock file."""
         return json.dumps(asdict(self), indent=2).encode()
 
 
 def _machine() -> str:
-    """Return what distinguishes this machine from others, and this container; nothing off Linux."""
+    """Return an id of this machine, or of this container; empty off Linux."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -115,12 +116,12 @@ def _machine() -> str:
 
 
 def read_holder(folder: Folder) -> LockHolder | None:
-    """Return who holds a store; None where nobody does."""
+    """Return the holder of a store, alive or dead; None where there is none."""
     return _find(folder)[0]
 
 
 def _find(folder: Folder) -> tuple[LockHolder | None, str]:
-    """Return who holds a store, and the file that says so."""
+    """Return the holder, and the file that names it: the lock file, or a claim after it."""
     name = HOLDER
     holder = _read(folder, name)
     while holder is not None and (after := _read(folder, _after(holder))) is not None:
@@ -129,9 +130,10 @@ def _find(folder: Folder) -> tuple[LockHolder | None, str]:
 
 
 def living_holder(folder: Folder) -> LockHolder | None:
-    """Return who works on a store, for whoever only looks; None where nobody seems to.
+    """Return the holder of a store if it seems to be alive, else None.
 
-    By the clock of this host, for nothing may be written.
+    For a viewer, which must not write into the store: the age of a sign of life is by the clock of
+    this host.
     """
     holder, name = _find(folder)
     if holder is None or holder.is_dead:
@@ -158,35 +160,36 @@ def _read(folder: Folder, name: str) -> LockHolder | None:
 
 
 def _after(holder: LockHolder) -> str:
-    """Return the file that names who has taken over from a holder: one of those who try."""
+    """Return the file of the claim after a holder: of several processes, one can create it."""
     return f"{CLAIM}{holder.token}.json"
 
 
 def acquire(folder: Folder, me: LockHolder, *, takeover: bool = False) -> None:
-    """Make `me` the one who works on a store.
+    """Make `me` the holder of a store.
 
     Raises
     ------
     StoreHeldError
-        Where another process does that is not known to be dead, and it shall not be taken over.
+        Where another process holds it that is not known to be dead, is not a detached driver, and
+        shall not be taken over.
     """
     while not folder.create(HOLDER, me.dump()):
         other, name = _find(folder)
         if other is None:
             continue
-        # A driver on the cluster has a run only until somebody comes; it notices, and ends.
+        # A detached driver has a run only until a client attaches: it notices that, and ends.
         if not (takeover or other.detached):
             _check_gone(folder, name, other, me)
         if _take_from(folder, other, me):
             break
-    for name in folder.names():  # of those who died while they tried, or before
+    for name in folder.names():  # left by processes that died
         is_left = name.startswith((CLAIM, BEAT, PROBE))
         if is_left and name not in (_after(me), f"{BEAT}{me.token}"):
             folder.remove(name)
 
 
 def _check_gone(folder: Folder, name: str, other: LockHolder, me: LockHolder) -> None:
-    """Raise where the holder that a file names may still be at work."""
+    """Raise where `other`, the holder that a file names, may still be at work."""
     if other.is_dead or other.was_restarted_as(me):
         return
     silence = ""
@@ -206,11 +209,11 @@ def _check_gone(folder: Folder, name: str, other: LockHolder, me: LockHolder) ->
 
 
 def _take_from(folder: Folder, other: LockHolder, me: LockHolder) -> bool:
-    """Become the holder after another one, unless somebody else has."""
+    """Make `me` the holder after `other`; return False where another process was first."""
     claim = _after(other)
     if not folder.create(claim, me.dump()):
         return False
-    if read_holder(folder) != me:  # the other is not the holder any more: this came too late
+    if read_holder(folder) != me:  # `other` was no longer the holder: this claim came too late
         folder.remove(claim)
         return False
     folder.write(HOLDER, me.dump())
@@ -219,6 +222,6 @@ def _take_from(folder: Folder, other: LockHolder, me: LockHolder) -> bool:
 
 
 def release(folder: Folder, me: LockHolder) -> None:
-    """Be no longer the one who works on a store."""
+    """Give up the lock of a store, if `me` still holds it."""
     if read_holder(folder) == me:
         folder.remove(HOLDER)

@@ -1,4 +1,4 @@
-"""Where a store is: what people write, and what they meant where it is half a URL."""
+"""Paths and URLs of stores, and what users may have meant by half a URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCHEMES = _BUCKETS | _OTHERS | {"smb"}
 
 
 def file_system_of(text: str) -> tuple[Any, str]:
-    """Return the file system of a path or a URL, as fsspec has it, and the path there.
+    """Return the fsspec file system of a path or a URL, and the path in it.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def _local(path: str) -> str:
 
 
 def _is_url(text: str) -> bool:
-    """Return whether a text is a URL; a path of this machine is none."""
+    """Return whether a text is a URL; raises `StoreError` where it is neither that nor a path."""
     if text != text.strip():
         raise StoreError(f"the store {text!r} begins or ends with white space: leave it out")
     if text.startswith("$"):

@@ -1,1 +1,1 @@
-"""The inputs of a run as its store keeps them, and other inputs beside them."""
+"""The inputs of a run in its store: written, read, and extended by further sweeps."""

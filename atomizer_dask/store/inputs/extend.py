@@ -1,4 +1,4 @@
-"""The sweeps of a store: all that it knows of as one, and how another one is added."""
+"""The sweeps of a store: all of them as one, and how another one is added."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from atomizer_dask.sweeps.sweep import Sweep
 
 
 def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, RowMap]:
-    """Return all electrons of a store, and what its last sweep was about."""
+    """Return a sweep of all electrons of a store, and the rows of its last sweep."""
     segments: list[Sweep] = []
     defaults: dict[str, Given] = {}
     view = None
@@ -55,7 +55,7 @@ def sweeps_of(store: Store, allow_pickle: bool) -> tuple[Sweep, RowMap]:
 
 
 def _chained(segments: Sequence[Sweep], defaults: Mapping[str, Given]) -> Sweep:
-    """Return sweeps end to end, with defaults for what some of them do not name."""
+    """Return sweeps end to end, with defaults for fields that some of them lack."""
     names = dict.fromkeys(name for segment in segments for name in segment.names)
     filled = [_filled(segment, names, defaults) for segment in segments]
     return filled[0] if len(filled) == 1 else Concatenated(filled)
@@ -69,7 +69,7 @@ def _filled(sweep: Sweep, names: Iterable[str], defaults: Mapping[str, Given]) -
 
 
 def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
-    """Return which rows are electrons that no earlier sweep had, in their order."""
+    """Return the rows whose electrons no earlier sweep had, in the order of the electrons."""
     new = np.flatnonzero(electrons >= first)
     return new[np.argsort(electrons[new], kind="stable")]
 
@@ -77,20 +77,22 @@ def _new_rows(electrons: np.ndarray, first: int) -> np.ndarray:
 def extend(
     store: Store, sweep: Sweep, *, allow_pickle: bool, defaults: Mapping[str, Any] | None = None
 ) -> tuple[Sweep, RowMap]:
-    """Return the same for another sweep in a store: old rows keep the electrons that they had.
+    """Add another sweep to a store, and return a sweep of all electrons, and the rows of `sweep`.
+
+    A row with the inputs of an electron of the store stands for that electron, others are new ones.
 
     Parameters
     ----------
     defaults
-        Of parameters of the atom, by name: for what only one of both sweeps names, the other one
-        stands for its default.
+        Of parameters of the atom, by name: where only one of the two sweeps names a parameter, the
+        rows of the other have its default.
 
     Raises
     ------
     InvalidSweepError
-        Where it has other inputs.
+        Where the sweep and the store have different fields, which no defaults fill.
     StoreError
-        Where one of them is a stream, and the other is not.
+        Where one of the sweep and the store is a stream, and the other is not.
     """
     universe, last = sweeps_of(store, allow_pickle)
     streams = isinstance(universe, Streamed), isinstance(sweep, Streamed)
@@ -115,14 +117,14 @@ def extend(
     if differ:
         return _extend(store, universe, last, sweep, allow_pickle, values)
     if last.electrons is None and _is_same_grid(universe, sweep):
-        return universe, RowMap(sweep)  # of which no row need be looked at
+        return universe, RowMap(sweep)  # whose rows need not be compared
     return _extend(store, universe, last, sweep, allow_pickle, {})
 
 
 def _has_defaults(universe: Sweep, sweep: Sweep, defaults: Mapping[str, Given]) -> bool:
-    """Return whether those names that only one sweep has are the default in some of its rows.
+    """Return whether each field that only one sweep has is at its default in some of its rows.
 
-    Else all its rows would be of something else than the other's.
+    Otherwise no row of one sweep could have the inputs of a row of the other.
     """
     for name, default in defaults.items():
         shown = (sweep if name in sweep.names else universe).columns([name])[name]
@@ -178,10 +180,11 @@ def _is_same_axis(one: Given, other: Given, *, is_as_given: bool) -> bool:
 
 
 def _matched(universe: Sweep, sweep: Sweep) -> np.ndarray:
-    """Return for each row of a sweep the electron that it is, -1 for none.
+    """Return for each row of a sweep the electron with its inputs, -1 for none.
 
-    An early version of stores does not record the types of columns: Python's numbers are compared
-    as given, and then as floats, for it made floats of ints among floats.
+    Stores of an early version do not record what columns were given as. Their rows are compared
+    with Python's numbers as given, and then as floats: that version made floats of ints among
+    floats.
     """
     parts = universe.parts if isinstance(universe, Concatenated) else [universe]
     starts = np.cumsum([0, *(part.length or 0 for part in parts)])
@@ -226,6 +229,6 @@ def _looks_like(one: Sweep, other: Sweep) -> bool:
 
 
 def _dtype_of(values: Values) -> Any:
-    """Return a dtype, in the byte order that a store has."""
+    """Return the dtype of a column, in the native byte order, which stores use."""
     dtype: Any = getattr(values, "dtype", np.dtype(np.int64))
     return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype

@@ -26,8 +26,8 @@ class RowMap:
     sweep
         As the user gave it.
     electrons
-        For each row; None where electron i stands for row i, as it does unless a store had
-        electrons of an earlier sweep.
+        The electron for each row; None where electron i stands for row i, as it does unless a store
+        had electrons of an earlier sweep.
     """
 
     sweep: Sweep
@@ -56,9 +56,9 @@ class RowMap:
         Parameters
         ----------
         label
-            Of the index of the frame; or an id, which begins with that of the run.
+            A label of the index of the frame; or the id of an electron, which begins with `run_id`.
         run_id
-            Of the run.
+            The id of the run.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class RowMap:
         )
 
     def as_keys(self, known: Mapping[int, T]) -> Mapping[int, T]:
-        """Return what is known by electron, by row."""
+        """Return a mapping by electron as one by row, without electrons that stand for no row."""
         if self.electrons is None or not known:
             return known
         rows = {electron: row for row, electron in enumerate(self.electrons.tolist())}
@@ -100,7 +100,7 @@ class RowMap:
         return wanted
 
     def as_rows(self, parts: Iterable[RunPart]) -> list[RunPart]:
-        """Return parts about electrons as parts about rows."""
+        """Return parts whose positions are electrons as parts whose positions are rows."""
         if self.electrons is None:
             return list(parts)
         rows = np.full(1 + int(self.electrons.max()), -1)

@@ -22,7 +22,7 @@ def match(
     Parameters
     ----------
     known
-        Rows, end to end.
+        The rows of a store, in parts that stand end to end.
     given
         Rows of the same fields.
     free

@@ -22,7 +22,7 @@ from atomizer_dask.sweeps.table import Table
 
 
 def rows_writer(store: Store, sweep: Streamed, *, allow_pickle: bool) -> Callable[[], None]:
-    """Return what writes rows of a streamed sweep that have been drawn and are not yet written."""
+    """Return a function that writes the drawn rows of a stream that are not yet written."""
     written = sweep.drawn
 
     def write() -> None:
@@ -55,7 +55,7 @@ _NOTE = b"atomizer"
 
 
 def save_sweep(store: Store, number: int, sweep: Sweep, *, allow_pickle: bool) -> dict[str, Any]:
-    """Write a sweep, and return how it is described in the manifest.
+    """Write a sweep, and return its description for the manifest.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def save_defaults(store: Store, number: int, defaults: Mapping[str, Given]) -> d
 
 
 def load_defaults(store: Store, described: Mapping[str, Any]) -> dict[str, Given]:
-    """Return what `save_defaults` wrote; nothing where there was nothing to write."""
+    """Return the defaults that `save_defaults` wrote; empty where `described` has none."""
     if "defaults" not in described:
         return {}
     written = described["defaults"]
@@ -142,6 +142,8 @@ def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool
     ------
     StoreCorruptedError
         Where its file is damaged.
+    StoreError
+        Where a file is gone.
     UnstorableError
         Where there are pickles in it, and these must not be read.
     """

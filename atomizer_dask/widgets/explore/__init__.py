@@ -1,1 +1,1 @@
-"""An atom tried out by hand: a control for each parameter, and what comes of it."""
+"""Trying out an atom by hand: a control for each parameter, and the result of the electron."""

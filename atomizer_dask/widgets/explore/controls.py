@@ -21,25 +21,26 @@ from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError
 from atomizer_dask.sweeps.grid import Grid
 from atomizer_dask.sweeps.make import grid
 
-_FEWEST_STEPS = 10  # of a slider whose step nobody gave
-_STEPS = 100  # what it gets instead
+_FEWEST_STEPS = 10  # a slider without a given step that has fewer ...
+_STEPS = 100  # ... gets so many
 _LONGEST = 24  # characters of a name that are shown
-_BOUNDS = ("min", "max", "step", "options")  # traits that say what a control offers
+_BOUNDS = ("min", "max", "step", "options")  # traits that determine the values of a control
 _SEVERAL = (ipywidgets.SelectMultiple, ipywidgets.SelectionRangeSlider)  # whose value is several
 
 
 @dataclass(frozen=True)
 class Control:
-    """What sets one parameter.
+    """The control of one parameter.
 
     Parameters
     ----------
     widget
         A widget with a value, or `ipywidgets.fixed`.
     is_swept
-        A range was given for it: a sweep takes all of its values, else the one that it has.
+        Whether the user gave a range. A sweep then takes all values of the widget, else the
+        current one.
     is_ours
-        It was made here, and is closed with what it is in; a widget that was given is the user's.
+        Whether the explorer made the widget, and closes it; a widget that the user gave stays open.
     """
 
     widget: Any
@@ -48,21 +49,21 @@ class Control:
 
     @property
     def value(self) -> Any:
-        """The one that it has."""
+        """The current value."""
         return self.widget.get_interact_value()
 
     @property
     def bounds(self) -> list[str]:
-        """The traits that say which values it offers."""
+        """Names of the traits of the widget that determine its values."""
         return [name for name in _BOUNDS if self.widget.has_trait(name)]
 
     def count(self) -> int:
-        """Return how many values a sweep takes of it."""
+        """Return the number of `values`, without making them."""
         steps = self._steps() if self.is_swept else None
         return len(self._listed()) if steps is None else _number(*steps)
 
     def values(self) -> Sequence[Any]:
-        """Return the values that a sweep takes of it."""
+        """Return the values that a sweep takes from the control."""
         steps = self._steps() if self.is_swept else None
         if steps is None:
             return self._listed()
@@ -74,10 +75,10 @@ class Control:
         values: np.ndarray = np.round(low + step * np.arange(_number(*steps)), digits)
         base: float | None = getattr(self.widget, "base", None)  # of a logarithmic slider
         listed: list[float] = (values if base is None else np.power(base, values)).tolist()
-        return listed  # Python's, as the electrons that a control sends are given
+        return listed  # Python floats, as a single electron of the explorer has
 
     def _steps(self) -> tuple[Any, Any, Any] | None:
-        """Return lowest, highest and step of what goes in steps, None for anything else."""
+        """Return lowest and highest value and step of a slider; None for any other widget."""
         low, high, step = (getattr(self.widget, name, None) for name in ("min", "max", "step"))
         numbers = (low, high, step, self.widget.value)
         if not all(isinstance(number, Real) and isfinite(number) for number in numbers):
@@ -94,7 +95,7 @@ class Control:
 
 
 def sweep_of(controls: Mapping[str, Control]) -> Grid:
-    """Return all combinations of what controls offer."""
+    """Return the grid of all combinations of the values of controls."""
     return grid(**{name: control.values() for name, control in controls.items()})
 
 
@@ -111,13 +112,14 @@ def controls_of(definition: Definition, ranges: Mapping[str, Any]) -> dict[str, 
     definition
         The atom.
     ranges
-        For each parameter what `ipywidgets.interact` understands. One without gets a control for
-        its default where that is a number, a boolean, a text or a widget; anything else stays.
+        A range for each parameter, as `ipywidgets.interact` takes it. A parameter without a range
+        gets a control where its default is a number, a boolean, a text or a widget; with any other
+        default it has no control.
 
     Raises
     ------
     InvalidPayloadError
-        Where one has neither range nor default, or there is no such parameter.
+        Where a parameter has neither range nor default, or there is no such parameter.
     InvalidSweepError
         Where no control can be made of a range.
     """
@@ -139,7 +141,7 @@ def controls_of(definition: Definition, ranges: Mapping[str, Any]) -> dict[str, 
 
 
 def _fit(widget: Any, longest: int) -> None:
-    """Give names the place that they need, and have narrow pages keep all of it in sight."""
+    """Make a widget wide enough for the longest name, and let it shrink on narrow pages."""
     widget.style.description_width = f"{min(max(longest, 8), _LONGEST) + 1}ch"
     widget.layout.width, widget.layout.max_width = "auto", "100%"
     widget.layout.min_width = "0"
@@ -184,13 +186,13 @@ def _widget(name: str, given: Any, default: Any) -> Any:
 
 
 def _as_list(given: Any) -> Any:
-    """Return a range whose truth or type is unclear, an array or an iterator, as a list."""
+    """Return an array or an iterator as a list; any other range stays as it is."""
     is_plain = isinstance(given, str | tuple | list | Mapping | type | ipywidgets.Widget)
     return list(given) if not is_plain and hasattr(given, "__iter__") else given
 
 
 def _refine(widget: Any, *, stepped: bool) -> None:
-    """Give a slider between 0 and 0.01 steps smaller than 0.1, and show them."""
+    """Give a slider of a short range a smaller step than ipywidgets' 0.1, and show its digits."""
     if not isinstance(widget, ipywidgets.FloatSlider):
         return
     span = widget.max - widget.min
@@ -216,13 +218,13 @@ def _number(low: float, high: float, step: float) -> int:
 
 
 def _digits(number: float) -> int:
-    """Return how many digits a number has after the point."""
+    """Return how many decimal places a number has."""
     exponent = Decimal(repr(float(number))).normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
 def _values_of(options: Any) -> list[Any]:
-    """Return the values of choices, which may have labels: ipywidgets' own rule."""
+    """Return the values of options, which may be pairs of label and value, as ipywidgets does."""
     listed = list(options.items() if isinstance(options, Mapping) else options)
     if all(isinstance(option, list | tuple) and len(option) == 2 for option in listed):
         return [value for _, value in listed]

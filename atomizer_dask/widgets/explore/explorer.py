@@ -45,14 +45,14 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     button
         Maps the current ranges, as `map` does.
     result
-        What the last electron that did not fail returned; None before there is one.
+        The result of the last electron that ended well; None before the first.
     error
-        Why the last electron failed; None where it did not.
+        The error of the last electron; None where it did not fail.
     run
-        What `map` last started; None before.
+        The run that `map` last started; None before the first.
     """
 
-    _is_closed = True  # until there is something to close
+    _is_closed = True  # until the constructor has made all parts
 
     def __init__(
         self, atomizer: Atomizer, definition: Definition, ranges: Mapping[str, Any]
@@ -82,7 +82,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the controls say now."""
+        """The current values of the controls, by parameter."""
         return {name: control.value for name, control in self._controls.items()}
 
     @property
@@ -96,11 +96,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         return self._tried.to_frame()
 
     def sweep(self) -> Grid:
-        """Return all combinations of the values that are offered for the ranges given.
+        """Return the grid of all combinations of the values of controls with a range.
 
-        Those of a slider go from its lowest to its highest value by its step. Parameters for which
-        no range was given have the value that their control has now, and so have texts, fixed
-        values, and controls that offer no list of values.
+        A slider has the values from its lowest to its highest by its step. Parameters without a
+        range have the current value of their control, and so have texts, fixed values, and controls
+        without a list of values.
 
         Raises
         ------
@@ -115,14 +115,14 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         Parameters
         ----------
         **options
-            Of `Atomizer.map`: ``seed``, ``store`` and so on.
+            The options of `Atomizer.map`: ``seed``, ``store`` and so on.
         """
         self.run = self._atomizer.map(self._definition, self.sweep(), **options)
         self._show_run(self.run)
         return self.run
 
     def wait(self, timeout: float | None = None) -> Explorer:
-        """Wait until the electron for what the controls say now has ended.
+        """Wait until the electron for the current values of the controls has ended.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         return self
 
     def close(self) -> None:
-        """Cancel the electron under way, and take the panel away; the run goes on."""
+        """Cancel the electron under way, and close the widgets; the run goes on."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -156,7 +156,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
             part.close()
         super().close()
 
-    # -- what is seen ---------------------------------------------------------------------------
+    # -- widgets --------------------------------------------------------------------------------
 
     def _arranged(self) -> list[Any]:
         shown = [w for w in self.controls.values() if isinstance(w, ipywidgets.DOMWidget)]
@@ -174,7 +174,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         return [ipywidgets.HTML(_STYLE, layout={"display": "none"}), both, self._runs]
 
     def _say(self, text: str) -> None:
-        """Say how it goes; `text` is ours."""
+        """Show a text, which is not escaped, as the status of the electron."""
         self._status.value = f"<span class='atomizer-note' role='status'>{text}</span>"
 
     def _count(self) -> None:
@@ -192,7 +192,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
     def _show_run(self, run: Any) -> None:
         self._runs.children = (run.watch(),)
 
-    # -- what happens ---------------------------------------------------------------------------
+    # -- events of controls, and outcomes of electrons ------------------------------------------
 
     def _on_value(self, change: Any) -> None:
         self._ask()
@@ -258,7 +258,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self._output.remove_class("atomizer-stale")
 
     def _fail(self, error: BaseException | None) -> None:
-        """Show an error, None for a cancelled electron; what was there before stays."""
+        """Show an error, or None for a cancelled electron; the last result stays in sight."""
         self.error = error
         self._failure.value = "" if error is None else error_html(error)
         before = "; below is the last result before" if self._output.outputs else ""

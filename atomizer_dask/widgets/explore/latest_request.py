@@ -1,4 +1,4 @@
-"""One electron for the last of many requests."""
+"""Sending an electron for the latest of many requests."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ from atomizer_dask.events import log_problem
 from atomizer_dask.interruptible import wait_for
 from atomizer_dask.properties import Properties
 
-DEBOUNCE_SECONDS = 0.15  # of no further request before one is sent
+DEBOUNCE_SECONDS = 0.15  # without a further request, after which an electron is sent
 
 
 Fate = Literal["last", "earlier", "cancelled"]
 
 
 class Request(NamedTuple):
-    """Inputs that somebody asked for, counted from 1."""
+    """The inputs for an electron.
+
+    Parameters
+    ----------
+    number
+        Counts the requests from 1.
+    inputs
+        Values by parameter.
+    wait
+        Seconds to wait for a later request before the electron is sent.
+    """
 
     number: int
     inputs: dict[str, Any]
@@ -28,21 +38,22 @@ class Request(NamedTuple):
 
 
 class Latest:
-    """Sends an electron for the last request, and cancels those for earlier ones.
+    """Sends an electron for the latest request, and cancels the one for an earlier request.
 
-    All happens in one thread of its own: what is called there may take its time, and needs no
-    locks against itself.
+    `send` and `on_outcome` are called in one thread of its own: they may block, and need no locks
+    against each other.
 
     Parameters
     ----------
     name
-        Of the thread.
+        Name of the thread.
     send
         Sends an electron with the inputs.
     on_outcome
-        Called with what became of a request: its Properties, the exception that kept it from having
-        any, or None where it never began; and whether it was the last one, or there had been a
-        later one before it ended, or after.
+        Called with a request, its outcome and its fate. The outcome is the Properties of its
+        electron, the exception with which sending it failed, or None where it was cancelled before
+        it began. The fate is ``last``; ``earlier`` where there is a later request; ``cancelled``
+        where a later request cancelled the electron before it ended.
     """
 
     def __init__(
@@ -71,14 +82,14 @@ class Latest:
             self._messages.put(request)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the last request has been answered; return whether it was in time."""
+        """Wait until the latest request has an outcome, or `close`; return False on timeout."""
         with self._changed:
             return wait_for(
                 self._changed, lambda: self._answered == self._asked or self._closed, timeout
             )
 
     def close(self) -> None:
-        """Cancel what is under way, and take no more."""
+        """Cancel the electron under way, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -118,7 +129,7 @@ class Latest:
         request, future = self._under_way
         self._under_way = None
         if not future.done():
-            # What it may return all the same is what it had when it was stopped.
+            # An atom that heeds the cancel may still return a result, of only part of its work.
             self._cancelled.add(request.number)
             future.cancel()
 

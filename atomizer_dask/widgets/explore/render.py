@@ -1,4 +1,4 @@
-"""Results of atoms as a notebook shows them, made in any thread."""
+"""Results of atoms as outputs of a notebook, made in any thread."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 from atomizer_dask.errors import AtomizerError, ElectronError, text_of
 
 _LONGEST = 20_000  # characters of a text that are shown
-_WIDTH, _HEIGHT, _MOST_POINTS = 480, 160, 1000  # of the line that an array is drawn as
+_WIDTH, _HEIGHT, _MOST_POINTS = 480, 160, 1000  # of the line that shows an array
 _PLAIN = Number | str | bool | np.generic | None
 
 
 def render(result: Any) -> tuple[dict[str, Any], ...]:
     """Return the outputs, for an `ipywidgets.Output`, that show a result.
 
-    A figure and a DataFrame show as such, numbers large, a dict as a table of its plain values
-    with the others below, an array of one dimension as a line, anything else as at the end of
-    a cell. Texts are escaped.
+    A figure is shown as a picture, a number in large type, a dict as a table of its plain values
+    with the others below, an array of one dimension as a line. Any other value, a DataFrame say, is
+    shown as at the end of a cell. Texts are escaped.
     """
     if isinstance(result, Mapping) and result:
         return _of_mapping(result)
@@ -32,9 +32,9 @@ def render(result: Any) -> tuple[dict[str, Any], ...]:
 
 
 def forget_figures(result: Any) -> None:
-    """Close figures in pyplot, where making or unpickling them has entered them.
+    """Close the figures of a result in pyplot, where making or unpickling has registered them.
 
-    The notebook would show them a second time at the end of the next cell.
+    Otherwise the notebook would show them a second time, at the end of the next cell.
     """
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None:
@@ -45,7 +45,7 @@ def forget_figures(result: Any) -> None:
 
 
 def error_html(error: BaseException) -> str:
-    """Return the text of an error, and its traceback to unfold."""
+    """Return an error as HTML: its text, and its traceback to unfold."""
     if isinstance(error, ElectronError):
         text, traceback = error.event.message, error.traceback
         if error.kind != "exception":
@@ -93,7 +93,10 @@ def _of_value(value: Any) -> dict[str, Any]:
 
 
 def _figure_of(value: Any) -> Any:
-    """Return the figure that a value is, or belongs to; matplotlib is loaded where one is."""
+    """Return the figure that a value is, or the figure of an Axes; else None.
+
+    Where a value is a figure, matplotlib is loaded already; this function does not load it.
+    """
     figures, axes = sys.modules.get("matplotlib.figure"), sys.modules.get("matplotlib.axes")
     if axes is not None and isinstance(value, axes.Axes):
         value = value.get_figure()
@@ -109,14 +112,14 @@ def _of_figure(figure: Any) -> dict[str, Any]:
     finally:
         figure.set_canvas(before)
     content = png.getvalue()
-    # Where it stands in a PNG: known in advance, the page does not jump from one to the next.
+    # From the header of the PNG: with a known size, the page does not jump when pictures change.
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
     data = {"image/png": b64encode(content).decode(), "text/plain": repr(figure)}
     return _output(data, {"image/png": {"width": width, "height": height}})
 
 
 def _line(values: np.ndarray) -> str:
-    """Return values as a line in SVG, empty where there is none to draw."""
+    """Return values as a line in SVG; empty where less than two of them are finite."""
     finite = values[np.isfinite(values)]
     if len(finite) < 2:
         return ""
@@ -140,10 +143,10 @@ def _formatted(value: Any) -> dict[str, Any]:
 
     shell, formatter = get_ipython(), DisplayFormatter()
     known = shell and shell.display_formatter
-    if known:  # with what the user has registered there
+    if known:  # with the formatters that the user has registered
         formatter.formatters = known.formatters
         formatter.mimebundle_formatter = known.mimebundle_formatter
-    # Objects that display themselves would do so below some cell rather than here.
+    # Objects with `_ipython_display_` would display themselves below some cell, not here.
     formatter.ipython_display_formatter = IPythonDisplayFormatter(enabled=False)
     data, metadata = formatter.format(value)  # type: ignore[no-untyped-call]
     for kind, content in data.items():

@@ -1,4 +1,4 @@
-"""The electrons that an explorer tried, as a frame."""
+"""The electrons that an explorer sent, as a frame."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class _One(NamedTuple):
 
 
 class Tried:
-    """The last electrons that ended, added by one thread and looked at by others.
+    """The last electrons that ended; one thread adds them, and any thread may read them.
 
     Parameters
     ----------
     names
-        Of their inputs.
+        Names of their inputs.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -45,12 +45,12 @@ class Tried:
         self._lock = threading.Lock()
 
     def add(self, number: int, inputs: dict[str, Any], properties: Properties) -> None:
-        """Keep one; `number` counts in the order in which they were sent."""
+        """Add an electron; `number` counts electrons in the order in which they were sent."""
         with self._lock:
             self._ones.append(_One(number, inputs, properties))
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row for each, in the order in which they were sent."""
+        """Return a frame with a row for each electron, in the order in which they were sent."""
         import pandas as pd
 
         with self._lock:

@@ -1,7 +1,7 @@
-"""JSON as Go's encoding/json reads it, of messages that nobody vouches for.
+"""JSON of untrusted messages, read as Go's encoding/json reads it.
 
-Every text of JSON is read in linear time, and whatever is wrong with it is a `WireError`: also a
-number that no float can hold, such as 1e999, which Python itself would read as an infinity.
+Every text is read in linear time, and anything wrong with it is a `WireError`: also a number that
+no float can hold, such as 1e999, which Python itself would read as an infinity.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from atomizer_dask.display.text import shorten
 from atomizer_dask.errors import WireError
 
-# Of the members of a Go struct, those that a null sets; others keep what they had.
+# Members of a Go struct that a null sets; other members keep their value at a null.
 NULLABLE = frozenset({"timeout", "payload", "error", "result"})
 
-_PIECE = 2**20  # bytes that are looked at at once
+_PIECE = 2**20  # bytes that are scanned at once
 _LONE = re.compile("[\ud800-\udfff]")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ESCAPE = re.compile(
@@ -36,11 +36,11 @@ _STEPS[list(b"]}")] = -1
 
 
 class NotJsonError(WireError):
-    """What was received is not JSON at all."""
+    """A message is not JSON at all."""
 
 
 def kind_of(value: Any) -> str:
-    """Return what sort of JSON value it is, for messages."""
+    """Return the kind of a JSON value in words, for error messages."""
     kinds = {dict: "an object", list: "an array", str: "a text", type(None): "null", bool: "a bool"}
     return kinds.get(type(value), "a number")
 
@@ -62,14 +62,14 @@ _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
 def read(body: bytes, depth: int, decoder: json.JSONDecoder = _DECODER) -> Any:
     """Return the value of a text of JSON.
 
-    What is no UTF-8, and half a surrogate pair, is read as U+FFFD.
+    Bytes that are not UTF-8, and half a surrogate pair, are read as U+FFFD.
 
     Raises
     ------
     NotJsonError
         Where it is not JSON.
     WireError
-        Where it is JSON that is nested more than `depth` levels deep, or too large to be read.
+        Where it is JSON, but nested more than `depth` levels deep, or too large to be read.
     """
     if body.count(b"[") + body.count(b"{") > depth and _is_deeper(body, depth):
         raise WireError(
@@ -84,7 +84,7 @@ def read(body: bytes, depth: int, decoder: json.JSONDecoder = _DECODER) -> Any:
     try:
         return decoder.decode(text)
     except json.JSONDecodeError as error:
-        # Not `from error`: that has the whole text.
+        # Not `from error`: that error has the whole text.
         raise NotJsonError(f"it is not JSON: {error.msg}, at character {error.pos}") from None
     except (RecursionError, MemoryError):
         raise WireError("it is too deep or too large for this process; send less") from None
@@ -97,8 +97,8 @@ def read(body: bytes, depth: int, decoder: json.JSONDecoder = _DECODER) -> Any:
 
 
 def whole_text(data: bytes) -> str:
-    """Return bytes as text, each that is no UTF-8 as U+FFFD."""
-    # As Go does; Python's own `errors="replace"` has one for several bytes.
+    """Return bytes as text, each byte that is not UTF-8 as U+FFFD."""
+    # As Go does; Python's `errors="replace"` puts one U+FFFD for several bytes.
     return _LONE.sub("\ufffd", data.decode(errors="surrogateescape"))
 
 
@@ -123,7 +123,7 @@ def _is_deeper(body: bytes, depth: int) -> bool:
 
 
 def members_of(body: bytes, names: frozenset[str], depth: int) -> dict[str, Any]:
-    """Return the members of an object that have one of the names, under these names.
+    """Return the members of an object that have one of the names, in any case of letters.
 
     Raises
     ------
@@ -139,12 +139,12 @@ def members_of(body: bytes, names: frozenset[str], depth: int) -> dict[str, Any]
 
 
 def _kept_before(sent: dict[str, Any]) -> bool:
-    """Whether there is a null that leaves what came before it under the same name."""
+    """Whether there is a null that leaves an earlier value of the same name in place."""
     return any(value is None and name not in NULLABLE for name, value in sent.items())
 
 
 def pairs_of(body: bytes, depth: int) -> list[tuple[str, Any]]:
-    """Return the members of an object in the order as sent, with those that are there twice."""
+    """Return the members of an object in the order as sent, with repeated ones."""
     outermost: list[tuple[str, Any]] = []
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

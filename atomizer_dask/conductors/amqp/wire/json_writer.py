@@ -32,11 +32,11 @@ dataclass                                object of its fields
 path, UUID                               text
 =======================================  =========================================================
 
-Anything else is an error that names the path to it, and so is what holds itself.
+Any other value is an error that names the path to it, and so is a value that contains itself.
 
-`orjson` writes ten to twenty times as fast, which of a small message saves 2 of some 100
-microseconds; but it refuses whole numbers of more than 64 bits and half a surrogate pair, and does
-not say where in a value the culprit is.
+`orjson` writes ten to twenty times as fast, which saves 2 of some 100 microseconds for a small
+message; but it refuses whole numbers of more than 64 bits and half a surrogate pair, and does not
+say where in a value the culprit is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _NANOSECONDS = {
     "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1,
 }  # fmt: skip
 _PARTS = {"ps": 10**3, "fs": 10**6, "as": 10**9}  # of a nanosecond
-# Units of datetime64 that RFC 3339 has no text for, and the nearest that it has one for.
+# Units of datetime64 without a text in RFC 3339, and the nearest unit that has one.
 _WRITABLE = {
     "Y": "D", "M": "D", "W": "D", "h": "s", "m": "s", "ps": "ns", "fs": "ns", "as": "ns",
 }  # fmt: skip
@@ -102,14 +102,14 @@ def to_text(value: Any, name: str = "value", depth: int = 64, most: int = 16 * 2
     Parameters
     ----------
     value
-        See the table of this module.
+        Any value of the table of this module.
     name
-        What it is called in messages.
+        The name of the value in error messages.
     depth
         How deep arrays and objects may be nested.
     most
-        How many values there may be in it, so that one of no end is an error early. How long the
-        text may be is for the caller to check.
+        How many values there may be in it, so that an endless one is an early error. The caller
+        checks the length of the text.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def to_text(value: Any, name: str = "value", depth: int = 64, most: int = 16 * 2
     """
     try:
         try:
-            # The C encoder writes these as the table says, and everything else too wrongly.
+            # The C encoder writes these as the table says, and other values wrongly.
             if _is_plain(value, depth, most):
                 return _ENCODER.encode(value)
         except (ValueError, RecursionError):  # NaN, or a whole number of too many digits
@@ -140,9 +140,9 @@ def to_text(value: Any, name: str = "value", depth: int = 64, most: int = 16 * 2
 
 
 def _is_plain(value: Any, depth: int, most: int) -> bool:
-    """Whether it is made of what the C encoder writes as it shall be written.
+    """Whether a value consists of what the C encoder writes as the table says.
 
-    Level by level, which finds the depth and needs no recursion.
+    It is checked level by level, which finds the depth and needs no recursion.
     """
     level, seen, left = [value], 1, depth
     while True:
@@ -194,7 +194,7 @@ def _path_text(path: list[Any]) -> str:
 
 
 class _Room:
-    """What may still be written: levels, and values in all."""
+    """The room left in a message: levels of nesting, and the number of values."""
 
     def __init__(self, depth: int, most: int) -> None:
         self.depth = depth
@@ -211,7 +211,7 @@ class _Room:
 
 @singledispatch
 def _form(value: Any, room: _Room, level: int) -> Any:
-    """Return a value as what the C encoder writes; it is nested in `level` arrays and objects."""
+    """Return a value as the C encoder writes it; `level` arrays and objects contain it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return _object(((name, getattr(value, name)) for name in names), len(names), room, level)
@@ -333,7 +333,7 @@ def _moment(value: datetime, room: _Room, level: int) -> str:
     offset = value.utcoffset()
     if offset is None:
         return _trimmed(value.isoformat())
-    if offset % timedelta(minutes=1):  # offsets of before there were time zones
+    if offset % timedelta(minutes=1):  # offsets from before there were time zones
         value, offset = value.astimezone(UTC), timedelta(0)
     text = value.isoformat()
     return _trimmed(text[:-6]) + (text[-6:] if offset else "Z")
@@ -442,8 +442,8 @@ def _levels(index: pd.Index) -> list[tuple[Any, Any]]:
     return [("index" if index.name is None else index.name, index)]
 
 
-# The first that is found along the classes of a value, the nearest first, is taken: an IntEnum is
-# a number, a Timestamp a datetime.
+# `singledispatch` takes the entry of the nearest class of a value: an IntEnum is a number, a
+# Timestamp a datetime.
 _FORMS: list[tuple[Callable[[Any, _Room, int], Any], tuple[type, ...]]] = [
     (_itself, (str, int, bool)),
     (_nothing, (type(None), type(pd.NaT), type(pd.NA))),

@@ -1,4 +1,4 @@
-"""The members of a message, as they are written and read: payloads, times, errors, headers."""
+"""Writing and reading the members of a message: payloads, times, errors, headers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 
 
 class Sender(NamedTuple):
-    """Who sent a message that could not be read, as far as can be recognised."""
+    """The sender of a message that could not be read, as far as can be recognised."""
 
     sender_id: str
     id: str
@@ -49,9 +49,9 @@ class ExpiredError(WireError):
     Parameters
     ----------
     event, internal
-        As of every error.
+        The parameters of every `AtomizerError`.
     sender_id, id, atom_id
-        Of the electron: whom to answer, and about what.
+        The ids of the sender to answer, of the electron and of its atom.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ def invalid(electron: Electron, what: str) -> InvalidPayloadError:
 
 
 def payload_text(electron: Electron, limits: Limits) -> str:
-    """Return a payload as the JSON of a message, so that a Go agent reads it as what it is."""
+    """Return a payload as the JSON of a message, so that a Go agent reads the same value."""
     try:
         text = to_text(electron.payload, "payload", limits.depth, limits.bytes)
     except FormError as why:
@@ -104,13 +104,13 @@ def payload_text(electron: Electron, limits: Limits) -> str:
 
 
 def _is_misread(text: str) -> bool:
-    """Whether a Go agent takes a payload for base64: it cuts the quotes off and tries."""
+    """Whether a Go agent takes a payload for base64: it cuts off the quotes and decodes."""
     bare = text.strip('"')
     return len(bare) % 4 == 0 and _BASE64.fullmatch(bare) is not None
 
 
 def unwrapped(text: str, limits: Limits) -> Any:
-    """Return the JSON that a text is base64 of; the text where it is none."""
+    """Return the JSON that a text has in base64; the text itself where it has none."""
     if len(text) % 4:
         return text
     try:
@@ -137,7 +137,15 @@ def timeout_text(timeout: Any) -> str:
 
 
 def timeout_of(sent: Any, sender: Sender) -> float:
-    """Return the seconds that a timeout of a message stands for."""
+    """Return the timeout of a message in seconds.
+
+    Raises
+    ------
+    ExpiredError
+        Where it is not above 0.
+    WireError
+        Where it is not a whole number of 64 bits.
+    """
     if type(sent) is not int or not -(2**63) <= sent < 2**63:
         got = f"{sent:,}" if type(sent) is int and abs(sent) < 2**99 else kind_of(sent)
         raise WireError(
@@ -155,7 +163,7 @@ def timeout_of(sent: Any, sender: Sender) -> float:
 
 
 def copy_state_of(sent: Any) -> bool:
-    """Return the option of a message."""
+    """Return the member ``copystate`` of a message; False where it is null."""
     if sent is not None and type(sent) is not bool:
         raise WireError(f"copystate must be true or false, got {kind_of(sent)}")
     return bool(sent)
@@ -175,7 +183,7 @@ def time_text(moment: datetime) -> str:
 
 
 def time_of(sent: Mapping[str, Any], name: str) -> datetime:
-    """Return the time that a member of a message says."""
+    """Return the time in a member of a message; Go's zero time where it is absent."""
     text = sent.get(name)
     if text is None:
         return _GO_ZERO_TIME
@@ -209,7 +217,7 @@ def error_text(properties: Properties, error: AtomizerError, conductor_id: str) 
 def error_of(
     sent: str, whose: Event, headers: Any, times: tuple[datetime, datetime], limits: Limits
 ) -> ElectronError:
-    """Return the error of a reply: of an event of the runtime, or of an exception's text."""
+    """Return the error of a reply, from an event or from the text of an exception."""
     text = _plain_text(sent)
     event = _event_in(text, limits)
     kind: Any = header_of(headers, "kind")
@@ -234,7 +242,7 @@ def error_of(
 def _plain_text(sent: str) -> str:
     try:
         inner = binascii.a2b_base64(sent.replace("\n", "").replace("\r", ""), strict_mode=True)
-    except ValueError:  # from a peer that does not know better
+    except ValueError:  # a peer has sent it without base64
         return sent
     return whole_text(inner)
 
@@ -258,7 +266,7 @@ def _event_in(text: str, limits: Limits) -> Event | None:
 
 
 def header_of(headers: Any, name: str) -> str:
-    """Return a header of ours, empty where there is none."""
+    """Return the header ``atomizer-`` and `name`; empty where there is none."""
     value = headers.get(f"atomizer-{name}") if isinstance(headers, Mapping) else None
     if type(value) is not str:
         return ""
@@ -267,6 +275,6 @@ def header_of(headers: Any, name: str) -> str:
 
 
 def attempts_of(headers: Any) -> int:
-    """Return how many attempts a reply says that there were."""
+    """Return the number of attempts in the headers of a reply; 1 where they do not say."""
     value = headers.get("atomizer-attempts") if isinstance(headers, Mapping) else None
     return value if type(value) is int and 0 < value < 2**31 else 1

@@ -1,4 +1,4 @@
-"""Which workers of a cluster can execute which atoms, for what they have installed."""
+"""Which workers of a cluster can execute which atoms, by what they have installed."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Compatibility:
     Parameters
     ----------
     client
-        Through which workers are asked.
+        The client through which workers are asked.
     id
-        Of the conductor.
+        The id of the conductor.
     emit
-        Is given each warning.
+        Called with each warning.
     """
 
     def __init__(self, client: Client, id: str, emit: Callable[[Event], None]) -> None:
         self._client, self._id, self._emit = client, id, emit
         self._here = Environment.here()
         self._workers: dict[str, Environment] = {}
-        self._asked: dict[str, set[str]] = {}  # for which modules, by worker
+        self._asked: dict[str, set[str]] = {}  # modules each worker was asked for
         self._needs: dict[str, RequiredModules] = {}  # by version of the atom
         self._looking = asyncio.Lock()
         self._warned: set[tuple[Difference, ...]] = set()
@@ -68,17 +68,17 @@ class Compatibility:
         self._judge("the environment of workers is not that of this process")
 
     def require(self, atom_id: str, version: str, needs: RequiredModules) -> None:
-        """Look whether all workers have the modules that an atom needs.
+        """Check whether all workers have the modules that an atom needs.
 
         Raises
         ------
         ConductorError
-            Where one has not.
+            Where a worker lacks one.
         OSError
             Where the scheduler is gone.
         """
         names = needs.certain.union(needs.perhaps).difference(PACKAGES)
-        if names:  # some may have joined a moment ago
+        if names:  # some workers may have joined a moment ago
             self._client.sync(self.welcome, self._client.nthreads())
         self._needs[version] = needs
         if not names:
@@ -97,7 +97,7 @@ class Compatibility:
 
     async def welcome(self, workers: Iterable[str]) -> None:
         """Look at workers that have joined, and warn where they are not fit."""
-        async with self._looking:  # whoever asks meanwhile wants to know what is found
+        async with self._looking:  # another caller waits for the findings
             those = sorted(set(workers) - self._workers.keys())
             if not those or self._client.status != "running":  # it may have closed meanwhile
                 return
@@ -107,7 +107,7 @@ class Compatibility:
                     ask, names = question(now), now
                     answers = await ask_workers(self._client, *ask, workers=those)
                     self._note(answers, names)
-            except (OSError, RuntimeError):  # closed, which the conductor hears of by itself
+            except (OSError, RuntimeError):  # the client is closed; the conductor notices by itself
                 return
         groups = self._new(grouped(self._differences(), self._workers))
         if groups:
@@ -156,7 +156,7 @@ class Compatibility:
             self._weigh()
 
     def _weigh(self) -> None:
-        """Find out anew who is unfit for what."""
+        """Compute anew which workers are unfit for which atoms."""
         unfit = {
             "": self._those(lambda one: any(d.is_fatal for d in one.differences(self._here))),
             **{
@@ -172,7 +172,7 @@ class Compatibility:
         return frozenset(worker for worker, one in self._workers.items() if which(one))
 
     def _differences(self, version: str = "") -> dict[str, tuple[Difference, ...]]:
-        """Return by worker what differs, with the modules of one atom or of all."""
+        """Return the differences of each worker, with the modules of one atom or of all."""
         needs = [self._needs[version]] if version else list(self._needs.values())
         certain = frozenset[str]().union(*(one.certain for one in needs))
         asked = certain.union(*(one.perhaps for one in needs))
@@ -186,7 +186,7 @@ class Compatibility:
         }
 
     def _judge(self, message: str, atom_id: str = "", version: str = "") -> None:
-        # Whoever has joined with another Python has been warned of, and is given nothing anyway.
+        # A warning named workers that joined with another Python; they get no electrons anyway.
         passed = self._unfit[""] if version else frozenset()
         all_of_them = self._differences(version).items()
         differing = {worker: those for worker, those in all_of_them if worker not in passed}

@@ -1,4 +1,4 @@
-"""From whatever names a Dask cluster to a client of our own."""
+"""From a target that names a Dask cluster to a client of our own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from atomizer_dask.interruptible import SLICE_SECONDS
 from atomizer_dask.policy import seconds_of
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
-LEAST_SECONDS = 1.0  # for a scheduler that listens to answer, however little time is left
+LEAST_SECONDS = 1.0  # for a listening scheduler to answer, however little time is left
 
 
 class Connection(NamedTuple):
@@ -42,13 +42,13 @@ class Connection(NamedTuple):
     Attributes
     ----------
     client
-        To be closed by whoever asked for it.
+        The client; the caller closes it.
     name
-        What kind of thing it leads to, for people.
+        What the client is connected to, in words: a scheduler or a kind of cluster.
     cluster
-        The one that it leads to, where this process has it.
+        The cluster that the client is connected to; None where this process does not have it.
     is_own
-        Whether that was started for it, and is to be closed too.
+        Whether the cluster was started for the client, so that the caller closes it too.
     """
 
     client: Client
@@ -65,7 +65,7 @@ def connect(
     security: Security | bool | None,
     timeout: Any,
 ) -> Connection:
-    """Connect to what a conductor was given; see `DaskConductor`."""
+    """Connect to the target that a conductor was given; see `DaskConductor`."""
     wants_local = workers is not None or threads_per_worker is not None
     seconds = _checked(target, workers, threads_per_worker, security, timeout)
     if target is None:
@@ -102,7 +102,7 @@ def _checked(
     security: Security | bool | None,
     timeout: Any,
 ) -> float | None:
-    """Raise where what was given makes no sense; return the timeout in seconds."""
+    """Raise where an option makes no sense; return the timeout in seconds."""
     if target is not None and (workers is not None or threads_per_worker is not None):
         raise TypeError(
             "workers and threads_per_worker are for a local cluster that the conductor starts; "
@@ -132,7 +132,7 @@ def _check_whole(number: Any, name: str) -> None:
 
 
 def _place_of(target: Any, security: Any) -> tuple[Any, str, Any]:
-    """Return what Dask connects to, how people call it, and by which credentials."""
+    """Return the target that Dask connects to, its name in words, and the credentials."""
     if isinstance(target, str):
         if not target.strip():
             raise ValueError(
@@ -204,7 +204,7 @@ def _connect_at(where: Any, id: str, security: Any, seconds: float) -> Client:
 
 
 def _who_is_at(where: Any) -> str:
-    """Return what the network says of an address, which Dask tries until time is up."""
+    """Return who answers at an address, in words, after Dask has tried it until time was up."""
     address = str(getattr(where, "scheduler_address", where))
     try:
         is_tried = scheduler_file.probe(address)
@@ -251,7 +251,7 @@ def _connect_as_named(path: Path, id: str, security: Any, until: float) -> Clien
         if message is None:
             raise NotYetError(f"it names {named.address}, and {error}") from error
         raise _failed(message, id, error) from error
-    # Ports are used again: by the next job of the same user, or by somebody else.
+    # A port may be used again: by the next job of the same user, or by somebody else.
     answers = client.scheduler_info()["id"]
     if named.id and answers != named.id:
         client.close()
@@ -266,8 +266,8 @@ def _failed(message: str, id: str, error: BaseException) -> ConductorError:
 class _Client(Client):  # type: ignore[misc]
     """A client that is closed at once where it cannot connect.
 
-    Dask's own is closed when it is collected as garbage, which may be in the midst of the start of
-    another one: that would wait for a lock that its own thread holds. And its loop goes on.
+    Dask's own client is closed only when it is collected as garbage. That may happen while another
+    client starts, on the thread that holds a lock which closing waits for. And its loop goes on.
     """
 
     def start(self, **options: Any) -> None:
@@ -275,15 +275,15 @@ class _Client(Client):  # type: ignore[misc]
             super().start(**options)
         except BaseException:
             self.close()
-            self._loop_runner.stop()  # nothing where closing has done so
+            self._loop_runner.stop()  # does nothing where closing has stopped it
             raise
 
 
-_Client.__name__ = Client.__name__  # by which its repr calls it
+_Client.__name__ = Client.__name__  # the name in its repr
 
 
 def _client_within(seconds: float, where: Any, security: Any) -> Client:
-    """Return a client, or raise; Dask itself would wait for ever for one who keeps silent."""
+    """Return a client, or raise; Dask itself waits for ever where a peer keeps silent."""
     made: ThreadFuture[Client] = ThreadFuture()
 
     def make() -> None:
@@ -314,7 +314,7 @@ def _await(made: ThreadFuture[Client], seconds: float) -> Client:
         try:
             return made.result(min(left, SLICE_SECONDS))
         except TimeoutError:
-            if made.done():  # it is what Dask raised
+            if made.done():  # Dask raised it
                 raise
     if made.cancel():
         raise TimeoutError("no answer within that time")

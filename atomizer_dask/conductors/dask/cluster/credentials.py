@@ -1,4 +1,4 @@
-"""How Dask is configured for TLS, and what is wrong where that fails."""
+"""The TLS credentials of Dask, and what is wrong where they do not work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HOW = (
 
 
 def check_security(security: Any, target: Any) -> None:
-    """Raise where credentials are none, or are not for what they were given with.
+    """Raise where `security` is no credentials, or does not fit the target.
 
     Raises
     ------
@@ -61,12 +61,12 @@ def _check_files(security: Security) -> None:
 
 
 def of_local_cluster(security: Any) -> Any:
-    """Return the credentials of a cluster that is started here.
+    """Return the credentials of a local cluster: for True temporary ones, else those given.
 
     Raises
     ------
     ModuleNotFoundError
-        Where what makes temporary ones is not installed.
+        Where cryptography, which makes temporary ones, is not installed.
     """
     if security is not True:
         return security
@@ -80,7 +80,7 @@ def of_local_cluster(security: Any) -> Any:
 
 
 def as_client(security: Security) -> Security:
-    """Return credentials for a client; those of a worker are often for a worker alone."""
+    """Return credentials for a client: where they have no client certificate, the worker's."""
     if security.tls_client_cert or not security.tls_worker_cert:
         return security
     security = copy.copy(security)
@@ -90,7 +90,7 @@ def as_client(security: Security) -> Security:
 
 
 def trouble_with(where: Any, error: BaseException, security: Any) -> str | None:
-    """Return what is wrong with the credentials, and what to do; None where that is not why."""
+    """Return what is wrong with the credentials, and what to do; None where nothing is found."""
     address = str(getattr(where, "scheduler_address", where))
     if (ours := _trouble_here(security)) is not None:
         return ours
@@ -120,10 +120,10 @@ def trouble_with(where: Any, error: BaseException, security: Any) -> str | None:
 
 
 def _trouble_here(security: Any) -> str | None:
-    """Return what is wrong with our credentials whoever they are for, given or configured."""
+    """Return what is wrong with our credentials, given or configured, for any scheduler."""
     try:
         (security or Security()).get_connection_args("client")
-    except (OSError, ValueError) as error:  # of ssl is either
+    except (OSError, ValueError) as error:  # an error of ssl is either
         return (
             f"the credentials of this process cannot be used ({error}): tls_ca_file, "
             "tls_client_cert and tls_client_key must be PEM files, and the key that of the "
@@ -133,10 +133,10 @@ def _trouble_here(security: Any) -> str | None:
 
 
 def _refusal_at(address: str, security: Any) -> ssl.SSLError | None:
-    """Return how a scheduler turns down our certificate, None where it does not.
+    """Return the error with which a scheduler refuses our certificate; None where it does not.
 
-    It says so after the handshake, and Dask, which writes at once, may find the connection closed
-    before it has read that: here nothing is written.
+    The scheduler refuses after the handshake. Dask writes at once, so it may find the connection
+    closed before it has read the refusal: here nothing is written.
     """
     if not address.startswith("tls://"):
         return None

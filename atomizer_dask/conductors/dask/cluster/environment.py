@@ -1,4 +1,4 @@
-"""What workers have installed, compared with this process: in one table, before it matters.
+"""The packages that workers have installed, compared with this process, in one table.
 
 ::
 
@@ -28,8 +28,8 @@ _BOUND_TO_BE_EQUAL = frozenset({"Python", "atomizer_dask"})
 def look(packages: list[str], modules: list[str]) -> dict[str, object]:
     """Return what is installed in this process.
 
-    It travels as its source, to workers of any Python and without this package: so it uses the
-    standard library alone, and imports within.
+    The function travels as its source, to workers of any Python and without this package: so it
+    uses the standard library alone, and imports it in its body.
     """
     import contextlib
     import importlib
@@ -61,21 +61,21 @@ def look(packages: list[str], modules: list[str]) -> dict[str, object]:
 
 
 def question(modules: Iterable[str]) -> tuple[Any, ...]:
-    """Return what `Client.run` is to be given so that workers `look`."""
+    """Return the function and its arguments with which `ask_workers` has workers `look`."""
     source = f"from __future__ import annotations\n{inspect.getsource(look)}"
     scope = {"source": source, "asked": (list(PACKAGES), sorted(modules))}
     return eval, "[exec(source, globals()), look(*asked)][-1]", scope
 
 
 class Difference(NamedTuple):
-    """One thing that a worker has otherwise, or has not.
+    """A package or module of which a worker has another version, or none.
 
     Attributes
     ----------
     name, there, here
-        Of a package, and its versions; of a module there are none.
+        The name, and the versions on the worker and in this process; `here` is empty for a module.
     is_fatal
-        Whether electrons would fail of it.
+        Whether electrons would fail because of it.
     """
 
     name: str
@@ -86,18 +86,18 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What a process has installed.
+    """The Python, packages and modules that a process has.
 
     Attributes
     ----------
     host
         The name of its machine.
     versions
-        Of Python and the packages; empty where one is not installed.
+        Versions by name, of Python and the packages; empty where one is not installed.
     missing
-        Modules that it was asked for and has not.
+        Modules that the process was asked for and does not have.
     problem
-        Why it could not be looked at; else empty.
+        Why the process could not be looked at; else empty.
     """
 
     host: str
@@ -107,23 +107,23 @@ class Environment:
 
     @classmethod
     def here(cls) -> Environment:
-        """Return that of this process."""
+        """Return the environment of this process."""
         return cls.of(look(list(PACKAGES), []))
 
     @classmethod
     def of(cls, answer: Any, address: str = "") -> Environment:
-        """Return that of which a worker gave an answer, or an exception."""
+        """Return the environment of a worker from its answer, which may be an exception."""
         if isinstance(answer, BaseException):
             return cls(address, {}, problem=f"{type(answer).__name__}: {answer}")
         versions = {"Python": answer["python"], **answer["packages"]}
         return cls(answer["host"], versions, frozenset(answer["missing"]))
 
     def lacking(self, modules: Iterable[str]) -> Environment:
-        """Return it with more modules that it has not."""
+        """Return a copy with more missing modules."""
         return replace(self, missing=self.missing.union(modules))
 
     def differences(self, here: Environment) -> tuple[Difference, ...]:
-        """Return what is installed in other versions than here, the worst first."""
+        """Return the packages whose versions differ from those here, the worst first."""
         if self.problem:
             return (Difference("environment", f"cannot be looked at: {self.problem}", "", True),)
         found = [
@@ -150,7 +150,7 @@ class Group(NamedTuple):
 def grouped(
     differing: Mapping[str, tuple[Difference, ...]], environments: Mapping[str, Environment]
 ) -> list[Group]:
-    """Return workers by what they differ in, the worst first."""
+    """Return workers grouped by their differences, the worst group first."""
     those: dict[tuple[Difference, ...], list[str]] = {}
     for worker, differences in sorted(differing.items()):
         if differences:
@@ -163,7 +163,7 @@ def grouped(
 
 
 def table(groups: Iterable[Group], total: int, atom_id: str = "") -> str:
-    """Return what differs as lines for people, with what to do about it."""
+    """Return the differences as lines of text, with what to do about them."""
     groups = list(groups)
     rows = [one for group in groups for one in group.differences]
     widths = [

@@ -1,6 +1,6 @@
-"""What we use of distributed that is not public, but for what `local_cluster` overrides.
+"""The private parts of distributed that we use, except those that `local_cluster` overrides.
 
-Written against version 2026.8. A test fails where any of it is gone.
+Written against version 2026.8. A test fails where one of them is gone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def subscribers(scheduler: Scheduler, topic: str) -> list[str]:
 
 
 def unsubscribe(scheduler: Scheduler, client: str, prefix: str) -> None:
-    """Take a client off all topics whose names begin so, and forget those that nobody listens to.
+    """Take a client off all topics with a prefix, and forget topics that nobody listens to.
 
-    Dask would keep the last 1,000 messages of each for ever.
+    Dask would keep the last 1,000 messages of each topic for ever.
     """
     topics = scheduler._broker._topics
     for name, topic in list(topics.items()):
@@ -33,24 +33,24 @@ def unsubscribe(scheduler: Scheduler, client: str, prefix: str) -> None:
 
 
 def forget_durations(scheduler: Scheduler, mark: str) -> None:
-    """Forget how long tasks took of which there are none, and whose names have a mark."""
+    """Forget the durations of tasks whose names have a mark, where no such task is left."""
     for name, prefix in list(scheduler.task_prefixes.items()):
         if mark in name and not prefix._groups:
             del scheduler.task_prefixes[name]
 
 
 def have_run(task: TaskState, function: Callable[[], Any]) -> None:
-    """Have a task of the scheduler call a function in place of what it was to."""
+    """Have a task of the scheduler call another function than its own."""
     task.run_spec = Task(task.key, function)
 
 
 def release(client: Client, key: Any) -> None:
-    """Have a client want a key no more, though it has no future of it."""
+    """Have a client release a key of which it has no future."""
     client._release_key(key)
 
 
 def start_missing(cluster: SpecCluster) -> None:
-    """Have a cluster start workers that it should have, and has not."""
+    """Have a cluster start the workers that it should have and does not have."""
     cluster.loop.add_callback(cluster._correct_state)
 
 
@@ -60,7 +60,7 @@ def nannies() -> list[Nanny]:
 
 
 def lifetime_timer(worker: Worker) -> asyncio.TimerHandle | None:
-    """Return what ends a worker with a lifetime, for Dask keeps the moment nowhere else."""
+    """Return the timer that ends a worker with a lifetime: Dask keeps the time nowhere else."""
     for timer in list(getattr(worker.loop.asyncio_loop, "_scheduled", ())):
         for argument in timer._args or ():
             if getattr(argument, "func", None) == worker.close_gracefully:

@@ -38,13 +38,13 @@ from distributed.process import AsyncProcess
 from atomizer_dask.execution.quarantine.signals import blocked, end_group, heed_not
 from atomizer_dask.interruptible import SLICE_SECONDS
 
-GRACE = 0.6  # of the time that Dask gives a worker to end; after 0.8 of it it would warn
+GRACE = 0.6  # of the time that Dask gives a worker to end; Dask warns after 0.8 of it
 QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections log that they end
 LOOK_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
 
 
 def check_main_is_done() -> None:
-    """Raise where this process is one that another program starts, and imports its main module.
+    """Raise where this process is a child that imports its parent's main module while starting.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def check_main_is_done() -> None:
 
 
 def start_cluster(**options: Any) -> OwnCluster:
-    """Start a cluster, in a thread of its own: Ctrl-C would leave half of one behind."""
+    """Start a cluster, in a thread of its own: else Ctrl-C would leave half a cluster behind."""
     with ThreadPoolExecutor(1, "atomizer-start") as thread:
         starting = thread.submit(OwnCluster, **options)
         try:
@@ -80,7 +80,7 @@ def start_cluster(**options: Any) -> OwnCluster:
 class OwnCluster(LocalCluster):  # type: ignore[misc]
     """A LocalCluster of `OwnNanny`, which restart their workers however often these die.
 
-    Dask's own gives a worker up that happens to be away 15 seconds after any of its deaths.
+    Dask's own gives up a worker that happens to be away 15 seconds after any of its deaths.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -92,10 +92,10 @@ class OwnCluster(LocalCluster):  # type: ignore[misc]
 
 
 class _Quiet(logging.Filter):
-    """Drops what clusters log for the record, as Dask does while there is one.
+    """Drops log records of clusters below warnings, as Dask does while there is a cluster.
 
     Dask changes the level of handlers for that. Of two clusters the first to close changes it
-    back, and some lines come after the last.
+    back, and some records come after the last has closed.
     """
 
     _filter: ClassVar[_Quiet | None] = None
@@ -107,18 +107,18 @@ class _Quiet(logging.Filter):
 
     @classmethod
     def begin(cls, cluster: OwnCluster) -> None:
-        """Drop such lines until a cluster has closed, and a while after."""
+        """Drop such records until a cluster has closed, and for `QUIET_SECONDS` after that."""
         cls._filter = cls._filter or cls()
         cls._filter._clusters.add(cluster)
         for handler in logging.getLogger("distributed").handlers:
             if isinstance(handler, logging.StreamHandler):
-                handler.addFilter(cls._filter)  # once
+                handler.addFilter(cls._filter)  # adds it only once
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a line is a warning, or there is no cluster of ours.
+        """Return whether a record is a warning, or there is no cluster of ours.
 
-        A nanny that closes while its worker ends by itself logs that it was cancelled, and a
-        scheduler that a worker which has taken its leave was heard of once more.
+        Two warnings are dropped: of a nanny that was cancelled, as it closed while its worker ended
+        by itself, and of a scheduler that got a heartbeat of a worker that had left.
         """
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, asyncio.CancelledError):
@@ -163,7 +163,7 @@ class _OwnWorkerProcess(WorkerProcess):  # type: ignore[misc]
         self.__dict__["process"] = process
 
     async def kill(self, timeout: float = 5, *args: Any, **options: Any) -> None:
-        """Have it end, killed where an electron takes longer, which Dask would warn of."""
+        """End the process; kill it where an electron takes longer, before Dask warns of that."""
         group = None if self.process is None else self.process.pid
         end = asyncio.get_running_loop().call_later(timeout * GRACE, _end, group)
         try:
@@ -178,14 +178,14 @@ def _end(group: int | None) -> None:
 
 
 class _Launch(popen_spawn_posix.Popen):
-    """Starts a process as multiprocessing's ``spawn`` does, but for what this module promises.
+    """Starts a process as multiprocessing's ``spawn`` does, except as this module promises.
 
     Parameters
     ----------
     env
-        Variables of its environment, besides those of this process.
+        Environment variables of the new process, besides those of this one.
     process
-        What to start; its attribute `_Popen` led here.
+        The process object to start, whose attribute `_Popen` makes this object.
     """
 
     def __init__(self, env: dict[str, str], process: Any) -> None:
@@ -193,7 +193,7 @@ class _Launch(popen_spawn_posix.Popen):
         super().__init__(process)
 
     def _launch(self, process: Any) -> None:
-        del process._Popen  # the new process needs it as little as it could unpickle it
+        del process._Popen  # the new process does not need it, and could not unpickle it
         payload = self._pickled(process)
         self.sentinel, theirs = os.pipe()
         source, sink = os.pipe()
@@ -211,7 +211,7 @@ class _Launch(popen_spawn_posix.Popen):
             ends = self.sentinel, sink
             self.finalizer = util.Finalize(self, util.close_fds, ends)  # type: ignore[attr-defined]
         self.pid = started.pid
-        started.returncode = 0  # to Popen: not its to wait for
+        started.returncode = 0  # so that `started` does not wait for the process
         with open(sink, "wb", closefd=False) as file:
             file.write(payload)
 
@@ -229,14 +229,14 @@ class _Launch(popen_spawn_posix.Popen):
         return payload.getbuffer()
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
-        """Return the exit code, if it has ended, and see to it that its group has, too."""
+        """Return the exit code where the process has ended, and end its group."""
         if self.returncode is None and super().poll(flag) is not None:
             end_group(self.pid)
         return self.returncode
 
 
 class _OwnProcess(AsyncProcess):  # type: ignore[misc]
-    """What the new process does before Dask's part of it."""
+    """The code that the new process executes before Dask's own."""
 
     @classmethod
     def _run(cls, *args: Any) -> None:
@@ -251,12 +251,12 @@ class _OwnProcess(AsyncProcess):  # type: ignore[misc]
             super()._run(*args)
         finally:
             for child in multiprocessing.active_children():  # or multiprocessing would join them
-                if child.pid is not None:  # not child.kill(), which joblib's have not
+                if child.pid is not None:  # not child.kill(): joblib's children lack it
                     os.kill(child.pid, signal.SIGKILL)
 
     @classmethod
     def _immediate_exit_when_closed(cls, parent_alive_pipe: Connection) -> None:
-        """Have the process group end with the parent, whoever holds the interpreter lock."""
+        """Have the process group end with the parent, even if an atom holds the interpreter."""
         if hasattr(fcntl, "F_SETSIG"):  # the kernel itself kills the group
             handle = parent_alive_pipe.fileno()
             fcntl.fcntl(handle, fcntl.F_SETOWN, -os.getpgrp())
@@ -268,9 +268,9 @@ class _OwnProcess(AsyncProcess):  # type: ignore[misc]
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Return whether a line of a worker's log says more than that the worker closes.
+    """Return whether a record of a worker's log says more than that the worker closes.
 
-    What says that may come by two ways at once: from its nanny, and from a connection that ends.
+    A worker may learn that twice at once: from its nanny, and from a connection that ends.
     """
     error = record.exc_info[1] if record.exc_info else None
     if record.levelno < logging.WARNING or str(error) == "ConnectionPool is closed":
@@ -287,7 +287,7 @@ def is_news(record: logging.LogRecord) -> bool:
 def _end_with(parent: Any, pipe: Connection) -> None:
     """Kill this process group once its parent is gone.
 
-    The pipe stays open while a fork of the parent lives, which has a copy of it.
+    The pipe alone does not show that: a fork of the parent has a copy that keeps it open.
     """
     while os.getppid() == parent.pid and not pipe.poll(LOOK_SECONDS):
         pass

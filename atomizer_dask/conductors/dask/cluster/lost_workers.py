@@ -1,4 +1,4 @@
-"""Workers that a cluster of Dask's gives up for good while they start again.
+"""Workers that a cluster of Dask's gives up for good while they restart.
 
 Such a cluster closes a worker that has been away for ``distributed.deploy.lost-worker-timeout``,
 by default 15 seconds, after its process ended. On a busy machine, or where modules come from a slow
@@ -16,7 +16,7 @@ from atomizer_dask.conductors.dask.cluster.internals import start_missing
 
 
 class LostWorkers:
-    """Has a cluster of this process start again which workers it gave up.
+    """Has a cluster of this process start workers again that it gave up.
 
     A worker that was retired, or whose job is over, is not lost.
 
@@ -28,7 +28,7 @@ class LostWorkers:
     Attributes
     ----------
     restarted
-        The names of workers that have ended to be started again.
+        The names of workers that were ended in order to restart.
     """
 
     def __init__(self, cluster: SpecCluster) -> None:
@@ -38,25 +38,25 @@ class LostWorkers:
         self._look()
 
     def replace(self) -> None:
-        """Look which are lost, and have them started."""
+        """Have the cluster start the workers that are lost."""
         cluster, lost = self._cluster, self._look()
         if cluster.status.name == "running" and any(map(self._is_to_be_replaced, lost)):
-            # Not scale(), which may undo what somebody else asks of it just then.
+            # Not scale(), which may undo a scaling that somebody else asks for just then.
             start_missing(cluster)
 
     def _look(self) -> set[Any]:
-        """Note whose nannies go on, and return the names of workers that are not there."""
+        """Note the running nannies, and return the names of workers that are not there."""
         workers = dict(self._cluster.workers)
         for name, worker in workers.items():
             if isinstance(worker, Nanny) and worker.status.name == "running":
                 self._nannies[name] = worker
-            else:  # it is retired, or a job
+            else:  # the worker is retired, or a job
                 self._nannies.pop(name, None)
         lost: set[Any] = self._cluster.worker_spec.keys() - workers.keys()
         return lost
 
     def _is_to_be_replaced(self, name: Any) -> bool:
-        """Return whether a worker that is lost went on, and has ended by now, so has its name."""
+        """Return whether a lost worker has ended, so that another one may have its name."""
         here = list(self._cluster.scheduler_info["workers"].values())
         if any(facts["name"] == name for facts in here):
             return False

@@ -1,4 +1,4 @@
-"""The file in which a scheduler says where it is."""
+"""The file in which a scheduler writes its address."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Named(NamedTuple):
 
 
 class NotYetError(Exception):
-    """There is no scheduler yet where a file says, or no such file; its text says what there is."""
+    """There is no such file yet, or no scheduler at the address in it; the message says which."""
 
 
 class NoSchedulerFileError(Exception):
-    """A file is of another kind."""
+    """A file is no scheduler file."""
 
 
 def is_path(target: Any) -> bool:
@@ -68,14 +68,14 @@ def read(path: Path) -> Named:
 
 
 def probe(address: str) -> bool:
-    """Return where somebody listens at an address, which takes Dask itself many seconds.
+    """Return True where somebody listens at an address; Dask itself needs many seconds for that.
 
-    False where that cannot be found out, as within a process.
+    False where that cannot be found out, as at addresses within a process.
 
     Raises
     ------
     NotYetError
-        Where nobody does, as after the job that wrote the file has ended.
+        Where nobody listens, as after the job that wrote the file has ended.
     """
     if "://" in address and not address.startswith(("tcp://", "tls://")):
         return False

@@ -1,8 +1,8 @@
 """Keeping SIGINT from workers that somebody else started in this process's group.
 
-A terminal sends Ctrl-C to all processes of a group, and Jupyter its interrupt: to this process,
-which shall pause a run, and to the workers of a LocalCluster that the user made, which Dask has
-close for good.
+A terminal sends Ctrl-C to all processes of a group, and so does Jupyter with its interrupt: to
+this process, which pauses a run, and to the workers of a LocalCluster that the user made, which
+Dask then closes for good.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atomizer_dask.execution.quarantine.signals import heed_not
 def shield(client: Client) -> None:
     """Have workers and nannies that descend from this process go on at SIGINT.
 
-    Those that nannies of this process start later are safe from their first instruction.
+    Workers that nannies of this process start later are safe from their first instruction.
     """
     children = {child.pid for child in psutil.Process().children(recursive=True)}
     if not children:
@@ -32,7 +32,7 @@ def shield(client: Client) -> None:
     answers = client.sync(ask_workers, client, os.getpid)
     certain = successes(answers)
     if len(certain) == len(answers) and children.isdisjoint(certain.values()):
-        return  # none is of this process, nor may one be that does not answer
+        return  # no worker descends from this process, and all have answered
     for nanny in nannies():
         nanny.loop.add_callback(_have_later_ones_start_safely)
     client.sync(install, client, _UninterruptedWorker())
@@ -40,23 +40,23 @@ def shield(client: Client) -> None:
 
 
 def _have_later_ones_start_safely() -> None:
-    """Block SIGINT in this thread, a nanny's event loop, and so in what it starts."""
-    if threading.current_thread() is not threading.main_thread():  # which is to hear Ctrl-C
+    """Block SIGINT in this thread, a nanny's event loop, and so in processes that it starts."""
+    if threading.current_thread() is not threading.main_thread():  # it must get Ctrl-C
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 class _Uninterrupted:
-    """Has a process go on at SIGINT where it descends from the one that made this."""
+    """Has a process ignore SIGINT where it descends from the process that made this object."""
 
     def __init__(self) -> None:
         self._ancestor = _identity(psutil.Process())
         self.name = f"atomizer-uninterrupted-{os.getpid()}"
 
     def heed_not(self) -> None:
-        """Go on at SIGINT from now on."""
+        """Ignore SIGINT from now on."""
         if self._ancestor not in map(_identity, psutil.Process().parents()):
             return
-        with suppress(ValueError):  # it is in a thread of somebody's process
+        with suppress(ValueError):  # the worker is in a thread of somebody's process
             signal.signal(signal.SIGINT, heed_not)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
@@ -78,7 +78,7 @@ class _UninterruptedNanny(_Uninterrupted, NannyPlugin):  # type: ignore[misc]
 
 
 def _identity(process: psutil.Process) -> tuple[int, Any]:
-    """Return what no other process has, here or on another machine."""
+    """Return what identifies a process, here and on other machines."""
     with suppress(psutil.Error):
         return process.pid, process.create_time()
     return process.pid, None

@@ -1,9 +1,9 @@
 """The scheduler's side: workers that are there and do nothing, and what was placed on them.
 
-To Dask a worker that is paused for memory, whose process is stopped, or whose host sleeps, still
-has what was sent to it, until it is gone: after five minutes, or never. Here a worker counts by
-what it does. What an idle one has not begun goes to others within seconds; so does what it has
-begun, where its process does not go on. An electron that only keeps its worker from answering, for
+A worker may be paused for memory, its process stopped, or its host asleep. Dask leaves such a
+worker the tasks that it has until the worker is gone: after five minutes, or never. Here batches
+that an idle worker has not begun go to others within seconds; so do batches that it has begun,
+where its process does not go on. An electron that only keeps its worker from answering, because
 it holds the interpreter lock, is waited for. What an idle worker reports later is dropped.
 """
 
@@ -32,24 +32,24 @@ from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
 
 IDLE = "atomizer-idle"  # the topic on which the scheduler announces what it took back, and why
 LOOK_SECONDS = 1.0
-LATE_SECONDS = 3.0  # between two looks: then it was the scheduler that stood still
+LATE_SECONDS = 3.0  # between two looks: after more the scheduler itself had stood still
 MISSED_HEARTBEATS = 6
-QUIET_SECONDS = 5.0  # at least, for imports and busy machines keep workers from answering, too
-ASK_SECONDS = 3.0  # for a nanny to say how its worker is
-CERTAIN_FAILURES = 2  # to reach a nanny, before its host is taken for gone
-CERTAIN_LOOKS = 3  # at a process that does not go on, before that is believed
-BUSY_SHARE = 0.05  # of a core: who uses less does nothing
-ASLEEP_TIMES = 5  # as long as a worker may do nothing, its process may
-STOPPED_TIMES = 10  # as long as one that is paused, one that somebody stopped is left alone
+QUIET_SECONDS = 5.0  # at least: imports and busy machines also keep workers from answering
+ASK_SECONDS = 3.0  # for a nanny to report the state of its worker's process
+CERTAIN_FAILURES = 2  # to reach a nanny, after which its host counts as unreachable
+CERTAIN_LOOKS = 3  # at a process that does not go on, after which it counts as asleep
+BUSY_SHARE = 0.05  # of a core: a process that uses less does nothing
+ASLEEP_TIMES = 5  # times `patience`: how long a process may do nothing
+STOPPED_TIMES = 10  # times `restart`: how long a process that somebody stopped is left alone
 SILENT = "silent"
 REASONS = {"paused": "paused by Dask, with little memory left", "closing_gracefully": "closing"}
-STATES = {  # of the process of a worker that is silent, and that does not go on
+STATES = {  # of a silent worker's process that does not go on
     "stopped": "process stopped",
     "unreachable": "host unreachable",
     "asleep": "process asleep",
 }
 NOTHING: Mapping[str, Any] = {}
-UNSAID = ("closing", "closing_gracefully")  # which other events announce
+UNSAID = ("closing", "closing_gracefully")  # other events announce these
 
 
 @dataclass
@@ -59,25 +59,25 @@ class Idle:
     Parameters
     ----------
     why
-        The name of its status, or that it is silent.
+        The name of its status in Dask, or ``"silent"``.
     since
-        When that was noticed, or it was last heard of.
+        Time at which the status was noticed, or of the last heartbeat of a silent one.
     is_reported
-        Whether clients know.
+        Whether clients have been notified.
     is_benched
-        Whether it was we who had the scheduler give it no more tasks.
+        Whether this plugin paused it, so that the scheduler gives it no more tasks.
     state
-        Of the process of one that is silent, as far as it is known.
+        Of a silent worker's process: a key of `STATES`, ``"busy"``, or empty where not yet known.
     seconds
-        That this process had used, when that was looked at last, and when that was.
+        CPU seconds that the process had used at the last look, and the time of that look.
     unmoved, unanswered
-        How often in a row it had not gone on, and its nanny did not answer.
+        Looks in a row at which the process had not gone on, or its nanny did not answer.
     is_asked
-        Whether it is being looked at.
+        Whether its nanny is being asked.
     begun
         How many batches it may be executing.
     rest_taken
-        The batches of which all but the running electron were taken back.
+        The tasks of batches of which all but the running electron were taken back.
     is_restarted
         Whether it is being restarted.
     """
@@ -97,7 +97,7 @@ class Idle:
 
     @property
     def text(self) -> str:
-        """Why it does nothing, in words."""
+        """Why the worker does nothing, in words."""
         if self.is_restarted:
             return "being restarted"
         reason = REASONS.get(self.why, self.why)
@@ -105,14 +105,14 @@ class Idle:
 
 
 class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
-    """Takes back what is placed on idle workers, and restarts those that would stay idle.
+    """Takes back batches from idle workers, and restarts workers that would stay idle.
 
     Parameters
     ----------
     patience
         Seconds that a worker may do nothing.
     restart
-        Seconds after which one that is paused, and that nobody else uses, is restarted; None never.
+        Seconds after which a paused worker that nobody else uses is restarted; None never.
     is_own
         Whether the cluster is ours alone.
     """
@@ -126,7 +126,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._drop_waiting = packed_by_value(drop_waiting, CrowdedWorkers.__module__)
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Begin."""
+        """Set up the tables, replace the scheduler's handlers, and begin to look."""
         self._scheduler = scheduler
         self._idle: dict[str, Idle] = {}
         self._served: set[str] = set()  # workers that have had batches
@@ -143,7 +143,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """End."""
+        """Stop looking."""
         self._watching.cancel()
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
@@ -154,7 +154,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._served.add(task.processing_on.address)
 
     async def crew(self) -> dict[str, Any]:
-        """Return the threads of all workers, why some do nothing, and what these have begun."""
+        """Return the threads of all workers, why some do nothing, and how much these have begun."""
         threads = {address: worker.nthreads for address, worker in self._scheduler.workers.items()}
         until = time() - self._patience
         idle = {
@@ -180,7 +180,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         for address, task in asked.items():
             if task.done():
                 answers |= task.result()
-            else:  # which ends by itself, once the worker does answer
+            else:  # the task ends once the worker does answer
                 if address not in self._scheduler.workers:
                     task.cancel()
                 self._asking.add(task)
@@ -194,7 +194,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         return address in self._scheduler.workers and not is_silent
 
     def _note_change(self, status: str, worker: str, stimulus_id: str) -> None:
-        """Leave it to a worker itself how it is, once it says so."""
+        """Let a worker that reports its own status again keep that status."""
         if (idle := self._idle.get(worker)) is not None:
             idle.is_benched = False
         self._dask_change(status=status, worker=worker, stimulus_id=stimulus_id)
@@ -210,8 +210,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
                 logging.getLogger(__name__).exception("idle workers could not be looked at")
 
     def look(self, now: float) -> None:
-        """Look at all workers, and do what is to be done."""
-        if now - self._looked > LATE_SECONDS:  # nobody could be heard meanwhile
+        """Look at all workers, take back what idle ones have, and restart some."""
+        if now - self._looked > LATE_SECONDS:  # no heartbeat could arrive meanwhile
             self._awake = now
         self._looked = now
         workers = self._scheduler.workers
@@ -248,7 +248,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._report(address, f"worker {address} is back", level="info")
 
     def _dismiss(self, worker: WorkerState, idle: Idle) -> None:
-        """Note that a worker is not idle any more for the reason that it was."""
+        """Remove a worker from the idle ones: the reason no longer holds."""
         del self._idle[worker.address]
         if idle.is_benched:
             self._scheduler.handle_worker_status_change("running", worker, _stimulus("back"))
@@ -256,8 +256,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     def _begun(self, worker: WorkerState, idle: Idle | None) -> set[TaskState]:
         """Return the tasks that a worker may have begun.
 
-        Those are what it last reported, and as many others as it had threads for since. One that
-        is paused begins nothing.
+        These are the tasks that it last reported, and as many others as it had free threads for
+        since. A paused worker begins none.
         """
         begun_by_it = {task for task in worker.executing if task in worker.processing}
         begun: set[TaskState] = begun_by_it | worker.long_running
@@ -271,7 +271,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     # -- acting ----------------------------------------------------------------------------
 
     def _relieve(self, worker: WorkerState, idle: Idle, now: float) -> None:
-        """Take back what is placed on an idle worker, as far as it will not come to it."""
+        """Take back from an idle worker the batches that it will not get to."""
         if idle.why == SILENT and worker.status.name == "running":
             self._scheduler.handle_worker_status_change("paused", worker, _stimulus("benched"))
             idle.is_benched = True
@@ -285,7 +285,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._ask(worker, idle)
             if idle.state == "busy":
                 self._take_back_rest(worker, idle, ours)
-            # One that sleeps may wake up, so that there is no hurry as long as others are busy.
+            # A sleeping process may wake up, so there is no hurry while other workers are busy.
             elif idle.state in STATES and (idle.state != "asleep" or self._crowded.free()):
                 if ours:
                     idle.is_reported = True
@@ -306,7 +306,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._report(worker.address, f"worker {worker.address} is {idle.text}: {what}")
 
     def _take_back(self, worker: str, tasks: Iterable[TaskState], *, how: str) -> None:
-        """Have the clients of batches send them elsewhere, and forget their tasks."""
+        """Have clients send batches elsewhere, and the scheduler forget their tasks."""
         keys = [task.key for task in tasks if _is_ours(task)]
         if not keys:
             return
@@ -339,7 +339,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
     # -- processes that do not answer ------------------------------------------------------
 
     def _ask(self, worker: WorkerState, idle: Idle) -> None:
-        """Have a nanny say how the process of its worker is; without one nobody knows."""
+        """Ask a nanny for the state of its worker's process; without a nanny assume it is busy."""
         if not worker.nanny:
             idle.state = "busy"
         elif not idle.is_asked:
@@ -356,8 +356,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
                 idle.state = "unreachable"
         else:
             idle.unanswered = 0
-            if answer["status"] == "OK":  # else there is no process any more, as Dask will notice
-                result = answer["result"]  # which schedulers leave as it came
+            if answer["status"] == "OK":  # else there is no process any more; Dask will notice
+                result = answer["result"]  # schedulers pass it on serialized
                 self._note_process(idle, *deserialize(result.header, result.frames))
         finally:
             idle.is_asked = False
@@ -370,7 +370,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             before, at = idle.seconds
             goes_on = status == "disk-sleep" or seconds - before > BUSY_SHARE * (now - at)
             idle.unmoved = 0 if goes_on else idle.unmoved + 1
-            # Or an electron holds the interpreter lock, and sleeps with it.
+            # Before that an electron may hold the interpreter lock while it sleeps.
             is_certain = now - idle.since > ASLEEP_TIMES * self._patience
             is_asleep = is_certain and idle.unmoved >= CERTAIN_LOOKS
             idle.state = "asleep" if is_asleep else "busy"
@@ -416,7 +416,7 @@ class IdleWorkersByValue(PluginByValue):
         self._options = options
 
     def plugin(self) -> IdleWorkersPlugin:
-        """Return what the scheduler shall have."""
+        """Return the plugin that the scheduler runs."""
         return IdleWorkersPlugin(**self._options)
 
 
@@ -438,5 +438,5 @@ def _stimulus(what: str) -> str:
 
 
 def keys_in(message: Mapping[str, Any], how: str) -> list[Any]:
-    """Return the keys in a message, which were lists on their way."""
+    """Return the keys in a message as tuples: topics deliver them as lists."""
     return [tuple(key) for key in message.get(how, ())]

@@ -1,9 +1,10 @@
-"""The scheduler's side: what Dask does of its own with a batch, and shall not.
+"""The scheduler's side: a plugin that changes what Dask does with the tasks of batches.
 
-A batch whose worker died is not run again: whoever sent it decides. And a batch of a run that has
-a store outlives who sent it, until its outcome is known to be in the store. A cluster that
-adapts to what is to be done counts what is not sent yet. And a worker that is retired, as where a
-cluster scales down, first hands over what has ended and what has not begun.
+- Dask does not run a batch again whose worker died: the conductor that sent the batch decides.
+- A batch of a run that has a store outlives its client, until its outcome is in the store.
+- An adaptive cluster also counts electrons that are not sent yet.
+- A worker that is retired, as where a cluster scales down, first hands over what has ended and
+  what has not begun.
 """
 
 from __future__ import annotations
@@ -26,37 +27,37 @@ from distributed.scheduler import Scheduler, WorkerState
 
 from atomizer_dask.conductors.dask.cluster import internals
 
-ONCE = "atomizer-once"  # the last part of our tasks' keys
+ONCE = "atomizer-once"  # the last part of the key of a batch's task
 SETTLED = "atomizer-settled"  # the topic on which clients release keys that nobody needs any more
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
-HANDED = "atomizer-handed"  # the topic on which a leaving worker names who waits for a task
+HANDED = "atomizer-handed"  # the topic on which a leaving worker hands tasks on
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 HEARD = "atomizer-heard"  # the message that acknowledges all messages of a leaving worker
 LEAVING = "atomizer-leaving"  # the topic on which workers announce that their wall time ends
-NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that there is not
+NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that does not exist
 DEMAND = "atomizer-demand"  # the topic on which clients announce how much they will send
 NEXT_WORKER = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # the topic on which another client asks for keys
 CLAIMS = "atomizer-claims"  # the topic on which clients name the atoms they need
-TOPICS = "atomizer-"  # how all topics of ours begin
-KEEPER = "atomizer-"  # and the names of clients that keep the tasks of runs
-OF_RUN = "·"  # within the name under which tasks of ours are shown
-HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # as opposed to: which workers
+TOPICS = "atomizer-"  # prefix of all our topics
+KEEPER = "atomizer-"  # prefix of the names of keepers, see `keeper_of`
+OF_RUN = "·"  # separates parts of the name under which Dask shows our tasks
+HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # other options: which workers
 UNLOAD = (
     b"catomizer_dask.conductors.dask.worker\nunload\n."  # a pickle: schedulers may lack the package
 )
 FORGET = b"catomizer_dask.conductors.dask.worker\nforget\n."  # likewise
-UNLOAD_SECONDS = 20.0  # for a worker to hand over what it has; it waits for electrons a margin long
-JOINED_SECONDS = 3.0  # in which a worker has all its wall time before it
+UNLOAD_SECONDS = 20.0  # for a worker to hand over its batches
+JOINED_SECONDS = 3.0  # after joining, in which its whole wall time is ahead
 SEND_SECONDS = 0.0005  # how long messages are gathered; by default 2 ms for clients, 5 for workers
 
 
 class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
     """Makes tasks of this package fail with `KilledWorker` as soon as their worker has died.
 
-    Dask would run them on three more workers. But whoever sent a batch knows better: electrons
-    that the dead worker had given back are elsewhere by now, and one of the others may be what
-    killed it.
+    Dask would run them on three more workers. But the conductor that sent a batch knows more:
+    electrons that the dead worker had given back are in other batches by now, and one of the rest
+    may have killed the worker.
     """
 
     name = "atomizer-once"
@@ -105,9 +106,9 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._scheduler.log_event(heir, msg)
 
     def _pass_on(self, key: Any, channel: str) -> None:
-        """Keep a task for whoever listens to a channel, and forward messages about its batch there.
+        """Keep a task for the clients that listen to a channel, and forward its messages there.
 
-        Its client, a worker's, will have gone before these can ask for it.
+        The leaving worker's own client will have gone before those clients can ask for the task.
         """
         self._heirs[_batch_of(key)] = channel
         if key in self._scheduler.tasks:
@@ -122,9 +123,9 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._forget_atoms()
 
     def _give_up(self, client: str, versions: Iterable[str]) -> None:
-        """Let kept runs need what the client that sent them needs no longer.
+        """Transfer a client's claims on versions to the keepers of the runs that it sent.
 
-        Which of these versions their tasks need is not known here: they keep all.
+        Which of these versions the kept tasks need is not known here: the keepers claim all.
         """
         heirs = {keeper for keeper, senders in self._senders.items() if client in senders}
         for version in versions:
@@ -160,9 +161,9 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         return bool(self._demand)
 
     def _adaptive_target(self, target_duration: str | float | None = None) -> int:
-        """Return how many workers a cluster that adapts shall have.
+        """Return how many workers an adaptive cluster should have.
 
-        Dask counts tasks, of which there are never more than keep the threads busy that there are.
+        Dask counts tasks, but there are never more of them than keep the present threads busy.
         """
         default = "distributed.adaptive.target-duration"
         limit: float = parse_timedelta(target_duration or dask.config.get(default))
@@ -173,14 +174,14 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         return max(target, wanted)
 
     def _let_leave(self, address: str, *, final: bool) -> None:
-        """Give a worker no more tasks; in the end, do not take it for a death."""
+        """Give a worker no more tasks; where `final`, do not count its end as a death."""
         worker = self._scheduler.workers.get(address)
         if worker is None:
             return
         stimulus = f"atomizer-leaving-{time()}"
         self._scheduler.handle_worker_status_change("closing_gracefully", worker, stimulus)
         for task in worker.processing if final else ():
-            # For its process may end before it is removed, by which Dask adds one.
+            # Dask adds one where the worker's process ends before the worker is removed.
             task.suspicious = -1 if is_batch(task.key) else task.suspicious - 1
 
     async def _retire_workers(self, workers: Any = None, names: Any = None, **options: Any) -> Any:
@@ -190,9 +191,9 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             own = {name: options.pop(name) for name in HOW_TO_RETIRE if name in options}
             workers, options = self._scheduler.workers_to_close(**options), own
         elif workers and there.keys().isdisjoint(workers):
-            names, workers = workers, None  # so call them clusters that are scaled down
+            names, workers = workers, None  # clusters that are scaled down pass names as workers
         if names is not None:
-            wanted = tuple(map(str, names))  # or, of several in a job, how theirs begin
+            wanted = tuple(map(str, names))  # or prefixes of names, where a job has several workers
             begin = tuple(f"{name}-" for name in wanted)
             called = {address: str(worker.name) for address, worker in there.items()}
             workers = [a for a, n in called.items() if n in wanted or n.startswith(begin)]
@@ -209,13 +210,13 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         try:
             call = self._scheduler.rpc(address).run(function=UNLOAD)
             await asyncio.wait_for(call, UNLOAD_SECONDS)
-        except (TimeoutError, OSError) as error:  # then Dask will notice as well
+        except (TimeoutError, OSError) as error:  # Dask will notice too
             logging.getLogger(__name__).warning("worker %s hands nothing over: %r", address, error)
         self._let_leave(address, final=True)
-        worker.status = before  # to which Dask returns where it cannot retire it
+        worker.status = before  # Dask falls back to it where it cannot retire the worker
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Give a worker that joins what waits for one with all its wall time before it."""
+        """Give a worker that joins the tasks that wait for one with its whole wall time ahead."""
         waiting = [t for t in scheduler.unrunnable if t.worker_restrictions == {NEXT_WORKER}]
         waiting.sort(key=lambda task: task.priority)
         for task in waiting[: scheduler.workers[worker].nthreads]:
@@ -223,14 +224,14 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         for gone in self._joined.keys() - scheduler.workers.keys():
             del self._joined[gone]
         self._joined[worker] = time()
-        for task in scheduler.unrunnable:  # drivers that saw a store from workers that have left
+        for task in scheduler.unrunnable:  # drivers restricted to workers that have left
             seeing = task.worker_restrictions or set()
             is_driver = type(task.key) is tuple and task.key[-1] == DRIVER
             if is_driver and seeing.isdisjoint(scheduler.workers):
                 task.worker_restrictions = None
 
     def _place(self, key: Any) -> None:
-        """Give what waits for the next worker to one that joined while it was on its way."""
+        """Give a task that waits for the next worker to one that joined while it was on its way."""
         task = self._scheduler.tasks.get(key)
         if task is None or task.state != "no-worker" or task.worker_restrictions != {NEXT_WORKER}:
             return
@@ -242,7 +243,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 return
 
     def _lose(self, key: Any) -> None:
-        """Have a task fail that nobody shall run again."""
+        """Have a task fail that no worker may run again."""
         task = self._scheduler.tasks.get(key)
         if task is not None and task.state == "no-worker":
             stimulus = f"atomizer-lost-{time()}"
@@ -253,7 +254,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._scheduler.transitions(more, stimulus)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """Forget what is of use to nobody once a client has gone, however it went."""
+        """Forget what only a client needed that has gone, however it went."""
         self._demand.pop(client, None)
         self._give_up(client, self._claims)
         for senders in self._senders.values():
@@ -269,7 +270,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._dismiss_idle_keepers(keeper)
 
     def _dismiss_idle_keepers(self, *names: str) -> None:
-        """Forget those that keep nothing any more."""
+        """Forget keepers that keep no tasks any more."""
         for name in names:
             keeper = self._scheduler.clients.get(name)
             if keeper is not None and not keeper.wants_what:
@@ -289,32 +290,32 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._scheduler.report(gone, client=client)
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Begin."""
+        """Set up the tables, and replace the scheduler's handlers."""
         self._scheduler = scheduler
         self._demand: dict[str, tuple[int, float]] = {}
-        self._joined: dict[str, float] = {}  # when each worker has
+        self._joined: dict[str, float] = {}  # when each worker joined
         self._claims: dict[str, set[str]] = {}  # clients and keepers that need a version of an atom
-        self._senders: dict[str, set[str]] = {}  # clients that sent what a keeper keeps
+        self._senders: dict[str, set[str]] = {}  # clients that sent a keeper's tasks
         self._atoms: dict[str, Any] = scheduler.task_metadata.setdefault(METADATA, {})
-        self._heirs: dict[str, str] = {}  # channels that messages about a batch go to, by its key
+        self._heirs: dict[str, str] = {}  # channels to forward messages to, by key of the batch
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
         scheduler.handlers["adaptive_target"] = self._adaptive_target
         self._dask_retire: Callable[..., Any] = scheduler.handlers["retire_workers"]
         scheduler.handlers["retire_workers"] = self._retire_workers
-        # What Dask has to say about such a task are lines of error for what is no error here.
+        # Dask logs as errors of such tasks what is no error here.
         logging.getLogger("distributed.scheduler").addFilter(is_not_about_ours)
 
     def restart(self, scheduler: Scheduler) -> None:
-        """Keep the code of atoms: Dask forgets it with all tasks, and clients send it only once."""
+        """Keep the code of atoms: Dask forgets metadata, and clients send code only once."""
         scheduler.task_metadata[METADATA] = self._atoms
         keepers = (name for name in scheduler.clients if name.startswith(KEEPER))
         self._dismiss_idle_keepers(*keepers)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        """See to it that a task of ours is not run again."""
+        """Prevent Dask from running a task of ours again."""
         if type(key) is not tuple or key[-1] not in (ONCE, DRIVER):
             return
-        if key[-1] == DRIVER:  # which Dask may well run again
+        if key[-1] == DRIVER:  # Dask may run it again
             if finish in ("memory", "erred"):
                 self._scheduler.loop.add_callback(self._release, key)
             return
@@ -325,13 +326,13 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             return
         if finish == "no-worker" and task.worker_restrictions == {NEXT_WORKER}:
             self._scheduler.loop.add_callback(self._place, key)
-        elif finish == "processing":  # one worker that dies with it is one too many
+        elif finish == "processing":  # the first death of a worker fails it
             task.suspicious = self._scheduler.allowed_failures
             hasten(self._scheduler.stream_comms.get(task.processing_on.address))
         elif start in ("memory", "processing") and finish == "released":
-            # Its worker died after it had ended, or left in the middle. Whoever has not yet
-            # fetched the outcome hears that it is gone; mostly it has been delivered, and the
-            # future was about to go.
+            # The worker died after the task had ended, or left in the middle. A client that has not
+            # fetched the outcome gets an `OutcomeLostError`; mostly the outcome has been delivered,
+            # and the future was about to be released.
             task.worker_restrictions = {NO_WORKER}
             self._scheduler.loop.add_callback(self._lose, key)
             internals.have_run(task, raise_lost)
@@ -345,7 +346,7 @@ class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
     modules: tuple[str, ...] = ()  # that the plugin's own imports from this package
 
     def plugin(self) -> SchedulerPlugin:
-        """Return what the scheduler shall have."""
+        """Return the plugin that the scheduler runs."""
         return BatchTasksPlugin()
 
     def __reduce__(self) -> Any:
@@ -355,7 +356,7 @@ class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
 
 
 def packed_by_value(value: Any, *names: str) -> bytes:
-    """Return something of some modules as bytes, with the code of these and of this one."""
+    """Return a pickled object of some modules, with the code of these and of this one."""
     modules = [sys.modules[name] for name in dict.fromkeys((__name__, internals.__name__, *names))]
     for each in modules:
         cloudpickle.register_pickle_by_value(each)
@@ -384,13 +385,13 @@ def is_kept(key: Any) -> bool:
 
 
 def hasten(stream: Any) -> None:
-    """Have messages to a client or a worker of ours not wait long for others to travel with."""
+    """Shorten the time that messages to a client or a worker wait for others to travel with."""
     if stream is not None and stream.interval > SEND_SECONDS:
         stream.interval = SEND_SECONDS
 
 
 def keeper_of(run_id: str) -> str:
-    """Return the name of the client that keeps the tasks of a run; there is none of that name."""
+    """Return the name of the keeper of a run: a client without a process, which keeps its tasks."""
     return f"{KEEPER}{run_id}"
 
 
@@ -421,7 +422,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def forget_kept(dask_scheduler: Scheduler) -> None:
-    """Keep no tasks any more, for the scheduler ends with whoever asks."""
+    """Release all kept tasks, because the scheduler ends with the client that asks."""
     for name, keeper in list(dask_scheduler.clients.items()):
         if name.startswith(KEEPER):
             dask_scheduler.client_releases_keys([task.key for task in keeper.wants_what], name)
@@ -438,7 +439,7 @@ def is_not_about_ours(record: logging.LogRecord) -> bool:
         keys = record.msg.partition("elsewhere: {")[2].partition("}")[0]
         return not keys or bool(re.sub(rf"\((?:'[^']*', )+'{ONCE}'\)(, )?", "", keys))
     if record.msg.startswith("broadcast to ") and " failed: " in record.msg:
-        return False  # whoever asked all workers has the error; some leave just as we ask
+        return False  # the caller gets the error; some workers leave just as they are asked
     args = record.args if isinstance(record.args, tuple) else ()
     return not (
         record.msg.startswith("Task %s marked as failed") and bool(args) and is_batch(args[0])
