@@ -67,6 +67,7 @@ class Roster:
         """Add conductors that are registered for all, where there is none of their id."""
         for conductor in conductors:
             self.conductors.setdefault(conductor.id, conductor)
+        self._known_executor = None
 
     def attach(self, conductor: Conductor) -> None:
         """Have a conductor ask the atomizer for atoms, and publish those known so far."""

@@ -29,9 +29,8 @@ class ExplorerWidget(Protocol):
     def frame(self) -> pd.DataFrame:
         """Inputs and outputs of the electrons that ended, a row each."""
 
-    @property
     def sweep(self) -> Any:
-        """The `Grid` of the ranges of all controls."""
+        """Return the `Grid` of the ranges of all controls."""
 
     def map(self, **options: Any) -> Any:
         """Start a `Run` over the sweep, with the options of `Atomizer.map`."""

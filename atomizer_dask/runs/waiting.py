@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any, NoReturn, Protocol
 
+from atomizer_dask.events import log_problem
 from atomizer_dask.interruptible import noticing_signals
 from atomizer_dask.runs.progress import Progress
 from atomizer_dask.sweeps.sweep import Sweep
@@ -88,7 +89,8 @@ def wait_showing(run: Waitable, until: float | None, show: Any, control: Any) ->
     show
         Whether to show a bar; or a function to call with each `Progress`.
     control
-        Control of the run. Where `show` raises, the host of a run driven here gets the error.
+        Control of the run. Where `show` raises, the host of a run driven here gets the error; for
+        another run it is logged.
     """
     if not show:
         return run.join(None if until is None else max(0.0, until - monotonic()))
@@ -100,7 +102,8 @@ def wait_showing(run: Waitable, until: float | None, show: Any, control: Any) ->
         try:
             show(progress)
         except Exception as error:  # noqa: BLE001 - the user's function; it must not stop the run
-            control.driven().host.report_problem("a progress callback raised", error)
+            report = control.driven().host.report_problem if control.is_driven else log_problem
+            report("a progress callback raised", error)
 
     return watch(run, until, call)
 

@@ -33,10 +33,10 @@ class WorkerTable:
 
     def count(self, run: Run) -> None:
         """Count the electrons that each worker has executed for a run."""
+        self._electrons.clear()
         if run.store is not None:  # the store has the worker of each electron
             self._electrons.update({w: int(f["electrons"]) for w, f in run.work().items()})
             return
-        self._electrons.clear()
         for part in run.parts_since(0):  # from the first, for some may be superseded by now
             assert isinstance(part, RunPart)
             again = 0 if part.replaced is None else int(part.replaced.sum())

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 from atomizer_dask import Atomizer, MemoryConductor, grid, widgets
-from atomizer_dask.display.live import FRONT, Front
+from atomizer_dask.display.live import FRONT, ExplorerWidget, Front
+from atomizer_dask.widgets.explore.explorer import Explorer
 from atomizer_dask.widgets.panel import Panel
 
 
@@ -15,6 +16,12 @@ def expected():
 def test_the_name_leads_to_widgets_that_have_all_that_handles_expect():
     assert widgets.__name__ == FRONT
     assert set(expected()) == set(widgets.__all__)
+
+
+def test_the_explorer_has_what_its_users_are_told():
+    for name, member in vars(ExplorerWidget).items():
+        if not name.startswith("_"):
+            assert type(getattr(Explorer, name)) is type(member), name
 
 
 def test_every_handle_finds_its_panel():

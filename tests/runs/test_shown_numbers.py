@@ -343,9 +343,13 @@ def test_progress_adds_up_at_any_moment(local):
         assert min(p.done, p.failed, p.running, p.pending) >= 0
 
 
-def test_electrons_of_workers_add_up_although_some_are_tried_again(atomizer):
-    run = atomizer.map(often_fails, grid(x=range(100)), on_failure="retry", max_attempts=3).wait(60)
+@pytest.mark.parametrize("kept", [False, True])
+def test_electrons_of_workers_add_up_although_some_are_tried_again(atomizer, tmp_path, kept):
+    store = tmp_path / "run" if kept else None
+    options = {"on_failure": "retry", "max_attempts": 3, "store": store}
+    run = atomizer.map(often_fails, grid(x=range(100)), **options).wait(60)
     crew = WorkerTable()
+    crew._electrons["a worker of another run"] = 1
     crew.count(run)
     assert sum(crew._electrons.values()) == 100
     run.retry().wait(60)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from atomizer_dask import Atomizer, MemoryConductor, atom, grid, interruptible
+from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid, interruptible
 
 SCRIPT = """
     import sys, time
@@ -224,3 +224,15 @@ def test_an_interrupt_pauses_the_run_although_dask_jobqueue_is_imported(local):
         run.cancel()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_callback_that_raises_does_not_end_the_wait_for_a_run_that_is_only_looked_at(
+    local, tmp_path, caplog
+):
+    local.map(atom(lambda x: x), grid(x=range(3)), store=tmp_path / "run").wait(60)
+
+    def broken(progress):
+        raise ValueError("no terminal")
+
+    assert Run.open(tmp_path / "run").wait(60, progress=broken).progress.done == 3
+    assert "a progress callback raised" in caplog.text
