@@ -196,7 +196,7 @@ def test_chance_finds_nobody_waiting(seed, monkeypatch, tmp_path):
 
 
 CARRYING = [
-    *((DaskCarrier, name) for name in ("submit", "retract", "stop", "_heed", "_tell_demand")),
+    *((DaskCarrier, name) for name in ("submit", "retract", "stop", "_heed", "_announce_demand")),
     *((BatchTasks, name) for name in ("_carry_out", "_submit", "_clear", "post")),
     *((BatchTasks, name) for name in ("_release_soon", "_drop")),
     (WorkerWatch, "note"),
