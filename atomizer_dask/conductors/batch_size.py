@@ -26,7 +26,7 @@ LONGEST_FORGOTTEN = 0.995  # decay per electron: after some hundred a long one i
 # over one full box, so that second batches begin to end when the last first one has ended.
 LEAST_FIRST_BOX, FIRST_BOXES_DIFFER = 0.4, 0.65
 SCOUT_BOX = 0.01  # share of the full box that a scout has: a first batch to learn the rate from
-SCOUTS = 100  # threads per scout
+THREADS_PER_SCOUT = 100
 LEAST_WORTH = 0.02  # least share of a box that a batch fills at the end, with many threads
 
 
@@ -183,9 +183,11 @@ class Sizing:
             return Size(self._bounded(electrons), box)
         is_first = self._started <= threads  # sent together with those of all other threads
         seconds = self._first_box(box, threads) if is_first else box
-        return Size(self._bounded(self.rate * self._worth(box, remaining, threads)), seconds)
+        return Size(
+            self._bounded(self.rate * self._seconds_of_work(box, remaining, threads)), seconds
+        )
 
-    def _worth(self, box: float, remaining: int, threads: int) -> float:
+    def _seconds_of_work(self, box: float, remaining: int, threads: int) -> float:
         """Return how many seconds of electrons a batch has, where threads are many.
 
         Equal shares of the remaining electrons would become small long before the end, and come by
@@ -204,7 +206,7 @@ class Sizing:
     def _first_box(self, box: float, threads: int) -> float:
         if box == self.bounds.shortest:
             return self.bounds.first
-        if self._started <= threads / SCOUTS:
+        if self._started <= threads / THREADS_PER_SCOUT:
             return max(box * SCOUT_BOX, self.bounds.first)
         order = self._started % threads / threads
         return box * (LEAST_FIRST_BOX + FIRST_BOXES_DIFFER * order)

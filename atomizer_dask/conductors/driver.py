@@ -268,7 +268,7 @@ class Driver:
         if not self._waiting_batches:
             return due_seconds(ahead, depth, 0.0, 0.0)
         own = max(self._carrier.own_threads, 1)
-        since = next(lease.waits_since for lease in self._in_flight.values() if lease.is_waiting)
+        since = next(flight.waits_since for flight in self._in_flight.values() if flight.is_waiting)
         beyond = max(self._waiting_batches / own - 1, 0.0)
         return due_seconds(ahead, depth, beyond, monotonic() - since)
 
@@ -281,9 +281,9 @@ class Driver:
 
     def _note_waiting(self, electron_id: str) -> None:
         # The latest batch: an earlier one that gave the electron back still names it.
-        for lease in reversed(self._in_flight.values()):
-            if not lease.is_waiting and electron_id in (lease.batch.ids or ()):
-                lease.waits_since = monotonic()
+        for flight in reversed(self._in_flight.values()):
+            if not flight.is_waiting and electron_id in (flight.batch.ids or ()):
+                flight.waits_since = monotonic()
                 self._waiting_batches += 1
                 self._pump()
                 return
@@ -320,115 +320,115 @@ class Driver:
         self.post_action(self._report, report)
 
     def _report(self, report: Report) -> None:
-        lease = self._in_flight.get(report.key)
-        if lease is None:
-            return  # Dask ran it again after a worker died, or the report came twice
+        flight = self._in_flight.get(report.key)
+        if flight is None:
+            return  # the report came late, or twice
         if isinstance(report, Lost):
             self.fail(report.error)
             return
         if isinstance(report, GivenBack):
-            self._take_back(lease, report.stop)
+            self._take_back(flight, report.stop)
         elif isinstance(report, Partly):
-            self._deliver(lease, report.outcome, last=False)
+            self._deliver(flight, report.outcome, last=False)
         elif isinstance(report, Expiring):
-            lease.ran = report.ran
+            flight.ran = report.ran
         elif isinstance(report, WorkerSilent):
-            self._take_back_held(lease)
-        elif isinstance(report, Died) and not lease.ran:
-            self._rescue(report.key, lease, report.worker)
+            self._take_back_behind_running(flight)
+        elif isinstance(report, Died) and not flight.ran:
+            self._rescue(report.key, flight, report.worker)
         elif isinstance(report, Died | Dropped):
-            self._recover(report.key, lease)
+            self._recover(report.key, flight)
         else:
-            self._take_back(lease, report.outcome.stop)
-            self._end(report.key, lease, report.outcome)
+            self._take_back(flight, report.outcome.stop)
+            self._end(report.key, flight, report.outcome)
             self.sizing.learn(report.outcome.stop, report.outcome.seconds)
         self._pump()
 
-    def _deliver(self, lease: _InFlight, outcome: BatchOutcome, *, last: bool) -> None:
-        if outcome.first > lease.start:  # earlier ones were reported to a process that died
-            self._source.give_back(lease.batch, lease.start, outcome.first, lease.batch.terms)
-            self.leased -= outcome.first - lease.start
-            lease.start = outcome.first
-        # Where Dask ran a batch again, electrons that its first run gave back are in another batch.
-        outcome = outcome.part(lease.start, lease.stop)
-        if outcome.stop > lease.start:
-            self.leased -= min(outcome.stop, lease.stop) - lease.start
-            lease.start = outcome.stop
+    def _deliver(self, flight: _InFlight, outcome: BatchOutcome, *, last: bool) -> None:
+        if outcome.first > flight.start:  # earlier ones were reported to a process that died
+            self._source.give_back(flight.batch, flight.start, outcome.first, flight.batch.terms)
+            self.leased -= outcome.first - flight.start
+            flight.start = outcome.first
+        # A late report may cover electrons that have been taken back, and are in another batch.
+        outcome = outcome.part(flight.start, flight.stop)
+        if outcome.stop > flight.start:
+            self.leased -= min(outcome.stop, flight.stop) - flight.start
+            flight.start = outcome.stop
         self._culprits += sum(failure.kind == "killed" for failure in outcome.failures)
         self.sizing.note_longest(outcome.longest)
-        self._source.deliver(lease.batch, outcome, last=last)
+        self._source.deliver(flight.batch, outcome, last=last)
 
-    def _end(self, key: str, lease: _InFlight, outcome: BatchOutcome) -> None:
+    def _end(self, key: str, flight: _InFlight, outcome: BatchOutcome) -> None:
         del self._in_flight[key]
-        self._waiting_batches -= lease.is_waiting
-        self._deliver(lease, outcome, last=True)
+        self._waiting_batches -= flight.is_waiting
+        self._deliver(flight, outcome, last=True)
 
-    def _take_back(self, lease: _InFlight, stop: int, terms: AttemptTerms | None = None) -> None:
+    def _take_back(self, flight: _InFlight, stop: int, terms: AttemptTerms | None = None) -> None:
         """Return the electrons from offset `stop` on to the source."""
-        stop = max(stop, lease.start)
-        if stop < lease.stop:
-            self._source.give_back(lease.batch, stop, lease.stop, terms or lease.batch.terms)
-            self.leased -= lease.stop - stop
-            lease.stop = stop
+        stop = max(stop, flight.start)
+        if stop < flight.stop:
+            self._source.give_back(flight.batch, stop, flight.stop, terms or flight.batch.terms)
+            self.leased -= flight.stop - stop
+            flight.stop = stop
 
-    def _recover(self, key: str, lease: _InFlight) -> None:
+    def _recover(self, key: str, flight: _InFlight) -> None:
         """Return to the source the electrons of a batch that nobody will report."""
-        self._source.salvage(lease.batch)
-        if lease.ran:
-            self._take_back_cut(lease)
-        self._take_back(lease, lease.start)
-        self._end(key, lease, Outcome.none())
+        self._source.salvage(flight.batch)
+        if flight.ran:
+            self._take_back_cut(flight)
+        self._take_back(flight, flight.start)
+        self._end(key, flight, Outcome.none())
 
-    def _take_back_cut(self, lease: _InFlight) -> None:
+    def _take_back_cut(self, flight: _InFlight) -> None:
         """Return electrons that a wall time cut short; several of them in halves."""
-        terms = lease.batch.terms
-        if lease.stop - lease.start > 1:  # executed together: half of them may be fast enough
-            half = (lease.start + lease.stop) // 2
-            self._take_back(lease, half, terms.apart())
+        terms = flight.batch.terms
+        if flight.stop - flight.start > 1:  # executed together: half of them may be fast enough
+            half = (flight.start + flight.stop) // 2
+            self._take_back(flight, half, terms.apart())
             return
-        seconds, cut_short = max(terms.min_seconds, lease.ran), terms.cut_short + 1
+        seconds, cut_short = max(terms.min_seconds, flight.ran), terms.cut_short + 1
         self._take_back(
-            lease, lease.start, terms._replace(min_seconds=seconds, cut_short=cut_short)
+            flight, flight.start, terms._replace(min_seconds=seconds, cut_short=cut_short)
         )
 
-    def _take_back_held(self, lease: _InFlight) -> None:
+    def _take_back_behind_running(self, flight: _InFlight) -> None:
         """Take back the electrons behind one that keeps its worker from answering.
 
         A child process executes them, for each of them may do the same.
         """
-        terms = lease.batch.terms
+        terms = flight.batch.terms
         terms = terms._replace(deaths=max(terms.deaths, 1))
-        self._take_back(lease, lease.start + 1, terms)
+        self._take_back(flight, flight.start + 1, terms)
 
-    def _rescue(self, key: str, lease: _InFlight, worker: str) -> None:
+    def _rescue(self, key: str, flight: _InFlight, worker: str) -> None:
         """Return the electrons of a batch whose worker died; a child process executes them next.
 
         Any of them may have killed the worker, or none.
         """
-        terms = lease.batch.terms
+        terms = flight.batch.terms
         terms = terms._replace(
             deaths=terms.deaths + 1, worker="" if terms.worker == worker else terms.worker
         )
-        self._source.salvage(lease.batch)
+        self._source.salvage(flight.batch)
         if terms.deaths <= self._most_deaths:
-            self._take_back(lease, lease.start, terms)
-            self._end(key, lease, Outcome.none())
+            self._take_back(flight, flight.start, terms)
+            self._end(key, flight, Outcome.none())
             return
         why = f"{terms.deaths} workers died while they had it, the last was {worker}"
         failure = Failure("killed", "WorkerDied", why)
-        self._fail_rest(key, lease, failure, worker)
+        self._fail_rest(key, flight, failure, worker)
 
     def abandon(self, failure: Failure) -> None:
         """End every batch under way, its electrons with `failure`; on the dispatcher's thread."""
-        for key, lease in list(self._in_flight.items()):
+        for key, flight in list(self._in_flight.items()):
             self._carrier.retract(key)
-            self._fail_rest(key, lease, failure)
+            self._fail_rest(key, flight, failure)
         self._pump()
 
-    def _fail_rest(self, key: str, lease: _InFlight, failure: Failure, worker: str = "") -> None:
+    def _fail_rest(self, key: str, flight: _InFlight, failure: Failure, worker: str = "") -> None:
         """End a batch; the electrons whose outcome is not known end with `failure`."""
-        rest = Outcome.all_failed(lease.stop - lease.start, failure, worker)
-        self._end(key, lease, replace(rest, first=lease.start, stop=lease.stop))
+        rest = Outcome.all_failed(flight.stop - flight.start, failure, worker)
+        self._end(key, flight, replace(rest, first=flight.start, stop=flight.stop))
 
     def retract(self) -> None:
         """Forget all batches under way; on the dispatcher's thread."""

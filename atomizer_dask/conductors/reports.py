@@ -61,7 +61,7 @@ class WorkerSilent:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A batch was taken back, before it began or because its worker left."""
+    """A batch was taken back: before it began, as its worker left, or as its outcome is lost."""
 
     key: str
 

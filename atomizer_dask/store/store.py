@@ -44,7 +44,7 @@ from atomizer_dask.store.layout import (
     PROPERTIES,
     SWEEP,
 )
-from atomizer_dask.store.tables import FACTS, write_table
+from atomizer_dask.store.tables import REQUIRED, write_table
 
 FORMAT = 1
 CHECK_SECONDS = 0.05  # between two reads of a lock file on a remote file system
@@ -362,7 +362,7 @@ class Store:
 
     def check_properties(self, name: str) -> None:
         """Raise `StoreCorruptedError` where a file is no table of properties."""
-        if lacking := set(FACTS) - set(self.schema_of(name).names):
+        if lacking := set(REQUIRED) - set(self.schema_of(name).names):
             lacks = ", ".join(sorted(lacking))
             raise self._corrupted(name, f"is not a table of properties, it lacks {lacks}")
 

@@ -36,7 +36,9 @@ from atomizer_dask.store.arrow.codec import EncodedColumn
 from atomizer_dask.sweeps.columns import OUTPUT_PREFIX, Values, numpy_values, renamed
 from atomizer_dask.sweeps.inputs import numpy_or_extension
 
+# Our own columns: inputs and outputs have other names in a file.
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")
+REQUIRED = FACTS  # of which each file has these; one that came later is not in older files
 _TIME = pa.timestamp("ns", "UTC")
 _NAME = pa.dictionary(pa.int32(), pa.string())
 OURS = b"atomizer"

@@ -26,7 +26,7 @@ RUNS = 50
 
 
 def run_facts(run: Run) -> dict[str, Any]:
-    """Return the facts for the head of a run's panel.
+    """Return the facts for the upper part of a run's panel, above its tabs.
 
     ``elapsed`` is in seconds; ``failed`` does not include ``cancelled`` electrons.
     """

@@ -188,7 +188,7 @@ class BatchTasks:
         batches = {future.key: key for key, future in self._tasks.items()}
         reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
             ("dropped", Dropped),
-            ("died", partial(Died, worker=message["worker"])),
+            ("begun", partial(Died, worker=message["worker"])),
             ("rest", WorkerSilent),
         )
         for how, report in reports:
@@ -222,7 +222,7 @@ class BatchTasks:
         """Follow a batch until it has ended, and post what has become of it."""
         future, generation = None, self._client.generation
         fitness = self._placement.fitness
-        verdicts = 0 if fitness is None else fitness.verdicts
+        found_unfit = 0 if fitness is None else fitness.found_unfit
         try:
             future = await (self._adopt(batch) if is_submitted else self._submit(batch))
             self._tasks[batch.key] = future
@@ -243,7 +243,7 @@ class BatchTasks:
             failure = Failure("invalid_payload", "UnpicklableError", error.event.message)
             report = Arrived(batch.key, Outcome.all_failed(1, failure))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised again there
-            report = await self._report_of(error, batch, future, generation, verdicts)
+            report = await self._report_of(error, batch, future, generation, found_unfit)
         if isinstance(report, Arrived):
             self._troubles = 0
         self._clear(batch.key)
@@ -257,7 +257,7 @@ class BatchTasks:
         batch: Batch,
         future: Future | None,
         generation: int,
-        verdicts: int,
+        found_unfit: int,
     ) -> Report:
         """Return the report about a batch whose task ended with an error, or never began.
 
@@ -277,7 +277,7 @@ class BatchTasks:
             return Arrived(batch.key, Outcome.all_failed(len(batch), failure))
         assert isinstance(error, Exception)
         is_of_task = future is not None and future.status == "error"
-        if is_lost(error) or await self._is_unfit_since(verdicts):
+        if is_lost(error) or await self._is_unfit_since(found_unfit):
             return Dropped(batch.key)
         if self._client.status != "running":
             return self._lost(batch, text_of(error))
@@ -332,7 +332,7 @@ class BatchTasks:
         self.post(batch.key, GivenBack(batch.key, stop))
         await self._carry_out(batch.part(0, stop), False)
 
-    async def _is_unfit_since(self, verdicts: int) -> bool:
+    async def _is_unfit_since(self, found_unfit: int) -> bool:
         """Return whether a worker was found unfit since a batch was sent."""
         fitness = self._placement.fitness
         if fitness is None or self._client.status != "running":
@@ -341,7 +341,7 @@ class BatchTasks:
             await fitness.welcome(await self._client.nthreads())
         except (OSError, RuntimeError):  # the scheduler is gone, which is reported elsewhere
             return False
-        return fitness.verdicts > verdicts
+        return fitness.found_unfit > found_unfit
 
     def _dropped(self, batch: Batch, generation: int) -> Report:
         """Return the report about a batch whose task was cancelled, by us or by others.

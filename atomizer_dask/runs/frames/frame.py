@@ -171,6 +171,7 @@ HINTS = {
     "timeout": "run.retry(timeout=...) gives it longer",
     "killed": "a crash in compiled code, or too little memory?",
     "cancelled": "run.retry() goes on with these",
+    "unknown_atom": "is it registered, or its module imported, where the electron was executed?",
     "invalid_payload": "the inputs do not fit the atom's parameters",
     "rejected": "does the worker have what the atom imports?",
 }

@@ -77,10 +77,16 @@ class ElectronQueue:
             lot = lot._replace(positions=range(before.positions[0], lot.positions[-1] + 1))
         self._lots.append(lot)
 
-    def take(self, most: int) -> Lot:
-        """Take the next electrons for one batch, about `most`; one lot, inputs of the same type."""
+    def take(self, about: int) -> Lot:
+        """Take the next electrons of one lot, and with inputs of the same type, for one batch.
+
+        Parameters
+        ----------
+        about
+            How many; more so that a vectorised atom gets at least two, also in the last batch.
+        """
         positions, terms, _ = self._lots.popleft()
-        electrons = max(most, self._at_least)
+        electrons = max(about, self._at_least)
         if not self._vectorized:
             electrons = min(electrons, self._sweep.together(positions))
         if len(positions) == electrons + 1 and electrons >= self._at_least > 1:

@@ -64,17 +64,20 @@ def adopt(
         positions = numpy_values(batch.positions)
         owners = owner[positions]
         mine = owners == number
-        ended = ~mine & (attempts[owners] > batch.terms.attempt)
+        sent_again = ~mine & (attempts[owners] > batch.terms.attempt)
         # A worker gives back a tail. So at the first position that a later batch owns, this
         # batch's share ends, whether or not the rest has been submitted again.
-        kept = int(np.argmax(np.append(~mine & ~ended, True)))
+        kept = int(np.argmax(np.append(~mine & ~sent_again, True)))
         left = mine[:kept] & np.isin(positions[:kept], not_done(positions[:kept]))
         first = int(np.argmax(left)) if left.any() else kept
         if first < kept:
             found.leases.append((batch, first, kept))
         else:
             found.over.append(batch.key)
-        again, latest = positions[:kept][ended[:kept]], attempts[owners[:kept][ended[:kept]]]
+        again, latest = (
+            positions[:kept][sent_again[:kept]],
+            attempts[owners[:kept][sent_again[:kept]]],
+        )
         found.attempts |= dict(zip(again.tolist(), latest.tolist(), strict=True))
         mine[first:kept] = False
         owner[positions[mine]] = -1

@@ -94,7 +94,7 @@ class MemoryRecord:
         return [Lot(positions, terms) for positions in spans(electrons)]
 
     def open_of(self, positions: Positions) -> Positions:
-        """Return all: no electron is delivered twice."""
+        """Return all: the driver delivers each electron once."""
         return positions
 
     def unsent_of(self, lot: Lot) -> Positions:

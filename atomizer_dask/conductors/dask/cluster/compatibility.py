@@ -52,7 +52,7 @@ class Compatibility:
         self._warned: set[tuple[Difference, ...]] = set()
         self._unfit: dict[str, frozenset[str]] = {"": frozenset()}  # for all atoms, or by version
         self._guard = threading.Lock()
-        self.verdicts = 0  # how often a worker turned out to be unfit
+        self.found_unfit = 0  # how often a worker turned out to be unfit
 
     def check(self) -> None:
         """Look at the workers there are.
@@ -166,7 +166,7 @@ class Compatibility:
         }
         before, self._unfit = self._unfit, unfit
         new = (unfit[one] - before.get(one, frozenset()) for one in unfit)
-        self.verdicts += sum(map(len, new))
+        self.found_unfit += sum(map(len, new))
 
     def _those(self, which: Callable[[Environment], bool]) -> frozenset[str]:
         return frozenset(worker for worker, one in self._workers.items() if which(one))

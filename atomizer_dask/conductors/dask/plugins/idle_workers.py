@@ -290,7 +290,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
                 if ours:
                     idle.is_reported = True
                     self._report_taking(worker, idle, "what it has begun goes to others too")
-                self._take_back(worker.address, ours, how="died")
+                self._take_back(worker.address, ours, how="begun")
                 ours = []
         idle.begun = len(ours)
         if self._is_to_be_restarted(worker, idle, now):
