@@ -1,14 +1,16 @@
 """Figure 16: electrons over RabbitMQ, to one node on the same machine and broker.
 
-The broker is that of the tests, with nothing set but where it is.
+The broker is that of the tests, with nothing set but where it is. Where ATOMIZER_GO_AGENT names the
+program of the Go agent (go.atomizer.io/test-agent), that serves the same client and broker too.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -27,12 +29,21 @@ TOSS = "montecarlopi.Toss"
 
 
 def rate(scale: float, repeats: int) -> Iterator[Sample]:
-    """Toss electrons sent and answered, in a second."""
+    """Toss electrons sent and answered, in a second; those of the Go agent in the same run."""
     count = scaled(30_000, scale, least=1000)
-    with _broker() as broker, _node(broker.url), _client(broker.url) as client:
-        _answered(client, scaled(10_000, scale, least=100))
+    agent = os.environ.get("ATOMIZER_GO_AGENT")
+    with _broker() as broker:
         for _ in range(repeats):
-            yield {"value": count / seconds(_answered, client, count)}
+            sample = {"value": _rate_of(_node(broker.url), broker.url, count)}
+            if agent:
+                sample["the Go agent's"] = _rate_of(_agent(agent, broker.url), broker.url, count)
+            yield sample
+
+
+def _rate_of(server: AbstractContextManager[None], url: str, count: int) -> float:
+    with server, _client(url) as client:
+        _answered(client, max(100, count // 3))
+        return count / seconds(_answered, client, count)
 
 
 def latency(scale: float, repeats: int) -> Iterator[Sample]:
@@ -121,6 +132,17 @@ def _start(url: str) -> subprocess.Popen:
 @contextmanager
 def _node(url: str) -> Iterator[None]:
     process = _start(url)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _agent(program: str, url: str) -> Iterator[None]:
+    environment = {**os.environ, "CONNECTIONSTRING": url, "QUEUE": QUEUE, "LOGLEVEL": ""}
+    process = subprocess.Popen([program], env=environment, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:
