@@ -39,7 +39,7 @@ class RunPanel(Panel):
         self._status: ConductorStatus | None = None
         self._due: dict[str, float] = {}
         self._costs: defaultdict[str, Cost] = defaultdict(Cost)
-        self._sent: dict[str, Any] = {}
+        self._last_sent: dict[str, Any] = {}
         self._spark: list[list[float]] = []
         self._column = ""
         super().__init__(run)
@@ -70,18 +70,18 @@ class RunPanel(Panel):
         going = facts["state"] in GOING
         ended = facts["done"] + facts["failed"]
         self._course.note(facts["elapsed"], ended, last=not going)
-        if self._sent.get("ended") != ended or not self._spark or not going:
-            self._sent["ended"] = ended
+        if self._last_sent.get("ended") != ended or not self._spark or not going:
+            self._last_sent["ended"] = ended
             self._spark = self._course.rates()
         return {**facts, "spark": self._spark, "workers": self._crew_facts()}
 
     def _steady(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the facts; where the rate alone has changed a little, with the previous rate."""
         rest = {n: v for n, v in facts.items() if n not in ("rate", "eta", "elapsed")}
-        before = self._sent.get("rate", 0.0)
-        if self._sent.get("rest") == rest and abs(facts["rate"] - before) <= RATE_CHANGE * before:
-            return {**facts, "rate": before, "eta": self._sent["eta"]}
-        self._sent |= {"rest": rest, "rate": facts["rate"], "eta": facts["eta"]}
+        before = self._last_sent.get("rate", 0.0)
+        if self._last_sent.get("rest") == rest and abs(facts["rate"] - before) <= RATE_CHANGE * before:
+            return {**facts, "rate": before, "eta": self._last_sent["eta"]}
+        self._last_sent |= {"rest": rest, "rate": facts["rate"], "eta": facts["eta"]}
         return facts
 
     def _look_at_workers(self, run: Run) -> None:
@@ -118,11 +118,11 @@ class RunPanel(Panel):
         changed: dict[str, Any] = {}
         for tab, find in looks.items():
             known = tab != "workers" and tab not in self.troubles
-            same = known and self._sent.get(tab) == (ended, self._column)
+            same = known and self._last_sent.get(tab) == (ended, self._column)
             if tab in self.wanted and not same and self._is_due(tab):
                 began = thread_time()
                 changed |= self._find(tab, find)
-                self._sent[tab] = ended, self._column
+                self._last_sent[tab] = ended, self._column
                 self._put_off(tab, TAB_SECONDS, began)
         return changed
 
