@@ -1,11 +1,12 @@
 """From a function and a table of inputs to one tidy DataFrame, massively parallel on Dask."""
 
+import typing
+
 from atomizer_dask.atomizer import Atomizer
 from atomizer_dask.atoms.base import Atom
 from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.decorator import atom
 from atomizer_dask.conductor import Conductor
-from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.conductors.dask.conductor import DaskConductor
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.electron import Electron
@@ -31,6 +32,9 @@ from atomizer_dask.registry import register
 from atomizer_dask.runs.progress import Progress
 from atomizer_dask.runs.run import Run
 from atomizer_dask.sweeps.make import grid, zipped
+
+if typing.TYPE_CHECKING:
+    from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 
 __version__ = "0.1.0"
 
@@ -67,3 +71,16 @@ __all__ = [
     "register",
     "zipped",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    # A twentieth of the time of the import is what only those need who have a broker.
+    if name == "AmqpConductor":
+        from atomizer_dask.conductors.amqp.conductor import AmqpConductor
+
+        return AmqpConductor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,8 +19,8 @@ def test_all_is_sorted_and_free_of_doubles():
 def test_all_is_what_can_be_imported():
     public = {
         name
-        for name, value in vars(atomizer_dask).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        for name in dir(atomizer_dask)
+        if not name.startswith("_") and not inspect.ismodule(getattr(atomizer_dask, name))
     }
     assert public == set(atomizer_dask.__all__)
 
@@ -42,6 +42,13 @@ def loaded_after(statement):
 
 def test_importing_loads_neither_widgets_nor_an_amqp_client():
     assert not loaded_after("import atomizer_dask") & {"ipywidgets", "pika", "aio_pika", "IPython"}
+    code = "import sys, atomizer_dask; sys.exit('atomizer_dask.conductors.amqp' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
+def test_a_name_that_there_is_not_is_an_error():
+    with pytest.raises(AttributeError, match="no attribute 'AmqpConducter'"):
+        atomizer_dask.AmqpConducter  # noqa: B018
 
 
 def test_types_are_declared():

@@ -79,7 +79,10 @@ class RunPanel(Panel):
         """Return the facts; where the rate alone has changed a little, with the previous rate."""
         rest = {n: v for n, v in facts.items() if n not in ("rate", "eta", "elapsed")}
         before = self._last_sent.get("rate", 0.0)
-        if self._last_sent.get("rest") == rest and abs(facts["rate"] - before) <= RATE_CHANGE * before:
+        if (
+            self._last_sent.get("rest") == rest
+            and abs(facts["rate"] - before) <= RATE_CHANGE * before
+        ):
             return {**facts, "rate": before, "eta": self._last_sent["eta"]}
         self._last_sent |= {"rest": rest, "rate": facts["rate"], "eta": facts["eta"]}
         return facts
