@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from atomizer_dask.sweeps.columns import Values, as_objects, concatenate, loop_values
-from atomizer_dask.sweeps.inputs import Columns, Inputs, Rows, numpy_or_extension, take
+from atomizer_dask.sweeps.inputs import (
+    Columns,
+    Inputs,
+    Rows,
+    numpy_or_extension,
+    shared_cells,
+    take,
+)
 from atomizer_dask.sweeps.received import Given
 from atomizer_dask.sweeps.sweep import Sweep
 
@@ -111,6 +118,14 @@ class WithDefaults(Sweep):
 
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         return {**self._sweep.columns(wanted), **self._repeated(self.length or 0, wanted)}
+
+    def cells(  # noqa: D102
+        self, positions: np.ndarray | None, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        columns = self._sweep.cells(positions, wanted)
+        rows = np.zeros((self.length or 0) if positions is None else len(positions), dtype=np.int64)
+        more = {n: v.shown for n, v in self._values.items() if wanted is None or n in wanted}
+        return columns | {name: shared_cells(values, rows) for name, values in more.items()}
 
 
 class Concatenated(Sweep):

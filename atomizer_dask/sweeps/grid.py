@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from atomizer_dask.sweeps.columns import Values, size_of
-from atomizer_dask.sweeps.inputs import Columns, GridSlice, as_array, take
+from atomizer_dask.sweeps.inputs import Columns, GridSlice, as_array, shared_cells, take
 from atomizer_dask.sweeps.received import Given
 from atomizer_dask.sweeps.sweep import Sweep
 
@@ -77,6 +77,19 @@ class Grid(Sweep):
     ) -> dict[str, Values]:
         found = self._at(self._axes, positions)
         return {name: v for name, v in found.items() if wanted is None or name in wanted}
+
+    def cells(  # noqa: D102
+        self, positions: np.ndarray | None, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        names = [name for name in self._axes if wanted is None or name in wanted]
+        large = {n: self._axes[n] for n in names if getattr(self._axes[n], "ndim", 1) > 1}
+        columns = super().cells(positions, [name for name in names if name not in large])
+        if large:
+            rows = np.arange(self._length) if positions is None else positions
+            strides = dict(zip(self._axes, self._strides, strict=True))
+            for name, values in large.items():
+                columns[name] = shared_cells(values, rows // strides[name] % len(values))
+        return {name: columns[name] for name in names}
 
     def _at(self, columns: dict[str, Values], positions: np.ndarray) -> dict[str, Values]:
         axes = zip(columns.items(), self._strides, strict=True)

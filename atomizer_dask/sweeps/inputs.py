@@ -122,6 +122,16 @@ def take(values: Values, positions: np.ndarray) -> Any:
     return values.take(positions)
 
 
+def shared_cells(values: Values, positions: np.ndarray) -> Values:
+    """Return the values at `positions`; one that is an array is one copy, which its rows share."""
+    if not isinstance(values, np.ndarray) or values.ndim == 1:
+        taken: Values = take(values, positions)
+        return taken
+    distinct, which = np.unique(positions, return_inverse=True)
+    cells = as_objects([values[position].copy() for position in distinct.tolist()])
+    return cells[which]
+
+
 def numpy_or_extension(values: Values) -> Any:
     """Return a column as something that can be indexed with arrays."""
     return numpy_values(values) if isinstance(values, range) else values

@@ -99,6 +99,17 @@ class Sweep(ABC):
         """Return the inputs at `positions` as columns, of the types that `columns` gives."""
         return {name: take(v, positions) for name, v in self.columns(wanted).items()}
 
+    def cells(
+        self, positions: np.ndarray | None, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        """Return inputs as columns of a frame, at `positions` or, where that is None, all.
+
+        Rows whose input is the same array may share it.
+        """
+        if positions is None:
+            return self.columns(wanted)
+        return self.columns_at(positions, wanted)
+
     def payload(self, position: int) -> dict[str, Any]:
         """Return the inputs of one electron, for it alone."""
         payload: dict[str, Any] = payload_of(self.take(position, position + 1))

@@ -263,9 +263,9 @@ def _is_whole(positions: Any, count: int | None) -> bool:
 
 def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None) -> dict[str, Any]:
     if _is_whole(positions, sweep.length):
-        columns = sweep.columns(wanted).items()
+        columns = sweep.cells(None, wanted).items()
         return {name: _series(v, owned=isinstance(v, range)) for name, v in columns}
-    columns = sweep.columns_at(numpy_values(positions), wanted).items()
+    columns = sweep.cells(numpy_values(positions), wanted).items()
     return {name: _series(values, owned=True) for name, values in columns}
 
 

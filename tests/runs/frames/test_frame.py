@@ -361,3 +361,31 @@ def test_dtype_does_not_depend_on_batches(frame_of, configure, value):
     assert [str(dtype) for dtype in cut.dtypes] == [str(dtype) for dtype in whole.dtypes]
     for name in whole:
         assert [(type(v), repr(v)) for v in cut[name]] == [(type(v), repr(v)) for v in whole[name]]
+
+
+# -- inputs that are arrays ---------------------------------------------------------------------
+
+
+@atom
+def at(i, table):
+    return table[i]
+
+
+def sweeps_with_tables():
+    tables = np.arange(6.0).reshape(2, 3)
+    yield grid(i=range(3), table=tables)
+    yield grid(table=list(tables), i=range(3))
+
+
+@pytest.mark.parametrize("sweep", [*sweeps_with_tables()])
+def test_rows_of_the_same_array_share_one(local, tmp_path, sweep):
+    for store in (None, tmp_path / "run"):
+        run = local.map(at, sweep, store=store).wait()
+        for frame in (run.to_frame(), run.to_frame(filters=[("i", ">", 0)])):
+            assert list(frame.columns) == [*sweep.names, "result"]
+            assert [table[i] for table, i in zip(frame.table, frame.i, strict=True)] == [
+                *frame.result
+            ]
+            assert len({id(table) for table in frame.table}) == 2
+        frame.table.iloc[0][:] = -1  # of the frame alone
+        assert run.to_frame().table.map(min).min() == 0
