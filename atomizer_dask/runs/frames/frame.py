@@ -70,14 +70,15 @@ def to_frame(
     positions, order = _positions(parts)
     count = sweep.length
     whole = _is_whole(positions, count)
-    outputs = renamed(_ordered(_outputs(parts), order), OUTPUT_PREFIX, sweep.names)
+    names = renamed({name: name for name in _output_names(parts)}, OUTPUT_PREFIX, sweep.names)
+    wanted = {new: name for new, name in names.items() if columns is None or new in columns}
+    outputs = _ordered({new: _output(parts, name) for new, name in wanted.items()}, order)
     if metadata:
-        taken = (*sweep.names, *outputs)
+        taken = (*sweep.names, *names)
         named = positions if electrons is None else electrons[numpy_values(positions)]
         facts = {"id": _ids(run_id, named), **_ordered(_metadata(parts), order)}
         outputs |= renamed(facts, METADATA_PREFIX, taken)
-    if columns is not None:
-        outputs = {name: values for name, values in outputs.items() if name in columns}
+        outputs = {n: v for n, v in outputs.items() if columns is None or n in columns}
     if sweep.frame is not None and whole and columns is None:
         given = sweep.frame.copy(deep=not _COPY_ON_WRITE)
         return pd.concat([given, _framed(outputs, given.index)], axis=1)
@@ -269,11 +270,11 @@ def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None)
     return {name: _series(values, owned=True) for name, values in columns}
 
 
-def _outputs(parts: Sequence[RunPart]) -> dict[str, Any]:
+def _output_names(parts: Sequence[RunPart]) -> list[str]:
     names = dict.fromkeys(name for part in parts for name in part.outcome.results)
     for part in parts:  # outputs that a store cannot hold still have their columns
         names |= dict.fromkeys(part.outcome.unstored or ())
-    return {name: _output(parts, name) for name in names}
+    return list(names)
 
 
 def _output(parts: Sequence[RunPart], name: str) -> Any:
