@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from atomizer_dask.atoms.definition import Definition, as_definition
-from atomizer_dask.conductor import Conductor, check_electron, refuse_annotations
+from atomizer_dask.conductor import Conductor, Route, check_electron, refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.receiver import answered
 from atomizer_dask.conductors.roster import Roster
@@ -437,7 +437,7 @@ class Atomizer(LiveDisplay):
 
     # -- receiving ------------------------------------------------------------------------------
 
-    def execute(self, electron: Electron, route: Any = None) -> ElectronFuture:
+    def execute(self, electron: Electron, route: Route | None = None) -> ElectronFuture:
         """Have a received electron executed here, or by a conductor that carries batches.
 
         By an atom that is registered here, and not by one of another client of the scheduler.

@@ -12,7 +12,7 @@ import dask
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.display.text import brief
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ConductorError
+from atomizer_dask.errors import AtomizerError, ConductorError, text_of
 from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
@@ -40,7 +40,7 @@ class Conductor(ABC):
 
     id: str = ""
     shares_queue: bool = False
-    route: Any = None
+    route: Route | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -54,6 +54,10 @@ class Conductor(ABC):
     def complete(self, properties: Properties) -> None:
         """Answer an electron that `receive` gave."""
         raise ConductorError(Event("this conductor receives nothing", conductor_id=self.id))
+
+    def text_of(self, error: BaseException) -> str:
+        """Return the text of an error for whoever sent an electron that `receive` gave."""
+        return text_of(error)
 
     def give_back(self, electron_id: str) -> None:
         """Return an electron that `receive` gave and that could not be executed here."""

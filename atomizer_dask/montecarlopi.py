@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.atoms.base import Atom
-from atomizer_dask.atoms.context import Context
+from atomizer_dask.atoms.context import ChildSender, Context
 from atomizer_dask.electron import Electron
 from atomizer_dask.properties import Properties
 from atomizer_dask.registry import register
@@ -36,7 +36,9 @@ class Toss(Atom):
 
     id = "montecarlopi.Toss"
 
-    def process(self, context: Context, conductor: Any, electron: Electron) -> dict[str, int]:
+    def process(
+        self, context: Context, conductor: ChildSender, electron: Electron
+    ) -> dict[str, int]:
         """Return how many of the tosses fell inside."""
         return {"value": count_inside(context.rng, _tosses_of(electron.payload, default=1))}
 
@@ -50,12 +52,14 @@ class MonteCarlo(Atom):
 
     id = "montecarlopi.MonteCarlo"
 
-    def process(self, context: Context, conductor: Any, electron: Electron) -> dict[str, Any]:
+    def process(
+        self, context: Context, conductor: ChildSender, electron: Electron
+    ) -> dict[str, Any]:
         """Return the estimate."""
         tosses = _tosses_of(electron.payload)
         share = 1 if conductor.shares_queue else TOSSES_PER_ELECTRON
         under_way: deque[tuple[int, Future[Properties]]] = deque()
-        count = _Count(context)
+        count = _TossCount(context)
         for start in range(0, tosses, share):
             thrown = min(share, tosses - start)
             under_way.append((thrown, conductor.send(Electron(Toss.id, {"tosses": thrown}))))
@@ -66,7 +70,7 @@ class MonteCarlo(Atom):
         return count.result()
 
 
-class _Count:
+class _TossCount:
     """The counts of the tosses so far."""
 
     def __init__(self, context: Context) -> None:

@@ -12,7 +12,7 @@ from atomizer_dask.display.text import one_line
 from atomizer_dask.electron import Electron
 
 if TYPE_CHECKING:
-    from atomizer_dask.atoms.context import Context
+    from atomizer_dask.atoms.context import ChildSender, Context
 
 
 class Atom(ABC):
@@ -47,7 +47,7 @@ class Atom(ABC):
             cls.id = f"{cls.__module__}.{cls.__qualname__}"
 
     @abstractmethod
-    def process(self, context: Context, conductor: Any, electron: Electron) -> Any:
+    def process(self, context: Context, conductor: ChildSender, electron: Electron) -> Any:
         """Return the result for one electron; whatever it raises becomes the electron's error.
 
         Parameters

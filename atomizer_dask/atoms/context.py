@@ -16,6 +16,7 @@ from atomizer_dask.events import Event, Level
 if TYPE_CHECKING:
     from atomizer_dask.electron import Electron
     from atomizer_dask.errors import ElectronError
+    from atomizer_dask.future import ElectronFuture
 
 
 class Surrounded(Protocol):
@@ -69,11 +70,22 @@ class Surroundings(Protocol):
     def is_cancelled(self, offset: int) -> bool:
         """Return whether the electron at an offset shall end."""
 
-    def conductor(self, offset: int) -> Any:
+    def conductor(self, offset: int) -> ChildSender:
         """Return the conductor through which the electron at an offset sends others."""
 
     def emit(self, event: Event) -> None:
         """Put an event on the stream of the batch's sender."""
+
+
+class ChildSender(Protocol):
+    """The conductor that an atom is given, through which its electron sends others."""
+
+    @property
+    def shares_queue(self) -> bool:
+        """Whether other programs may execute what it sends, each electron by itself."""
+
+    def send(self, electron: Electron) -> ElectronFuture:
+        """Have an electron executed, and return the future of its outcome."""
 
 
 class Context:
@@ -92,7 +104,7 @@ class Context:
         self._offset = offset
         self._count = count  # of the slice; None for a single electron
         self._drawn = 0
-        self._children: Any = None
+        self._children: ChildSender | None = None
 
     @property
     def attempt(self) -> int:
@@ -167,7 +179,7 @@ class Context:
         return self._lease.is_cancelled(self._offset)
 
     @property
-    def conductor(self) -> Any:
+    def conductor(self) -> ChildSender:
         """Sends further electrons: ``conductor.send(Electron(...))`` gives a future."""
         self._need_single("conductor", "only an atom that is not vectorised can send electrons")
         if self._children is None:

@@ -15,7 +15,7 @@ from time import monotonic
 
 import click
 
-from atomizer_dask.cli.ending import FAILED, errors_as_text, heeding_termination
+from atomizer_dask.cli.ending import SOME_FAILED, errors_as_text, heeding_termination
 from atomizer_dask.cli.options import BrokerCommand, broker_options
 from atomizer_dask.conductors.amqp.conductor import AmqpConductor
 from atomizer_dask.display.text import one_line
@@ -209,4 +209,4 @@ def console(amqp: str | None, queue: str | None, ca: str | None, timeout: str, q
             talk = Conversation(conductor, seconds, quiet=quiet, interactive=interactive)
             talk.hold()
     if talk.failures and not interactive:
-        raise SystemExit(FAILED)
+        raise SystemExit(SOME_FAILED)

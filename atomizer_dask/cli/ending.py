@@ -19,7 +19,7 @@ from atomizer_dask.errors import AtomizerError
 from atomizer_dask.runs.run import Run
 
 LEAVE_SECONDS = 12.0  # to cancel jobs; some 30 s after SIGTERM a batch system kills this process
-FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
+SOME_FAILED, INCOMPLETE = 3, 4  # exit codes: all done but with failures; not all done
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def exit_code(run: Run) -> int:
     p = run.progress
     if run.state != "finished" or p.total is None or p.done + p.failed < p.total:
         return INCOMPLETE
-    return FAILED if p.failed else 0
+    return SOME_FAILED if p.failed else 0
 
 
 def show_failures(run: Run) -> None:

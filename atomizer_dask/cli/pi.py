@@ -18,7 +18,7 @@ from atomizer_dask.runs.run import Run
 _ESTIMATES = 10  # rows into which `pi` divides the tosses: enough to see their scatter
 
 
-class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+class _WholeNumber(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A whole number, also written as 1e9."""
 
     name = "number"
@@ -34,7 +34,7 @@ class _Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 @click.command()
-@click.option("--tosses", type=_Count(), default="1e9", show_default=True, help="How many.")
+@click.option("--tosses", type=_WholeNumber(), default="1e9", show_default=True, help="How many.")
 @click.option("--seed", type=int, help="Fixes the result to the last bit.")
 @cluster_options
 def pi(tosses: int, seed: int | None, place: ClusterOptions) -> None:

@@ -29,7 +29,7 @@ from atomizer_dask.registry import registered
 MANY_SOURCES = 100  # above which idle ones are dropped
 
 
-class Owner(Protocol):
+class SenderOwner(Protocol):
     """The conductor through which electrons are sent."""
 
     channel: str
@@ -60,7 +60,7 @@ class ElectronSender:
     `send` and `send_child` are for any thread; everything else runs on the dispatcher's.
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: SenderOwner) -> None:
         self._owner = owner
         self._outbox: deque[Sent] = deque()
         self._is_flushing = False

@@ -29,7 +29,7 @@ class Ending(Protocol):
         """Take part no more: this process was forked from the one that has the work."""
 
 
-class Watch:
+class EndWatch:
     """Notifies conductors of the end of the interpreter, and in a forked process of the fork."""
 
     def __init__(self) -> None:
@@ -78,4 +78,4 @@ def _join_threads() -> None:
             thread.join()
 
 
-watch = Watch()
+watch = EndWatch()

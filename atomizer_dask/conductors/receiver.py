@@ -8,9 +8,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from atomizer_dask.conductor import Conductor
+from atomizer_dask.conductor import Conductor, Route
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ConductorError, text_of
+from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import CANCELLED, Failure
 from atomizer_dask.future import ElectronFuture
@@ -20,7 +20,7 @@ from atomizer_dask.properties import Properties
 class Executor(Protocol):
     """The atomizer, which executes received electrons."""
 
-    def execute(self, electron: Electron, route: Any) -> ElectronFuture:
+    def execute(self, electron: Electron, route: Route | None) -> ElectronFuture:
         """Have an electron executed; the electrons that it sends take `route`."""
 
     def lose(self, conductor: Conductor, error: ConductorError) -> None:
@@ -71,7 +71,7 @@ class Receiver(threading.Thread):
             self._executor.report(self._error("received what cannot be executed", error))
             if not isinstance(electron, Electron):
                 return
-            failure = Failure("rejected", type(error).__name__, _text_of(error))
+            failure = Failure("rejected", type(error).__name__, self.conductor.text_of(error))
             future = answered(failure.properties(electron))
         self._under_way.add(future)
         future.add_done_callback(partial(self._complete, electron))
@@ -90,7 +90,7 @@ class Receiver(threading.Thread):
             self._give_back(electron, error)
             return
         elif error is not None:  # given back, it would come again and again
-            failure = Failure("rejected", type(error).__name__, _text_of(error))
+            failure = Failure("rejected", type(error).__name__, self.conductor.text_of(error))
             properties = failure.properties(electron)
         else:
             properties = future.result()
@@ -105,7 +105,7 @@ class Receiver(threading.Thread):
             self.conductor.give_back(electron.id)
             return
         try:
-            failure = Failure("rejected", type(error).__name__, _text_of(error))
+            failure = Failure("rejected", type(error).__name__, self.conductor.text_of(error))
             self.conductor.complete(failure.properties(electron))
         except Exception as broken:  # noqa: BLE001 - it costs no other electron
             self._executor.report(self._error("an electron was lost", broken))
@@ -119,8 +119,3 @@ def answered(properties: Properties) -> ElectronFuture:
     future = ElectronFuture()
     future.set_result(properties)
     return future
-
-
-def _text_of(error: BaseException) -> str:
-    """Return the text of an error for the electron's sender, which may be a program in Go."""
-    return error.go_text if isinstance(error, AtomizerError) else text_of(error)

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Protocol
 
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.conductor import Conductor, Listener
+from atomizer_dask.conductor import Conductor, Listener, Route
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.memory import MemoryConductor
 from atomizer_dask.conductors.receiver import Executor, Receiver
@@ -20,7 +20,7 @@ from atomizer_dask.future import ElectronFuture
 from atomizer_dask.properties import Properties
 
 
-class Owner(Listener, Executor, Protocol):
+class RosterOwner(Listener, Executor, Protocol):
     """The atomizer: conductors ask it for atoms, receivers have it execute what they receive."""
 
     @property
@@ -44,7 +44,7 @@ class Roster:
         By id, in the order in which they are tried.
     """
 
-    def __init__(self, owner: Owner, under_way: set[Future[Properties]]) -> None:
+    def __init__(self, owner: RosterOwner, under_way: set[Future[Properties]]) -> None:
         self.conductors: dict[str, Conductor] = {}
         self._owner = owner
         self._under_way = under_way
@@ -167,7 +167,9 @@ class Roster:
             self._receivers[conductor.id] = receiver
             receiver.start()
 
-    def execute(self, electron: Electron, definition: Definition, route: Any) -> ElectronFuture:
+    def execute(
+        self, electron: Electron, definition: Definition, route: Route | None
+    ) -> ElectronFuture:
         """Have a received electron executed, by a conductor of batches or in this process."""
         try:
             return self._executor().send_as(electron, definition, route)

@@ -10,6 +10,7 @@ import numpy as np
 
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import RandomStream
+from atomizer_dask.conductor import Route
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, Inputs, Rows, payload_of
@@ -39,7 +40,7 @@ class Origin(NamedTuple):
     channel: str = ""
     catalog: Mapping[str, Any] = {}
     depth: int = 0
-    route: Any = None
+    route: Route | None = None
     priority: int = 0
     space: str = HOME
 

@@ -17,7 +17,7 @@ from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import InvalidPayloadError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
-from atomizer_dask.execution.lease import Lease, Place
+from atomizer_dask.execution.lease import Lease, LeaseSite
 from atomizer_dask.execution.outputs import outputs_of_slice
 from atomizer_dask.sweeps.columns import (
     as_objects,
@@ -208,7 +208,7 @@ def own_array(values: np.ndarray) -> np.ndarray:
     return values.copy()
 
 
-def execute_first(batch: Batch, definition: Definition, site: Place) -> Any:
+def execute_first(batch: Batch, definition: Definition, site: LeaseSite) -> Any:
     """Execute a batch of one electron in this thread, with nothing between it and a debugger.
 
     Raises

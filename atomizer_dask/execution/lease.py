@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.atoms.base import Atom
+from atomizer_dask.atoms.context import ChildSender
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.random_streams import Positioned, RandomStream
 from atomizer_dask.events import Event
@@ -46,7 +47,7 @@ class SingletonSlot:
         self.child: Any = None
 
 
-class Place(ABC):
+class LeaseSite(ABC):
     """What the place where a batch executes provides to it.
 
     Attributes
@@ -81,7 +82,9 @@ class Place(ABC):
         """Give this thread's slot to another batch: the thread is about to wait."""
 
     @abstractmethod
-    def children(self, origin: Origin, root: str, stream: RandomStream, lease: Lease) -> Any:
+    def children(
+        self, origin: Origin, root: str, stream: RandomStream, lease: Lease
+    ) -> ChildSender:
         """Return the conductor through which an electron that descends from `root` sends others."""
 
     def seconds_for(self, batch: Batch) -> float:
@@ -109,7 +112,7 @@ class Lease:
     so that the loop needs no lock and no look at the clock.
     """
 
-    def __init__(self, batch: Batch, site: Place, watch: Watch | None = None) -> None:
+    def __init__(self, batch: Batch, site: LeaseSite, watch: Watch | None = None) -> None:
         self.batch = batch
         self.site = site
         self.watch = watch
@@ -211,7 +214,7 @@ class Lease:
         """Put an event on the stream of the batch's sender."""
         self.site.emit(self.batch.origin.channel, event)
 
-    def conductor(self, offset: int) -> Any:
+    def conductor(self, offset: int) -> ChildSender:
         """Return the conductor through which the electron at `offset` sends others."""
         batch = self.batch
         origin = batch.origin._replace(depth=batch.origin.depth + 1, space=batch.space)

@@ -30,7 +30,7 @@ _REMEMBERED = 1000  # runs
 _LAST_BITS = {2: 1e-2, 4: 1e-5, 8: 1e-12, 16: 1e-12}
 
 
-class Difference(NamedTuple):
+class RowDifference(NamedTuple):
     """Where two executions of the same electrons differ.
 
     Parameters
@@ -52,7 +52,7 @@ class Difference(NamedTuple):
     is_large: bool
 
 
-class _Known:
+class _KnownDependence:
     """What a site knows of an atom in a run."""
 
     def __init__(self) -> None:
@@ -65,11 +65,11 @@ class Cuts:
     """What a site knows of the vectorised atoms that it executes."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, _Known] = {}
+        self._known: dict[Any, _KnownDependence] = {}
 
-    def of(self, key: Any) -> _Known:
+    def of(self, key: Any) -> _KnownDependence:
         """Return what is known of an atom in a run."""
-        known = self._known.setdefault(key, _Known())
+        known = self._known.setdefault(key, _KnownDependence())
         while len(self._known) > _REMEMBERED:  # the oldest runs are over
             with suppress(KeyError, RuntimeError):  # another thread has done it
                 del self._known[next(iter(self._known))]
@@ -86,7 +86,7 @@ class Cuts:
 
     def examine(
         self, key: Any, execute: Execute, whole: Outputs, start: int, seconds: float
-    ) -> Difference | None:
+    ) -> RowDifference | None:
         """Execute some electrons again in other cuts, and return where that differs.
 
         A cut that differs is executed once more: an atom whose outputs differ from one execution to
@@ -123,7 +123,7 @@ class Cuts:
         return found or None
 
 
-def fault_of(atom_id: str, found: Difference, electrons: int) -> DependentRowsError:
+def fault_of(atom_id: str, found: RowDifference, electrons: int) -> DependentRowsError:
     """Return the error of electrons whose atom has rows that depend on each other."""
     return DependentRowsError(
         f"the rows of the vectorised atom {atom_id} depend on each other, so that its results "
@@ -136,7 +136,7 @@ def fault_of(atom_id: str, found: Difference, electrons: int) -> DependentRowsEr
     )
 
 
-def warning_of(atom_id: str, found: Difference) -> str:
+def warning_of(atom_id: str, found: RowDifference) -> str:
     """Return the warning where numbers differ in their last bits."""
     return (
         f"the last bits of what the vectorised atom {atom_id} gives depend on how many electrons "
@@ -171,10 +171,10 @@ def _rows(outputs: Outputs, start: int, stop: int) -> Outputs:
     return {name: values[start:stop] for name, values in outputs.items()}
 
 
-def _difference(whole: Outputs, cut: Outputs) -> Difference | None:
+def _difference(whole: Outputs, cut: Outputs) -> RowDifference | None:
     """Return a difference, if there is one: of more than last bits rather than of last bits."""
     found = [
-        Difference(row, name, mine, its, is_large)
+        RowDifference(row, name, mine, its, is_large)
         for name in whole.keys() & cut.keys()
         for row, mine, its, is_large in _differing(whole[name], cut[name])
     ]

@@ -10,7 +10,7 @@ from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import TURN
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.calls import inputs_as_columns
-from atomizer_dask.execution.lease import HAND_OVER_SECONDS, Lease, Place, SingletonSlot
+from atomizer_dask.execution.lease import HAND_OVER_SECONDS, Lease, LeaseSite, SingletonSlot
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.outputs import join_outcomes
 from atomizer_dask.execution.remaining import Remaining
@@ -21,7 +21,7 @@ from atomizer_dask.execution.vector_loop import run_slices
 _REMEMBERED = 10_000  # runs that were stopped
 
 
-class Site(Place):
+class Site(LeaseSite):
     """A place where batches are executed, and the leases of those that execute."""
 
     def __init__(self) -> None:

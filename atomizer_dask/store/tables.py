@@ -43,7 +43,7 @@ _TIME = pa.timestamp("ns", "UTC")
 _NAME = pa.dictionary(pa.int32(), pa.string())
 OURS = b"atomizer"
 
-FAILURES = pa.schema(
+FAILURE_SCHEMA = pa.schema(
     [
         pa.field("electron", pa.int64(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
@@ -368,7 +368,7 @@ def table_of_failures(errors: Sequence[tuple[int, ElectronError]]) -> pa.Table:
             for name in ("kind", "type", "message", "traceback", "tier", "worker", "start", "end")
         },
     }
-    return pa.table(columns, schema=FAILURES)
+    return pa.table(columns, schema=FAILURE_SCHEMA)
 
 
 class Failed(NamedTuple):

@@ -29,7 +29,7 @@ _FILLING = {"add", "append", "appendleft", "extend", "insert", "setdefault", "up
 _GLOBALS = "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"
 
 Line = tuple[str, Any, int]
-Place = tuple[str, str]  # a kind of variable, and a name
+VariableKey = tuple[str, str]  # a kind of variable, and a name
 _KINDS = {
     "LOAD_GLOBAL": "global", "LOAD_NAME": "global", "LOAD_DEREF": "cell", "LOAD_FAST": "local",
     "LOAD_FAST_BORROW": "local", "LOAD_FAST_CHECK": "local", "LOAD_ATTR": "attribute",
@@ -57,7 +57,7 @@ class Used:
     stored: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
     imports: set[str] = field(default_factory=set)
-    filled: dict[Place, frozenset[Any] | None] = field(default_factory=dict)
+    filled: dict[VariableKey, frozenset[Any] | None] = field(default_factory=dict)
 
     def add(self, operation: str, name: str, before: list[Any]) -> None:
         """Add the name of an instruction; `before` has the arguments of those before it."""
@@ -98,10 +98,10 @@ def _names_imported(code: CodeType) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _filled(code: CodeType) -> dict[Place, frozenset[Any] | None]:
+def _filled(code: CodeType) -> dict[VariableKey, frozenset[Any] | None]:
     """Return the containers that are filled; see `Used.filled`."""
     listing = [one for one in dis.Bytecode(code) if one.opname not in _SKIPPED]
-    found: dict[Place, frozenset[Any] | None] = {}
+    found: dict[VariableKey, frozenset[Any] | None] = {}
     for position, one in enumerate(listing):
         keys: frozenset[Any] | None = None
         if one.opname == "STORE_SUBSCR" or _augments(listing[position : position + 3]):

@@ -33,7 +33,7 @@ from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.config import check, setting
 from atomizer_dask.display import markup
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import ConductorError
+from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.interruptible import wait
@@ -46,7 +46,7 @@ STAYING = ("on_failure", "max_attempts", "backoff", "priority")  # options that 
 
 
 @dataclass(frozen=True)
-class Route:
+class AmqpRoute:
     """How to reach a queue from another process; children of electrons from the queue go there."""
 
     address: Address
@@ -63,7 +63,7 @@ class Route:
 
 
 _opening = threading.Lock()
-_conductors: dict[Route, AmqpConductor] = {}  # the open conductors of this process
+_conductors: dict[AmqpRoute, AmqpConductor] = {}  # the open conductors of this process
 
 
 class AmqpConductor(Conductor):
@@ -114,7 +114,7 @@ class AmqpConductor(Conductor):
     """
 
     shares_queue = True
-    route: Route
+    route: AmqpRoute
 
     def __init__(
         self,
@@ -139,18 +139,18 @@ class AmqpConductor(Conductor):
         max_depth = setting("amqp.deepest-message") if max_depth is None else max_depth
         address = Address.of(url, Tls(ca_file, cert_file, key_file, verify))
         _check(queue, max_in_flight, max_bytes, max_depth)
-        route = Route(address, queue, Limits(max_bytes, max_depth))
+        route = AmqpRoute(address, queue, Limits(max_bytes, max_depth))
         self._set_up(route, id, serve=serve, max_in_flight=max_in_flight)
 
     @classmethod
-    def along(cls, route: Route) -> AmqpConductor:
+    def along(cls, route: AmqpRoute) -> AmqpConductor:
         """Return a conductor that only sends, to the queue of a route."""
         conductor = cls.__new__(cls)
         conductor._set_up(route, "amqp", serve=False, max_in_flight=1, patience=PATIENCE_SECONDS)
         return conductor
 
     def _set_up(
-        self, route: Route, id: str, *, serve: bool, max_in_flight: int, patience: float = 0.0
+        self, route: AmqpRoute, id: str, *, serve: bool, max_in_flight: int, patience: float = 0.0
     ) -> None:
         self.id = id
         self.queue = route.queue
@@ -315,6 +315,10 @@ class AmqpConductor(Conductor):
                 )
             )
         self._consumer.complete(properties)
+
+    def text_of(self, error: BaseException) -> str:
+        """Return the text of an error as programs in Go make it, which may compare it."""
+        return error.go_text if isinstance(error, AtomizerError) else super().text_of(error)
 
     def give_back(self, electron_id: str) -> None:
         """Return an electron to the queue, for others."""

@@ -29,7 +29,7 @@ from atomizer_dask.conductors.amqp.prefetch import Prefetch
 from atomizer_dask.conductors.amqp.replies import Replies
 from atomizer_dask.conductors.amqp.session import Session
 from atomizer_dask.conductors.amqp.unanswered import Answer, PendingElectron, Unanswered
-from atomizer_dask.conductors.amqp.wire.message_members import ExpiredError, Sender
+from atomizer_dask.conductors.amqp.wire.message_members import ExpiredError, UnreadSender
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import Kind, WireError
 from atomizer_dask.execution.failure import Failure, utc
@@ -402,7 +402,7 @@ def _encoded(properties: Properties, session: Session) -> bytes:
         return encode_properties(failed, session.id, session.limits)
 
 
-def _refused(error: WireError, sender: Sender) -> Properties:
+def _refused(error: WireError, sender: UnreadSender) -> Properties:
     """Return the properties that answer a message that could not be read as an electron."""
     kind: Kind = "timeout" if isinstance(error, ExpiredError) else "rejected"
     failure = Failure(kind, type(error).__name__, error.event.message)

@@ -48,7 +48,7 @@ from atomizer_dask.conductors.amqp.wire.message_members import (
     LONGEST_HEADER,
     LONGEST_TRACEBACK,
     Limits,
-    Sender,
+    UnreadSender,
     copy_state_of,
     error_of,
     error_text,
@@ -146,11 +146,13 @@ def decode_electron(body: bytes, limits: Limits = LIMITS) -> Electron:
     if "copystate" in sent:
         options["copy_state"] = copy_state_of(sent["copystate"])
     if sent.get("timeout") is not None:
-        options["timeout"] = timeout_of(sent["timeout"], Sender(sender_id, electron_id, atom_id))
+        options["timeout"] = timeout_of(
+            sent["timeout"], UnreadSender(sender_id, electron_id, atom_id)
+        )
     return Electron(atom_id, payload, id=electron_id, sender_id=sender_id, **options)
 
 
-def recognise(body: bytes) -> Sender | None:
+def recognise(body: bytes) -> UnreadSender | None:
     """Return the sender of a request that could not be read; None where that is not found.
 
     `id` and `atom_id` may be empty.
@@ -158,11 +160,11 @@ def recognise(body: bytes) -> Sender | None:
     Examples
     --------
     >>> recognise(b'{"senderid":"replies","id":"e1","atomid":5}')
-    Sender(sender_id='replies', id='e1', atom_id='')
+    UnreadSender(sender_id='replies', id='e1', atom_id='')
     >>> recognise(b'{"senderid":"replies","id":"e1","payl')
-    Sender(sender_id='replies', id='e1', atom_id='')
+    UnreadSender(sender_id='replies', id='e1', atom_id='')
     """
-    sender = Sender(*_recognised(body, _REQUEST, ("senderid", "id", "atomid")))
+    sender = UnreadSender(*_recognised(body, _REQUEST, ("senderid", "id", "atomid")))
     return sender if _can_be_answered(sender.sender_id) else None
 
 

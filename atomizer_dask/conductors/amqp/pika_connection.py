@@ -33,10 +33,10 @@ _ENCODED = {b"\x80\0" + _JSON, b"\x90\0" + _JSON + b"\x01", b"\x90\0" + _JSON + 
 OnMessage = Callable[[int, int | None, Mapping[str, Any] | None, bytes], None]
 """Called with the tag of a delivery, its delivery mode, its headers and its body."""
 
-__all__ = ["Connection", "IOLoop", "OnMessage", "connect", "is_refusal"]
+__all__ = ["IOLoop", "OnMessage", "PikaConnection", "connect", "is_refusal"]
 
 
-class Connection(SelectConnection):  # type: ignore[misc]
+class PikaConnection(SelectConnection):  # type: ignore[misc]
     """A connection that reads and writes much at a time.
 
     Each system call releases the interpreter lock, and a busy thread that takes the lock then keeps
@@ -237,7 +237,7 @@ def connect(
     is_open: Callable[[Any], None],
     has_failed: Callable[[BaseException], None],
     is_closed: Callable[[BaseException], None],
-) -> Connection:
+) -> PikaConnection:
     """Return a connection that is being made; a callback says when it is open, or has failed."""
     secured = address.scheme == "amqps"
     patience = setting("amqp.connect-timeout")
@@ -252,7 +252,7 @@ def connect(
         stack_timeout=patience,
         client_properties={"connection_name": "atomizer_dask"},
     )
-    return Connection(
+    return PikaConnection(
         parameters,
         loop,
         on_open_callback=is_open,

@@ -33,7 +33,7 @@ class Version(str):
         return str, (str(self),)
 
 
-class _Known(NamedTuple):
+class _KnownVersion(NamedTuple):
     version: Version
     watched: Watched
 
@@ -63,7 +63,9 @@ class AtomVersions:
     ) -> None:
         self.catalog: Mapping[str, Version] = {}  # of registered atoms, by id
         self._keep, self._name, self._release = keep, name, release
-        self._known: weakref.WeakKeyDictionary[Definition, _Known] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Definition, _KnownVersion] = (
+            weakref.WeakKeyDictionary()
+        )
         self._needed: weakref.WeakValueDictionary[str, Version] = weakref.WeakValueDictionary()
         self._registered: dict[str, Definition] = {}
         self._superseded: deque[Version] = deque(maxlen=SUPERSEDED)
@@ -144,7 +146,7 @@ class AtomVersions:
                 self._grown += len(data)
                 self._needed[digest] = version
                 weakref.finalize(version, self._unneeded.append, digest).atexit = False
-            self._known[definition] = _Known(version, watched)
+            self._known[definition] = _KnownVersion(version, watched)
         return version
 
 

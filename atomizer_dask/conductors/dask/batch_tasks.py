@@ -53,7 +53,7 @@ _TROUBLE = (
 )
 
 
-class Owner(Protocol):
+class TasksOwner(Protocol):
     """The conductor that has the batches."""
 
     @property
@@ -94,7 +94,7 @@ class BatchTasks:
     def __init__(
         self,
         client: Client,
-        owner: Owner,
+        owner: TasksOwner,
         run_batch: Callable[[Packed, str], Packed],
         placement: Placement,
         clock_offset: float,

@@ -27,8 +27,8 @@ from atomizer_dask.conductors.dask.messages import (
     ElectronHandedOn,
     ErrorReported,
     EventsEmitted,
-    Message,
     SpawnerWaiting,
+    WorkerMessage,
     from_topic,
 )
 from atomizer_dask.conductors.dask.placement import Placement
@@ -221,7 +221,7 @@ class DaskCarrier(BatchConductor):
                 "", AtomizerError(Event(what, conductor_id=self.id, level="warning"), error)
             )
 
-    def _heed(self, message: Message) -> None:
+    def _heed(self, message: WorkerMessage) -> None:
         match message:
             case BatchArrived(key, outcome):
                 self._tasks.post_arrived(key, outcome)

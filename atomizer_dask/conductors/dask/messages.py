@@ -67,7 +67,7 @@ class ErrorReported(NamedTuple):
     error: bytes
 
 
-Message = (
+WorkerMessage = (
     BatchGivenBack
     | BatchPartly
     | BatchArrived
@@ -78,10 +78,10 @@ Message = (
     | EventsEmitted
     | ErrorReported
 )
-_TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
+_TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(WorkerMessage)}
 
 
-def to_topic(message: Message) -> tuple[Any, ...]:
+def to_topic(message: WorkerMessage) -> tuple[Any, ...]:
     """Return a message as the tuple that travels.
 
     >>> to_topic(BatchGivenBack("batch", 3))
@@ -90,12 +90,12 @@ def to_topic(message: Message) -> tuple[Any, ...]:
     return type(message).__name__, *message
 
 
-def from_topic(parts: Any) -> Message:
+def from_topic(parts: Any) -> WorkerMessage:
     """Return the message that came as these parts.
 
     >>> from_topic(["BatchGivenBack", "batch", 3])
     BatchGivenBack(key='batch', stop=3)
     """
     kind, *fields = parts
-    message: Message = _TYPES[kind](*fields)
+    message: WorkerMessage = _TYPES[kind](*fields)
     return message

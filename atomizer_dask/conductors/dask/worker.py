@@ -30,7 +30,7 @@ from atomizer_dask.conductors.dask.messages import (
     BatchGivenBack,
     BatchPartly,
     EventsEmitted,
-    Message,
+    WorkerMessage,
     to_topic,
 )
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA, SEND_SECONDS
@@ -389,7 +389,7 @@ class DaskSite(IsolatingSite):
         for channel, those in events.items():
             self._send(channel, EventsEmitted(dump_events(those)))
 
-    def _send(self, channel: str, message: Message) -> None:
+    def _send(self, channel: str, message: WorkerMessage) -> None:
         self._worker.log_event(channel, to_topic(message))
 
 

@@ -14,8 +14,8 @@ from atomizer_dask.conductors.dask.messages import (
     ElectronHandedOn,
     ErrorReported,
     EventsEmitted,
-    Message,
     SpawnerWaiting,
+    WorkerMessage,
     to_topic,
 )
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import HANDED
@@ -86,7 +86,7 @@ class WorkerConductor(DaskCarrier):
                 self.report(sent.origin.channel, AtomizerError(event))
         return data
 
-    def _heed(self, message: Message) -> None:
+    def _heed(self, message: WorkerMessage) -> None:
         """Act on a message, or forward it where its batch was handed on."""
         heir = self._heirs.get(getattr(message, "key", ""))
         if heir is None:
@@ -111,5 +111,5 @@ class WorkerConductor(DaskCarrier):
         else:
             logger.error("%s", error)
 
-    def _send(self, channel: str, message: Message) -> None:
+    def _send(self, channel: str, message: WorkerMessage) -> None:
         self._worker.log_event(channel, to_topic(message))

@@ -26,7 +26,7 @@ _Heard = tuple[dict[str, str], "weakref.WeakSet[WorkerWatch]"]
 _LISTENING: weakref.WeakKeyDictionary[Client, _Heard] = weakref.WeakKeyDictionary()
 
 
-class Owner(Protocol):
+class WatchOwner(Protocol):
     """The conductor that uses the workers."""
 
     id: str
@@ -78,7 +78,7 @@ class WorkerWatch:
     def __init__(
         self,
         client: Client,
-        owner: Owner,
+        owner: WatchOwner,
         tasks: BatchTasks,
         placement: Placement,
         cluster: Cluster | None,

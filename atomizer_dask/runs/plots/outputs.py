@@ -21,7 +21,7 @@ from atomizer_dask.runs.plots.figure import (
     show_once,
     write_legend,
 )
-from atomizer_dask.runs.plots.roles import Inputs, Roles, describe, names_of, values_of
+from atomizer_dask.runs.plots.roles import Roles, VaryingInputs, describe, names_of, values_of
 from atomizer_dask.sweeps.sweep import Sweep
 
 MOST_OUTPUTS = 12
@@ -60,7 +60,7 @@ def plot(
     """Draw what `Run.plot` describes, and return the Axes, or the figure of several."""
     plt = pyplot("run.plot")
     outputs, left_out = _outputs(frame, sweep, heading, y)
-    roles = Inputs(heading.run_id, sweep, frame).roles(x, hue, over)
+    roles = VaryingInputs(heading.run_id, sweep, frame).roles(x, hue, over)
     picture = (_Lines if roles.across is None else _Map)(frame, roles)
     panels = _panels(plt, ax, len(outputs), picture)
     notes: dict[str, None] = {}

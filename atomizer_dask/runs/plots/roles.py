@@ -32,7 +32,7 @@ class Roles:
     hue
         The input with a line per value.
     over
-        Inputs to average over.
+        VaryingInputs to average over.
     joined
         Whether a line joins neighbours along `x`; else there are markers alone.
     """
@@ -50,7 +50,7 @@ def names_of(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys([*sweep.names, *(name for row in rows for name in row)]))
 
 
-class Inputs:
+class VaryingInputs:
     """The inputs of the electrons that have ended, as far as they vary.
 
     Parameters

@@ -14,7 +14,7 @@ from atomizer_dask.sweeps.stream import Streamed
 from atomizer_dask.sweeps.stream_reader import StreamReader
 
 
-class Owner(Protocol):
+class FeedOwner(Protocol):
     """The source that takes the rows."""
 
     @property
@@ -47,7 +47,7 @@ class Feed:
         The source.
     """
 
-    def __init__(self, sweep: Streamed, run_id: str, ledger: Ledger, owner: Owner) -> None:
+    def __init__(self, sweep: Streamed, run_id: str, ledger: Ledger, owner: FeedOwner) -> None:
         self._sweep = sweep
         self._run_id = run_id
         self._ledger = ledger

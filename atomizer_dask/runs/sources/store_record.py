@@ -34,7 +34,7 @@ FIRST_UNSTORABLE = 3  # electrons in a row after which a run stops, while none h
 MANY_UNSTORABLE = 1000  # the same, once some electrons have ended well
 
 
-class Owner(Protocol):
+class RecordOwner(Protocol):
     """The source whose record it is."""
 
     def adopt_batch(self, batch: Batch, start: int, stop: int) -> None:
@@ -72,7 +72,7 @@ class StoreRecord:
         Keys of batches whose outcomes the conductor may forget after the next flush.
     """
 
-    owner: Owner
+    owner: RecordOwner
 
     def __init__(
         self,

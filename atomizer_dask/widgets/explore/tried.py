@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-KEPT = 10_000
+MOST_TRIED = 10_000
 
 
 class _One(NamedTuple):
@@ -41,7 +41,7 @@ class Tried:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = list(names)
-        self._ones: deque[_One] = deque(maxlen=KEPT)
+        self._ones: deque[_One] = deque(maxlen=MOST_TRIED)
         self._lock = threading.Lock()
 
     def add(self, number: int, inputs: dict[str, Any], properties: Properties) -> None:

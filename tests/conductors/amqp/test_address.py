@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomizer_dask.conductors.amqp.address import Address, Tls
-from atomizer_dask.conductors.amqp.conductor import Route
+from atomizer_dask.conductors.amqp.conductor import AmqpRoute
 from atomizer_dask.conductors.amqp.wire.message_members import Limits
 from atomizer_dask.execution.batch import Origin
 from atomizer_dask.execution.packing import pack
@@ -125,7 +125,7 @@ def test_a_certificate_that_is_not_there_is_told(tmp_path):
 
 
 def test_what_travels_to_workers_shows_no_secret():
-    route = Route(Address.of("amqp://somebody:s3cr3t@host/"), "queue", Limits())
+    route = AmqpRoute(Address.of("amqp://somebody:s3cr3t@host/"), "queue", Limits())
     packed = pack(Origin("channel", route=route), is_plain=True)
     assert packed.load().route == route
     for shown in (repr(route), repr(packed.load()), repr(packed), str(packed)):

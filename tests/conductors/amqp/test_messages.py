@@ -27,7 +27,7 @@ from atomizer_dask.conductors.amqp.messages import (
     encode_properties,
     recognise,
 )
-from atomizer_dask.conductors.amqp.wire.message_members import ExpiredError, Limits, Sender
+from atomizer_dask.conductors.amqp.wire.message_members import ExpiredError, Limits, UnreadSender
 from atomizer_dask.execution.failure import Failure
 
 # What the Go console and the Go agent sent and accepted, byte for byte.
@@ -511,7 +511,7 @@ def test_depth_of_ten_thousand_is_an_error(opening):
         body = body_of((opening * 10_000).decode())
         with pytest.raises(WireError):
             decode_electron(body, limits)
-    assert recognise(body) == Sender("s", "e", "a")
+    assert recognise(body) == UnreadSender("s", "e", "a")
     inner = base64.b64encode(b"[" * 10_000 + b"]" * 10_000).decode()
     with pytest.raises(WireError, match="levels deep"):
         decode_electron(body_of(f'"{inner}"'))
@@ -622,11 +622,11 @@ def test_nothing_but_wire_errors_of_replies_with_members_of_any_type(name, value
 @pytest.mark.parametrize(
     ("body", "sender"),
     [
-        (b'{"senderid":"s","id":"e","atomid":5}', Sender("s", "e", "")),
-        (b'{"SENDERID":"s"}', Sender("s", "", "")),
-        (b'{"senderid":"s","id":"e","atomid":"a","payload":{"to', Sender("s", "e", "a")),
-        (b'{"senderid" : "s" ,, "ID":"e"', Sender("s", "e", "")),
-        (b'{"senderid":"a\\"\\u00e4","id":NaN', Sender('a"ä', "", "")),
+        (b'{"senderid":"s","id":"e","atomid":5}', UnreadSender("s", "e", "")),
+        (b'{"SENDERID":"s"}', UnreadSender("s", "", "")),
+        (b'{"senderid":"s","id":"e","atomid":"a","payload":{"to', UnreadSender("s", "e", "a")),
+        (b'{"senderid" : "s" ,, "ID":"e"', UnreadSender("s", "e", "")),
+        (b'{"senderid":"a\\"\\u00e4","id":NaN', UnreadSender('a"ä', "", "")),
         (b'{"payload":{"senderid":"other"}}', None),
         (b'{"senderid":""', None),
         (b'{"senderid":"unended', None),
@@ -641,8 +641,8 @@ def test_sender_is_recognised_where_it_can_be(body, sender):
 @pytest.mark.parametrize("filler", [b"x" * (LARGE + 1), b"[" * LARGE])
 def test_sender_is_recognised_in_what_is_too_large_or_too_deep(filler):
     known = b'{"senderid":"s","id":"e","atomid":"a","payload":'
-    assert recognise(known + filler) == Sender("s", "e", "a")
-    assert recognise(b'{"payload":' + filler + b"," + known[1:]) == Sender("s", "e", "a")
+    assert recognise(known + filler) == UnreadSender("s", "e", "a")
+    assert recognise(b'{"payload":' + filler + b"," + known[1:]) == UnreadSender("s", "e", "a")
 
 
 # ---- replies ----

@@ -35,7 +35,7 @@ class Limits(NamedTuple):
     depth: int = 64
 
 
-class Sender(NamedTuple):
+class UnreadSender(NamedTuple):
     """The sender of a message that could not be read, as far as can be recognised."""
 
     sender_id: str
@@ -136,7 +136,7 @@ def timeout_text(timeout: Any) -> str:
     return f',"timeout":{min(max(nanoseconds, 1), _LONGEST_TIMEOUT)}'  # the nearest float is longer
 
 
-def timeout_of(sent: Any, sender: Sender) -> float:
+def timeout_of(sent: Any, sender: UnreadSender) -> float:
     """Return the timeout of a message in seconds.
 
     Raises

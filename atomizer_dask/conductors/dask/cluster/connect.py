@@ -36,7 +36,7 @@ POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
 LEAST_SECONDS = 1.0  # for a listening scheduler to answer, however little time is left
 
 
-class Connection(NamedTuple):
+class ClusterConnection(NamedTuple):
     """A client of our own, whose settings nobody else sees.
 
     Attributes
@@ -64,7 +64,7 @@ def connect(
     threads_per_worker: int | None,
     security: Security | bool | None,
     timeout: Any,
-) -> Connection:
+) -> ClusterConnection:
     """Connect to the target that a conductor was given; see `DaskConductor`."""
     wants_local = workers is not None or threads_per_worker is not None
     seconds = _checked(target, workers, threads_per_worker, security, timeout)
@@ -81,7 +81,7 @@ def connect(
         client = _connect_by_file(
             path, id, security, seconds or setting("connection.scheduler-file-timeout")
         )
-        return Connection(client, f"scheduler of {path.name}")
+        return ClusterConnection(client, f"scheduler of {path.name}")
     if (
         isinstance(target, str)
         and "://" not in target
@@ -92,7 +92,7 @@ def connect(
     seconds = seconds or setting("connection.timeout")
     cluster = target.cluster if isinstance(target, Client) else target
     client = _connect_at(where, id, security, seconds)
-    return Connection(client, name, cluster if isinstance(cluster, Cluster) else None)
+    return ClusterConnection(client, name, cluster if isinstance(cluster, Cluster) else None)
 
 
 def _checked(
@@ -172,7 +172,7 @@ def _check_cluster(cluster: Cluster) -> None:
 
 def _start(
     id: str, workers: int | None, threads: int | None, security: Any, seconds: float | None
-) -> Connection:
+) -> ClusterConnection:
     """Start a cluster of processes that listen to this machine alone, and connect to it."""
     check_main_is_done()
     seconds = seconds or setting("connection.timeout")
@@ -189,7 +189,7 @@ def _start(
     except BaseException:  # Ctrl-C too
         cluster.close()
         raise
-    return Connection(client, "LocalCluster", cluster, is_own=True)
+    return ClusterConnection(client, "LocalCluster", cluster, is_own=True)
 
 
 def _connect_at(where: Any, id: str, security: Any, seconds: float) -> Client:
