@@ -19,7 +19,7 @@ class Registry:
         self.conductors: dict[str, Conductor] = {}
 
     def register(self, value: Any) -> Definition | Conductor:
-        """Add an atom or a conductor and return it as it is kept.
+        """Add an atom or a conductor, and return the `Definition` or the `Conductor`.
 
         Raises
         ------

@@ -3,6 +3,9 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,25 @@ def test_what_the_page_shows_works(block, tmp_path, monkeypatch):
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, str(PAGE), "exec"), {"__name__": "page"})
+
+
+def test_the_contract_of_the_page_is_run_by_pytest(tmp_path):
+    (block,) = (block for block in BLOCKS if "ConductorContract" in block)
+    (tmp_path / "test_mine.py").write_text(block)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "9 passed" in done.stdout
+
+
+def test_each_class_name_means_one_thing():
+    names = Counter(
+        node.name
+        for path in HERE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 def documented(node):

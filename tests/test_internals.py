@@ -1,8 +1,13 @@
 """What is private to others is used in one place for each, and is there."""
 
+import multiprocessing
 import re
+import threading
+from multiprocessing import popen_spawn_posix
 from pathlib import Path
 
+import cloudpickle
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster, Nanny, Worker
 from distributed.deploy import Cluster
@@ -19,7 +24,7 @@ HERE = Path(atomizer_dask.__file__).parent
 OWNERS = {
     r"cloudpickle\._\w+|from cloudpickle.* import _": {"atoms/cloudpickle_internals.py"},
     r"_broker\b|\._groups\b|_task_spec\b|\._release_key\b|\._correct_state\b|Nanny\._instances"
-    r"|\._scheduled\b|timer\._args\b": {"conductors/dask/cluster/internals.py"},
+    r"|\._scheduled\b|timer\._args\b|_loop_runner\b": {"conductors/dask/cluster/internals.py"},
     r"_update_worker_status\b|_immediate_exit_when_closed\b|process\._process\b": {
         "conductors/dask/cluster/local_cluster.py"
     },
@@ -29,6 +34,12 @@ OWNERS = {
     r"futures\._base\b|_threads_queues\b|_threads_wakeups\b": {"future.py"},
     r"module\._inst\b|random\._inst\b|mtrand\._rand\b": {"atoms/global_generators.py"},
     r"_extra_reducers\b": {"atoms/nested_processes.py"},
+    r"_inheriting\b|\._Popen\b|self\._fds\b|\._config\[": {
+        "conductors/dask/cluster/local_cluster.py"
+    },
+    r"_register_atexit\b": {"conductors/process_end.py"},
+    r"_dynamic_function_reduce\b": {"atoms/pickling.py"},
+    r"\"_ndarray\"": {"execution/outputs.py"},
 }
 
 
@@ -49,6 +60,17 @@ def test_what_is_private_to_cloudpickle_is_there():
 
 def test_what_is_private_to_concurrent_futures_is_there():
     assert future.executor_threads() is not None
+
+
+def test_what_is_private_to_others_is_there():
+    assert callable(threading._register_atexit)
+    assert callable(cloudpickle.Pickler._dynamic_function_reduce)
+    assert hasattr(pd.array([1.5], dtype="float64"), "_ndarray")
+    assert hasattr(pd.Series([1.5]).array, "_ndarray")
+    process = multiprocessing.get_context("spawn").Process()
+    assert "daemon" in multiprocessing.current_process()._config or process._config is not None
+    assert {"_Popen", "_target"} <= {*dir(process), *vars(process)}
+    assert hasattr(popen_spawn_posix.Popen, "_launch")
 
 
 @pytest.mark.dask

@@ -176,7 +176,7 @@ class Lease:
         return perf_counter() - self._began - done
 
     def heed(self, root: str, epoch: int, cancel: bool) -> None:
-        """Heed `Site.stop`, where `root` concerns the batch or some of its electrons."""
+        """Stop, or with `cancel` cancel, those electrons of the batch that belong to `root`."""
         batch = self.batch
         sent_by_hand = batch.ids is not None and batch.origin.depth == 0
         if batch.root_id == root and batch.epoch <= epoch:

@@ -355,7 +355,7 @@ BatchOutcome = Outcome | StoredOutcome
 """What became of a batch: its results, or the receipt for them.
 
 Both have `first`, `stop`, `seconds`, `longest`, `failures` and `part`, which is all that the code
-between worker and record uses. Only the code that packs or records one asks which of the two it is.
+between worker and record uses. The code that packs one, or takes it down, asks which it is.
 """
 
 

@@ -155,7 +155,7 @@ def _unstored_together(outcome: Outcome) -> Outcome:
     columns: dict[str, Column] = {}
     travelled: dict[str, Any] = {**outcome.unstored}
     for name, data in travelled.items():
-        # Unpickling runs anybody's code; the electrons have failed, and are executed again.
+        # May raise anything. A column that is lost costs nothing: a retry executes these electrons.
         try:
             columns[name] = loads(data)
         except BaseException as error:

@@ -88,7 +88,7 @@ class StoredRun:
 
     @property
     def gone(self) -> str:
-        """The dead holder of a run that it left in the middle, as text; else empty."""
+        """The process that died while it drove the run, as text; empty where none did."""
         if self.store.manifest["state"] not in GOING or self.state != "suspended":
             return ""
         return str(read_holder(self.store.folder) or "whoever worked on it")

@@ -100,7 +100,7 @@ def sweep_of(controls: Mapping[str, Control]) -> Grid:
 
 
 def size_of(controls: Mapping[str, Control]) -> int:
-    """Return how many electrons `sweep_of` has, without making it."""
+    """Return the number of electrons of the sweep that `sweep_of` would make."""
     return prod(control.count() for control in controls.values())
 
 

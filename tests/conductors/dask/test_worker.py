@@ -1,5 +1,6 @@
 """The site that executes electrons on a Dask worker."""
 
+import pickle
 import sys
 import threading
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.dask import worker
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import FORGET, UNLOAD
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin
 
@@ -48,3 +50,8 @@ def test_events_are_sent_while_the_client_of_a_spawner_is_made(site, monkeypatch
     site.emit("channel", Event("tossed"))
     assert site.children(Origin(), "root", RandomStream(0), None) == "children"
     assert [what for _, (what, _) in site._worker.sent] == ["EventsEmitted"]
+
+
+def test_what_the_scheduler_names_in_bytes_is_there():
+    assert pickle.loads(UNLOAD) is worker.unload
+    assert pickle.loads(FORGET) is worker.forget

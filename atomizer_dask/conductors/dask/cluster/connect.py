@@ -17,7 +17,7 @@ from distributed.deploy import Cluster
 from distributed.security import Security
 
 from atomizer_dask import config
-from atomizer_dask.conductors.dask.cluster import scheduler_file
+from atomizer_dask.conductors.dask.cluster import internals, scheduler_file
 from atomizer_dask.conductors.dask.cluster.credentials import (
     as_client,
     check_security,
@@ -275,7 +275,7 @@ class _Client(Client):  # type: ignore[misc]
             super().start(**options)
         except BaseException:
             self.close()
-            self._loop_runner.stop()  # does nothing where closing has stopped it
+            internals.stop_loop(self)
             raise
 
 

@@ -44,6 +44,11 @@ def have_run(task: TaskState, function: Callable[[], Any]) -> None:
     task.run_spec = Task(task.key, function)
 
 
+def stop_loop(client: Client) -> None:
+    """Stop the thread of a client's event loop, unless closing has stopped it."""
+    client._loop_runner.stop()
+
+
 def release(client: Client, key: Any) -> None:
     """Have a client release a key of which it has no future."""
     client._release_key(key)
