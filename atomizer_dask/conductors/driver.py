@@ -435,7 +435,7 @@ class Driver:
         for key in self._in_flight:
             self._carrier.retract(key)
 
-    def let_go(self) -> None:
+    def leave_all(self) -> None:
         """Send nothing more, and wait for no batch: another process takes over."""
         self.hand_over()
         self._failed = True

@@ -133,11 +133,11 @@ class Results:
             try:
                 stored = read([part for part in parts if isinstance(part, StoredPart)])
             except FileNotFoundError as error:
-                self._look_again(error, ended)
+                self._find_merged(error, ended)
                 continue
             return stored, [part for part in parts if isinstance(part, RunPart)]
 
-    def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
+    def _find_merged(self, error: FileNotFoundError, ended: bool) -> None:
         """Prepare to read again after a file was missing, perhaps merged; this class raises."""
         raise error
 

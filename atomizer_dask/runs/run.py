@@ -511,7 +511,7 @@ class Run(LiveDisplay, Pictures):
         why = f"; {p.standstill}" if p.standstill else ""
         return f"<Run {self.id} of {self.atom_id}: {how}{why}>"
 
-    def _look_again(self, error: FileNotFoundError, ended: bool) -> None:
+    def _find_merged(self, error: FileNotFoundError, ended: bool) -> None:
         if not self._control.is_driven:
             self.look_again()
         elif ended:

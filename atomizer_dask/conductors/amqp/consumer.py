@@ -380,7 +380,7 @@ class Consumer:
 
     def _release(self, pending: PendingElectron) -> None:
         """Remove an electron from the unanswered ones."""
-        following = self.unanswered.let_go(pending)
+        following = self.unanswered.remove(pending)
         if following is not None:
             if self.is_open:
                 self._taken.append(following.electron)

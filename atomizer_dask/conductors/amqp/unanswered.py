@@ -117,7 +117,7 @@ class Unanswered:
         """Return the unanswered electron of an id that may be executed; None without one."""
         return self._pending.get(electron_id)
 
-    def let_go(self, pending: PendingElectron) -> PendingElectron | None:
+    def remove(self, pending: PendingElectron) -> PendingElectron | None:
         """Remove an electron, and return the one of the same id that waited for it, if any."""
         electron_id = pending.electron.id
         del self._pending[electron_id]

@@ -36,12 +36,18 @@ from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     DRIVER,
     SETTLED,
     PluginByValue,
-    forget_kept,
-    kept_tasks,
+    forget_runs,
     knows,
+    tasks_of_run,
 )
-from atomizer_dask.conductors.dask.task_keys import kept_key
-from atomizer_dask.conductors.dask.worker import CALLS, Undisturbed, drive_detached, let_go, sees
+from atomizer_dask.conductors.dask.task_keys import key_of_run
+from atomizer_dask.conductors.dask.worker import (
+    CALLS,
+    Undisturbed,
+    drive_detached,
+    release_finished,
+    sees,
+)
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError
@@ -229,14 +235,14 @@ class DaskConductor(DaskCarrier):
     def in_flight(self, run_id: str) -> list[Batch]:
         """Return the batches of a run that outlived their client, in the order of submission."""
         batches = []
-        for _, args in self._ask(self._client.run_on_scheduler, kept_tasks, run_id):
+        for _, args in self._ask(self._client.run_on_scheduler, tasks_of_run, run_id):
             if args and isinstance(args[0], Packed):  # else the task is one whose outcome is lost
                 batches.append(args[0].load())
         return batches
 
     def settle(self, run_id: str, atom_id: str, keys: list[str] | None) -> None:
         """Forget the outcomes of batches of a run, all where `keys` is None: the store has them."""
-        tasks = None if keys is None else [kept_key(atom_id, key, run_id) for key in keys]
+        tasks = None if keys is None else [key_of_run(atom_id, key, run_id) for key in keys]
         if self._client.status == "running":
             msg = {"run": run_id, "keys": tasks}
             self._client.loop.add_callback(self._client.scheduler.log_event, topic=SETTLED, msg=msg)
@@ -251,8 +257,8 @@ class DaskConductor(DaskCarrier):
             self._client.unsubscribe_topic(self.channel)
             if self._owns_cluster:
                 # Or the scheduler would warn of lost results that nobody wants any more.
-                self._call_workers(let_go)
-                self._client.run_on_scheduler(forget_kept)
+                self._call_workers(release_finished)
+                self._client.run_on_scheduler(forget_runs)
         self._client.loop.add_callback(self._watch.cancel)
         self._client.close()
         if self._owns_cluster and self._cluster is not None:

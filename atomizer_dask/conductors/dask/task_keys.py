@@ -14,11 +14,11 @@ LONGEST_NAME = 24  # of a run or an atom
 def key_of(batch: Batch) -> Any:
     """Return the key of the task of a batch; `BatchTasksPlugin` keeps those of three parts."""
     if batch.sink is not None:
-        return kept_key(batch.atom_id, batch.key, batch.run_id)
+        return key_of_run(batch.atom_id, batch.key, batch.run_id)
     return (f"{_label(batch.atom_id, batch.run_id)}-{batch.key}", ONCE)
 
 
-def kept_key(atom_id: str, key: str, run_id: str) -> Any:
+def key_of_run(atom_id: str, key: str, run_id: str) -> Any:
     """Return the key of the task of a batch of a run that has a store."""
     return (f"{_label(atom_id, run_id)}-{key}", run_id, ONCE)
 

@@ -30,7 +30,7 @@ from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     JOINED_SECONDS,
     LEAVING,
     is_batch,
-    is_kept,
+    is_of_run,
 )
 from atomizer_dask.config import setting
 from atomizer_dask.events import Event
@@ -387,7 +387,7 @@ class WorkerShutdown:
     def _unfetched(self) -> list[tuple[Packed, Packed]]:
         """Return batches of runs with a store, each with its outcome, which is lost with us."""
         data, tasks = self._worker.data, self._worker.state.tasks
-        executed = {key: tasks[key].run_spec for key in data if is_kept(key) and key in tasks}
+        executed = {key: tasks[key].run_spec for key in data if is_of_run(key) and key in tasks}
         return [(spec.args[0], data[key]) for key, spec in executed.items() if spec is not None]
 
 

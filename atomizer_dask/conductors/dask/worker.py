@@ -122,9 +122,9 @@ async def forget(versions: list[str], dask_worker: Worker) -> None:
     DaskSite.of(dask_worker).forget(versions)
 
 
-async def let_go(dask_worker: Worker) -> None:
-    """Do what `DaskSite.let_go` does on this worker."""
-    DaskSite.of(dask_worker).let_go()
+async def release_finished(dask_worker: Worker) -> None:
+    """Do what `DaskSite.release_finished` does on this worker."""
+    DaskSite.of(dask_worker).release_finished()
 
 
 class Undisturbed(WorkerPlugin):  # type: ignore[misc]
@@ -378,7 +378,7 @@ class DaskSite(IsolatingSite):
         if self._conductor is not None:
             await asyncio.wrap_future(self._conductor.ask(self._conductor.hand_on))
 
-    def let_go(self) -> None:
+    def release_finished(self) -> None:
         """Release the outcomes of children that have been delivered."""
         if self._conductor is not None:
             self._conductor.release_finished()

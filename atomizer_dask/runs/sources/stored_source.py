@@ -123,7 +123,7 @@ class StoredRunSource(RunSource):
             return
         with self._store_record.storing():
             self._journal.flush()
-            self._driver.let_go()
+            self._driver.leave_all()
             self._end(state)
         if self._is_left:
             self._warn_of_leaving()

@@ -21,7 +21,7 @@ def pending(id="e1", sender="replies", body=b"{}", tag=1):
 def answer(unanswered, one, body=b"reply", headers=None):
     one.reply = Answer(one.digest, body, headers or {})
     unanswered.remember(one)
-    return unanswered.let_go(one)
+    return unanswered.remove(one)
 
 
 def test_what_is_in_hand_is_known_when_it_comes_again():

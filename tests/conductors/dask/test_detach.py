@@ -20,7 +20,7 @@ from atomizer_dask import (
     atom,
     grid,
 )
-from atomizer_dask.conductors.dask.plugins.scheduler_plugin import KEEPER
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import RUN_CLIENT
 
 pytestmark = pytest.mark.dask
 ELECTRONS = 400
@@ -136,7 +136,9 @@ def test_driver_whose_worker_dies_is_started_anew(tmp_path, sweep, expected):
         # But for the driver's own, which is about to end.
         wait_until(lambda: len(cluster.scheduler.tasks) <= 1)
         # Nor is there anything left of who kept its tasks while no client was there.
-        wait_until(lambda: not any(name.startswith(KEEPER) for name in cluster.scheduler.clients))
+        wait_until(
+            lambda: not any(name.startswith(RUN_CLIENT) for name in cluster.scheduler.clients)
+        )
     pd.testing.assert_frame_equal(Run.open(store).to_frame()[["x", "u"]], expected[["x", "u"]])
     assert set(executed(tmp_path)) == set(range(ELECTRONS))
 

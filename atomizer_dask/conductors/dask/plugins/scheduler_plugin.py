@@ -40,7 +40,7 @@ NEXT_WORKER = "tcp://0.0.0.0:1"  # stands for the next worker that joins
 ADOPTED = "atomizer-adopted"  # the topic on which another client asks for keys
 CLAIMS = "atomizer-claims"  # the topic on which clients name the atoms they need
 TOPICS = "atomizer-"  # prefix of all our topics
-KEEPER = "atomizer-"  # prefix of the names of keepers, see `keeper_of`
+RUN_CLIENT = "atomizer-"  # prefix of the names of run clients, see `run_client_of`
 OF_RUN = "·"  # separates parts of the name under which Dask shows our tasks
 HOW_TO_RETIRE = ("close_workers", "remove", "stimulus_id")  # other options: which workers
 UNLOAD = (
@@ -72,9 +72,9 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 continue
             hasten(scheduler.client_comms.get(client))
             if len(key) == 3:
-                keeper = keeper_of(key[1])
-                scheduler.client_desires_keys([key], keeper)
-                self._senders.setdefault(keeper, set()).add(client)
+                run_client = run_client_of(key[1])
+                scheduler.client_desires_keys([key], run_client)
+                self._senders.setdefault(run_client, set()).add(client)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Act on a message about tasks: of clients, or of workers that leave."""
@@ -92,12 +92,12 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
                 stream.send({"op": "worker-status-change", **status})
                 stream.send({"op": HEARD, "number": msg["number"]})
         elif topic == SETTLED:
-            keeper = self._scheduler.clients.get(keeper_of(msg["run"]))
-            if keeper is not None:
-                everything = [task.key for task in keeper.wants_what if task.key[-1] == ONCE]
+            run_client = self._scheduler.clients.get(run_client_of(msg["run"]))
+            if run_client is not None:
+                everything = [task.key for task in run_client.wants_what if task.key[-1] == ONCE]
                 keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
-                self._scheduler.client_releases_keys(keys, keeper.client_key)
-                self._dismiss_idle_keepers(keeper.client_key)
+                self._scheduler.client_releases_keys(keys, run_client.client_key)
+                self._dismiss_idle_run_clients(run_client.client_key)
         elif topic == HANDED:
             self._pass_on(tuple(msg["key"]), msg["channel"])
         elif self._heirs and type(msg) in (tuple, list):  # a worker's message about a batch, say
@@ -123,11 +123,11 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._forget_atoms()
 
     def _give_up(self, client: str, versions: Iterable[str]) -> None:
-        """Transfer a client's claims on versions to the keepers of the runs that it sent.
+        """Transfer a client's claims on versions to the run clients of the runs that it sent.
 
-        Which of these versions the kept tasks need is not known here: the keepers claim all.
+        Which of these the tasks of a run need is not known here: the run's client claims all.
         """
-        heirs = {keeper for keeper, senders in self._senders.items() if client in senders}
+        heirs = {run_client for run_client, senders in self._senders.items() if client in senders}
         for version in versions:
             needing = self._claims.get(version, set())
             if client in needing:
@@ -264,16 +264,16 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         internals.forget_durations(scheduler, OF_RUN)
 
     def _release(self, key: Any) -> None:
-        keeper = keeper_of(key[1])
-        if keeper in self._scheduler.clients:
-            self._scheduler.client_releases_keys([key], keeper)
-            self._dismiss_idle_keepers(keeper)
+        run_client = run_client_of(key[1])
+        if run_client in self._scheduler.clients:
+            self._scheduler.client_releases_keys([key], run_client)
+            self._dismiss_idle_run_clients(run_client)
 
-    def _dismiss_idle_keepers(self, *names: str) -> None:
-        """Forget keepers that keep no tasks any more."""
+    def _dismiss_idle_run_clients(self, *names: str) -> None:
+        """Forget run clients without tasks."""
         for name in names:
-            keeper = self._scheduler.clients.get(name)
-            if keeper is not None and not keeper.wants_what:
+            run_client = self._scheduler.clients.get(name)
+            if run_client is not None and not run_client.wants_what:
                 del self._scheduler.clients[name]
                 self._senders.pop(name, None)
                 for needing in self._claims.values():
@@ -294,8 +294,10 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._demand: dict[str, tuple[int, float]] = {}
         self._joined: dict[str, float] = {}  # when each worker joined
-        self._claims: dict[str, set[str]] = {}  # clients and keepers that need a version of an atom
-        self._senders: dict[str, set[str]] = {}  # clients that sent a keeper's tasks
+        self._claims: dict[
+            str, set[str]
+        ] = {}  # clients, also of runs, that need a version of an atom
+        self._senders: dict[str, set[str]] = {}  # clients that sent a run client's tasks
         self._atoms: dict[str, Any] = scheduler.task_metadata.setdefault(METADATA, {})
         self._heirs: dict[str, str] = {}  # channels to forward messages to, by key of the batch
         self._dask_target: Callable[..., int] = scheduler.handlers["adaptive_target"]
@@ -308,8 +310,8 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
     def restart(self, scheduler: Scheduler) -> None:
         """Keep the code of atoms: Dask forgets metadata, and clients send code only once."""
         scheduler.task_metadata[METADATA] = self._atoms
-        keepers = (name for name in scheduler.clients if name.startswith(KEEPER))
-        self._dismiss_idle_keepers(*keepers)
+        run_clients = (name for name in scheduler.clients if name.startswith(RUN_CLIENT))
+        self._dismiss_idle_run_clients(*run_clients)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Prevent Dask from running a task of ours again."""
@@ -379,7 +381,7 @@ def is_batch(key: Any) -> bool:
     return type(key) is tuple and key[-1] == ONCE
 
 
-def is_kept(key: Any) -> bool:
+def is_of_run(key: Any) -> bool:
     """Return whether a task is a batch of a run that has a store."""
     return is_batch(key) and len(key) == 3
 
@@ -390,9 +392,9 @@ def hasten(stream: Any) -> None:
         stream.interval = SEND_SECONDS
 
 
-def keeper_of(run_id: str) -> str:
-    """Return the name of the keeper of a run: a client without a process, which keeps its tasks."""
-    return f"{KEEPER}{run_id}"
+def run_client_of(run_id: str) -> str:
+    """Return the name of the client that wants the tasks of a run; it has no process."""
+    return f"{RUN_CLIENT}{run_id}"
 
 
 def knows(key: Any, dask_scheduler: Scheduler) -> bool:
@@ -400,15 +402,15 @@ def knows(key: Any, dask_scheduler: Scheduler) -> bool:
     return key in dask_scheduler.tasks
 
 
-def kept_tasks(run_id: str, dask_scheduler: Scheduler) -> list[tuple[Any, Any]]:
+def tasks_of_run(run_id: str, dask_scheduler: Scheduler) -> list[tuple[Any, Any]]:
     """Return the tasks that are kept of a run, with their arguments, in the order of submission."""
-    keeper = dask_scheduler.clients.get(keeper_of(run_id))
-    if keeper is None:
+    run_client = dask_scheduler.clients.get(run_client_of(run_id))
+    if run_client is None:
         return []
     return [
         (task.key, task.run_spec.args)
         for task in dask_scheduler.tasks.values()  # a dict: in the order of submission
-        if task in keeper.wants_what and task.run_spec is not None and task.key[-1] == ONCE
+        if task in run_client.wants_what and task.run_spec is not None and task.key[-1] == ONCE
     ]
 
 
@@ -421,11 +423,11 @@ def is_lost(error: BaseException) -> bool:
     return type(error).__name__ == OutcomeLostError.__name__
 
 
-def forget_kept(dask_scheduler: Scheduler) -> None:
+def forget_runs(dask_scheduler: Scheduler) -> None:
     """Release all kept tasks, because the scheduler ends with the client that asks."""
-    for name, keeper in list(dask_scheduler.clients.items()):
-        if name.startswith(KEEPER):
-            dask_scheduler.client_releases_keys([task.key for task in keeper.wants_what], name)
+    for name, run_client in list(dask_scheduler.clients.items()):
+        if name.startswith(RUN_CLIENT):
+            dask_scheduler.client_releases_keys([task.key for task in run_client.wants_what], name)
 
 
 def raise_lost() -> None:
