@@ -25,7 +25,7 @@ from atomizer_dask.conductors.fair_share import task_priority
 from atomizer_dask.conductors.reports import Arrived, GivenBack, Lost, Partly, Report
 from atomizer_dask.conductors.status import ConductorStatus, WorkerStatus
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import ConductorError, text_of, where_raised
+from atomizer_dask.errors import ConductorError, where_raised
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import Failure
@@ -97,7 +97,7 @@ class MemoryConductor(BatchConductor):
                 lost = ConductorError(Event(message, conductor_id=self.id, level="error"), error)
                 report: Report = Lost(batch.key, lost)
             except Exception as error:  # noqa: BLE001 - what is wrong with the batch as a whole
-                failure = Failure("rejected", type(error).__name__, text_of(error))
+                failure = Failure.rejected(error)
                 outcome = Outcome.all_failed(len(batch), failure, self._site.name)
                 report = Arrived(batch.key, outcome)
             except BaseException as error:  # noqa: BLE001 - else nobody would ever hear of the batch

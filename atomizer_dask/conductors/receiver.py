@@ -71,8 +71,7 @@ class Receiver(threading.Thread):
             self._executor.report(self._error("received what cannot be executed", error))
             if not isinstance(electron, Electron):
                 return
-            failure = Failure("rejected", type(error).__name__, self.conductor.text_of(error))
-            future = answered(failure.properties(electron))
+            future = answered(self._rejected(electron, error))
         self._under_way.add(future)
         future.add_done_callback(partial(self._complete, electron))
 
@@ -90,8 +89,7 @@ class Receiver(threading.Thread):
             self._give_back(electron, error)
             return
         elif error is not None:  # given back, it would come again and again
-            failure = Failure("rejected", type(error).__name__, self.conductor.text_of(error))
-            properties = failure.properties(electron)
+            properties = self._rejected(electron, error)
         else:
             properties = future.result()
         try:
@@ -105,10 +103,13 @@ class Receiver(threading.Thread):
             self.conductor.give_back(electron.id)
             return
         try:
-            failure = Failure("rejected", type(error).__name__, self.conductor.text_of(error))
-            self.conductor.complete(failure.properties(electron))
+            self.conductor.complete(self._rejected(electron, error))
         except Exception as broken:  # noqa: BLE001 - it costs no other electron
             self._executor.report(self._error("an electron was lost", broken))
+
+    def _rejected(self, electron: Electron, error: BaseException) -> Properties:
+        """Return the answer to an electron that could not be executed."""
+        return Failure.rejected(error, text=self.conductor.text_of(error)).properties(electron)
 
     def _error(self, message: str, error: BaseException) -> ConductorError:
         return ConductorError(Event(message, conductor_id=self.conductor.id, level="error"), error)

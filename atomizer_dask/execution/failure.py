@@ -26,6 +26,22 @@ class Failure(NamedTuple):
     exception: Any = None
     tier: str = ""
 
+    @classmethod
+    def rejected(cls, error: BaseException, why: str = "", text: str | None = None) -> Failure:
+        """Return the failure of an electron that could not be executed, or answered.
+
+        Parameters
+        ----------
+        error
+            What stood in the way.
+        why
+            What could not be done; put before the text.
+        text
+            Of the error; its own where not given.
+        """
+        text = text_of(error) if text is None else text
+        return cls("rejected", type(error).__name__, f"{why}: {text}" if why else text)
+
     def error(
         self,
         electron_id: str,

@@ -53,103 +53,38 @@ class AmqpRoute:
     queue: str
     limits: Limits
 
-    def conductor(self) -> AmqpConductor:
+    def conductor(self) -> QueueConductor:
         """Return the conductor of this process that sends there, made when first asked for."""
         with _opening:
             known = _conductors.get(self)
             if known is None or known.state == "closed" or known.is_of_parent:
-                known = _conductors[self] = AmqpConductor.along(self)
+                known = _conductors[self] = QueueConductor(
+                    self, "amqp", serve=False, max_in_flight=1, patience=PATIENCE_SECONDS
+                )
             return known
 
 
 _opening = threading.Lock()
-_conductors: dict[AmqpRoute, AmqpConductor] = {}  # the open conductors of this process
+_conductors: dict[AmqpRoute, QueueConductor] = {}  # the open conductors of this process
 
 
-class AmqpConductor(Conductor):
-    """Carries electrons over RabbitMQ, from and to any peer of the library *atomizer*.
-
-    It sends electrons to the queue, and an atomizer with atoms serves the queue: `receive` takes
-    electrons from there, `complete` answers their senders. An electron is executed at least once:
-    it is acknowledged when the broker has confirmed its reply. A lost connection is made again,
-    and work goes on.
+class QueueConductor(Conductor):
+    """Carries electrons to the queue of a route, and from there where it serves.
 
     Parameters
     ----------
-    url
-        ``amqp://user:password@host:5672/vhost``, or encrypted ``amqps://``. What is missing is
-        taken from ATOMIZER_AMQP_URL, ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD.
-    queue
-        The queue shared with the peers, ``atomizer`` unless configured; durable, as they declare
-        it. Messages that cannot be answered go to the queue of this name and ``.dead``, with the
-        reason.
-    id
-        The name of the conductor; an atomizer that has several needs one for each.
-    serve
-        Whether an atomizer that has this conductor takes electrons from the queue. It does so only
-        if it has atoms, its own or of a module that registers some when it is imported.
-    max_in_flight
-        Most electrons taken from the queue and not answered, 10,000 unless configured; electrons
-        that wait for their children are not counted. The actual number follows what can be executed
-        in half a second.
-    max_bytes, max_depth
-        Largest size of a message, 16 MiB unless configured, and deepest nesting of its JSON, 64
-        unless configured. Messages beyond are refused.
-    ca_file, cert_file, key_file
-        With ``amqps://``: the certificates of authorities to trust in place of this machine's; our
-        own certificate and its key, for brokers that require one.
-    verify
-        Whether the broker's certificate and host name are checked.
-
-    Raises
-    ------
-    ConductorError
-        Where no broker answers there, or it refuses us.
-    ValueError
-        Where the URL, or a limit, makes no sense.
-
-    Examples
-    --------
-    ``AmqpConductor("amqp://localhost").send(Electron("montecarlopi.Toss")).result().value()``
+    route
+        The broker and the queue.
+    id, serve, max_in_flight
+        As of `AmqpConductor`.
+    patience
+        Seconds for which connecting is tried.
     """
 
     shares_queue = True
     route: AmqpRoute
 
     def __init__(
-        self,
-        url: str | None = None,
-        queue: str | None = None,
-        *,
-        id: str = "amqp",
-        serve: bool = True,
-        max_in_flight: int | None = None,
-        max_bytes: int | None = None,
-        max_depth: int | None = None,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
-        verify: bool = True,
-    ) -> None:
-        check()
-        queue = setting("amqp.queue") if queue is None else queue
-        if max_in_flight is None:
-            max_in_flight = setting("amqp.max-in-flight")
-        max_bytes = setting("amqp.largest-message") if max_bytes is None else max_bytes
-        max_depth = setting("amqp.deepest-message") if max_depth is None else max_depth
-        address = Address.of(url, Tls(ca_file, cert_file, key_file, verify))
-        _check(queue, max_in_flight, max_bytes, max_depth)
-        route = AmqpRoute(address, queue, Limits(max_bytes, max_depth))
-        self._set_up(route, id, serve=serve, max_in_flight=max_in_flight)
-
-    @classmethod
-    def along(cls, route: AmqpRoute) -> AmqpConductor:
-        """Return a conductor that only sends, to the queue of a route."""
-        conductor = cls.__new__(cls)
-        conductor._set_up(route, "amqp", serve=False, max_in_flight=1, patience=PATIENCE_SECONDS)
-        return conductor
-
-    def _set_up(
         self, route: AmqpRoute, id: str, *, serve: bool, max_in_flight: int, patience: float = 0.0
     ) -> None:
         self.id = id
@@ -392,7 +327,8 @@ class AmqpConductor(Conductor):
         self._consumer.is_down()
 
     def __repr__(self) -> str:
-        return f"<AmqpConductor {self.id}: {self.route.address}, queue {self.queue}, {self.state}>"
+        where = f"{self.route.address}, queue {self.queue}"
+        return f"<{type(self).__name__} {self.id}: {where}, {self.state}>"
 
     @markup.safely
     def _repr_html_(self) -> markup.Html:
@@ -415,10 +351,84 @@ class AmqpConductor(Conductor):
         if status.dead:
             did["dead letters"] = markup.text(f"{status.dead:,}")
         return markup.card(
-            "AmqpConductor",
+            type(self).__name__,
             markup.facts(did),
             beside=[markup.badge(status.state, tone), markup.code(self.id)],
         )
+
+
+class AmqpConductor(QueueConductor):
+    """Carries electrons over RabbitMQ, from and to any peer of the library *atomizer*.
+
+    It sends electrons to the queue, and an atomizer with atoms serves the queue: `receive` takes
+    electrons from there, `complete` answers their senders. An electron is executed at least once:
+    it is acknowledged when the broker has confirmed its reply. A lost connection is made again,
+    and work goes on.
+
+    Parameters
+    ----------
+    url
+        ``amqp://user:password@host:5672/vhost``, or encrypted ``amqps://``. What is missing is
+        taken from ATOMIZER_AMQP_URL, ATOMIZER_AMQP_USER and ATOMIZER_AMQP_PASSWORD.
+    queue
+        The queue shared with the peers, ``atomizer`` unless configured; durable, as they declare
+        it. Messages that cannot be answered go to the queue of this name and ``.dead``, with the
+        reason.
+    id
+        The name of the conductor; an atomizer that has several needs one for each.
+    serve
+        Whether an atomizer that has this conductor takes electrons from the queue. It does so only
+        if it has atoms, its own or of a module that registers some when it is imported.
+    max_in_flight
+        Most electrons taken from the queue and not answered, 10,000 unless configured; electrons
+        that wait for their children are not counted. The actual number follows what can be executed
+        in half a second.
+    max_bytes, max_depth
+        Largest size of a message, 16 MiB unless configured, and deepest nesting of its JSON, 64
+        unless configured. Messages beyond are refused.
+    ca_file, cert_file, key_file
+        With ``amqps://``: the certificates of authorities to trust in place of this machine's; our
+        own certificate and its key, for brokers that require one.
+    verify
+        Whether the broker's certificate and host name are checked.
+
+    Raises
+    ------
+    ConductorError
+        Where no broker answers there, or it refuses us.
+    ValueError
+        Where the URL, or a limit, makes no sense.
+
+    Examples
+    --------
+    ``AmqpConductor("amqp://localhost").send(Electron("montecarlopi.Toss")).result().value()``
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        queue: str | None = None,
+        *,
+        id: str = "amqp",
+        serve: bool = True,
+        max_in_flight: int | None = None,
+        max_bytes: int | None = None,
+        max_depth: int | None = None,
+        ca_file: str | None = None,
+        cert_file: str | None = None,
+        key_file: str | None = None,
+        verify: bool = True,
+    ) -> None:
+        check()
+        queue = setting("amqp.queue") if queue is None else queue
+        if max_in_flight is None:
+            max_in_flight = setting("amqp.max-in-flight")
+        max_bytes = setting("amqp.largest-message") if max_bytes is None else max_bytes
+        max_depth = setting("amqp.deepest-message") if max_depth is None else max_depth
+        address = Address.of(url, Tls(ca_file, cert_file, key_file, verify))
+        _check(queue, max_in_flight, max_bytes, max_depth)
+        route = AmqpRoute(address, queue, Limits(max_bytes, max_depth))
+        super().__init__(route, id, serve=serve, max_in_flight=max_in_flight)
 
 
 def _numbers(*pairs: tuple[str, int]) -> markup.Html:

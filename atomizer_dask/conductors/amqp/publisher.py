@@ -209,9 +209,9 @@ class Publisher:
         electron_id, atom_id = recognise_reply(body)
         known = self._waiting.get(electron_id)
         if known is not None:
-            message = f"it was answered, but the answer cannot be read: {error.event.message}"
+            why = "it was answered, but the answer cannot be read"
             electron = Electron(atom_id or "unknown", id=electron_id)
-            failure = Failure("rejected", type(error).__name__, message)
+            failure = Failure.rejected(error, why, error.event.message)
             self._arrived.append(failure.properties(electron))
 
     def _deliver(self) -> None:

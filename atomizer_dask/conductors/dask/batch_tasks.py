@@ -285,7 +285,10 @@ class BatchTasks:
             raise error
         if not is_of_task or is_trouble(error):
             return self._troubled(batch, error)
-        return Arrived(batch.key, Outcome.all_failed(len(batch), _failure_of_task(error)))
+        return Arrived(
+            batch.key,
+            Outcome.all_failed(len(batch), Failure.rejected(error, "the worker could not take it")),
+        )
 
     async def _adopt(self, batch: Batch) -> Future:
         """Return a future of a task that another client submitted."""
@@ -399,13 +402,8 @@ def _unpacked(packed: Packed, batch: Batch) -> Any:
     try:
         return unpack_outcome(packed, batch.origin.space)
     except Exception as error:  # noqa: BLE001 - whatever the user's objects raise
-        message = f"the results cannot be read here: {error}"
-        return Outcome.all_failed(len(batch), Failure("rejected", type(error).__name__, message))
-
-
-def _failure_of_task(error: Exception) -> Failure:
-    why = f"the worker could not take it: {text_of(error)}"
-    return Failure("rejected", type(error).__name__, why)
+        failure = Failure.rejected(error, "the results cannot be read here")
+        return Outcome.all_failed(len(batch), failure)
 
 
 def is_trouble(error: BaseException) -> bool:
