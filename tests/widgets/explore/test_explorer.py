@@ -217,7 +217,7 @@ def test_a_closed_atomizer_is_told_of_in_the_panel(local):
 
 
 def test_only_the_last_of_the_frames_are_kept(look, monkeypatch):
-    monkeypatch.setattr(tried, "KEPT", 2)
+    monkeypatch.setattr(tried, "MOST_TRIED", 2)
     explorer = look(area, width=(1, 5)).wait(SECONDS)
     for width in (4, 5):
         explorer.controls["width"].value = width
