@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -108,24 +108,28 @@ class WithDefaults(Sweep):
         more = {name for name, given in self._values.items() if given.scalars}
         return Columns({**inputs.columns(), **repeated}, count, inputs.scalars | more)
 
-    def _repeated(self, count: int, wanted: Collection[str] | None = None) -> dict[str, Values]:
+    def _repeated(
+        self,
+        count: int,
+        wanted: Collection[str] | None,
+        at: Callable[[Values, np.ndarray], Values],
+    ) -> dict[str, Values]:
         rows = np.zeros(count, dtype=np.int64)
         return {
-            name: take(given.shown, rows)
+            name: at(given.shown, rows)
             for name, given in self._values.items()
             if wanted is None or name in wanted
         }
 
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
-        return {**self._sweep.columns(wanted), **self._repeated(self.length or 0, wanted)}
+        return {**self._sweep.columns(wanted), **self._repeated(self.length or 0, wanted, take)}
 
     def cells(  # noqa: D102
         self, positions: np.ndarray | None, wanted: Collection[str] | None = None
     ) -> dict[str, Values]:
+        count = (self.length or 0) if positions is None else len(positions)
         columns = self._sweep.cells(positions, wanted)
-        rows = np.zeros((self.length or 0) if positions is None else len(positions), dtype=np.int64)
-        more = {n: v.shown for n, v in self._values.items() if wanted is None or n in wanted}
-        return columns | {name: shared_cells(values, rows) for name, values in more.items()}
+        return columns | self._repeated(count, wanted, shared_cells)
 
 
 class Concatenated(Sweep):

@@ -107,9 +107,10 @@ class CrowdedWorkers:
             if worker.address not in served or _busy_threads(worker) <= worker.nthreads:
                 continue
             for task in worker.processing - worker.executing.keys() - worker.long_running:
-                valid = self._scheduler.valid_workers(task)
-                if is_batch(task.key) and (valid is None or valid & free):
-                    yield worker.address, task
+                if is_batch(task.key):
+                    valid = self._scheduler.valid_workers(task)
+                    if valid is None or valid & free:
+                        yield worker.address, task
 
     async def _ask(self, worker: str, keys: list[Any]) -> None:
         """Have a worker drop what it has not begun of some batches, and others execute that."""

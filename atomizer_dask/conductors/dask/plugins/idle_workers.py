@@ -253,7 +253,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         if idle.is_benched:
             self._scheduler.handle_worker_status_change("running", worker, _stimulus("back"))
 
-    def _begun(self, worker: WorkerState, idle: Idle | None) -> set[TaskState]:
+    def _begun(self, worker: WorkerState, idle: Idle) -> set[TaskState]:
         """Return the tasks that a worker may have begun.
 
         These are the tasks that it last reported, and as many others as it had free threads for
@@ -261,7 +261,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         """
         begun_by_it = {task for task in worker.executing if task in worker.processing}
         begun: set[TaskState] = begun_by_it | worker.long_running
-        is_exact = idle is not None and idle.why == "paused" and worker.last_seen > idle.since
+        is_exact = idle.why == "paused" and worker.last_seen > idle.since
         free = worker.nthreads - len(begun_by_it - worker.long_running)
         if free > 0 and not is_exact:
             rest = sorted(worker.processing - begun, key=lambda task: task.priority)
