@@ -33,11 +33,22 @@ from atomizer_dask import (
     zipped,
 )
 from atomizer_dask.atoms.random_streams import Positioned, RandomStream
+from atomizer_dask.conductors.dask.messages import (
+    TOPICS,
+    AtomsClaimed,
+    DemandChanged,
+    OutcomesStored,
+    TaskAdopted,
+    TaskHandedOn,
+    WorkerIdle,
+    WorkerLeaving,
+    as_event,
+)
+from atomizer_dask.conductors.dask.plugins.idle_workers import IdleWorkersByValue
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
-    ADOPTED,
     ONCE,
-    SETTLED,
     OutcomeLostError,
+    PluginByValue,
     is_lost,
 )
 
@@ -968,15 +979,58 @@ def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin()
     assert not is_lost(ValueError("lost"))
 
 
+def test_plugins_understand_all_messages_where_the_package_is_not_installed():
+    code = """
+import asyncio, pickle, sys
+from types import SimpleNamespace
+from distributed import Scheduler
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "atomizer_dask":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+plugins, events = pickle.load(sys.stdin.buffer)
+
+async def main():
+    async with Scheduler(dashboard_address=":0") as scheduler:
+        for name, plugin in plugins.items():
+            await scheduler.register_scheduler_plugin(plugin, name, idempotent=True)
+        once, lookout = map(scheduler.plugins.get, plugins)
+        for event in events:
+            scheduler.log_event(**event)
+        lookout._report(lookout._report.__globals__["WorkerIdle"]("tcp://a", rest=[("b", "o")]))
+        print(once._claims, scheduler.get_events("atomizer-idle")[-1][1]["rest"])
+
+asyncio.run(main())
+"""
+    sent = [
+        TaskAdopted(("a", "run", ONCE), "client"),
+        AtomsClaimed("client", ["version"], []),
+        DemandChanged("client", 1, 1.0),
+        OutcomesStored("run", None),
+        TaskHandedOn(("a", "run", ONCE), "channel"),
+        WorkerLeaving("tcp://a", final=True),
+    ]
+    assert {type(message) for message in sent} == TOPICS.keys() - {WorkerIdle}
+    brought = IdleWorkersByValue(patience=1.0, restart=None, is_own=False)
+    plugins = {each.name: pickle.dumps(each) for each in (PluginByValue(), brought)}
+    data = pickle.dumps((plugins, [as_event(message) for message in sent]))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=data, capture_output=True, timeout=60)
+    assert done.stdout.decode().strip() == "{'version': {'client'}} [('b', 'o')]", done.stderr
+
+
 @pytest.mark.dask
 def test_client_that_died_as_it_asked_for_a_batch_is_given_none(cluster):
     with Client(cluster.scheduler_address, set_as_default=False) as client:
         DaskConductor(cluster.scheduler_address).close()  # which brings the plugin
         future = client.submit(int, key=("asked for", "run", ONCE), pure=False)
         future.result(timeout=30)
-        client.log_event(ADOPTED, {"key": future.key, "client": "Client-that-died"})
+        client.log_event(**as_event(TaskAdopted(future.key, "Client-that-died")))
         wanted_by = client.run_on_scheduler(_clients_of, "Client-that-died")
-        client.log_event(SETTLED, {"run": "run", "keys": None})
+        client.log_event(**as_event(OutcomesStored("run", None)))
     assert wanted_by == []
 
 

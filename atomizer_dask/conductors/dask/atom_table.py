@@ -13,8 +13,9 @@ from atomizer_dask.atoms.namespaces import forget
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.required_modules import required_modules_of
 from atomizer_dask.conductors.dask.atom_versions import AtomVersions, Version
+from atomizer_dask.conductors.dask.messages import AtomsClaimed, as_event
 from atomizer_dask.conductors.dask.placement import Placement
-from atomizer_dask.conductors.dask.plugins.scheduler_plugin import CLAIMS, METADATA
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA
 
 
 class AtomTable:
@@ -95,6 +96,6 @@ class AtomTable:
 
     def _claim(self, needed: list[str], unneeded: list[str]) -> None:
         """Have the scheduler keep versions for this client, and release others."""
-        msg = {"client": self._client.id, "needed": needed, "unneeded": unneeded}
+        message = AtomsClaimed(self._client.id, needed, unneeded)
         ask = self._client.scheduler.log_event
-        self._ask(self._client.sync, ask, topic=CLAIMS, msg=msg)
+        self._ask(self._client.sync, ask, **as_event(message))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from functools import partial
 from time import time
 from typing import Any, Protocol
 
@@ -15,9 +14,9 @@ from distributed.comm import CommClosedError
 
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.conductors.dask.cluster import internals
+from atomizer_dask.conductors.dask.messages import TaskAdopted, WorkerIdle, as_event
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
-from atomizer_dask.conductors.dask.plugins.idle_workers import keys_in
-from atomizer_dask.conductors.dask.plugins.scheduler_plugin import ADOPTED, NEXT_WORKER, is_lost
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import NEXT_WORKER, is_lost
 from atomizer_dask.conductors.dask.task_keys import key_of
 from atomizer_dask.conductors.dask.walltime import WallTimeError
 from atomizer_dask.conductors.fair_share import task_priority
@@ -183,19 +182,20 @@ class BatchTasks:
             self.post(key, report)
             self._arrived.add(key)  # afterwards: where that raises, its task still reports it
 
-    def post_idle(self, message: Mapping[str, Any]) -> None:
+    def post_idle(self, message: WorkerIdle) -> None:
         """Post which batches the scheduler plugin took back from an idle worker."""
         batches = {future.key: key for key, future in self._tasks.items()}
-        reports: tuple[tuple[str, Callable[[str], Report]], ...] = (
-            ("dropped", Dropped),
-            ("begun", partial(Died, worker=message["worker"])),
-            ("rest", WorkerSilent),
+        dropped, begun, rest = (
+            [batches[task] for task in tasks if task in batches]
+            for tasks in (message.dropped, message.begun, message.rest)
         )
-        for how, report in reports:
-            for key in (batches[task] for task in keys_in(message, how) if task in batches):
-                if how != "rest":
-                    self._dropping.add(key)
-                self.post(key, report(key))
+        self._dropping.update(dropped, begun)
+        for key in dropped:
+            self.post(key, Dropped(key))
+        for key in begun:
+            self.post(key, Died(key, message.worker))
+        for key in rest:
+            self.post(key, WorkerSilent(key))
 
     def release_finished(self) -> None:
         """Release the futures of outcomes that have been delivered."""
@@ -295,8 +295,7 @@ class BatchTasks:
         key = key_of(batch)
         self._dropping.add(batch.key)  # the scheduler may have forgotten it: then it is dropped
         future = Future(key, self._client)
-        msg = {"key": key, "client": self._client.id}
-        await self._client.scheduler.log_event(topic=ADOPTED, msg=msg)
+        await self._client.scheduler.log_event(**as_event(TaskAdopted(key, self._client.id)))
         return future
 
     async def _submit(self, batch: Batch) -> Future:

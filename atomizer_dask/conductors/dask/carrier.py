@@ -24,15 +24,17 @@ from atomizer_dask.conductors.dask.messages import (
     BatchGivenBack,
     BatchHandedOn,
     BatchPartly,
+    DemandChanged,
     ElectronHandedOn,
     ErrorReported,
     EventsEmitted,
     SpawnerWaiting,
     WorkerMessage,
+    as_event,
     from_topic,
 )
 from atomizer_dask.conductors.dask.placement import Placement
-from atomizer_dask.conductors.dask.plugins.scheduler_plugin import DEMAND, SEND_SECONDS
+from atomizer_dask.conductors.dask.plugins.scheduler_plugin import SEND_SECONDS
 from atomizer_dask.conductors.dask.worker_watch import WorkerList, WorkerWatch
 from atomizer_dask.conductors.electron_source import Handed, Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
@@ -284,8 +286,8 @@ class DaskCarrier(BatchConductor):
         demand = self.demand()
         if demand != self._demand:
             self._demand = demand
-            msg = {"client": self._client.id, "electrons": demand[0], "seconds": demand[1]}
-            self._client.loop.add_callback(self._client.scheduler.log_event, topic=DEMAND, msg=msg)
+            message = DemandChanged(self._client.id, *demand)
+            self._client.loop.add_callback(self._client.scheduler.log_event, **as_event(message))
 
     def announce(self, message: str, level: Level = "info", **fields: Any) -> None:
         """Emit an event about the cluster."""

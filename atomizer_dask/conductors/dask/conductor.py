@@ -31,10 +31,10 @@ from atomizer_dask.conductors.dask.carrier import DaskCarrier
 from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
 from atomizer_dask.conductors.dask.cluster.connect import connect
 from atomizer_dask.conductors.dask.cluster.shielding import shield
+from atomizer_dask.conductors.dask.messages import OutcomesStored, as_event
 from atomizer_dask.conductors.dask.plugins.idle_workers import IdleWorkersByValue
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     DRIVER,
-    SETTLED,
     PluginByValue,
     forget_runs,
     knows,
@@ -244,8 +244,8 @@ class DaskConductor(DaskCarrier):
         """Forget the outcomes of batches of a run, all where `keys` is None: the store has them."""
         tasks = None if keys is None else [key_of_run(atom_id, key, run_id) for key in keys]
         if self._client.status == "running":
-            msg = {"run": run_id, "keys": tasks}
-            self._client.loop.add_callback(self._client.scheduler.log_event, topic=SETTLED, msg=msg)
+            stored = as_event(OutcomesStored(run_id, tasks))
+            self._client.loop.add_callback(self._client.scheduler.log_event, **stored)
 
     def close(self) -> None:
         """End what is under way, and close what it opened itself."""

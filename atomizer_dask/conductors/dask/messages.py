@@ -1,12 +1,21 @@
-"""The messages of workers to a conductor, on the topic that is the conductor's channel.
+"""The messages between clients, workers and our plugins on the scheduler, which are Dask's events.
 
-Dask's topics carry numbers, texts, bytes and tuples of these, so a message travels as its
-kind and its fields. Objects of the user's travel pickled in a field.
+::
+
+    worker                 ── `WorkerMessage` ──▶   conductor, on the topic that is its channel
+    client, leaving worker ── `TaskMessage`   ──▶   plugins on the scheduler, a topic for each kind
+    plugins, leaving worker ── `TaskMessage`  ──▶   clients that subscribed to its topic
+
+Topics carry numbers, texts, bytes, and tuples and dicts of these, so that a message travels as its
+fields. Objects of the user's travel pickled in a field.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
+
+from atomizer_dask.events import Level
 
 
 class BatchGivenBack(NamedTuple):
@@ -67,6 +76,95 @@ class ErrorReported(NamedTuple):
     error: bytes
 
 
+class TaskAdopted(NamedTuple):
+    """A client wants a task that another client has submitted."""
+
+    key: tuple[str, ...]
+    client: str
+
+
+class AtomsClaimed(NamedTuple):
+    """Which versions of atoms a client needs from now on, and no longer."""
+
+    client: str
+    needed: list[str]
+    unneeded: list[str]
+
+
+class DemandChanged(NamedTuple):
+    """How many electrons a client still has to be executed, and the seconds they will take."""
+
+    client: str
+    electrons: int
+    seconds: float
+
+
+class OutcomesStored(NamedTuple):
+    """The outcomes of tasks of a run are in its store; of all its tasks where `keys` is None."""
+
+    run: str
+    keys: list[tuple[str, ...]] | None
+
+
+class TaskHandedOn(NamedTuple):
+    """A worker leaves while its children are under way: the clients of a channel get their task."""
+
+    key: tuple[str, ...]
+    channel: str
+
+
+class WorkerLeaving(NamedTuple):
+    """A worker takes no more batches.
+
+    Parameters
+    ----------
+    worker
+        The address of the worker.
+    final
+        Whether this is the last message: its end is no death.
+    retired
+        Whether it is retired; otherwise its wall time is about to end.
+    number
+        Of the farewells of this worker, the number of this one, which the scheduler acknowledges.
+    """
+
+    worker: str
+    final: bool
+    retired: bool = False
+    number: int = 0
+
+
+class WorkerIdle(NamedTuple):
+    """A worker that is there does nothing, or is back, and what was done about it.
+
+    Parameters
+    ----------
+    worker
+        The address of the worker.
+    text
+        For an event about the worker; empty for none.
+    level
+        The level of that event.
+    dropped, begun
+        Keys of tasks that the scheduler took back: the worker had not begun them, or may have.
+    rest
+        Keys of tasks of which all but the running electron go to others.
+    restarted
+        Whether it is being restarted.
+    name
+        The name of a worker that is being restarted, by which its cluster knows it.
+    """
+
+    worker: str
+    text: str = ""
+    level: Level = "warning"
+    dropped: Sequence[tuple[str, ...]] = ()
+    begun: Sequence[tuple[str, ...]] = ()
+    rest: Sequence[tuple[str, ...]] = ()
+    restarted: bool = False
+    name: Any = None
+
+
 WorkerMessage = (
     BatchGivenBack
     | BatchPartly
@@ -78,7 +176,26 @@ WorkerMessage = (
     | EventsEmitted
     | ErrorReported
 )
-_TYPES: dict[str, Any] = {kind.__name__: kind for kind in get_args(WorkerMessage)}
+_WORKER_MESSAGES: dict[str, Any] = {kind.__name__: kind for kind in get_args(WorkerMessage)}
+TaskMessage = (
+    TaskAdopted
+    | AtomsClaimed
+    | DemandChanged
+    | OutcomesStored
+    | TaskHandedOn
+    | WorkerLeaving
+    | WorkerIdle
+)
+TOPICS: dict[Any, str] = {
+    TaskAdopted: "atomizer-adopted",
+    AtomsClaimed: "atomizer-claims",
+    DemandChanged: "atomizer-demand",
+    OutcomesStored: "atomizer-settled",
+    TaskHandedOn: "atomizer-handed",
+    WorkerLeaving: "atomizer-leaving",
+    WorkerIdle: "atomizer-idle",
+}
+_TASK_MESSAGES = {topic: kind for kind, topic in TOPICS.items()}
 
 
 def to_topic(message: WorkerMessage) -> tuple[Any, ...]:
@@ -97,5 +214,24 @@ def from_topic(parts: Any) -> WorkerMessage:
     BatchGivenBack(key='batch', stop=3)
     """
     kind, *fields = parts
-    message: WorkerMessage = _TYPES[kind](*fields)
+    message: WorkerMessage = _WORKER_MESSAGES[kind](*fields)
     return message
+
+
+def as_event(message: TaskMessage) -> dict[str, Any]:
+    """Return a message as the arguments with which Dask logs an event.
+
+    >>> as_event(TaskHandedOn(("batch", "atomizer-once"), "channel"))["topic"]
+    'atomizer-handed'
+    """
+    return {"topic": TOPICS[type(message)], "msg": message._asdict()}
+
+
+def of_event(topic: str, msg: Any) -> TaskMessage | None:
+    """Return the message of an event; None where the event is none about tasks.
+
+    >>> of_event("atomizer-handed", {"key": ("batch",), "channel": "channel"})
+    TaskHandedOn(key=('batch',), channel='channel')
+    """
+    kind = _TASK_MESSAGES.get(topic)
+    return None if kind is None else kind(**msg)

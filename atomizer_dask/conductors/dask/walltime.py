@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from atomizer_dask.conductors.dask.cluster.internals import lifetime_timer
-from atomizer_dask.conductors.dask.messages import BatchExpiring, to_topic
+from atomizer_dask.conductors.dask.messages import BatchExpiring, WorkerLeaving, as_event, to_topic
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     HEARD,
     JOINED_SECONDS,
-    LEAVING,
     is_batch,
     is_of_run,
 )
@@ -244,8 +243,8 @@ class WorkerShutdown:
         self._worker.loop.add_callback(self._leave_when_idle)
 
     def _report_leaving(self, *, final: bool, retired: bool = False) -> None:
-        facts = {"final": final, "retired": retired, "number": self._farewells}
-        self._worker.log_event(LEAVING, {"worker": self._worker.address, **facts})
+        message = WorkerLeaving(self._worker.address, final, retired, self._farewells)
+        self._worker.log_event(**as_event(message))
 
     def _note_heard(self, number: int) -> None:
         """Note that the scheduler has all messages up to a farewell."""

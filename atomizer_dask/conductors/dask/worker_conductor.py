@@ -15,10 +15,11 @@ from atomizer_dask.conductors.dask.messages import (
     ErrorReported,
     EventsEmitted,
     SpawnerWaiting,
+    TaskHandedOn,
     WorkerMessage,
+    as_event,
     to_topic,
 )
-from atomizer_dask.conductors.dask.plugins.scheduler_plugin import HANDED
 from atomizer_dask.conductors.dask.task_keys import key_of
 from atomizer_dask.conductors.electron_source import Sent
 from atomizer_dask.errors import AtomizerError
@@ -75,7 +76,7 @@ class WorkerConductor(DaskCarrier):
             channel, data = batch.origin.channel, self._dumped(handed, handed.electrons)
             if data is not None:
                 self._heirs[batch.key] = channel
-                self._worker.log_event(HANDED, {"key": key_of(batch), "channel": channel})
+                self._worker.log_event(**as_event(TaskHandedOn(key_of(batch), channel)))
                 self._send(channel, BatchHandedOn(data))
 
     def _dumped(self, what: Any, electrons: list[Sent]) -> bytes | None:

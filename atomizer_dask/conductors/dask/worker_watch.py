@@ -13,9 +13,8 @@ from distributed.deploy import Cluster
 
 from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
 from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
+from atomizer_dask.conductors.dask.messages import TOPICS, WorkerIdle, WorkerLeaving
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
-from atomizer_dask.conductors.dask.plugins.idle_workers import IDLE
-from atomizer_dask.conductors.dask.plugins.scheduler_plugin import LEAVING
 from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch
@@ -148,12 +147,12 @@ class WorkerWatch:
         elif had and not crew.working and len(self._tasks):
             self._owner.announce(crew.standstill(set()), "warning")
 
-    def note_idle(self, message: Mapping[str, Any]) -> None:
+    def note_idle(self, message: WorkerIdle) -> None:
         """Note what the scheduler plugin did about an idle worker."""
-        if message.get("restarted") and self._lost_workers is not None:
-            self._lost_workers.restarted.add(message["name"])
-        if message["text"]:
-            self._owner.announce(message["text"], message["level"], worker=message["worker"])
+        if message.restarted and self._lost_workers is not None:
+            self._lost_workers.restarted.add(message.name)
+        if message.text:
+            self._owner.announce(message.text, message.level, worker=message.worker)
         self._tasks.post_idle(message)
 
     def note_death(self, batch: Batch, worker: str) -> None:
@@ -195,18 +194,19 @@ def _listen(watch: WorkerWatch) -> dict[str, str]:
         leaving: dict[str, str] = {}
         watches: weakref.WeakSet[WorkerWatch] = weakref.WeakSet()
 
-        def note(message: tuple[float, Any]) -> None:
-            is_retired = message[1].get("retired", False)
-            leaving[message[1]["worker"]] = "was retired" if is_retired else LEFT_IN_TIME
+        def note_leaving(event: tuple[float, Any]) -> None:
+            message = WorkerLeaving(**event[1])
+            leaving[message.worker] = "was retired" if message.retired else LEFT_IN_TIME
 
-        def note_idle(message: tuple[float, Any]) -> None:
-            if message[1].get("restarted"):
-                leaving[message[1]["worker"]] = "has ended, to be restarted"
+        def note_idle(event: tuple[float, Any]) -> None:
+            message = WorkerIdle(**event[1])
+            if message.restarted:
+                leaving[message.worker] = "has ended, to be restarted"
             for each in list(watches):
-                each.note_idle(message[1])
+                each.note_idle(message)
 
-        client.subscribe_topic(LEAVING, note)
-        client.subscribe_topic(IDLE, note_idle)
+        client.subscribe_topic(TOPICS[WorkerLeaving], note_leaving)
+        client.subscribe_topic(TOPICS[WorkerIdle], note_idle)
         _LISTENING[client] = leaving, watches
     leaving, watches = _LISTENING[client]
     watches.add(watch)

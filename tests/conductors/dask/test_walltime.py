@@ -212,9 +212,9 @@ def test_electrons_end_with_the_process_and_those_that_ended_before_are_told_of(
     async def hand_on():
         did.append("handed on")
 
-    def log_event(topic, facts):
+    def log_event(topic, msg):
         did.append("the scheduler knows")
-        worker.stream_handlers["atomizer-heard"](number=facts["number"])
+        worker.stream_handlers["atomizer-heard"](number=msg["number"])
 
     worker = SimpleNamespace(
         address="tcp://here",
@@ -282,7 +282,7 @@ def leaving():
         address="tcp://here",
         loop=SimpleNamespace(add_callback=lambda *_: None),
         stream_handlers={},
-        log_event=lambda topic, message: told.append((topic, message)),
+        log_event=lambda topic, msg: told.append((topic, msg)),
     )
     leaving = WorkerShutdown(
         worker,

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from time import time
 from typing import Any
 
@@ -22,6 +21,7 @@ from distributed import SchedulerPlugin
 from distributed.protocol import deserialize
 from distributed.scheduler import Scheduler, TaskState, WorkerState, heartbeat_interval
 
+from atomizer_dask.conductors.dask.messages import WorkerIdle, as_event
 from atomizer_dask.conductors.dask.plugins.crowded_workers import CrowdedWorkers, drop_waiting
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     BatchTasksPlugin,
@@ -30,7 +30,6 @@ from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     packed_by_value,
 )
 
-IDLE = "atomizer-idle"  # the topic on which the scheduler announces what it took back, and why
 LOOK_SECONDS = 1.0
 LATE_SECONDS = 3.0  # between two looks: after more the scheduler itself had stood still
 MISSED_HEARTBEATS = 6
@@ -48,7 +47,6 @@ STATES = {  # of a silent worker's process that does not go on
     "unreachable": "host unreachable",
     "asleep": "process asleep",
 }
-NOTHING: Mapping[str, Any] = {}
 UNSAID = ("closing", "closing_gracefully")  # other events announce these
 
 
@@ -132,9 +130,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._served: set[str] = set()  # workers that have had batches
         self._awake = self._looked = time()
         self._asking: set[asyncio.Task[Any]] = set()
-        take_back = partial(self._take_back, how="dropped")
         self._crowded = CrowdedWorkers(
-            scheduler, self._patience, take_back, self._do, self._drop_waiting
+            scheduler, self._patience, self._take_back, self._do, self._drop_waiting
         )
         scheduler.handlers["atomizer_crew"] = self.crew
         scheduler.handlers["atomizer_broadcast"] = self.broadcast
@@ -245,7 +242,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         if why:
             self._idle[address] = Idle(why, heard if why == SILENT else now)
         elif idle is not None and idle.is_reported:
-            self._report(address, f"worker {address} is back", level="info")
+            self._report(WorkerIdle(address, f"worker {address} is back", "info"))
 
     def _dismiss(self, worker: WorkerState, idle: Idle) -> None:
         """Remove a worker from the idle ones: the reason no longer holds."""
@@ -279,7 +276,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         waiting = [task for task in worker.processing - begun if _is_ours(task)]
         if not idle.is_reported and (waiting or idle.why != SILENT):
             self._announce(worker, idle)
-        self._take_back(worker.address, waiting, how="dropped")
+        self._take_back(worker.address, waiting)
         ours = [task for task in begun if _is_ours(task)]
         if idle.why == SILENT:
             self._ask(worker, idle)
@@ -290,7 +287,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
                 if ours:
                     idle.is_reported = True
                     self._report_taking(worker, idle, "what it has begun goes to others too")
-                self._take_back(worker.address, ours, how="begun")
+                self._take_back(worker.address, ours, have_begun=True)
                 ours = []
         idle.begun = len(ours)
         if self._is_to_be_restarted(worker, idle, now):
@@ -303,14 +300,18 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             self._report_taking(worker, idle, "what it has not begun goes to others")
 
     def _report_taking(self, worker: WorkerState, idle: Idle, what: str) -> None:
-        self._report(worker.address, f"worker {worker.address} is {idle.text}: {what}")
+        text = f"worker {worker.address} is {idle.text}: {what}"
+        self._report(WorkerIdle(worker.address, text))
 
-    def _take_back(self, worker: str, tasks: Iterable[TaskState], *, how: str) -> None:
+    def _take_back(
+        self, worker: str, tasks: Iterable[TaskState], *, have_begun: bool = False
+    ) -> None:
         """Have clients send batches elsewhere, and the scheduler forget their tasks."""
         keys = [task.key for task in tasks if _is_ours(task)]
         if not keys:
             return
-        self._report(worker, "", more={how: keys})
+        taken = WorkerIdle(worker, begun=keys) if have_begun else WorkerIdle(worker, dropped=keys)
+        self._report(taken)
         for key in keys:
             clients = [client.client_key for client in self._scheduler.tasks[key].who_wants or ()]
             for client in clients:
@@ -323,13 +324,10 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         keys = [task.key for task in tasks if task.key not in idle.rest_taken]
         if keys:
             idle.rest_taken.update(keys)
-            self._report(worker.address, "", more={"rest": keys})
+            self._report(WorkerIdle(worker.address, rest=keys))
 
-    def _report(
-        self, worker: str, text: str, level: str = "warning", more: Mapping[str, Any] = NOTHING
-    ) -> None:
-        message = {"worker": worker, "text": text, "level": level, **more}
-        self._scheduler.log_event(IDLE, message)
+    def _report(self, message: WorkerIdle) -> None:
+        self._scheduler.log_event(**as_event(message))
 
     def _do(self, what: Any) -> None:
         task = asyncio.create_task(what)
@@ -394,11 +392,8 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     async def _bring_back(self, worker: WorkerState, why: str) -> None:
         address = worker.address
-        self._report(
-            address,
-            f"worker {address} is {why}, and nobody else uses it: it is restarted",
-            more={"restarted": True, "name": worker.name},
-        )
+        text = f"worker {address} is {why}, and nobody else uses it: it is restarted"
+        self._report(WorkerIdle(address, text, restarted=True, name=worker.name))
         restart = self._scheduler.restart_workers
         done = await restart(
             [address], wait_for_workers=False, on_error="return", stimulus_id=_stimulus("restarted")
@@ -435,8 +430,3 @@ def _is_ours(task: TaskState) -> bool:
 
 def _stimulus(what: str) -> str:
     return f"atomizer-{what}-{time()}"
-
-
-def keys_in(message: Mapping[str, Any], how: str) -> list[Any]:
-    """Return the keys in a message as tuples: topics deliver them as lists."""
-    return [tuple(key) for key in message.get(how, ())]

@@ -25,20 +25,25 @@ from distributed import SchedulerPlugin
 from distributed.protocol import pickle
 from distributed.scheduler import Scheduler, WorkerState
 
+from atomizer_dask.conductors.dask import messages
 from atomizer_dask.conductors.dask.cluster import internals
+from atomizer_dask.conductors.dask.messages import (
+    AtomsClaimed,
+    DemandChanged,
+    OutcomesStored,
+    TaskAdopted,
+    TaskHandedOn,
+    WorkerLeaving,
+    as_event,
+    of_event,
+)
 
 ONCE = "atomizer-once"  # the last part of the key of a batch's task
-SETTLED = "atomizer-settled"  # the topic on which clients release keys that nobody needs any more
 METADATA = "atomizer-atoms"  # the scheduler's table of atoms: code by digest, digest by id
-HANDED = "atomizer-handed"  # the topic on which a leaving worker hands tasks on
 DRIVER = "atomizer-driver"  # the last part of the key of a task that drives a detached run
 HEARD = "atomizer-heard"  # the message that acknowledges all messages of a leaving worker
-LEAVING = "atomizer-leaving"  # the topic on which workers announce that their wall time ends
 NO_WORKER = "tcp://0.0.0.0:0"  # stands for a worker that does not exist
-DEMAND = "atomizer-demand"  # the topic on which clients announce how much they will send
 NEXT_WORKER = "tcp://0.0.0.0:1"  # stands for the next worker that joins
-ADOPTED = "atomizer-adopted"  # the topic on which another client asks for keys
-CLAIMS = "atomizer-claims"  # the topic on which clients name the atoms they need
 TOPICS = "atomizer-"  # prefix of all our topics
 RUN_CLIENT = "atomizer-"  # prefix of the names of run clients, see `run_client_of`
 OF_RUN = "·"  # separates parts of the name under which Dask shows our tasks
@@ -78,32 +83,41 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Act on a message about tasks: of clients, or of workers that leave."""
-        if topic == ADOPTED:
-            self._give(tuple(msg["key"]), msg["client"])
-        elif topic == CLAIMS:
-            self._note_claims(msg["client"], msg["needed"], msg["unneeded"])
-        elif topic == DEMAND:
-            self._note_demand(msg["client"], msg["electrons"], msg["seconds"])
-        elif topic == LEAVING:
-            self._let_leave(msg["worker"], final=msg["final"])
-            stream = self._scheduler.stream_comms.get(msg["worker"])
-            if msg["final"] and stream is not None:
-                status = {"status": "closing_gracefully", "stimulus_id": f"atomizer-{time()}"}
-                stream.send({"op": "worker-status-change", **status})
-                stream.send({"op": HEARD, "number": msg["number"]})
-        elif topic == SETTLED:
-            run_client = self._scheduler.clients.get(run_client_of(msg["run"]))
-            if run_client is not None:
-                everything = [task.key for task in run_client.wants_what if task.key[-1] == ONCE]
-                keys = everything if msg["keys"] is None else list(map(tuple, msg["keys"]))
-                self._scheduler.client_releases_keys(keys, run_client.client_key)
-                self._dismiss_idle_run_clients(run_client.client_key)
-        elif topic == HANDED:
-            self._pass_on(tuple(msg["key"]), msg["channel"])
-        elif self._heirs and type(msg) in (tuple, list):  # a worker's message about a batch, say
-            heir = self._heirs.get(msg[1], topic)
-            if heir != topic:
-                self._scheduler.log_event(heir, msg)
+        match of_event(topic, msg):
+            case TaskAdopted(key, client):
+                self._give(key, client)
+            case AtomsClaimed(client, needed, unneeded):
+                self._note_claims(client, needed, unneeded)
+            case DemandChanged(client, electrons, seconds):
+                self._note_demand(client, electrons, seconds)
+            case WorkerLeaving() as leaving:
+                self._note_leaving(leaving)
+            case OutcomesStored(run, keys):
+                self._note_stored(run, keys)
+            case TaskHandedOn(key, channel):
+                self._pass_on(key, channel)
+            case None if self._heirs and type(msg) is tuple:  # perhaps a worker's about a batch
+                heir = self._heirs.get(msg[1], topic)
+                if heir != topic:
+                    self._scheduler.log_event(heir, msg)
+
+    def _note_leaving(self, leaving: WorkerLeaving) -> None:
+        self._let_leave(leaving.worker, final=leaving.final)
+        stream = self._scheduler.stream_comms.get(leaving.worker)
+        if leaving.final and stream is not None:
+            status = {"status": "closing_gracefully", "stimulus_id": f"atomizer-{time()}"}
+            stream.send({"op": "worker-status-change", **status})
+            stream.send({"op": HEARD, "number": leaving.number})
+
+    def _note_stored(self, run: str, keys: Iterable[Any] | None) -> None:
+        """Release tasks of a run, all where `keys` is None: nobody needs them any more."""
+        run_client = self._scheduler.clients.get(run_client_of(run))
+        if run_client is None:
+            return
+        if keys is None:
+            keys = [task.key for task in run_client.wants_what if task.key[-1] == ONCE]
+        self._scheduler.client_releases_keys(keys, run_client.client_key)
+        self._dismiss_idle_run_clients(run_client.client_key)
 
     def _pass_on(self, key: Any, channel: str) -> None:
         """Keep a task for the clients that listen to a channel, and forward its messages there.
@@ -206,7 +220,7 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
         if not ours or worker.status.name != "running":
             return
         before, address = worker.status, worker.address
-        self._scheduler.log_event(LEAVING, {"worker": address, "final": False, "retired": True})
+        self._scheduler.log_event(**as_event(WorkerLeaving(address, final=False, retired=True)))
         try:
             call = self._scheduler.rpc(address).run(function=UNLOAD)
             await asyncio.wait_for(call, UNLOAD_SECONDS)
@@ -359,7 +373,8 @@ class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
 
 def packed_by_value(value: Any, *names: str) -> bytes:
     """Return a pickled object of some modules, with the code of these and of this one."""
-    modules = [sys.modules[name] for name in dict.fromkeys((__name__, internals.__name__, *names))]
+    own = __name__, internals.__name__, messages.__name__
+    modules = [sys.modules[name] for name in dict.fromkeys((*own, *names))]
     for each in modules:
         cloudpickle.register_pickle_by_value(each)
     try:
