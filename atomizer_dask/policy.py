@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from atomizer_dask.display.text import brief
 from atomizer_dask.errors import ElectronError, text_of
@@ -95,8 +95,26 @@ class Policy:
         return exponential * random.uniform(1, 1 + JITTER)  # noqa: S311 - no secret
 
 
+class Again(NamedTuple):
+    """Failures after which electrons are tried again, all on the same terms.
+
+    Parameters
+    ----------
+    which
+        Indices of the failures among those that were judged.
+    elsewhere
+        Whether another worker tries.
+    seconds
+        To let pass before.
+    """
+
+    which: list[int]
+    elsewhere: bool
+    seconds: float
+
+
 class Judge:
-    """Asks policies what becomes of failures: they may be functions of users, which raise.
+    """Decides what becomes of failures, by policies, which may be functions of users that raise.
 
     Parameters
     ----------
@@ -108,14 +126,30 @@ class Judge:
         self._on_problem = on_problem
         self._known: set[tuple[type, str]] = set()
 
-    def decide(self, policy: Policy, error: ElectronError) -> Decision:
-        """Return what becomes of an electron after a failure; it fails where its policy raises.
+    def again(self, policy: Policy, errors: Sequence[ElectronError], attempt: int) -> list[Again]:
+        """Return which of some failures of an attempt lead to another, where, and when.
+
+        The others are final; so are those for which the policy raises.
 
         Raises
         ------
         BaseException
             One that ends the program, as SystemExit does.
         """
+        if policy.never:
+            return []
+        decisions = [self._decide(policy, error) for error in errors]
+        chosen = {
+            decision: [index for index, each in enumerate(decisions) if each == decision]
+            for decision in ("retry", "requeue")
+        }
+        return [
+            Again(which, decision == "requeue", policy.delay(attempt))
+            for decision, which in chosen.items()
+            if which
+        ]
+
+    def _decide(self, policy: Policy, error: ElectronError) -> Decision:
         try:
             return policy.decide(error)
         except Exception as broken:  # noqa: BLE001 - the user's function; it must not stop the run

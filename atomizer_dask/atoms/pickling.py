@@ -320,7 +320,7 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
     file = io.BytesIO()
     pickler = Pickler(file, exempt=definition.exempt)
     try:
-        _look_through(definition, pickler)
+        _dump_watched(definition, pickler)
     except (UnpicklableError, RegistrationError) as error:
         is_fine = can_travel if isinstance(error, UnpicklableError) else _has_no_generator
         exempt = _exempted(definition, pickler, is_fine)
@@ -360,7 +360,7 @@ def _exempted(definition: Definition, pickler: Pickler, is_fine: Callable[[Any],
     return Exempt(frozenset(modules), attributes)
 
 
-def look_at(definition: Definition) -> Watched:
+def watched_by(definition: Definition) -> Watched:
     """Return a `Watched` that shows whether an atom has changed; the atom need not travel.
 
     Raises
@@ -370,12 +370,12 @@ def look_at(definition: Definition) -> Watched:
     """
     pickler = Pickler(io.BytesIO(), buffer_callback=lambda _: False)  # no copies of arrays
     with suppress(UnpicklableError):
-        _look_through(definition, pickler)
+        _dump_watched(definition, pickler)
     definition.draws_from = frozenset(pickler.drawn_from)
     return pickler.watched
 
 
-def _look_through(definition: Definition, pickler: Pickler) -> None:
+def _dump_watched(definition: Definition, pickler: Pickler) -> None:
     try:
         pickler.dump(definition)
     except BaseException as error:

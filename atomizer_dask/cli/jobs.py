@@ -22,7 +22,7 @@ from atomizer_dask.errors import ConductorError
 
 CLOSE_SECONDS = 30.0  # for workers to unregister from their scheduler
 CANCEL_SECONDS = 10.0  # for the batch system to cancel the jobs
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 REMIND_SECONDS = 60.0
 
 
@@ -163,7 +163,7 @@ class Jobs:
     def _watch(self, began: float) -> None:
         """Announce what happens until the first worker is there, a job is refused, or all end."""
         listed, due = 0, began + REMIND_SECONDS
-        while not self._ending.wait(LOOK_SECONDS):
+        while not self._ending.wait(POLL_SECONDS):
             # Workers first, then ids: so the job of each worker is among the ids.
             workers, ids, seconds = self._workers(), self.ids, monotonic() - began
             if len(ids) > listed:

@@ -31,7 +31,7 @@ from atomizer_dask.config import setting
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.registry import registered
 
-LOOK_SECONDS = 0.2  # between two checks of the state of the scheduler
+POLL_SECONDS = 0.2  # between two checks of the state of the scheduler
 SWITCH_SECONDS = 0.001
 COLLECT_AFTER = 50_000, 20, 100  # thresholds of the garbage collector; by default 700, 10, 10
 TOGETHER_SECONDS = 0.5  # in which two signals count as one
@@ -147,7 +147,7 @@ class Node:
         )
         _spare_the_collector()
         due = monotonic() + self._pace
-        while not _holds(signals, LOOK_SECONDS) and self._dask.state != "gone":
+        while not _holds(signals, POLL_SECONDS) and self._dask.state != "gone":
             if monotonic() >= due:
                 due = monotonic() + self._pace
                 self._log.health(self._conductor.status(), self._dask.threads)

@@ -232,29 +232,29 @@ class ElectronSource:
             del self._under_way[batch.key]
 
     def _is_tried_again(self, sent: Sent, error: ElectronError) -> bool:
-        if sent.electron.max_attempts == 1 or sent.future.done() or self._withdrawn is not None:
+        if sent.future.done() or self._withdrawn is not None:
             return False
         if any(map(sent.is_of, self._cancelled)):
             return False
-        policy = sent.electron.policy
         try:
-            decision = self._judge.decide(policy, error)
+            again = self._judge.again(sent.electron.policy, [error], sent.terms.attempt)
         except BaseException as broken:  # noqa: BLE001 - it is the policy of this electron alone
             self._report_problem("on_failure means to end the program", broken)
             return False
-        if decision == "fail":
+        if not again:
             return False
-        terms = sent.terms.again(error.worker, elsewhere=decision == "requeue")
-        again = sent._replace(terms=terms, earlier=(*sent.earlier, error.bare()))
+        terms = sent.terms.again(error.worker, elsewhere=again[0].elsewhere)
         electron_id = sent.electron.id
-        self._delayed[electron_id] = again
+        self._delayed[electron_id] = sent._replace(
+            terms=terms, earlier=(*sent.earlier, error.bare())
+        )
 
         def send() -> None:
             if (ready := self._delayed.pop(electron_id, None)) is not None:
                 self._waiting.append(ready)
                 self.driver.pump()
 
-        self.driver.post_later(policy.delay(sent.terms.attempt), send)
+        self.driver.post_later(again[0].seconds, send)
         return True
 
     def cancel(self, root: str) -> None:

@@ -17,7 +17,7 @@ import psutil
 
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.pickling import dump_watched, look_at
+from atomizer_dask.atoms.pickling import dump_watched, watched_by
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import ChildConductor
@@ -54,7 +54,7 @@ class MemoryConductor(BatchConductor):
         self._threads = threads or os.cpu_count() or 1
         self._pool = _Pool(self._threads)
         self._site = _MemorySite(self)
-        self._looked_at: WeakKeyDictionary[Definition, Watched] = WeakKeyDictionary()
+        self._watched: WeakKeyDictionary[Definition, Watched] = WeakKeyDictionary()
 
     @property
     def threads(self) -> int:
@@ -80,9 +80,9 @@ class MemoryConductor(BatchConductor):
         RegistrationError
             Where it draws from a generator that was made outside of it.
         """
-        known = self._looked_at.get(definition)
+        known = self._watched.get(definition)
         if known is None or not known.is_current():
-            self._looked_at[definition] = look_at(definition)
+            self._watched[definition] = watched_by(definition)
         return definition
 
     def submit(self, batch: Batch, post: Callable[[Report], None]) -> None:

@@ -256,7 +256,7 @@ class Lease:
 
     def outcome(
         self,
-        results: dict[str, Column] | list[Any],
+        results: dict[str, Column],
         start: tuple[int, float],
         ends: np.ndarray,
         counts: np.ndarray | None = None,

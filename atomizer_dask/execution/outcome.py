@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from time import time_ns
 from typing import Any, NamedTuple
 
@@ -34,8 +33,8 @@ class Outcome:
     stop
         Offset after the last electron executed; the rest of the batch returns to the queue.
     results
-        For the electrons that did not fail: output columns by name, or the list of the results
-        themselves for electrons that were sent one by one.
+        Output columns by name, for the electrons that did not fail. Electrons that were sent one by
+        one have a column ``result`` with just what the atom returned.
     failed
         Indices of the failed electrons, ascending, relative to `first`.
     codes, failures
@@ -63,7 +62,7 @@ class Outcome:
     """
 
     stop: int
-    results: dict[str, Column] | list[Any]
+    results: dict[str, Column]
     failed: Sequence[int] | np.ndarray
     codes: Sequence[int] | np.ndarray
     failures: list[Failure]
@@ -114,16 +113,12 @@ class Outcome:
         a, b = start - self.first, stop - self.first
         failed = np.asarray(self.failed, dtype=np.int64)
         low, high = np.searchsorted(failed, [a, b])
-        if isinstance(self.results, list):
-            results: dict[str, Column] | list[Any] = self.results[a - low : b - high]
-        else:
-            results = {n: _cut(output, a - low, b - high) for n, output in self.results.items()}
         starts, ends = self.times()
         return replace(
             self,
             first=start,
             stop=stop,
-            results=results,
+            results={n: _cut(output, a - low, b - high) for n, output in self.results.items()},
             failed=failed[low:high] - a,
             codes=self.codes[low:high],
             starts=(starts[a:b] - self.start_ns) / 1e9,
@@ -144,16 +139,12 @@ class Outcome:
         bad = np.zeros(len(self), dtype=bool)
         bad[failed] = True
         good, stays = wanted[~bad], wanted[failed]
-        if isinstance(self.results, list):
-            results: dict[str, Column] | list[Any] = list(compress(self.results, good))
-        else:
-            results = {name: _pick(output, good) for name, output in self.results.items()}
         starts, ends = self.times()
         return replace(
             self,
             first=0,
             stop=int(wanted.sum()),
-            results=results,
+            results={name: _pick(output, good) for name, output in self.results.items()},
             failed=(np.cumsum(wanted) - 1)[failed[stays]],
             codes=np.asarray(self.codes)[stays],
             starts=(starts[wanted] - self.start_ns) / 1e9,
@@ -186,21 +177,11 @@ class Outcome:
         good = np.setdiff1d(np.arange(len(self)), failed)
         stays = np.ones(len(good), dtype=bool)
         stays[bad] = False
-        if isinstance(self.results, list):
-            results: dict[str, Column] | list[Any] = list(compress(self.results, stays))
-        else:
-            results = {}
-            for name, (values, present) in self.results.items():
-                if present is None:
-                    results[name] = Column(numpy_or_extension(values)[stays])
-                else:
-                    kept = numpy_or_extension(values)[stays[present]]
-                    results[name] = Column(kept, present[stays])
         order = np.argsort(joined := np.concatenate([failed, good[bad]]), kind="stable")
         codes = np.concatenate([self.codes, np.full(len(bad), len(self.failures))])
         return replace(
             self,
-            results=results,
+            results={name: _pick(output, stays) for name, output in self.results.items()},
             failed=joined[order],
             codes=codes[order],
             failures=[*self.failures, failure],
@@ -209,7 +190,6 @@ class Outcome:
 
     def with_unstored(self, bad: Sequence[int], failure: Failure) -> Outcome:
         """Return `with_failed`, and keep what these electrons returned in `unstored`."""
-        assert isinstance(self.results, dict)
         mask = np.zeros(len(self) - len(self.failed), dtype=bool)
         mask[np.asarray(bad, dtype=np.int64)] = True
         outcome = self.with_failed(list(bad), failure)
@@ -230,7 +210,10 @@ class Outcome:
 
     def rows(self) -> Iterator[Any]:
         """Yield the results of the electrons that did not fail."""
-        return iter(self.results) if isinstance(self.results, list) else self._rows()
+        alone = self.results.get("result") if self.scalar and len(self.results) == 1 else None
+        if alone is not None and alone.present is None:
+            return iter(python_values(alone.values))
+        return self._rows()
 
     def properties(self, batch: Batch) -> Iterator[Properties]:
         """Yield the Properties of every electron, in the order of the batch."""
@@ -291,7 +274,6 @@ class Outcome:
         return errors
 
     def _rows(self) -> Iterator[Any]:
-        assert isinstance(self.results, dict)
         good = len(self) - len(self.failed)
         missing = object()
         columns = []

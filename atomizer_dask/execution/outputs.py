@@ -30,6 +30,11 @@ def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
     return {"result": _output(results)} if results else {}, True
 
 
+def as_they_are(results: list[Any]) -> dict[str, Column]:
+    """Return results as one column of just these objects, as electrons sent one by one get them."""
+    return {"result": Column(as_objects(results))} if results else {}
+
+
 def _outputs_of_mixed(results: list[Any]) -> tuple[dict[str, Column], bool]:
     rows = [row if _is_record(row) else {"result": row} for row in results]
     absent = object()
@@ -135,34 +140,46 @@ def _presence(count: int, column: Column | None) -> np.ndarray:
 
 
 class ResultCollector:
-    """Collects results of atoms that are not vectorised."""
+    """Collects results of atoms that are not vectorised.
+
+    Parameters
+    ----------
+    as_they_are
+        Whether the results stay the very objects that the atom returned, in one column.
+    """
 
     def __init__(self, *, as_they_are: bool) -> None:
-        self._list: list[Any] | None = [] if as_they_are else None
+        self._objects: list[Any] | None = [] if as_they_are else None
         self._parts: list[tuple[int, dict[str, Column]]] = []
         self._scalar = True
 
     def add(self, results: list[Any]) -> None:
         """Take the results of the next electrons."""
-        if self._list is not None:
-            self._list += results
+        if self._objects is not None:
+            self._objects += results
         elif results:
             outputs, scalar = outputs_of(results)
             self._parts.append((len(results), outputs))
             self._scalar &= scalar
 
-    def joined(self, more: list[Any] | None = None) -> tuple[dict[str, Column] | list[Any], bool]:
+    def joined(self, more: list[Any] | None = None) -> tuple[dict[str, Column], bool]:
         """Return all results, with `more` at the end, and whether they came as scalars."""
-        if self._list is not None:
-            return (self._list if more is None else [*self._list, *more]), True
+        if self._objects is not None:
+            return as_they_are(self._objects if more is None else [*self._objects, *more]), True
         if not more:
             return join(self._parts), self._scalar
         outputs, scalar = outputs_of(more)
         return join([*self._parts, (len(more), outputs)]), self._scalar and scalar
 
 
-def join_outcomes(pieces: list[Outcome], worker: str) -> Outcome:
-    """Return the outcomes of consecutive pieces of a batch as one."""
+def join_outcomes(pieces: list[Outcome], worker: str, *, exact: bool) -> Outcome:
+    """Return the outcomes of consecutive pieces of a batch as one.
+
+    Parameters
+    ----------
+    exact
+        Whether results stay the objects that they are: `join` gives columns one type.
+    """
     if not pieces:
         return Outcome.none()
     start_ns = pieces[0].start_ns
@@ -182,11 +199,10 @@ def join_outcomes(pieces: list[Outcome], worker: str) -> Outcome:
         began, ended = piece.times()
         starts.append(began)
         ends.append(ended)
-    results: dict[str, Column] | list[Any]
-    if any(isinstance(piece.results, list) for piece in pieces):
-        results = [result for piece in pieces for result in piece.rows()]
+    if exact:
+        results = as_they_are([result for piece in pieces for result in piece.rows()])
     else:
-        results = join([(len(p) - len(p.failed), p.results) for p in pieces])  # type: ignore[misc]
+        results = join([(len(piece) - len(piece.failed), piece.results) for piece in pieces])
     return Outcome(
         stop=pieces[-1].stop,
         results=results,
@@ -198,5 +214,5 @@ def join_outcomes(pieces: list[Outcome], worker: str) -> Outcome:
         ends=(np.concatenate(ends) - start_ns) / 1e9,
         counts=None,
         worker=worker,
-        scalar=all(piece.scalar for piece in pieces if len(piece) > len(piece.failed)),
+        scalar=exact or all(piece.scalar for piece in pieces if len(piece) > len(piece.failed)),
     )

@@ -122,11 +122,8 @@ def pack_outcome(outcome: BatchOutcome) -> Packed:
         return pack(replace(outcome, failed=_with_failures_apart(outcome.failed)))
     outcome = _with_failures_apart(outcome)
     bad: set[int] = set()
-    if isinstance(outcome.results, list):
-        results: Any = _apart(outcome.results, range(len(outcome.results)), bad)
-    else:
-        good = len(outcome) - len(outcome.failed)
-        results = {name: _column_apart(c, good, bad) for name, c in outcome.results.items()}
+    good = len(outcome) - len(outcome.failed)
+    results = {name: _column_apart(c, good, bad) for name, c in outcome.results.items()}
     outcome = replace(outcome, results=results)
     if bad:
         why = "the result cannot travel to the client, for it cannot be pickled"
@@ -182,16 +179,13 @@ def _unpacked(packed: Packed) -> BatchOutcome:
         return replace(outcome, failed=_unstored_together(outcome.failed))
     outcome = _unstored_together(outcome)
     bad: set[int] = set()
-    if isinstance(outcome.results, list):
-        results: Any = _together(outcome.results, range(len(outcome.results)), bad)
-    else:
-        good = len(outcome) - len(outcome.failed)
-        results = {
-            name: Column(_objects(_together(list(values), _rows(present, good), bad)), present)
-            if _is_apart(values)
-            else Column(values, present)
-            for name, (values, present) in outcome.results.items()
-        }
+    good = len(outcome) - len(outcome.failed)
+    results = {
+        name: Column(_objects(_together(list(values), _rows(present, good), bad)), present)
+        if _is_apart(values)
+        else Column(values, present)
+        for name, (values, present) in outcome.results.items()
+    }
     outcome = replace(outcome, results=results)
     if bad:
         why = "the result cannot be unpickled here: is what it is made of installed?"

@@ -124,7 +124,7 @@ def _run_pieces(lease: Lease, definition: Definition) -> Outcome:
     pieces: list[Outcome] = []
 
     def so_far() -> Outcome:
-        return join_outcomes(pieces, lease.site.name)
+        return join_outcomes(pieces, lease.site.name, exact=lease.batch.ids is not None)
 
     lease.begin(claims, so_far)
     for piece in lease.site.execute_pieces(lease, definition, claims):

@@ -48,7 +48,7 @@ def run_slices(lease: Lease, definition: FunctionAtom, inputs: Columns | GridSli
         before = perf_counter()
         done = [] if examination.fault else _run_slice(lease, definition, columns, offset, count)
         took = perf_counter() - before
-        examination.look_at(columns, offset, count, done, took)
+        examination.examine(columns, offset, count, done, took)
         with lease.lock:
             if examination.fault is not None:
                 done = []
@@ -141,7 +141,7 @@ class _Examination:
         """The error of an atom whose rows depend on each other; None as long as none is known."""
         return self._known.fault
 
-    def look_at(
+    def examine(
         self,
         columns: Mapping[str, np.ndarray],
         offset: int,

@@ -187,7 +187,7 @@ class Ledger:
             self._started = monotonic()
             self._times = deque([(self._started, 0)])
 
-    def look(self, state: State, seconds: float) -> None:
+    def set_stored(self, state: State, seconds: float) -> None:
         """Set state and seconds as a store has them, for a run that this process does not drive."""
         self.state = state
         self._seconds = seconds

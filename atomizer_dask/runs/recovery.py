@@ -275,23 +275,23 @@ def _failures(ledger: Ledger) -> Iterator[tuple[int, int, Failure]]:
             yield int(ends[offset]), position, part.outcome.failures[code]
 
 
-def ledger_of(kept: StoredRun, allow_pickle: bool) -> Ledger:
+def ledger_of(stored: StoredRun, allow_pickle: bool) -> Ledger:
     """Return a ledger with the outcomes in a store, which another process may be writing."""
     while True:
-        ledger = Ledger(kept.run_id, kept.atom_id)
+        ledger = Ledger(stored.run_id, stored.atom_id)
         try:
-            load(kept.store, ledger, wanted=kept.view.mask(), allow_pickle=allow_pickle)
+            load(stored.store, ledger, wanted=stored.view.mask(), allow_pickle=allow_pickle)
         except FileNotFoundError:  # files were merged a moment ago
             sleep(RENAME_SECONDS)
             continue
-        ledger.look(kept.state, kept.seconds)
+        ledger.set_stored(stored.state, stored.seconds)
         return ledger
 
 
-def interruption_of(kept: StoredRun) -> str:
+def interruption_of(stored: StoredRun) -> str:
     """Return which process died while it drove a run, and how to go on; empty where none did."""
-    gone = kept.gone
-    go_on = f"atomizer.attach({kept.store.folder.url!r}) goes on"
+    gone = stored.gone
+    go_on = f"atomizer.attach({stored.store.folder.url!r}) goes on"
     return f"{gone} is gone, and had not ended it: {go_on}" if gone else ""
 
 

@@ -39,7 +39,7 @@ from atomizer_dask.runs.waiting import heard, interrupt, wait_showing, why_not_e
 from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.layout import State
 from atomizer_dask.store.store import Store
-from atomizer_dask.store.stored_run import described, look
+from atomizer_dask.store.stored_run import described, read_run
 from atomizer_dask.store.writer import ResultWriter
 
 if TYPE_CHECKING:
@@ -154,18 +154,18 @@ class Run(LiveDisplay, Pictures):
         --------
         ``Run.open("runs/ising").to_frame(columns=["temperature", "energy"])``
         """
-        kept = look(store, allow_pickle=allow_pickle)
+        stored = read_run(store, allow_pickle=allow_pickle)
         run = cls(
-            kept.run_id,
-            kept.atom_id,
-            kept.seed,
-            kept.view,
-            ledger_of(kept, allow_pickle),
-            store=kept.store,
+            stored.run_id,
+            stored.atom_id,
+            stored.seed,
+            stored.view,
+            ledger_of(stored, allow_pickle),
+            store=stored.store,
             allow_pickle=allow_pickle,
         )
-        run.interruption = interruption_of(kept)
-        run._recall(kept.store.manifest["sessions"])
+        run.interruption = interruption_of(stored)
+        run._recall(stored.store.manifest["sessions"])
         return run
 
     def _recall(self, sessions: Sequence[Mapping[str, Any]]) -> None:
@@ -226,9 +226,9 @@ class Run(LiveDisplay, Pictures):
     def look_again(self) -> None:
         """Read the store again, of a run that was opened; of one driven here do nothing."""
         if not self._control.is_driven:
-            kept = replace(look(self.store, allow_pickle=self._allow_pickle), view=self._view)
-            self._ledger = ledger_of(kept, self._allow_pickle)
-            self.interruption = interruption_of(kept)
+            stored = replace(read_run(self.store, allow_pickle=self._allow_pickle), view=self._view)
+            self._ledger = ledger_of(stored, self._allow_pickle)
+            self.interruption = interruption_of(stored)
 
     @property
     def progress(self) -> Progress:

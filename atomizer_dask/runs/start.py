@@ -43,7 +43,7 @@ from atomizer_dask.sweeps.sweep import Sweep
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # how often a detached driver looks whether somebody has attached
+POLL_SECONDS = 1.0  # how often a detached driver looks whether somebody has attached
 
 
 def _check_inputs(
@@ -126,7 +126,7 @@ def _start_in_store(
     storing: Storing,
 ) -> Run:
     """Start a run in a store, or go on with the one that the store has."""
-    kept = begin(
+    stored = begin(
         storing.store,
         run_id,
         definition,
@@ -137,7 +137,7 @@ def _start_in_store(
         takeover=storing.takeover,
         accept_changes=storing.accept_changes,
     )
-    run = start_stored(host, conductor, kept, definition, options)
+    run = start_stored(host, conductor, stored, definition, options)
     if not storing.detached:
         return run
     try:
@@ -167,57 +167,57 @@ def go_on(
     find
         Returns the atom of an id, None where there is none here.
     """
-    kept = resume(store, takeover=takeover, allow_pickle=allow_pickle)
+    stored = resume(store, takeover=takeover, allow_pickle=allow_pickle)
     try:
-        definition = find(kept.atom_id)
+        definition = find(stored.atom_id)
         if definition is None:
-            definition = stored_atom(kept, allow_pickle=allow_pickle)
-        verdict = check_code(kept.store, conductor.code_of(definition), accept=accept_changes)
+            definition = stored_atom(stored, allow_pickle=allow_pickle)
+        verdict = check_code(stored.store, conductor.code_of(definition), accept=accept_changes)
         if drop_corrupted:
-            for name in drop(kept.store):
+            for name in drop(stored.store):
                 logger.warning("%s is damaged: its electrons are executed again", name)
-        kept = accept_environment(kept, definition, verdict)
-        options = kept.options_with(on_failure).with_priority(priority)
+        stored = accept_environment(stored, definition, verdict)
+        options = stored.options_with(on_failure).with_priority(priority)
         if priority is not None:
-            kept.store.manifest["options"]["priority"] = priority
+            stored.store.manifest["options"]["priority"] = priority
     except BaseException:
-        kept.store.release()
+        stored.store.release()
         raise
-    return start_stored(host, conductor, kept, definition, options)
+    return start_stored(host, conductor, stored, definition, options)
 
 
 def start_stored(
     host: Host,
     conductor: BatchConductor,
-    kept: StoredRun,
+    stored: StoredRun,
     definition: Definition,
     options: MapOptions,
 ) -> Run:
     """Start, or go on with, the run of a store that this process holds."""
-    store, run_id = kept.store, kept.run_id
+    store, run_id = stored.store, stored.run_id
     try:
         assert store.holder is not None
-        universe = kept.universe.as_arrays() if definition.vectorized else kept.universe
+        universe = stored.universe.as_arrays() if definition.vectorized else stored.universe
         sink = StoreTarget(
             store.folder.url,
             store.holder.token,
-            kept.code,
+            stored.code,
             options.allow_pickle,
             setting("store.gather-rows"),
             setting("store.gather-bytes"),
         )
-        plan = _plan(run_id, definition, conductor, universe, kept.seed, options, sink)
-        ledger = Ledger(run_id, kept.atom_id)
+        plan = _plan(run_id, definition, conductor, universe, stored.seed, options, sink)
+        ledger = Ledger(run_id, stored.atom_id)
         # Before the store is read: a batch that ends in between has written its results there.
         in_flight = conductor.in_flight(run_id)
-        journal = kept.journal(universe)
-        seconds = kept.seconds_before  # before files are moved and written
-        recover(store, ledger, journal, kept.view.mask())
+        journal = stored.journal(universe)
+        seconds = stored.seconds_before  # before files are moved and written
+        recover(store, ledger, journal, stored.view.mask())
         ledger.begin(seconds)
         store.begin_session({**surroundings(), "conductor": conductor.whereabouts()})
-        run = Run.begin(plan, conductor, host, kept.view, ledger, journal, in_flight, drive)
+        run = Run.begin(plan, conductor, host, stored.view, ledger, journal, in_flight, drive)
         host.add_run(run)
-        run.start(kept.to_do(journal))
+        run.start(stored.to_do(journal))
     except BaseException:
         store.release()
         raise
@@ -277,13 +277,13 @@ def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
             conductor.publish(each)
         try:
             with inside(task):
-                kept = resume(url, detached=task)
-                options = replace(kept.options_with("fail"), policy=decides)
-                run = start_stored(host, conductor, kept, definition, options)
+                stored = resume(url, detached=task)
+                options = replace(stored.options_with("fail"), policy=decides)
+                run = start_stored(host, conductor, stored, definition, options)
         except StoreHeldError as error:
             logger.info("not driven from here: %s", error)
             return "held"
-        while not run.join(LOOK_SECONDS):
+        while not run.join(POLL_SECONDS):
             run.check_held()
         return run.state
     finally:

@@ -326,17 +326,17 @@ class Store:
     def first_of(self, name: str) -> int:
         """Return the first electron of a table of properties; raises what `read` does."""
 
-        def look(file: pq.ParquetFile) -> int:
+        def smallest(file: pq.ParquetFile) -> int:
             groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
             # One has no rows where all of its electrons were in another file as well.
             return min((g.column(0).statistics.min for g in groups if g.num_rows), default=0)
 
-        return int(self._reading(name, look))
+        return int(self._reading(name, smallest))
 
-    def _reading(self, name: str, look: Callable[[pq.ParquetFile], Any]) -> Any:
+    def _reading(self, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
         try:
             with pq.ParquetFile(self.folder.open(name), page_checksum_verification=True) as file:
-                return look(file)
+                return read(file)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:

@@ -228,18 +228,18 @@ def begin(
     try:
         if not store.manifest:
             _create(store, run_id, definition, code, sweep, seed_of(seed), options)
-            kept = StoredRun(store, sweep, RowMap(sweep))
+            stored = StoredRun(store, sweep, RowMap(sweep))
         else:
             _check_same(store, definition.id, seed)
             verdict = check_code(store, code, accept=accept_changes)
-            kept = StoredRun(store, *_extend(store, sweep, definition, options))
-            kept = accept_environment(kept, definition, verdict)
+            stored = StoredRun(store, *_extend(store, sweep, definition, options))
+            stored = accept_environment(stored, definition, verdict)
         store.manifest["options"] = options.to_json()
         store.save()
     except BaseException:
         store.release()
         raise
-    return kept
+    return stored
 
 
 def _extend(
@@ -292,7 +292,7 @@ def _check_same(store: Store, atom_id: str, seed: int | None) -> None:
 
 
 def accept_environment(
-    kept: StoredRun,
+    stored: StoredRun,
     definition: Definition,
     verdict: Literal["none", "accepted"] | StoreChangedError,
 ) -> StoredRun:
@@ -310,25 +310,25 @@ def accept_environment(
         execute.
     """
     if verdict == "accepted":
-        keep_atom(kept.store, definition)
+        keep_atom(stored.store, definition)
     if isinstance(verdict, StoreChangedError):
-        if not _is_done(kept):
+        if not _is_done(stored):
             raise verdict
         what = verdict.event.message.splitlines()[1:-1]
         logger.warning(
             "%s was made with another environment (%s); nothing is left to execute",
-            kept.store.folder.url,
+            stored.store.folder.url,
             "; ".join(what),
         )
-        return replace(kept, unaccepted=verdict)
-    return kept
+        return replace(stored, unaccepted=verdict)
+    return stored
 
 
-def _is_done(kept: StoredRun) -> bool:
+def _is_done(stored: StoredRun) -> bool:
     """Return whether all electrons of the view have ended."""
-    if kept.universe.length is None:
+    if stored.universe.length is None:
         return False
-    store, view = kept.store, kept.view
+    store, view = stored.store, stored.view
     paths = store.folder.files(PROPERTIES)
     ended = [store.read(path, ["electron"]).column(0).to_numpy() for path in paths]
     wanted = np.arange(view.count) if view.electrons is None else view.electrons
@@ -364,13 +364,13 @@ def resume(
         raise
 
 
-def look(url: Any, *, allow_pickle: bool) -> StoredRun:
+def read_run(url: Any, *, allow_pickle: bool) -> StoredRun:
     """Return the run of a store, without locking the store or writing into it."""
     store = Store.existing(url)
     return StoredRun(store, *sweeps_of(store, allow_pickle))
 
 
-def stored_atom(kept: StoredRun, *, allow_pickle: bool) -> Definition:
+def stored_atom(stored: StoredRun, *, allow_pickle: bool) -> Definition:
     """Return the copy of the atom in a store, for a process that has not registered the atom.
 
     An atom of a script or a notebook cannot be imported: its copy is read even without
@@ -381,12 +381,12 @@ def stored_atom(kept: StoredRun, *, allow_pickle: bool) -> Definition:
     RegistrationError
         Where the copy, a pickle, must not be read.
     """
-    data = kept.store.folder.read(ATOM)
-    signature = str(kept.store.manifest["atom"].get("signature", ""))
-    is_ours = kept.atom_id.startswith("__main__.") and is_own(data, signature)
+    data = stored.store.folder.read(ATOM)
+    signature = str(stored.store.manifest["atom"].get("signature", ""))
+    is_ours = stored.atom_id.startswith("__main__.") and is_own(data, signature)
     if not (allow_pickle or is_ours):
         raise RegistrationError(
-            f"{kept.store.folder.url} is of the atom {kept.atom_id!r}, which is not registered "
+            f"{stored.store.folder.url} is of the atom {stored.atom_id!r}, which is not registered "
             "here: register it, Atomizer(conductor, atom), or run the copy that the store keeps, "
             "attach(store, allow_pickle=True)"
         )

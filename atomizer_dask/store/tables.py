@@ -81,7 +81,6 @@ def encode_outputs(outcome: Outcome, *, allow_pickle: bool) -> Encoded:
     """
     original, refused, whys = outcome, set[int](), list[str]()
     while True:
-        assert isinstance(outcome.results, dict)
         outputs, bad, why = {}, set[int](), ""
         for name, (values, present) in outcome.results.items():
             try:

@@ -44,7 +44,7 @@ class WorkerWriter:
         UnstorableError
             Where inputs have no Arrow type, and must not be pickled.
         """
-        if batch.sink is None or isinstance(outcome.results, list):
+        if batch.sink is None:
             return outcome
         is_left = _is_small(outcome, batch.sink) and not (however_small and len(outcome))
         folder = None if is_left else self._folder(batch.sink)
@@ -68,11 +68,11 @@ class WorkerWriter:
     def _folder(self, sink: StoreTarget) -> Folder | None:
         key = sink.url, sink.token
         if key not in self._seen:
-            self._seen[key] = _look(sink)
+            self._seen[key] = _folder_of(sink)
         return self._seen[key]
 
 
-def _look(sink: StoreTarget) -> Folder | None:
+def _folder_of(sink: StoreTarget) -> Folder | None:
     """Return the folder of a store, if its lock file has the token of the client; else None."""
     try:
         folder = Folder(sink.url)
@@ -86,7 +86,6 @@ def _look(sink: StoreTarget) -> Folder | None:
 def _is_small(outcome: Outcome, sink: StoreTarget) -> bool:
     if len(outcome) >= sink.gather_rows:
         return False
-    assert isinstance(outcome.results, dict)
     size = sum(size_of(c.values) for c in outcome.results.values() if len(c.values))
     return size < sink.gather_bytes
 

@@ -21,7 +21,7 @@ import numpy as np
 from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError
 
-LOOKED_AT = 100  # values in a list or a dictionary that is itself a value
+SAMPLED = 100  # values in a list or a dictionary that is itself a value
 _VALUES = {
     type(None), bool, int, float, complex, str, bytes, np.ndarray, date, datetime, timedelta,
 }  # fmt: skip
@@ -86,14 +86,14 @@ def _hold_values(listed: list[Any], kind: type) -> bool:
     those: list[Any] = [value for value in listed if type(value) is kind]
     inside: list[Any] = [value.values() for value in those] if kind is dict else those
     inner = chain.from_iterable(inside)
-    return set(map(type, islice(inner, LOOKED_AT * len(those)))) <= _VALUES
+    return set(map(type, islice(inner, SAMPLED * len(those)))) <= _VALUES
 
 
 def _refused(value: Any) -> str | None:
     """Return what to do instead of giving a value; None where it can be given."""
     if type(value) in _NESTED:
         inner = value.values() if type(value) is dict else value
-        suspects = (one for one in islice(inner, LOOKED_AT) if type(one) not in _VALUES)
+        suspects = (one for one in islice(inner, SAMPLED) if type(one) not in _VALUES)
         return next(filter(None, map(_not_a_value, suspects)), None)
     return _not_a_value(value)
 

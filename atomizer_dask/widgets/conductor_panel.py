@@ -33,6 +33,6 @@ class ConductorPanel(Panel):
         busy = self._crew.busy(self._status.workers)
         return {**conductor_facts(self.thing, self._status), "busy": busy}
 
-    def look(self) -> dict[str, Any]:
+    def due_traits(self) -> dict[str, Any]:
         """Return the trait of the tab of workers."""
         return {"workers": self._crew.rows(self._status)}

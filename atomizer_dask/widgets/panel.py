@@ -108,7 +108,7 @@ class Panel(anywidget.AnyWidget):
         """Return the facts for the head; a change of ``elapsed`` alone causes no update."""
         raise NotImplementedError
 
-    def look(self) -> dict[str, Any]:
+    def due_traits(self) -> dict[str, Any]:
         """Return the traits of open tabs that are due for an update, by name."""
         return {}
 
@@ -149,7 +149,9 @@ class Panel(anywidget.AnyWidget):
         except Exception as error:
             self._say(f"this cannot be brought up to date: {described(error)}")
             raise
-        changed = {name: value for name, value in self.look().items() if self._is_new(name, value)}
+        changed = {
+            name: value for name, value in self.due_traits().items() if self._is_new(name, value)
+        }
         facts["note"] = self.note or "; ".join(self.troubles.values())
         if self._afresh or _lasting(facts) != self._sent.get("state"):
             changed["state"] = facts
@@ -210,7 +212,7 @@ class Panel(anywidget.AnyWidget):
 
     def _take_message(self, widget: Any, message: dict[str, Any], buffers: Any) -> None:
         self._messages.append(message)
-        refresher.look_at(self)
+        refresher.schedule(self)
 
     def _read_messages(self) -> bool:
         """Handle the queued messages of the page; return whether it has a new view to fill."""
@@ -244,7 +246,7 @@ class Panel(anywidget.AnyWidget):
             self.note = ""
         except Exception as error:  # noqa: BLE001 - it is shown to whoever pressed the button
             self.note = described(error)
-        refresher.look_at(self)
+        refresher.schedule(self)
 
     # -- what a saved notebook keeps -------------------------------------------------------------
 
@@ -263,7 +265,7 @@ class Panel(anywidget.AnyWidget):
             if not self._stills:
                 self._still_at, self._still_of = monotonic(), self._sent["state"]
             self._stills.append(handle)
-        refresher.look_at(self)
+        refresher.schedule(self)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Return the live view, and for pages without widgets the current state."""
@@ -304,7 +306,7 @@ class Panel(anywidget.AnyWidget):
                 if self._stills and self.thing is not None:
                     self.keep_still()
             except Exception:  # noqa: BLE001 - it is tried again, and logged, by the refresher
-                refresher.look_at(self)
+                refresher.schedule(self)
 
     def keep_still(self) -> int:
         """Update the still picture now, and return how many messages that took."""

@@ -25,7 +25,7 @@ def panel_of(thing: Any) -> Panel:
             kinds = {Run: RunPanel, Atomizer: AtomizerPanel}
             kind = next((kinds[k] for k in kinds if isinstance(thing, k)), ConductorPanel)
             panel = _panels[thing] = kind(thing)
-            refresher.look_at(panel)
+            refresher.schedule(panel)
         return panel
 
 
@@ -37,7 +37,7 @@ def display(thing: Any) -> None:
 def refresh(thing: Any) -> None:
     """Refresh the panel of a thing, if there is one, in the refresher's thread."""
     if (panel := _panels.get(thing)) is not None:
-        refresher.look_at(panel)
+        refresher.schedule(panel)
 
 
 def update_saved_output(thing: Any) -> None:

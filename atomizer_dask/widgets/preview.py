@@ -23,7 +23,7 @@ ROWS = 5  # at each end of the frame
 COLUMNS = 12
 ALL_ROWS = 500_000  # up to here, the chart is of all rows; else of a sample
 SAMPLED = 20_000  # values
-LOOKED_AT = 200  # parts of a run in memory that a sample is drawn from
+SAMPLED = 200  # parts of a run in memory that a sample is drawn from
 READ = 6  # parts of a run with a store, which have to be read from it
 BINS = 24
 NARROW = 1e-13  # of the largest number: a smaller range cannot be divided into bins
@@ -87,19 +87,19 @@ def _chosen(sample: pd.DataFrame, outputs: list[str], column: str) -> str:
     return (wanted or numeric or outputs or [""])[0]
 
 
-def _caption(of: int, looked_at: int, count: int, whole: bool, is_going: bool) -> str:
+def _caption(of: int, sampled: int, count: int, whole: bool, is_going: bool) -> str:
     """Return the caption of a chart: how many rows or values it shows, and of how many."""
     rows = f"{count_text(count)} row{'' if count == 1 else 's'}{' so far' if is_going else ''}"
     if not whole:
-        rows = f"a sample of {count_text(looked_at)} of {rows}"
-    elif of == looked_at:
+        rows = f"a sample of {count_text(sampled)} of {rows}"
+    elif of == sampled:
         rows = f"all {rows}" if count > 1 else rows
-    return rows if of == looked_at else f"{count_text(of)} values in {rows}"
+    return rows if of == sampled else f"{count_text(of)} values in {rows}"
 
 
 def _some(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
     """Return all parts with outcomes, or a limited number of them at even distances."""
-    limit = READ if run.store is not None else LOOKED_AT
+    limit = READ if run.store is not None else SAMPLED
     if len(pieces) > limit:
         chosen = np.linspace(0, len(pieces) - 1, limit).round().astype(int)
         pieces = [pieces[index] for index in chosen.tolist()]

@@ -57,7 +57,7 @@ class Refresher:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def look_at(self, panel: Refreshed, seconds: float = 0.0) -> None:
+    def schedule(self, panel: Refreshed, seconds: float = 0.0) -> None:
         """Schedule a refresh of a panel in `seconds`, or earlier; from any thread."""
         with self._changed:
             due = monotonic() + seconds
@@ -85,13 +85,13 @@ class Refresher:
             self._failed.pop(panel, None)
             if seconds is not None:
                 cost = self._costs.setdefault(panel, Cost())
-                self.look_at(panel, cost.pause(thread_time() - began, seconds))
+                self.schedule(panel, cost.pause(thread_time() - began, seconds))
 
     def _try_again(self, panel: Refreshed, error: BaseException) -> None:
         times = self._failed[panel] = 1 + self._failed.get(panel, 0)
         if times == 1:
             logger.warning("a panel cannot be refreshed for now", exc_info=error)
-        self.look_at(panel, min(LONGEST, 2.0**times))
+        self.schedule(panel, min(LONGEST, 2.0**times))
 
     def _next(self) -> Refreshed | None:
         """Wait until a panel is due, and return it; None where no refresh is scheduled."""

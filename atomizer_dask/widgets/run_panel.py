@@ -65,7 +65,7 @@ class RunPanel(Panel):
         run: Run = self.thing
         if not run.is_driven and run.state in (*GOING, *LEFT):
             run.look_again()
-        self._look_at_workers(run)
+        self._refresh_workers(run)
         facts = self._steady(run_facts(run))
         going = facts["state"] in GOING
         ended = facts["done"] + facts["failed"]
@@ -87,7 +87,7 @@ class RunPanel(Panel):
         self._last_sent |= {"rest": rest, "rate": facts["rate"], "eta": facts["eta"]}
         return facts
 
-    def _look_at_workers(self, run: Run) -> None:
+    def _refresh_workers(self, run: Run) -> None:
         if run.conductor is None or run.state not in GOING or not self._is_due("crew"):
             return
         began = thread_time()
@@ -108,7 +108,7 @@ class RunPanel(Panel):
         busy = self._crew.busy(workers)
         return {"count": len(workers), "threads": sum(w.threads for w in workers), "busy": busy}
 
-    def look(self) -> dict[str, Any]:
+    def due_traits(self) -> dict[str, Any]:
         """Return the contents of open tabs, each updated as often as its cost allows."""
         run: Run = self.thing
         looks: dict[str, Callable[[], Any]] = {

@@ -44,11 +44,11 @@ from atomizer_dask.conductors.dask.messages import (
     WorkerLeaving,
     as_event,
 )
+from atomizer_dask.conductors.dask.plugins.by_value import PluginByValue
 from atomizer_dask.conductors.dask.plugins.idle_workers import IdleWorkersByValue
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     ONCE,
     OutcomeLostError,
-    PluginByValue,
     is_lost,
 )
 
@@ -964,7 +964,7 @@ def test_outcome_that_died_with_its_worker_is_known_whoever_brought_the_plugin()
     # The scheduler raises in its place what the first of its clients brought along, by value.
     code = (
         "import pickle, sys\n"
-        "from atomizer_dask.conductors.dask.plugins.scheduler_plugin import PluginByValue\n"
+        "from atomizer_dask.conductors.dask.plugins.by_value import PluginByValue\n"
         "sys.stdout.buffer.write(pickle.dumps(PluginByValue()))"
     )
     command = [sys.executable, "-c", code]

@@ -297,7 +297,7 @@ def test_rate_is_never_negative_where_failures_are_tried_again(clock, known):
 
 def test_rate_of_a_store_that_took_no_time_is_none(clock):
     ledger = Ledger("run", "atom")
-    ledger.look("suspended", 0.0)
+    ledger.set_stored("suspended", 0.0)
     ledger.done = 100
     assert ledger.rate() == 0
 

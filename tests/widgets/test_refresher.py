@@ -35,7 +35,7 @@ def wait_for(*panels):
 
 def test_a_panel_is_looked_at_until_nothing_changes_any_more_and_then_the_thread_ends():
     refresher, panel = Refresher(), Panel(0.0, 0.0, None)
-    refresher.look_at(panel)
+    refresher.schedule(panel)
     wait_for(panel)
     assert panel.times == 3
 
@@ -43,10 +43,10 @@ def test_a_panel_is_looked_at_until_nothing_changes_any_more_and_then_the_thread
 def test_one_thread_works_for_all_and_begins_again():
     refresher, panels = Refresher(), [Panel(0.01, 0.01, None) for _ in range(5)]
     for panel in panels:
-        refresher.look_at(panel)
+        refresher.schedule(panel)
     wait_for(*panels)
     again = Panel(None)
-    refresher.look_at(again)
+    refresher.schedule(again)
     wait_for(again)
 
 
@@ -55,8 +55,8 @@ def test_a_panel_that_fails_is_tried_again_and_costs_no_other(monkeypatch, caplo
     refresher, other = Refresher(), Panel(0.0, None)
     broken = Panel(RuntimeError("one"), RuntimeError("two"), None)
     with caplog.at_level(logging.WARNING):
-        refresher.look_at(broken)
-        refresher.look_at(other)
+        refresher.schedule(broken)
+        refresher.schedule(other)
         wait_for(broken, other)
     assert broken.times == 3
     assert len(caplog.records) == 1  # not again at each attempt
@@ -64,9 +64,9 @@ def test_a_panel_that_fails_is_tried_again_and_costs_no_other(monkeypatch, caplo
 
 def test_what_is_forgotten_is_looked_at_no_more():
     refresher, panel, other = Refresher(), Panel(None), Panel(0.0, None)
-    refresher.look_at(panel, 60)
+    refresher.schedule(panel, 60)
     refresher.forget(panel)
-    refresher.look_at(other)
+    refresher.schedule(other)
     wait_for(other)
     assert panel.times == 0
 
@@ -74,5 +74,5 @@ def test_what_is_forgotten_is_looked_at_no_more():
 def test_a_process_that_lost_the_thread_starts_another():
     refresher, panel = Refresher(), Panel(None)
     refresher._thread = threading.Thread()  # as it is after a fork: not alive
-    refresher.look_at(panel)
+    refresher.schedule(panel)
     wait_for(panel)

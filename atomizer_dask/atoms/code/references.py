@@ -29,7 +29,7 @@ from atomizer_dask.atoms.code.values import (
 from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import GENERATORS, is_generator
 
-_LOOKED_AT = 200_000  # objects within values, beyond which only their types count
+_MOST_VISITED = 200_000  # objects within values, beyond which only their types count
 _FILLED = (list, dict, set, bytearray, deque)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(...)})
 _ATOM = {"id", "isolation", "singleton"}
@@ -77,7 +77,7 @@ class References:
         self.refers_to: list[int] = []  # of the current part
         self.path: list[int] = []
         self.known: dict[int, tuple[Any, str, list[int]]] = {}  # holds the objects: ids stay theirs
-        self.strict = self.looked_at = 0
+        self.strict = self.visited = 0
         self.names: set[str] = set()  # of attributes that the functions so far refer to
 
     def fingerprint(self, value: Any) -> str:
@@ -90,10 +90,10 @@ class References:
         digests += [_digest(part.digest, *part.refers_to) for part in self.parts]
         return _digest(*digests, *first)
 
-    def _guarded(self, look: Callable[[], str], instead: str) -> str:
+    def _guarded(self, digest: Callable[[], str], instead: str) -> str:
         before = len(self.refers_to)
         try:
-            return look()
+            return digest()
         except Exception:  # whatever foreign objects raise
             if self.strict:
                 raise
@@ -172,8 +172,8 @@ class References:
                 module = resolve_name(name, package)
                 path = file_of(module) if is_own(module, self.home) else None
                 if path and is_own(module, self.home, path):
-                    look = partial(self._file, path, module)
-                    self._part(path, module, look, partial(text_of_file, path))
+                    digest = partial(self._file, path, module)
+                    self._part(path, module, digest, partial(text_of_file, path))
 
     def _file(self, path: str, module: str) -> str:
         used, source = Used(), Path(path).read_bytes()
@@ -216,27 +216,27 @@ class References:
             return digest
         if id(value) in self.path:
             return _digest("cycle", len(self.path) - self.path.index(id(value)))
-        self.looked_at += 1
-        if self.looked_at > _LOOKED_AT:
+        self.visited += 1
+        if self.visited > _MOST_VISITED:
             return type(value).__qualname__
         before = len(self.refers_to)
         self.path.append(id(value))
         try:
-            digest = self._look(value)
+            digest = self._digest_of(value)
         finally:
             self.path.pop()
         self.known[id(value)] = value, digest, self.refers_to[before:]
         return digest
 
-    def _look(self, value: Any) -> str:
+    def _digest_of(self, value: Any) -> str:
         kind = type(value)
         if isinstance(value, FunctionType):
             return self._reference(value)
         if isinstance(value, type):
             if not is_own(value.__module__, self.home):
                 return f"{value.__module__}.{value.__qualname__}"
-            look, text = partial(self._cls, value), partial(source_of, value)
-            return self._part(id(value), _name_of(value), look, text)
+            digest, text = partial(self._cls, value), partial(source_of, value)
+            return self._part(id(value), _name_of(value), digest, text)
         if isinstance(value, ModuleType):
             return "module" if is_own(value.__name__, self.home) else value.__name__
         if isinstance(value, FunctionAtom | ClassAtom):
@@ -256,8 +256,8 @@ class References:
     def _reference(self, function: FunctionType) -> str:
         module = str(function.__globals__.get("__name__"))
         if is_own(module, self.home, function.__globals__.get("__file__")):
-            look, text = partial(self._function, function), partial(source_of, function)
-            return self._part(id(function), _name_of(function), look, text)
+            digest, text = partial(self._function, function), partial(source_of, function)
+            return self._part(id(function), _name_of(function), digest, text)
         # What a decorator from a package has wrapped, and the options it was given.
         held = closure_of(function).values()
         taken = [one for one in held if callable(one) or type(one) in _PLAIN]

@@ -70,7 +70,7 @@ LIMITS = Limits()
 _REQUEST = frozenset({"senderid", "id", "atomid", "timeout", "copystate", "payload"})
 _REPLY = frozenset({"electronId", "atomId", "starttime", "endtime", "error", "result"})
 LONGEST_NAME = 255  # bytes of a queue's name in AMQP
-_LOOKED_AT = 256 * 2**10  # bytes at either end of a broken body that are searched for a sender
+_SEARCHED = 256 * 2**10  # bytes at either end of a broken body that are searched for a sender
 _ADVICE = "send the place where the data can be read instead, or raise the limit on both sides"
 _MEMBER = {
     name: re.compile(rb'"%s"\s*:\s*"((?:[^"\\]|\\.){1,1024})"' % name.encode(), re.I | re.S)
@@ -293,8 +293,8 @@ def _recognised(body: bytes, members: frozenset[str], wanted: tuple[str, ...]) -
 
 def _found(body: bytes, wanted: tuple[str, ...]) -> dict[str, Any]:
     """Return what looks like the wanted members, in a body that is not JSON."""
-    if len(body) > 2 * _LOOKED_AT:
-        body = body[:_LOOKED_AT] + b"\n" + body[-_LOOKED_AT:]
+    if len(body) > 2 * _SEARCHED:
+        body = body[:_SEARCHED] + b"\n" + body[-_SEARCHED:]
     found = {}
     for name in wanted:
         if match := _MEMBER[name].search(body):

@@ -96,7 +96,7 @@ class Publisher:
     def is_up(self) -> None:
         """Look for the canary on a new connection, or ask for the reply queue."""
         if self._is_asked_for:
-            self._session.connection.count(self._canary_queue, self._look_for_canary)
+            self._session.connection.count(self._canary_queue, self._note_canary)
         elif self._outbox:
             self._ask_for_replies()
 
@@ -228,7 +228,7 @@ class Publisher:
 
     # -- what the broker may have forgotten -------------------------------------------------
 
-    def _look_for_canary(self, reason: str, count: int) -> None:
+    def _note_canary(self, reason: str, count: int) -> None:
         if reason == NO_CONNECTION:  # the next connection asks
             return
         self._is_asked_for = False

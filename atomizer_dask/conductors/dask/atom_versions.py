@@ -83,7 +83,7 @@ class AtomVersions:
             Where it cannot travel.
         """
         if _sends(definition):
-            self._look_at_registered()
+            self._check_registered()
         return self._of(definition)
 
     def register(self, definition: Definition) -> None:
@@ -111,7 +111,7 @@ class AtomVersions:
             if gone:
                 self._release(sorted(gone))
 
-    def _look_at_registered(self) -> None:
+    def _check_registered(self) -> None:
         """Publish registered atoms anew that have changed, so that children execute them."""
         for definition in list(self._registered.values()):
             known = self._known.get(definition)

@@ -264,7 +264,7 @@ class DaskCarrier(BatchConductor):
         """Note that a worker died with a batch."""
         self._watch.note_death(batch, worker)
 
-    def note_look(self) -> None:
+    def note_poll(self) -> None:
         """Do what is due once a second."""
         self.post(self._announce_demand)
         self.post(self._release_unneeded)

@@ -32,10 +32,10 @@ from atomizer_dask.conductors.dask.cluster.compatibility import Compatibility
 from atomizer_dask.conductors.dask.cluster.connect import connect
 from atomizer_dask.conductors.dask.cluster.shielding import shield
 from atomizer_dask.conductors.dask.messages import OutcomesStored, as_event
+from atomizer_dask.conductors.dask.plugins.by_value import PluginByValue
 from atomizer_dask.conductors.dask.plugins.idle_workers import IdleWorkersByValue
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     DRIVER,
-    PluginByValue,
     forget_runs,
     knows,
     tasks_of_run,
@@ -143,7 +143,7 @@ class DaskConductor(DaskCarrier):
             self._ask(self._client.register_plugin, self._lookout())
             if not self._owns_cluster:
                 self._ask(shield, self._client)
-            self._placement.fitness = self._look_at_workers()
+            self._placement.fitness = self._check_workers()
         except BaseException:  # Ctrl-C too
             self.close()
             raise
@@ -160,7 +160,7 @@ class DaskConductor(DaskCarrier):
             is_own=self._owns_cluster,
         )
 
-    def _look_at_workers(self) -> Compatibility:
+    def _check_workers(self) -> Compatibility:
         fitness = Compatibility(self._client, self.id, self._note_news)
         self._ask(fitness.check)
         return fitness

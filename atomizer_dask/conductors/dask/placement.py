@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-LOOK_SECONDS = 1.0  # between two looks whether there are workers by now
+POLL_SECONDS = 1.0  # between two looks whether there are workers by now
 
 
 class Placement:
@@ -103,7 +103,7 @@ class Placement:
         while is_wanted() and not times:
             times = successes(await ask_workers(self._client, self._wall_time))
             if not times:
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
         life = max((life for _, life in times.values()), default=inf)
         if seconds >= life * FULL_SHARE or batch.terms.cut_short >= MOST_TRIES:
             raise WallTimeError(seconds, life, batch.terms.cut_short)
@@ -135,7 +135,7 @@ class Placement:
         while not (fit := self.workers - self._unfit_for(batch)):
             if not is_wanted():
                 return NO_WORKER
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         if home is None or home not in fit:
             if home is not None and home not in self.workers:
                 self._note_lost_state(batch, home)

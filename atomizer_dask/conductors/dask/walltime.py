@@ -48,7 +48,7 @@ MOST_SHARE = 0.5  # of a life: a worker with more left refuses nothing; see `_ne
 FULL_SHARE = 0.8  # of a worker's life: the most that an electron can have
 MOST_TRIES = 3  # for an electron that is cut short; workers may need much of their life to start
 STARTING_SECONDS = 60.0  # that a worker may need for imports; an older one has been idle
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 LIFETIME_PATIENCE = 10.0  # for farewells where only Dask's lifetime ends, which kills nobody
 REASON = "atomizer-wall-time"
 ASK_SECONDS = 20.0  # for the batch system to say when the job ends
@@ -259,7 +259,7 @@ class WorkerShutdown:
             # Not only leases: the worker may execute tasks of others.
             idle = 0 if self._leases() or self._worker.state.executing else idle + 1
             self._closed |= bool(idle)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         await self._leave()
 
     async def _leave_now(self) -> None:
@@ -281,7 +281,7 @@ class WorkerShutdown:
             await self._hand_over()
             if monotonic() > until:
                 break
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         await self._hand_on()
         await self._take_leave(retired=True)
 
@@ -325,7 +325,7 @@ class WorkerShutdown:
         """Wait until clients have fetched the outcomes, and store those that they have not."""
         until, worker = monotonic() + self._margin / 2, self._worker
         while monotonic() < until and (self._is_ending or any(map(is_batch, worker.data))):
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         if unfetched := self._unfetched():
             await asyncio.get_running_loop().run_in_executor(None, self._keep, unfetched)
 

@@ -92,8 +92,8 @@ def drive_detached(
 
 async def sees(sink: StoreTarget, dask_worker: Worker) -> bool:
     """Return whether a store can be seen from this worker."""
-    look = DaskSite.of(dask_worker).depository.sees
-    return await asyncio.get_running_loop().run_in_executor(None, look, sink)
+    sees = DaskSite.of(dask_worker).depository.sees
+    return await asyncio.get_running_loop().run_in_executor(None, sees, sink)
 
 
 async def stop(root: str, epoch: int, cancel: bool, dask_worker: Worker) -> None:

@@ -43,7 +43,7 @@ class WatchOwner(Protocol):
     def report(self, channel: str, error: AtomizerError) -> None:
         """Put an error on a channel."""
 
-    def note_look(self) -> None:
+    def note_poll(self) -> None:
         """Do what is due after each look at the workers; on the client's event loop."""
 
     def note_gone(self) -> ConductorError:
@@ -120,7 +120,7 @@ class WorkerWatch:
                     continue
                 if self._lost_workers is not None:
                     self._lost_workers.replace()
-                self._owner.note_look()
+                self._owner.note_poll()
                 await self._tasks.drop_unplaced(self.workers)
         if not self._owner.is_closed:
             self._owner.note_gone()

@@ -11,7 +11,6 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
 
 from atomizer_dask.atoms import pickling
 from atomizer_dask.atoms.definition import Definition
@@ -25,12 +24,27 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.packing import Packed, dumps, pack_outcome
+from atomizer_dask.execution.quarantine.messages import (
+    AtomsForgotten,
+    ElectronCancelled,
+    ElectronLost,
+    ElectronSent,
+    ElectronSettled,
+    ElectronWaiting,
+    EventEmitted,
+    Piece,
+    PieceCancelled,
+    PieceDone,
+    PieceRejected,
+    ToChild,
+    ToParent,
+)
 from atomizer_dask.execution.site import Site
 from atomizer_dask.execution.timeout import OvertimeError, TimeIsUp
 from atomizer_dask.future import ElectronFuture
 
 INJECT_AFTER = 0.5  # seconds beyond its deadline, in which an electron may heed its context
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 OFFSET, COUNT, BEGAN = range(3)  # indices of the doubles of the cursor; OFFSET -1: nothing runs
 
 
@@ -40,7 +54,7 @@ def serve(connection: Connection, cursor: memoryview[float]) -> None:
     site = ChildSite(connection, cursor)
     threading.Thread(target=site.listen, name="listen", daemon=True).start()
     while (piece := site.pieces.get()) is not None:
-        site.answer(*piece)
+        site.answer(piece)
 
 
 class ChildSite(Site):
@@ -48,7 +62,7 @@ class ChildSite(Site):
 
     def __init__(self, connection: Connection, cursor: memoryview[float]) -> None:
         super().__init__()
-        self.pieces: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        self.pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._connection = connection
         self._sending = threading.Lock()
         self._watch = ChildWatch(cursor, self._cancel_sent)
@@ -63,31 +77,33 @@ class ChildSite(Site):
         """Receive the parent's messages, in a thread of its own."""
         try:
             while True:
-                what, *rest = pickle.loads(self._connection.recv_bytes())  # noqa: S301
-                if what == "piece":
-                    self.pieces.put(tuple(rest))
-                elif what == "cancelled":
-                    self._cancel(rest[0])
-                elif what == "forget":
-                    self._forget(rest[0])
-                else:
-                    self._settle(what, *rest)
+                message: ToChild = pickle.loads(self._connection.recv_bytes())  # noqa: S301
+                match message:
+                    case Piece():
+                        self.pieces.put(message)
+                    case PieceCancelled(offset):
+                        self._cancel(offset)
+                    case AtomsForgotten(spaces):
+                        self._forget(spaces)
+                    case ElectronSettled(token, data):
+                        self._settle(token, data)
+                    case ElectronLost(token, data):
+                        self._settle(token, data, is_lost=True)
         except (EOFError, OSError):
             self.pieces.put(None)
 
-    def answer(self, version: str, data: bytes, code: bytes | None, name: str) -> None:
-        """Execute a piece for a version of an atom, and send its outcome."""
+    def answer(self, piece: Piece) -> None:
+        """Execute a piece, and send its outcome."""
+        space, self.name = piece.space, piece.worker
         try:
-            if code is not None:
-                self._atoms[version] = load_atom(code, space=version)
-            piece: Batch = replace(Packed.of(data), space=version).load()
-            piece = replace(piece, version=version)
-            self.name = name
-            outcome = self.execute(piece)
+            if piece.code is not None:
+                self._atoms[space] = load_atom(piece.code, space=space)
+            batch: Batch = replace(Packed.of(piece.batch), space=space).load()
+            outcome = self.execute(replace(batch, version=space))
         except Exception as error:  # noqa: BLE001 - the parent raises it
-            self.post(("rejected", f"{type(error).__name__}: {error}"))
+            self.post(PieceRejected(f"{type(error).__name__}: {error}"))
             return
-        self.post(("done", pack_outcome(outcome)))
+        self.post(PieceDone(pack_outcome(outcome)))
 
     def _forget(self, versions: list[str]) -> None:
         for version in versions:
@@ -107,17 +123,17 @@ class ChildSite(Site):
         raise AssertionError("a piece is executed whole")
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
-        self.post(("emit", dumps(event) or pickle.dumps(event.as_text())))
+        self.post(EventEmitted(dumps(event) or pickle.dumps(event.as_text())))
 
     def release_slot(self) -> None:  # noqa: D102
-        self.post(("waiting",))
+        self.post(ElectronWaiting())
 
     def children(  # noqa: D102
         self, origin: Origin, root: str, stream: RandomStream, lease: Lease
     ) -> IsolatedConductor:
         return IsolatedConductor(self, (origin, root, stream), lease)
 
-    def post(self, message: tuple[Any, ...]) -> None:
+    def post(self, message: ToParent) -> None:
         """Send a message to the parent."""
         with self._sending:
             self._connection.send_bytes(pickle.dumps(message))
@@ -136,17 +152,18 @@ class ChildSite(Site):
             if began == self._watch.began and (future := self._futures.get(token)) is not None:
                 future.cancel()
 
-    def _settle(self, what: str, token: int, data: bytes) -> None:
+    def _settle(self, token: int, data: bytes, *, is_lost: bool = False) -> None:
+        """End the future of an electron with its pickled properties, or error where it is lost."""
         future = self._futures.pop(token)
         del self._began[token]
         try:
             value = loads(data, space=self._spaces.pop(token))
         except BaseException as error:  # noqa: BLE001 - unpickling runs anybody's code
-            what, value = "failed", error
-        if what == "settled":
-            ElectronFuture.finish_all([future], [value])
-        else:
+            value, is_lost = error, True
+        if is_lost:
             future.set_exception(value)
+        else:
+            ElectronFuture.finish_all([future], [value])
 
     def _cancel(self, offset: int | None) -> None:
         lease = self._lease
@@ -183,8 +200,8 @@ class IsolatedConductor(Conductor):
         future.set_running_or_notify_cancel()
         data = pickling.dumps(electron)
         token = self._site.expect(future, self._lease.batch.space)
-        future.stop_with(lambda: self._site.post(("cancel", token)))
-        self._site.post(("send", token, data, *self._sender))
+        future.stop_with(lambda: self._site.post(ElectronCancelled(token)))
+        self._site.post(ElectronSent(token, data, *self._sender))
         return future
 
     def close(self) -> None:
@@ -264,7 +281,7 @@ class ChildWatch:
 
     def _interrupt_late(self) -> None:
         while self._needed.wait():
-            threading.Event().wait(LOOK_SECONDS)
+            threading.Event().wait(POLL_SECONDS)
             with self._lock:
                 began, timeout = self._cursor[BEGAN], self._timeout
                 late = timeout is not None and perf_counter() - began > timeout + INJECT_AFTER

@@ -24,7 +24,7 @@ from atomizer_dask.execution.quarantine.signals import end_group, heed_not
 if TYPE_CHECKING:
     Link = Connection[Any, Any]
 
-_LOOK_SECONDS = 1.0  # how often the server looks whether its owner is still its parent
+_POLL_SECONDS = 1.0  # how often the server looks whether its owner is still its parent
 _PR_SET_PDEATHSIG = 1
 
 
@@ -54,7 +54,7 @@ class _ForkServerLoop:
         owner = os.getppid()
         # A process that a killed owner had forked may still hold the owner's end of control.
         while self._open and os.getppid() == owner:
-            for key, _ in self._selector.select(_LOOK_SECONDS):
+            for key, _ in self._selector.select(_POLL_SECONDS):
                 key.data()
         for pid in self._lives:
             end_group(pid)

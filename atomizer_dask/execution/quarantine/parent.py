@@ -22,33 +22,45 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from time import perf_counter, time_ns
 from typing import Any
 
 import numpy as np
-import psutil
 
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import loads
 from atomizer_dask.config import setting
+from atomizer_dask.errors import text_of
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.failure import CANCELLED, Failure
 from atomizer_dask.execution.lease import Lease, SingletonSlot
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.packing import dumps, pack, unpack_outcome
-from atomizer_dask.execution.quarantine.child import BEGAN, COUNT, LOOK_SECONDS, OFFSET
+from atomizer_dask.execution.quarantine.child import OFFSET, POLL_SECONDS
 from atomizer_dask.execution.quarantine.fork_server import ChildProcess, ForkServer
+from atomizer_dask.execution.quarantine.guard import ChildDeath, ChildGuard, machine_memory
+from atomizer_dask.execution.quarantine.messages import (
+    AtomsForgotten,
+    ElectronCancelled,
+    ElectronLost,
+    ElectronSent,
+    ElectronSettled,
+    ElectronWaiting,
+    EventEmitted,
+    Piece,
+    PieceDone,
+    PieceRejected,
+    ToChild,
+    ToParent,
+)
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.site import Site
 from atomizer_dask.properties import Properties
 
 logger = logging.getLogger(__name__)
-KILL_AFTER = 1.5  # seconds beyond its deadline
-HEED_CANCEL = 0.5  # seconds from when it is cancelled until its process is killed
 STARTS = 3  # attempts to start a child
 SPACES = 32  # of atoms, that a child keeps
 FORGOTTEN = 1000  # versions of atoms that busy children forget once they are idle
@@ -135,31 +147,6 @@ class IsolatingSite(Site):
     def close(self) -> None:
         """End all children."""
         self._fork_server.close()
-
-
-@dataclass(frozen=True, slots=True)
-class ChildDeath:
-    """The death of a child.
-
-    Parameters
-    ----------
-    offset, count
-        Which electrons of the piece were running; none where `count` is 0.
-    began, ended
-        When they began, and when the parent noticed the death: seconds of `perf_counter`.
-    failure
-        Why the child died.
-    verdict
-        Whether the running electron certainly fails: the parent killed the child because it was
-        late or cancelled. Otherwise the child died by itself, had too much memory, or ran nothing.
-    """
-
-    offset: int
-    count: int
-    began: float
-    ended: float
-    failure: Failure
-    verdict: bool
 
 
 class _IsolatedBatch:
@@ -251,7 +238,7 @@ class _IsolatedBatch:
         return Outcome(
             first=start,
             stop=stop,
-            results=[] if self._lease.batch.ids is not None else {},
+            results={},
             failed=np.arange(count),
             codes=np.zeros(count, dtype=np.int32),
             failures=[failure],
@@ -282,31 +269,29 @@ class IsolatedChild:
         self._child.cursor[OFFSET] = -1.0
         piece = replace(piece, version=name, code="", seconds=float("inf"))
         memory = self._share * (site.memory_limit or machine_memory())
-        guard = _ChildGuard(self._child, lease, first, piece.terms.timeout, memory)
+        guard = ChildGuard(self._child, lease, first, piece.terms.timeout, memory)
         # On a worker, code among the inputs has a space of its own already: ``version/digest``.
         packed = pack(piece, space=name, brings_code="/" not in name)
         new = None if packed.space in self._known else data
-        if not self._post(("piece", packed.space, packed.whole(), new, site.name)):
+        if not self._post(Piece(packed.space, packed.whole(), new, site.name)):
             return guard.fallen()
         self._note_known(packed.space)
         while True:
             try:
-                while not self._child.connection.poll(LOOK_SECONDS):
-                    if (ended := guard.look(self._post)) is not None:
+                while not self._child.connection.poll(POLL_SECONDS):
+                    if (ended := guard.check(self._post)) is not None:
                         return ended
-                what, *rest = pickle.loads(self._child.connection.recv_bytes())  # noqa: S301
+                message: ToParent = pickle.loads(self._child.connection.recv_bytes())  # noqa: S301
             except (EOFError, OSError):
                 return guard.fallen()
-            if what == "done":
+            if isinstance(message, PieceDone):
                 self._conductors.clear()
                 self._futures.clear()  # electrons that did not wait for their children have ended
-                outcome = unpack_outcome(rest[0], lease.batch.space)
+                outcome = unpack_outcome(message.outcome, lease.batch.space)
                 assert isinstance(outcome, Outcome)  # a child writes into no store
                 return outcome
-            if what == "rejected":
-                raise RuntimeError(rest[0])
-            self._handle(what, rest, lease)
-            if (ended := guard.look(self._post)) is not None:
+            self._handle(message, lease)
+            if (ended := guard.check(self._post)) is not None:
                 return ended
 
     def _note_known(self, space: str) -> None:
@@ -321,56 +306,65 @@ class IsolatedChild:
         for space in those:
             del self._known[space]
         if those:
-            self._post(("forget", those))
+            self._post(AtomsForgotten(those))
 
     def cancel_sent(self) -> None:
         """Cancel the electrons that its electrons sent: the child is dead."""
         for future in list(self._futures.values()):
             future.cancel()
 
-    def _handle(self, what: str, rest: list[Any], lease: Lease) -> None:
-        if what == "emit":
-            lease.emit(loads(rest[0], space=lease.batch.space))
-        elif what == "waiting":
-            lease.about_to_wait()
-            for conductor in self._conductors.values():
-                conductor.about_to_wait()
-        elif what == "cancel":
-            if (future := self._futures.get(rest[0])) is not None:
-                future.cancel()
-        elif what == "send":
-            token, data, origin, root, stream = rest
-            if stream not in self._conductors:
-                self._conductors[stream] = lease.site.children(origin, root, stream, lease)
-            try:
-                electron = loads(data, space=lease.batch.space)
-                future = self._conductors[stream].send(electron)
-                future.stop_with(partial(self._conductors[stream].cancel, electron.id))
-            except Exception as error:  # noqa: BLE001 - raised in the child, by the future
-                self._post_failed(token, error)
-                return
-            self._futures[token] = future
-            future.add_done_callback(lambda done: self._answer(token, done))
+    def _handle(self, message: ToParent, lease: Lease) -> None:
+        match message:
+            case EventEmitted(event):
+                lease.emit(loads(event, space=lease.batch.space))
+            case ElectronWaiting():
+                lease.about_to_wait()
+                for conductor in self._conductors.values():
+                    conductor.about_to_wait()
+            case ElectronCancelled(token):
+                if (future := self._futures.get(token)) is not None:
+                    future.cancel()
+            case ElectronSent() as sent:
+                self._send(sent, lease)
+            case PieceRejected(why):
+                raise RuntimeError(why)
+
+    def _send(self, sent: ElectronSent, lease: Lease) -> None:
+        token, stream = sent.token, sent.stream
+        if stream not in self._conductors:
+            self._conductors[stream] = lease.site.children(sent.origin, sent.root, stream, lease)
+        try:
+            electron = loads(sent.electron, space=lease.batch.space)
+            future = self._conductors[stream].send(electron)
+            future.stop_with(partial(self._conductors[stream].cancel, electron.id))
+        except Exception as error:  # noqa: BLE001 - raised in the child, by the future
+            self._post_lost(token, error)
+            return
+        self._futures[token] = future
+        future.add_done_callback(lambda done: self._answer(token, done))
 
     def _answer(self, token: int, done: Future[Properties]) -> None:
         self._futures.pop(token, None)
         error = done.exception()
         if error is not None:
-            self._post_failed(token, error)
+            self._post_lost(token, error)
             return
         properties = done.result()
-        data = dumps(properties)
-        if data is None:
-            why = "the result of a child cannot travel to its spawner, for it cannot be pickled"
-            failure = Failure("exception", "PicklingError", why)
-            bad = failure.error(properties.electron_id, properties.atom_id)
-            data = dumps(replace(properties, error=bad, result=None))
-        self._post(("settled", token, data))
+        if (data := dumps(properties)) is not None:
+            self._post(ElectronSettled(token, data))
+            return
+        why = "the result of a child cannot travel to its spawner, for it cannot be pickled"
+        failure = Failure("exception", "PicklingError", why)
+        bad = failure.error(properties.electron_id, properties.atom_id)
+        if (data := dumps(replace(properties, error=bad, result=None))) is not None:
+            self._post(ElectronSettled(token, data))
+        else:
+            self._post_lost(token, bad)
 
-    def _post_failed(self, token: int, error: BaseException) -> None:
-        self._post(("failed", token, dumps(error) or dumps(RuntimeError(str(error)))))
+    def _post_lost(self, token: int, error: BaseException) -> None:
+        self._post(ElectronLost(token, dumps(error) or pickle.dumps(RuntimeError(text_of(error)))))
 
-    def _post(self, message: tuple[Any, ...]) -> bool:
+    def _post(self, message: ToChild) -> bool:
         """Send a message to the child, and return whether it was alive."""
         try:
             with self._sending:
@@ -378,75 +372,3 @@ class IsolatedChild:
         except (OSError, ValueError):  # it has died; `execute` notices when it reads
             return False
         return True
-
-
-class _ChildGuard:
-    """Watches one piece in a child; kills a child that is late, too large or cancelled."""
-
-    def __init__(
-        self, child: ChildProcess, lease: Lease, first: int, timeout: float | None, memory: float
-    ) -> None:
-        self._child = child
-        self._lease = lease
-        self._first = first
-        self._timeout = timeout
-        self._limit = memory
-        self._cancelled: float | None = None
-        self._looked = perf_counter()
-
-    def look(self, post: Any) -> ChildDeath | None:
-        """Kill the child where it must end, and return its death; None where it goes on."""
-        now = perf_counter()
-        if now - self._looked < LOOK_SECONDS:
-            return None
-        self._looked = now
-        offset, began = self._child.cursor[OFFSET], self._child.cursor[BEGAN]
-        if self._timeout is not None and offset >= 0 and now - began > self._timeout + KILL_AFTER:
-            why = f"not done within {self._timeout:g} s; its process was killed"
-            return self._end(Failure("timeout", "TimeoutError", why, tier="kill"))
-        if (used := self._child.memory()) > self._limit:
-            why = (
-                f"out of memory: its process had {used / 2**30:.2f} GiB, "
-                f"{self._limit / 2**30:.2f} GiB are allowed"
-            )
-            return self._end(Failure("killed", "ProcessDied", why), verdict=False)
-        one = self._first + int(offset) in self._lease.cancelled_ones
-        if self._lease.cancelled or one:
-            if self._cancelled is None:
-                self._cancelled = now
-                post(("cancelled", None if self._lease.cancelled else int(offset)))
-            elif now - self._cancelled > HEED_CANCEL and offset >= 0:
-                return self._end(CANCELLED)
-        return None
-
-    def _end(self, failure: Failure, *, verdict: bool = True) -> ChildDeath:
-        self._child.kill()
-        self._child.exit()
-        return self._fallen(failure, verdict=verdict)
-
-    def fallen(self) -> ChildDeath:
-        """Return the death of a child that died by itself."""
-        ended = self._child.exit(timeout=5)
-        why = f"its process died: {ended}"
-        if ended is not None and ended.signal == 9:
-            why += ", which is what the system does where memory runs out"
-        return self._fallen(Failure("killed", "ProcessDied", why), verdict=False)
-
-    def _fallen(self, failure: Failure, *, verdict: bool) -> ChildDeath:
-        offset, count, began = (self._child.cursor[i] for i in (OFFSET, COUNT, BEGAN))
-        now = perf_counter()
-        self._child.close()
-        if offset < 0:
-            return ChildDeath(0, 0, now, now, failure, verdict=False)
-        return ChildDeath(int(offset), int(count), began, now, failure, verdict)
-
-
-@cache
-def machine_memory() -> float:
-    """Return the bytes of memory that this machine, or this container, has."""
-    total = float(psutil.virtual_memory().total)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    try:
-        return min(total, float(limit.read_text()))
-    except (OSError, ValueError):  # there is none: "max", or another system
-        return total

@@ -278,7 +278,7 @@ def _output_names(parts: Sequence[RunPart]) -> list[str]:
 
 
 def _output(parts: Sequence[RunPart], name: str) -> Any:
-    columns = [part.outcome.results.get(name) for part in parts]  # type: ignore[union-attr]
+    columns = [part.outcome.results.get(name) for part in parts]
     if not any(len(part.outcome.failed) for part in parts):
         whole = [column.values for column in columns if column and column.present is None]
         if len(whole) == len(parts):
@@ -286,7 +286,6 @@ def _output(parts: Sequence[RunPart], name: str) -> Any:
     values, present = [], []
     for part in parts:
         outcome = part.outcome
-        assert isinstance(outcome.results, dict)
         column = outcome.results.get(name)
         here = np.zeros(len(outcome), dtype=bool)
         if column is not None and len(column.values):

@@ -58,7 +58,7 @@ class Feed:
             ledger.changed,
             taken=lambda: ledger.done + ledger.failed + owner.driver.leased,
             over=lambda: owner.is_over,
-            on_rows=lambda: owner.driver.post_action(self._look),
+            on_rows=lambda: owner.driver.post_action(self._add_drawn),
             on_error=lambda error: owner.driver.post_action(self._break, error),
             on_end=lambda: owner.driver.post_action(self._end),
         )
@@ -68,7 +68,7 @@ class Feed:
         """Draw no more, and return the positions of drawn rows that the source has not taken."""
         return self._reader.end()
 
-    def _look(self) -> None:
+    def _add_drawn(self) -> None:
         """Add the rows drawn since the last call to the source."""
         self._owner.add(self._reader.seen())
 
@@ -85,6 +85,6 @@ class Feed:
 
     def _end(self) -> None:
         if not self._owner.is_over:
-            self._look()
+            self._add_drawn()
             self._sweep.end()
             self._owner.note_drawn()

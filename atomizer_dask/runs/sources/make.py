@@ -35,5 +35,5 @@ def source_of(
     if journal is None:
         record = MemoryRecord(ledger, retries, listeners)
         return RunSource(plan, conductor, ledger, listeners, record)
-    kept = StoreRecord(journal, ledger, retries, listeners, in_flight)
-    return StoredRunSource(plan, conductor, ledger, listeners, kept)
+    in_store = StoreRecord(journal, ledger, retries, listeners, in_flight)
+    return StoredRunSource(plan, conductor, ledger, listeners, in_store)

@@ -48,22 +48,19 @@ class Retries:
         terms
             Terms of the attempt in which they failed.
         """
-        outcome, policy = part.outcome, self._policy
-        if policy.never or not len(outcome.failed):
+        outcome = part.outcome
+        if self._policy.never or not len(outcome.failed):
             return []
         errors = outcome.errors(self._ledger.batch_of(part))
-        decisions = np.array([self._judge.decide(policy, error) for error in errors])
-        part.replaced = decisions != "fail"
         positions = part.failed_positions()
-        again = zip(positions[part.replaced], compress(errors, part.replaced), strict=True)
-        for position, error in again:
-            self._ledger.remember(int(position), error)
+        part.replaced = np.zeros(len(errors), dtype=bool)
         lots = []
-        for decision in ("retry", "requeue"):
-            chosen = positions[decisions == decision]
-            if len(chosen):
-                further = terms.again(outcome.worker, elsewhere=decision == "requeue")
-                lots.append(Lot(chosen, further, policy.delay(terms.attempt)))
+        for which, elsewhere, seconds in self._judge.again(self._policy, errors, terms.attempt):
+            part.replaced[which] = True
+            for index in which:
+                self._ledger.remember(int(positions[index]), errors[index])
+            further = terms.again(outcome.worker, elsewhere=elsewhere)
+            lots.append(Lot(positions[which], further, seconds))
         return lots
 
 

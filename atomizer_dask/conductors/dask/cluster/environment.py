@@ -25,7 +25,7 @@ _LISTED = 6  # hosts by name
 _BOUND_TO_BE_EQUAL = frozenset({"Python", "atomizer_dask"})
 
 
-def look(packages: list[str], modules: list[str]) -> dict[str, object]:
+def installed(packages: list[str], modules: list[str]) -> dict[str, object]:
     """Return what is installed in this process.
 
     The function travels as its source, to workers of any Python and without this package: so it
@@ -62,9 +62,9 @@ def look(packages: list[str], modules: list[str]) -> dict[str, object]:
 
 def question(modules: Iterable[str]) -> tuple[Any, ...]:
     """Return the function and its arguments with which `ask_workers` has workers `look`."""
-    source = f"from __future__ import annotations\n{inspect.getsource(look)}"
+    source = f"from __future__ import annotations\n{inspect.getsource(installed)}"
     scope = {"source": source, "asked": (list(PACKAGES), sorted(modules))}
-    return eval, "[exec(source, globals()), look(*asked)][-1]", scope
+    return eval, "[exec(source, globals()), installed(*asked)][-1]", scope
 
 
 class Difference(NamedTuple):
@@ -108,7 +108,7 @@ class Environment:
     @classmethod
     def here(cls) -> Environment:
         """Return the environment of this process."""
-        return cls.of(look(list(PACKAGES), []))
+        return cls.of(installed(list(PACKAGES), []))
 
     @classmethod
     def of(cls, answer: Any, address: str = "") -> Environment:

@@ -40,7 +40,7 @@ from atomizer_dask.interruptible import SLICE_SECONDS
 
 GRACE = 0.6  # of the time that Dask gives a worker to end; Dask warns after 0.8 of it
 QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections log that they end
-LOOK_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
+POLL_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
 
 
 def check_main_is_done() -> None:
@@ -289,6 +289,6 @@ def _end_with(parent: Any, pipe: Connection) -> None:
 
     The pipe alone does not show that: a fork of the parent has a copy that keeps it open.
     """
-    while os.getppid() == parent.pid and not pipe.poll(LOOK_SECONDS):
+    while os.getppid() == parent.pid and not pipe.poll(POLL_SECONDS):
         pass
     os.killpg(0, signal.SIGKILL)

@@ -35,16 +35,16 @@ class LostWorkers:
         self._cluster = cluster
         self._nannies: dict[Any, Nanny] = {}  # by the names of their workers
         self.restarted: set[Any] = set()
-        self._look()
+        self._missing()
 
     def replace(self) -> None:
         """Have the cluster start the workers that are lost."""
-        cluster, lost = self._cluster, self._look()
+        cluster, lost = self._cluster, self._missing()
         if cluster.status.name == "running" and any(map(self._is_to_be_replaced, lost)):
             # Not scale(), which may undo a scaling that somebody else asks for just then.
             start_missing(cluster)
 
-    def _look(self) -> set[Any]:
+    def _missing(self) -> set[Any]:
         """Note the running nannies, and return the names of workers that are not there."""
         workers = dict(self._cluster.workers)
         for name, worker in workers.items():

@@ -66,7 +66,7 @@ class CrowdedWorkers:
         running: set[WorkerState] = self._scheduler.running
         return {worker for worker in running if _busy_threads(worker) < worker.nthreads}
 
-    def look(self, now: float, served: Collection[str], idle: Collection[str]) -> None:
+    def check(self, now: float, served: Collection[str], idle: Collection[str]) -> None:
         """Move what has waited for too long.
 
         Parameters

@@ -22,21 +22,20 @@ from distributed.protocol import deserialize
 from distributed.scheduler import Scheduler, TaskState, WorkerState, heartbeat_interval
 
 from atomizer_dask.conductors.dask.messages import WorkerIdle, as_event
+from atomizer_dask.conductors.dask.plugins.by_value import PluginByValue, packed_by_value
 from atomizer_dask.conductors.dask.plugins.crowded_workers import CrowdedWorkers, drop_waiting
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import (
     BatchTasksPlugin,
-    PluginByValue,
     is_batch,
-    packed_by_value,
 )
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 LATE_SECONDS = 3.0  # between two looks: after more the scheduler itself had stood still
 MISSED_HEARTBEATS = 6
 QUIET_SECONDS = 5.0  # at least: imports and busy machines also keep workers from answering
 ASK_SECONDS = 3.0  # for a nanny to report the state of its worker's process
 CERTAIN_FAILURES = 2  # to reach a nanny, after which its host counts as unreachable
-CERTAIN_LOOKS = 3  # at a process that does not go on, after which it counts as asleep
+CERTAIN_CHECKS = 3  # at a process that does not go on, after which it counts as asleep
 BUSY_SHARE = 0.05  # of a core: a process that uses less does nothing
 ASLEEP_TIMES = 5  # times `patience`: how long a process may do nothing
 STOPPED_TIMES = 10  # times `restart`: how long a process that somebody stopped is left alone
@@ -128,7 +127,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         self._scheduler = scheduler
         self._idle: dict[str, Idle] = {}
         self._served: set[str] = set()  # workers that have had batches
-        self._awake = self._looked = time()
+        self._awake = self._checked = time()
         self._asking: set[asyncio.Task[Any]] = set()
         self._crowded = CrowdedWorkers(
             scheduler, self._patience, self._take_back, self._do, self._drop_waiting
@@ -171,7 +170,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         }
         waiting = set(asked.values())
         while waiting:
-            await asyncio.wait(waiting, timeout=LOOK_SECONDS)
+            await asyncio.wait(waiting, timeout=POLL_SECONDS)
             waiting = {asked[a] for a in asked if not asked[a].done() and self._may_answer(a)}
         answers: dict[str, Any] = {}
         for address, task in asked.items():
@@ -200,17 +199,17 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             try:
-                self.look(time())
+                self.check(time())
             except Exception:
                 logging.getLogger(__name__).exception("idle workers could not be looked at")
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Look at all workers, take back what idle ones have, and restart some."""
-        if now - self._looked > LATE_SECONDS:  # no heartbeat could arrive meanwhile
+        if now - self._checked > LATE_SECONDS:  # no heartbeat could arrive meanwhile
             self._awake = now
-        self._looked = now
+        self._checked = now
         workers = self._scheduler.workers
         for gone in self._idle.keys() - workers.keys():
             del self._idle[gone]
@@ -224,7 +223,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
         for address, idle in list(self._idle.items()):
             if now - idle.since >= self._patience and address in self._served:
                 self._relieve(workers[address], idle, now)
-        self._crowded.look(now, self._served, self._idle.keys())
+        self._crowded.check(now, self._served, self._idle.keys())
 
     def _judge(self, worker: WorkerState, now: float, quiet: float) -> None:
         """Note whether a worker does nothing, and why."""
@@ -342,9 +341,9 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             idle.state = "busy"
         elif not idle.is_asked:
             idle.is_asked = True
-            self._do(self._look_at_process(worker, idle))
+            self._do(self._examine_process(worker, idle))
 
-    async def _look_at_process(self, worker: WorkerState, idle: Idle) -> None:
+    async def _examine_process(self, worker: WorkerState, idle: Idle) -> None:
         nanny = self._scheduler.rpc(worker.nanny)
         try:
             answer = await asyncio.wait_for(nanny.run(function=self._question), ASK_SECONDS)
@@ -370,7 +369,7 @@ class IdleWorkersPlugin(SchedulerPlugin):  # type: ignore[misc]
             idle.unmoved = 0 if goes_on else idle.unmoved + 1
             # Before that an electron may hold the interpreter lock while it sleeps.
             is_certain = now - idle.since > ASLEEP_TIMES * self._patience
-            is_asleep = is_certain and idle.unmoved >= CERTAIN_LOOKS
+            is_asleep = is_certain and idle.unmoved >= CERTAIN_CHECKS
             idle.state = "asleep" if is_asleep else "busy"
         idle.seconds = seconds, now
 

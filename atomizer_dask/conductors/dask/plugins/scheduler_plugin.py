@@ -12,20 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable
 from math import ceil
 from time import time
 from typing import Any
 
-import cloudpickle
 import dask
 from dask.utils import parse_timedelta
 from distributed import SchedulerPlugin
 from distributed.protocol import pickle
 from distributed.scheduler import Scheduler, WorkerState
 
-from atomizer_dask.conductors.dask import messages
 from atomizer_dask.conductors.dask.cluster import internals
 from atomizer_dask.conductors.dask.messages import (
     AtomsClaimed,
@@ -352,37 +349,6 @@ class BatchTasksPlugin(SchedulerPlugin):  # type: ignore[misc]
             task.worker_restrictions = {NO_WORKER}
             self._scheduler.loop.add_callback(self._lose, key)
             internals.have_run(task, raise_lost)
-
-
-class PluginByValue(SchedulerPlugin):  # type: ignore[misc]
-    """A `BatchTasksPlugin` with its code: the scheduler may not have this package."""
-
-    name = BatchTasksPlugin.name
-    idempotent = True
-    modules: tuple[str, ...] = ()  # that the plugin's own imports from this package
-
-    def plugin(self) -> SchedulerPlugin:
-        """Return the plugin that the scheduler runs."""
-        return BatchTasksPlugin()
-
-    def __reduce__(self) -> Any:
-        plugin = self.plugin()
-        modules = type(plugin).__module__, *self.modules
-        return cloudpickle.loads, (packed_by_value(plugin, *modules),)
-
-
-def packed_by_value(value: Any, *names: str) -> bytes:
-    """Return a pickled object of some modules, with the code of these and of this one."""
-    own = __name__, internals.__name__, messages.__name__
-    modules = [sys.modules[name] for name in dict.fromkeys((*own, *names))]
-    for each in modules:
-        cloudpickle.register_pickle_by_value(each)
-    try:
-        data: bytes = cloudpickle.dumps(value)
-    finally:
-        for each in modules:
-            cloudpickle.unregister_pickle_by_value(each)
-    return data
 
 
 def _batch_of(key: Any) -> str:

@@ -19,7 +19,7 @@ from atomizer_dask.conductors.dask.cluster.environment import (
     Difference,
     Environment,
     Group,
-    look,
+    installed,
     table,
 )
 from atomizer_dask.conductors.dask.placement import Placement
@@ -116,7 +116,7 @@ def test_several_may_look_at_an_environment_at_once(monkeypatch):
         raise KeyError("/usr/lib/python311.zip")
 
     monkeypatch.setattr("importlib.invalidate_caches", invalidate_caches)
-    assert look(["pytest"], ["polars", "there_is_no_such_module"])["missing"] == [
+    assert installed(["pytest"], ["polars", "there_is_no_such_module"])["missing"] == [
         "there_is_no_such_module"
     ]
 
