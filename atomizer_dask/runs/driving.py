@@ -232,7 +232,7 @@ class Driven:
         if is_same and (plan.sink is None or version is not definition):
             return None
         code = conductor.code_of(definition)
-        if is_same and plan.sink is not None and code.fingerprint == plan.sink.code:
+        if is_same and plan.sink is not None and code.has(plan.sink.code):
             return None
         return Today(definition, version, conductor.catalog(), code)
 

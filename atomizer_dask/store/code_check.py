@@ -56,22 +56,22 @@ def check_code(
     """
     last = store.manifest["codes"][-1]
     before = Code.from_json(last)
-    changes = before.changes_to(code) if before.fingerprint != code.fingerprint else ""
+    is_same = code.has(before.fingerprint)
+    changes = "" if is_same else before.changes_to(code)
     others = differences(last["versions"], versions())
-    if before.fingerprint == code.fingerprint and not others:
+    if is_same and not others:
         return "none"
     if accept:
         store.manifest["codes"].append(code_entry(code))
         return "accepted"
     what = "\n".join([*others, changes or ""]).strip() or "the code of the atom"
-    is_atom = before.fingerprint != code.fingerprint
     error = StoreChangedError(
-        f"{store.folder.url} was made with another {'atom' if is_atom else 'environment'}:\n"
+        f"{store.folder.url} was made with another {'environment' if is_same else 'atom'}:\n"
         f"{what}\n"
         "Results of both would stand side by side. Give another store, undo the change, or go on "
         "with accept_changes=True, of map and attach (--accept-changes): to_frame(metadata=True) "
         "then says in the column 'code' which electrons ran under which."
     )
-    if is_atom:
-        raise error
-    return error
+    if is_same:
+        return error
+    raise error

@@ -24,6 +24,8 @@ from atomizer_dask import (
     grid,
     zipped,
 )
+from atomizer_dask.atoms.code.fingerprint import code_of
+from atomizer_dask.atoms.definition import as_definition
 from atomizer_dask.errors import StoreChangedError, StoreError, UnstorableError
 
 HERE = Path(__file__).parent
@@ -413,6 +415,29 @@ def test_changed_atom_is_told_and_accepted(local, tmp_path, gate):
     assert [code["fingerprint"] for code in manifest["codes"]] == [codes[0], codes[3]]
     with pytest.raises(StoreChangedError):
         local.attach(store)
+
+
+def test_store_with_a_fingerprint_of_earlier_versions_goes_on_under_it(local, store):
+    table = np.arange(100_000.0)
+
+    @atom(id="tests.looked.up")
+    def looked_up(x):
+        return table[x]
+
+    with Atomizer(MemoryConductor(2), looked_up) as here:
+        here.map(looked_up, grid(x=range(3)), store=store).wait(30)
+        code = code_of(as_definition(looked_up))
+        manifest = json.loads((store / "run.json").read_text())
+        assert manifest["codes"][0].pop("fingerprint") == code.fingerprint
+        manifest["codes"][0]["fingerprint"] = code.in_full()
+        (store / "run.json").write_text(json.dumps(manifest))
+        here.attach(store).wait(30)
+        run = here.map(looked_up, grid(x=range(5)), store=store).wait(30)
+        assert run.retry().wait(30).state == "finished"
+    codes = Run.open(store).to_frame(metadata=True)["code"].astype(str).tolist()
+    assert codes[3:] == [code.in_full()] * 2
+    manifest = json.loads((store / "run.json").read_text())
+    assert [each["fingerprint"] for each in manifest["codes"]] == [code.in_full()]
 
 
 def test_atom_that_the_store_keeps_is_the_one_that_was_accepted(local, tmp_path):

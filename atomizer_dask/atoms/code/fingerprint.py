@@ -7,8 +7,10 @@ packages count by name, their versions are in `provenance`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from difflib import unified_diff
+from functools import partial
 from typing import Any
 
 from atomizer_dask.atoms.code.own_modules import home_of
@@ -28,15 +30,29 @@ class Code:
         ``module.qualname`` of each function, class and value, to the digest of it alone.
     sources
         The same names, to the source or a short text of the value, at most 2000 characters.
+    in_full
+        Returns the fingerprint in the form that it had until version 0.2, which is slow for large
+        buffers; None where it is the same.
     """
 
     fingerprint: str
     parts: dict[str, str]
     sources: dict[str, str]
+    in_full: Callable[[], str] | None = field(default=None, compare=False, repr=False)
+
+    def has(self, fingerprint: str) -> bool:
+        """Return whether this is the code of a fingerprint, which may be of an earlier version."""
+        if self.fingerprint == fingerprint:
+            return True
+        return self.in_full is not None and self.in_full() == fingerprint
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain dicts and strings."""
-        return asdict(self)
+        return {
+            "fingerprint": self.fingerprint,
+            "parts": self.parts,
+            "sources": self.sources,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Code:
@@ -95,4 +111,9 @@ def code_of(definition: Definition) -> Code:
             count += 1
             name = f"{part.name}#{count}"
         parts[name], sources[name] = part.digest, part.text()
-    return Code(fingerprint, parts, sources)
+    in_full = partial(_fingerprint_in_full, definition) if walk.has_digests else None
+    return Code(fingerprint, parts, sources, in_full)
+
+
+def _fingerprint_in_full(definition: Definition) -> str:
+    return References(home_of(definition), in_full=True).fingerprint(definition)

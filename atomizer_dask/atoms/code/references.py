@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from importlib.util import resolve_name
+from operator import itemgetter
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from atomizer_dask.atoms.base import Atom
+from atomizer_dask.atoms.code.buffers import LARGE_BUFFER, digest_of_buffer
 from atomizer_dask.atoms.code.bytecode import PLACE, Used, keys_read, what_counts
 from atomizer_dask.atoms.code.own_modules import file_of, is_own
 from atomizer_dask.atoms.code.texts import source_of, text_of_file, text_of_value
 from atomizer_dask.atoms.code.values import (
     CONTAINERS,
+    Digest,
     attributes_of,
     closure_of,
     contents_of,
@@ -68,10 +71,25 @@ class References:
 
     The digest of a part leaves out the parts that it refers to, so that it shows which part has
     changed. Their numbers are kept in order, and count in the fingerprint.
+
+    Parameters
+    ----------
+    home
+        Of the atom; see `home_of`.
+    depth
+        How many sets it is within.
+    in_full
+        Whether large buffers count by all of their bytes, as they once did, not by a digest.
+
+    Attributes
+    ----------
+    has_digests
+        Whether there were such buffers.
     """
 
-    def __init__(self, home: str, depth: int = 0) -> None:
-        self.home, self.depth = home, depth
+    def __init__(self, home: str, depth: int = 0, *, in_full: bool = False) -> None:
+        self.home, self.depth, self.in_full = home, depth, in_full
+        self.has_digests = False
         self.parts: list[CodePart] = []
         self.numbers: dict[Any, int] = {}
         self.refers_to: list[int] = []  # of the current part
@@ -203,11 +221,24 @@ class References:
     def _value(self, value: Any) -> str:
         kind = type(value)
         if kind in _PLAIN:
-            return _digest(kind.__name__, _plain(value))
+            return _digest(kind.__name__, self._plain(value))
+        if kind is Digest:
+            self.has_digests = True
+            return _digest("buffer", value)
         if kind in (list, tuple, set, frozenset) and set(map(type, value)) <= _PLAIN:
-            items = [type(item).__name__ + _plain(item) for item in value]
+            items = [type(item).__name__ + self._plain(item) for item in value]
             return _digest(kind.__name__, items if kind in (list, tuple) else sorted(items))
         return self._guarded(lambda: self._once(value), kind.__qualname__)
+
+    def _plain(self, value: Any) -> str:
+        """Return a number or a text in a form that is the same everywhere."""
+        if type(value) is int:
+            return hex(value)  # repr refuses enormous ones
+        if type(value) not in (str, bytes) or len(value) < LARGE_BUFFER or self.in_full:
+            return repr(value)
+        self.has_digests = True
+        data = value if type(value) is bytes else value.encode(errors="surrogatepass")
+        return digest_of_buffer(data)
 
     def _once(self, value: Any) -> str:
         if id(value) in self.known:
@@ -243,7 +274,10 @@ class References:
             return self._definition(value)
         if is_generator(value) or id(value) in GENERATORS:
             return _digest(kind.__qualname__)  # its state depends on how much was drawn
-        contents = self._ordered(value) if kind in (set, frozenset) else contents_of(value)
+        if kind in (set, frozenset):
+            contents = self._ordered(value)
+        else:
+            contents = contents_of(value, in_full=self.in_full)
         # Something installed that holds what cannot be pickled, as a connection does, may differ
         # in each process: it counts by type. The user's own objects count by each attribute.
         is_foreign = kind not in CONTAINERS and not is_own(kind.__module__, self.home)
@@ -280,16 +314,15 @@ class References:
         """Return the elements of a set in an order that does not depend on their hashes."""
         if self.depth > 2:  # sets within sets, or cycles
             return sorted(values, key=lambda value: type(value).__qualname__)
-        key = lambda value: References(self.home, self.depth + 1).fingerprint(value)  # noqa: E731
-        return sorted(values, key=key)
+        walks = [References(self.home, self.depth + 1, in_full=self.in_full) for _ in values]
+        digests = [walk.fingerprint(value) for walk, value in zip(walks, values, strict=True)]
+        self.has_digests |= any(walk.has_digests for walk in walks)
+        order = sorted(zip(digests, values, strict=True), key=itemgetter(0))
+        return [value for _, value in order]
 
 
 def _digest(*things: Any) -> str:
     return blake2b(repr(things).encode(), digest_size=8).hexdigest()
-
-
-def _plain(value: Any) -> str:
-    return hex(value) if type(value) is int else repr(value)  # repr refuses enormous integers
 
 
 def _name_of(thing: Any) -> str:

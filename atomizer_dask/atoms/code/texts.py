@@ -25,6 +25,8 @@ def text_of_value(value: Any) -> str:
             setattr(show, limit, 200)
     show.maxstring = show.maxother = _SHOWN
     try:
+        if type(value) is bytes:  # of which reprlib writes all, to show the ends
+            value = value[: _SHOWN + 1]
         return re.sub(r" at 0x[0-9a-fA-F]+", "", show.repr(value))[:_SHOWN]
     except Exception:  # noqa: BLE001 - whatever their repr raises
         return type(value).__qualname__

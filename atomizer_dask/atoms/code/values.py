@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import hashlib
 import inspect
+import io
 from functools import cached_property
+from pickle import PickleBuffer
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from atomizer_dask.atoms.code.buffers import LARGE_BUFFER, digest_of_array, digest_of_buffer
+
 CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
 
 
-def contents_of(value: Any) -> list[Any]:
+_ROWS = 2**16  # of an Arrow table that are digested at a time
+
+
+class Digest(str):
+    """The digest of a large buffer, in place of what is in it."""
+
+    __slots__ = ()
+
+
+def contents_of(value: Any, *, in_full: bool = False) -> list[Any]:
     """Return what a value consists of, but for sets, which have no order.
+
+    Parameters
+    ----------
+    value
+        Neither a number nor a text.
+    in_full
+        Whether the bytes of large buffers are returned, rather than a `Digest` of them.
 
     Raises
     ------
@@ -34,23 +55,87 @@ def contents_of(value: Any) -> list[Any]:
     if kind is dict:
         return [one for pair in value.items() for one in pair]
     if kind is np.ndarray:
-        is_object = value.dtype.hasobject or value.dtype.kind == "T"
-        return [str(value.dtype), value.shape, value.tolist() if is_object else value.tobytes()]
+        return [str(value.dtype), value.shape, _items_of(value, in_full)]
     if isinstance(value, pd.DataFrame | pd.Series | pd.Index):
-        return _contents_of_frame(value if isinstance(value, pd.DataFrame) else value.to_frame())
-    return functions_within(value) or _contents_of_object(value)
+        frame = value if isinstance(value, pd.DataFrame) else value.to_frame()
+        return _contents_of_frame(frame, in_full)
+    if not in_full and kind.__module__ == "pyarrow.lib" and hasattr(value, "nbytes"):
+        return _contents_of_arrow(value)
+    return functions_within(value) or _contents_of_object(value, in_full)
 
 
-def _contents_of_frame(frame: pd.DataFrame) -> list[Any]:
+def _items_of(array: np.ndarray, in_full: bool) -> list[Any] | bytes | Digest:
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        return array.tolist()  # type: ignore[no-any-return]
+    if in_full or array.nbytes < LARGE_BUFFER:
+        return array.tobytes()
+    return Digest(digest_of_array(array))
+
+
+def _contents_of_frame(frame: pd.DataFrame, in_full: bool) -> list[Any]:
     names = [*frame.columns, *frame.columns.names, *frame.index.names, *frame.dtypes.map(str)]
-    return [frame.shape, pd.util.hash_pandas_object(frame).to_numpy(), names]
+    if in_full or frame.memory_usage().sum() < LARGE_BUFFER:
+        return [frame.shape, pd.util.hash_pandas_object(frame).to_numpy(), names]
+    index = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
+    columns = [frame.iloc[:, number] for number in range(frame.shape[1])]
+    return [frame.shape, names, *map(_contents_of_column, [*index, *columns])]
 
 
-def _contents_of_object(value: Any) -> list[Any]:
+def _contents_of_column(column: Any) -> Any:
+    """Return the digest of a column, by its buffers where it has some."""
+    import pyarrow as pa
+
+    if isinstance(column, pd.RangeIndex):
+        return [column.start, column.stop, column.step]
+    if isinstance(column.dtype, np.dtype) and not column.dtype.hasobject:
+        return column.to_numpy()
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        return column.astype("int64").to_numpy()
+    try:
+        return _contents_of_arrow(pa.array(column))
+    except (pa.ArrowException, TypeError, ValueError):  # objects of several kinds
+        return pd.util.hash_pandas_object(column, index=False).to_numpy()
+
+
+def _contents_of_arrow(value: Any) -> list[Any]:
+    """Return the types and the digest of an Arrow table or array, however it is chunked."""
+    import pyarrow as pa
+
+    is_array = isinstance(value, pa.Array | pa.ChunkedArray)
+    table = pa.table([value], ["array"]) if is_array else pa.table(value)
+    digest = hashlib.blake2b(digest_size=16)
+    with (
+        pa.PythonFile(_HashedFile(digest), "w") as file,
+        pa.ipc.new_stream(file, table.schema) as writer,
+    ):
+        for start in range(0, len(table), _ROWS):
+            writer.write_table(table.slice(start, _ROWS).combine_chunks())
+    return [str(table.schema), Digest(digest.hexdigest())]
+
+
+class _HashedFile(io.RawIOBase):
+    """A file that only updates a digest with what is written."""
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Add some bytes to the digest."""
+        self._digest.update(data)
+        return len(data)
+
+
+def _contents_of_object(value: Any, in_full: bool) -> list[Any]:
     """Return what pickle would write, apart from what is only cached."""
     kind = type(value)
+    if kind is PickleBuffer:
+        return [Digest(digest_of_buffer(value.raw()))]
     reduce = copyreg.dispatch_table.get(kind)
-    reduced: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+    reduced: Any = reduce(value) if reduce else value.__reduce_ex__(4 if in_full else 5)
     if isinstance(reduced, str):
         return [str(getattr(value, "__module__", "")), reduced]
     maker, arguments, state, items, pairs = (*reduced, None, None, None)[:5]

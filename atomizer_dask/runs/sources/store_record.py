@@ -275,8 +275,8 @@ class StoreRecord:
             if check_code(store, today.code, accept=True) == "accepted":
                 keep_atom(store, today.definition)
                 store.save()
-        self.journal.code = today.code.fingerprint
-        return replace(plan, sink=plan.sink._replace(code=today.code.fingerprint))
+        self.journal.code = store.manifest["codes"][-1]["fingerprint"]
+        return replace(plan, sink=plan.sink._replace(code=self.journal.code))
 
     def allow_pickle(self, plan: Plan) -> Plan:
         """Let the store keep pickles from now on, and return the plan that lets workers do so."""

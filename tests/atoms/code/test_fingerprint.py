@@ -10,11 +10,13 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy import stats
 
 from atomizer_dask import Atom, atom
 from atomizer_dask.atoms.code.fingerprint import Code, code_of
+from atomizer_dask.atoms.code.references import References
 from atomizer_dask.atoms.definition import as_definition
 
 EVERYTHING = """
@@ -478,6 +480,90 @@ def test_addresses_do_not_count():
 def test_functions_without_bytecode_are_atoms_too():
     assert code(np.sum).fingerprint != code(np.prod).fingerprint
     assert code(atom(id="a")(functools.partial(scale, x=1))).parts[f"{__name__}.scale"]
+
+
+BIG = 100_000  # items, so that a value of them counts by the digest of its buffers
+
+
+LARGE = {
+    "array": lambda one: np.arange(BIG) * one,
+    "times": lambda one: np.arange(BIG).astype("M8[s]") + one,
+    "structured": lambda one: np.full(BIG, one, dtype=[("a", "i4"), ("b", "f8")]),
+    "transposed": lambda one: np.asfortranarray(np.full((100, BIG // 100), one)),
+    "strided": lambda one: (np.arange(2 * BIG) * one)[::2],
+    "frame": lambda one: pd.DataFrame({"a": np.arange(BIG) * one, "b": "x"}),
+    "named": lambda one: pd.DataFrame({f"a{one}": np.arange(BIG)}),
+    "index": lambda one: pd.Series(np.arange(BIG), index=np.arange(BIG) * one),
+    "objects": lambda one: pd.Series([one, "x"] * BIG, dtype=object),
+    "nullable": lambda one: pd.Series(np.arange(BIG) * one, dtype="Int64"),
+    "zone": lambda one: pd.Series(pd.date_range("2020", periods=BIG, tz="UTC")[::one]),
+    "categories": lambda one: pd.Series(["a", "b" * one] * BIG, dtype="category"),
+    "table": lambda one: pa.table({"a": np.arange(BIG) * one}),
+    "chunks": lambda one: pa.chunked_array([[one] * BIG, [1] * BIG]),
+    "bytes": lambda one: bytes([one]) * BIG,
+    "text": lambda one: chr(one) * BIG,
+    "surrogates": lambda one: chr(0xD800 + one) * BIG,
+    "list": lambda one: [1, b"x" * BIG, chr(one) * BIG],
+    "masked": lambda one: np.ma.masked_array(np.arange(BIG), np.arange(BIG) == one),
+    "set": lambda one: frozenset({"y", (1, chr(one) * BIG)}),
+    "own": lambda one: Holder(np.arange(BIG) * one),
+}
+
+
+class Holder:
+    def __init__(self, held):
+        self.held = held
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_values_count_by_their_contents(kind):
+    first, again, other = map(LARGE[kind], (1, 1, 2))
+    if kind == "structured":
+        other["b"][-1] = 3
+    one, same, another = (code_using(value) for value in (first, again, other))
+    assert one.fingerprint == same.fingerprint
+    assert one.fingerprint != another.fingerprint
+    assert one.in_full is not None
+
+
+def test_layout_and_chunks_of_large_values_do_not_matter():
+    table = np.arange(3.0 * BIG).reshape(3, BIG)
+    assert code_using(table).has(code_using(np.asfortranarray(table)).fingerprint)
+    arrow = pa.table({"a": table[0]})
+    parts = pa.concat_tables([arrow.slice(0, 7), arrow.slice(7)])
+    assert code_using(arrow).has(code_using(parts).fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("value", "before"),
+    [
+        (np.arange(100_000.0), "daa0431f29eb1c17"),
+        (pd.DataFrame({"a": np.arange(100_000)}), "5742d2236308eddd"),
+        (b"x" * 100_000, "25cdeb2ee27f7590"),
+        ("x" * 100_000, "dae67e0f08954826"),
+        ([b"x" * 100_000], "a2c914a833f13d4a"),
+        ({"a": np.arange(100_000.0)}, "46e2eb952cc599c8"),
+    ],
+)
+def test_large_values_have_the_digest_that_they_had_before(value, before):
+    assert References("mine", in_full=True).fingerprint(value) == before
+    assert References("mine").fingerprint(value) != before
+
+
+def test_code_is_recognised_by_its_fingerprint_of_earlier_versions():
+    now = code_using(np.arange(BIG))
+    assert now.has(now.fingerprint)
+    assert now.has(now.in_full())
+    assert now.fingerprint != now.in_full()
+    assert not now.has(code_using(np.arange(BIG) + 1).in_full())
+    assert code_using(np.arange(3)).in_full is None
+
+
+def code_using(value):
+    def use():
+        return value
+
+    return code(use)
 
 
 def test_it_is_quick():
