@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from atomizer_dask.atoms.definition import Definition, as_definition
+from atomizer_dask.atoms.definition import Definition, bind_fixed
 from atomizer_dask.conductor import Conductor, Route, check_electron, refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.receiver import answered
@@ -18,14 +18,19 @@ from atomizer_dask.conductors.roster import Roster
 from atomizer_dask.config import check
 from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import AtomizerError, ConductorError, RegistrationError, StoreError
+from atomizer_dask.errors import (
+    AtomizerError,
+    ConductorError,
+    StoreError,
+    text_of,
+)
 from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import OnFailure, priority_of
 from atomizer_dask.properties import Properties
-from atomizer_dask.registry import Registry, registered
+from atomizer_dask.registry import AtomLookup, Registry, registered
 from atomizer_dask.runs.run import Run
 from atomizer_dask.runs.start import Storing, go_on, start
 from atomizer_dask.store.layout import GOING
@@ -68,6 +73,7 @@ class Atomizer(LiveDisplay):
         check()
         self._streams = Streams()
         self._registry = Registry()
+        self._lookup = AtomLookup(self._registry)
         self._executing = False
         self._closed = False
         self._lock = threading.RLock()
@@ -128,7 +134,14 @@ class Atomizer(LiveDisplay):
 
     # -- sending --------------------------------------------------------------------------------
 
-    def send(self, atom: Any, payload: Any = None, **options: Any) -> ElectronFuture:
+    def send(
+        self,
+        atom: Any,
+        payload: Any = None,
+        *,
+        fixed: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ElectronFuture:
         """Have one electron executed.
 
         Parameters
@@ -137,6 +150,9 @@ class Atomizer(LiveDisplay):
             An atom, its id, or an `Electron`.
         payload
             A mapping of the atom's parameters to values; for an atom in class form anything.
+        fixed
+            Values of further parameters, as in `map`: a large one travels once, however many
+            electrons are sent with the very same objects.
         **options
             Further parameters of `Electron`. The random stream of the electron follows from its
             `id`: give one where the same bits shall come again.
@@ -156,11 +172,11 @@ class Atomizer(LiveDisplay):
         """
         self.exec()
         if isinstance(atom, Electron):
-            if payload is not None or options:
+            if payload is not None or options or fixed:
                 raise TypeError("an Electron carries its payload and options itself")
             electron, definition = atom, self.find(atom.atom_id)
         else:
-            atom_id, definition = self._resolve(atom)
+            atom_id, definition = self._lookup.resolve_for_send(atom, fixed)
             electron = Electron(atom_id, payload, **options)
         check_electron(electron)
         if definition is not None:
@@ -177,6 +193,7 @@ class Atomizer(LiveDisplay):
         atom: Any,
         sweep: Any,
         *,
+        fixed: Mapping[str, Any] | None = None,
         seed: int | None = None,
         timeout: float | str | None = None,
         on_failure: OnFailure | None = None,
@@ -206,6 +223,13 @@ class Atomizer(LiveDisplay):
             they are given here, would give: NumPy's scalars of an array, else Python's. What can be
             changed, a list or an array say, is a copy for it alone; what cannot be copied, an open
             file say, is given as it is.
+        fixed
+            Values of parameters that are the same for all electrons, by name: constants. A large
+            one, as an array or a model, travels once to each host, however many electrons, batches
+            and runs use it. An array is read-only in the atom; other objects are shared by the
+            electrons of a process, and not to be changed. ``functools.partial(f, table=T)`` as the
+            atom means the same. They count as part of the atom's code: a store is of one set of
+            them.
         seed
             An integer from 0 to 2**128 - 1 that fixes all random streams; random where not given,
             and then found in `Run.seed`.
@@ -283,10 +307,12 @@ class Atomizer(LiveDisplay):
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
         storing = Storing(store, takeover, accept_changes, detached)
         conductor = self._sweeper()
-        definition = self._definition_of(atom, conductor)
+        definition = bind_fixed(self._lookup.definition_of(atom, conductor.fetch), fixed)
         return start(self, conductor, definition, sweep, seed, options, storing, name)
 
-    def explore(self, atom: Any, /, **ranges: Any) -> ExplorerWidget:
+    def explore(
+        self, atom: Any, /, *, fixed: Mapping[str, Any] | None = None, **ranges: Any
+    ) -> ExplorerWidget:
         """Return controls for an atom's parameters, with what it returns shown beside them.
 
         Whenever a control changes, one electron is sent, and those that nobody waits for any more
@@ -297,6 +323,8 @@ class Atomizer(LiveDisplay):
         ----------
         atom
             An atom or its id.
+        fixed
+            Values of parameters that get no control, as in `map`.
         **ranges
             For each parameter what `ipywidgets.interact` understands: ``(min, max)``,
             ``(min, max, step)``, a number, a boolean, a text, a list or a dict of choices, a list
@@ -335,7 +363,10 @@ class Atomizer(LiveDisplay):
         0      3       2       6
         1      4       2       8
         """
-        definition = self._definition_of(atom, self._sweeper())
+        definition = self._lookup.definition_of(atom, self._sweeper().fetch)
+        if "fixed" in definition.defaults or not isinstance(fixed, Mapping | None):  # a parameter
+            ranges, fixed = {"fixed": fixed, **ranges}, None
+        definition = bind_fixed(definition, fixed)
         return widgets().Explorer(self, definition, ranges)
 
     def attach(
@@ -407,28 +438,6 @@ class Atomizer(LiveDisplay):
             priority=urgent,
         )
 
-    def _resolve(self, atom: Any) -> tuple[str, Definition | None]:
-        if isinstance(atom, str):
-            return atom, self.find(atom)
-        definition = as_definition(atom)
-        if definition is None:
-            raise RegistrationError(
-                "expected an atom, the id of one, or an Electron; got "
-                f"{type(atom).__name__} {atom!r}"
-            )
-        # An atom that is registered under this very object keeps its version; see `version_of`.
-        known = self.find(definition.id)
-        same = known is not None and known.identity == definition.identity
-        return definition.id, known if same else definition
-
-    def _definition_of(self, atom: Any, conductor: BatchConductor) -> Definition:
-        """Return an atom, also one that another client of the same scheduler registered."""
-        atom_id, definition = self._resolve(atom)
-        definition = definition or conductor.fetch(atom_id)
-        if definition is None:
-            raise RegistrationError(f"no atom {atom_id!r} is registered; {self._hint(atom_id)}")
-        return definition
-
     def _sweeper(self) -> BatchConductor:
         """Return the conductor that a sweep goes through, at work."""
         refuse_annotations()
@@ -445,7 +454,7 @@ class Atomizer(LiveDisplay):
         check_electron(electron)
         definition = self.find(electron.atom_id)
         if definition is None:
-            message = f"no atom {electron.atom_id!r} is registered; {self._hint(electron.atom_id)}"
+            message = text_of(self._lookup.unknown(electron.atom_id))
             failure = Failure("unknown_atom", "RegistrationError", message)
             return answered(failure.properties(electron))
         definition.check_copy_state(electron.copy_state)
@@ -460,7 +469,7 @@ class Atomizer(LiveDisplay):
 
     def find(self, atom_id: str) -> Definition | None:
         """Return the atom that is registered under this id now; None where there is none."""
-        return self._registry.atoms.get(atom_id) or registered.atoms.get(atom_id)
+        return self._lookup.find(atom_id)
 
     @property
     def threads(self) -> int:
@@ -531,12 +540,6 @@ class Atomizer(LiveDisplay):
     def conductors(self) -> dict[str, Conductor]:
         """Its conductors, by id."""
         return dict(self._roster.conductors)
-
-    def _hint(self, atom_id: str) -> str:
-        known = Registry()
-        known.update(registered)
-        known.update(self._registry)
-        return known.hint(atom_id)
 
     def events(self, buffer: int | None = None) -> Stream[Event]:
         """Return a stream of the events from now on; iterate over it.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from atomizer_dask.atoms.definition import Definition, as_definition
+from atomizer_dask.atoms.definition import Definition, as_definition, bind_fixed
 from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import RegistrationError
 
@@ -55,6 +55,96 @@ class Registry:
 
 
 registered = Registry()
+
+
+class AtomLookup:
+    """Finds the atom that a user means: one of a registry, of all, or one that is not registered.
+
+    Parameters
+    ----------
+    registry
+        The registry that is searched first.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._last_bound: Definition | None = None
+
+    def find(self, atom_id: str) -> Definition | None:
+        """Return the atom that is registered under this id now; None where there is none."""
+        return self._registry.atoms.get(atom_id) or registered.atoms.get(atom_id)
+
+    def resolve(self, atom: Any) -> tuple[str, Definition | None]:
+        """Return the id that an atom has, or is, and the atom; None for an id that is not known.
+
+        Raises
+        ------
+        RegistrationError
+            Where it is neither an atom nor an id.
+        """
+        if isinstance(atom, str):
+            return atom, self.find(atom)
+        definition = as_definition(atom)
+        if definition is None:
+            raise RegistrationError(
+                "expected an atom, the id of one, or an Electron; got "
+                f"{type(atom).__name__} {atom!r}"
+            )
+        # An atom that is registered under this very object keeps its version; see `version_of`.
+        known = self.find(definition.id)
+        same = known is not None and known.identity == definition.identity
+        return definition.id, known if same else definition
+
+    def resolve_for_send(
+        self, atom: Any, fixed: Mapping[str, Any] | None
+    ) -> tuple[str, Definition | None]:
+        """Return what `resolve` does, with fixed values.
+
+        It is the same atom as last time where the values are the same objects: its version, with
+        all that is large in it, is known then.
+
+        Raises
+        ------
+        RegistrationError
+            Where the atom is not known here.
+        TypeError, InvalidPayloadError
+            Where the values do not fit it.
+        """
+        atom_id, definition = self.resolve(atom)
+        if fixed is None:
+            return atom_id, definition
+        if definition is None:
+            raise self.unknown(atom_id)
+        bound = bind_fixed(definition, fixed)
+        if self._last_bound is None or self._last_bound.identity != bound.identity:
+            self._last_bound = bound
+        return atom_id, self._last_bound
+
+    def definition_of(self, atom: Any, fetch: Callable[[str], Definition | None]) -> Definition:
+        """Return an atom, also one that another client of the same scheduler registered.
+
+        Parameters
+        ----------
+        fetch
+            Returns the atom of an id that is not registered here, None where there is none.
+
+        Raises
+        ------
+        RegistrationError
+            Where nobody knows it.
+        """
+        atom_id, definition = self.resolve(atom)
+        definition = definition or fetch(atom_id)
+        if definition is None:
+            raise self.unknown(atom_id)
+        return definition
+
+    def unknown(self, atom_id: str) -> RegistrationError:
+        """Return the error for an id that nobody knows, with a hint."""
+        known = Registry()
+        known.update(registered)
+        known.update(self._registry)
+        return RegistrationError(f"no atom {atom_id!r} is registered; {known.hint(atom_id)}")
 
 
 def register(*values: Any) -> None:

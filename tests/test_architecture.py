@@ -67,6 +67,20 @@ def test_each_class_name_means_one_thing():
     assert {name for name, count in names.items() if count > 1} == set()
 
 
+def test_no_constant_of_a_module_is_given_a_second_value():
+    twice = []
+    for path in HERE.rglob("*.py"):
+        targets = [
+            target.id
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        ]
+        twice += [(path.name, name) for name, count in Counter(targets).items() if count > 1]
+    assert twice == []
+
+
 def documented(node):
     """Return how many lines of a node are docstrings."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

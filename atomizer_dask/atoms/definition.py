@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from inspect import Parameter
 from typing import Any
 
+import numpy as np
+
 from atomizer_dask.atoms.base import Atom, card, marks_of, state_of
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import brief, one_line
@@ -76,11 +78,18 @@ class FunctionAtom(Definition):
     vectorized
         The function is given each field as an array, one element per electron.
 
+    Attributes
+    ----------
+    fixed
+        The values of parameters that are the same for all electrons, by name; see `with_fixed`.
+
     Raises
     ------
     RegistrationError
         Where a parameter cannot be given by name, or the function is a coroutine function.
     """
+
+    fixed: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -115,7 +124,32 @@ class FunctionAtom(Definition):
 
     @property
     def identity(self) -> tuple[Hashable, ...]:  # noqa: D102
-        return "function", id(self.function), self.vectorized, self.isolation, self.singleton
+        fixed = tuple((name, id(value)) for name, value in self.fixed.items())
+        return "function", id(self.function), self.vectorized, self.isolation, self.singleton, fixed
+
+    def with_fixed(self, fixed: Mapping[str, Any]) -> FunctionAtom:
+        """Return the atom with values for some parameters, which all electrons share.
+
+        Raises
+        ------
+        InvalidPayloadError
+            Where it has no such parameter, or one has a value already.
+        """
+        if not fixed:
+            return self
+        self._check_names([*fixed], "the fixed values")
+        bound = copy.copy(self)
+        bound.fixed = {**self.fixed, **fixed}
+        bound.fields = {name: needed for name, needed in self.fields.items() if name not in fixed}
+        return bound
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The function, with the fixed values; an array among them is read-only."""
+        if not self.fixed:
+            return self.function
+        values = {name: _read_only(value) for name, value in self.fixed.items()}
+        return functools.partial(self.function, **values)
 
     @property
     def defaults(self) -> Mapping[str, Any]:  # noqa: D102
@@ -132,22 +166,27 @@ class FunctionAtom(Definition):
     def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102
         given = list(names)
         missing = [name for name, required in self.fields.items() if required and name not in given]
-        unknown = [name for name in given if name not in self.fields and not self.takes_any]
+        self._check_names(given, "the inputs", [f"missing {name!r}" for name in missing])
+
+    def _check_names(self, given: list[str], what: str, problems: Iterable[str] = ()) -> None:
+        """Raise where values of these names do not fit, or for other problems with them."""
+        problems = list(problems)
         if self.takes_context and CONTEXT in given:
             raise InvalidPayloadError(
                 f"the parameter 'context' of {self.id} is filled in by atomizer_dask; "
                 "rename the input"
             )
-        if not missing and not unknown:
-            return
-        problems = [f"missing {name!r}" for name in missing]
-        for name in unknown:
-            nearest = get_close_matches(name, self.fields, n=1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            problems.append(f"unknown {name!r}{hint}")
-        raise InvalidPayloadError(
-            f"the inputs {given} do not fit {self.id}{self._signature()}: {', '.join(problems)}"
-        )
+        for name in given:
+            if name in self.fixed:
+                problems.append(f"{name!r} is fixed, with a value for all electrons")
+            elif name not in self.fields and not self.takes_any:
+                nearest = get_close_matches(str(name), self.fields, n=1)
+                hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+                problems.append(f"unknown {name!r}{hint}")
+        if problems:
+            raise InvalidPayloadError(
+                f"{what} {given} do not fit {self.id}{self._signature()}: {', '.join(problems)}"
+            )
 
     def check_payload(self, payload: Any) -> None:  # noqa: D102
         if payload is None:
@@ -184,7 +223,8 @@ class FunctionAtom(Definition):
         return by_position, [name for name in given if name not in by_position]
 
     def _signature(self) -> str:
-        shown = (_shown(p) for name, p in self.parameters.items() if name != CONTEXT)
+        hidden = {CONTEXT, *self.fixed}
+        shown = (_shown(p) for name, p in self.parameters.items() if name not in hidden)
         return f"({', '.join(shown)})"
 
     def __repr__(self) -> str:
@@ -273,7 +313,54 @@ def as_definition(value: Any) -> Definition | None:
         return ClassAtom(type(value), value)
     if isinstance(value, type):
         return ClassAtom(value) if issubclass(value, Atom) else None
+    if isinstance(value, functools.partial) and not hasattr(value, "__qualname__"):
+        return _of_partial(value)
     return FunctionAtom(value) if callable(value) else None
+
+
+def fixed_of(definition: Definition) -> Mapping[str, Any]:
+    """Return the fixed values of an atom; none of one in class form."""
+    return definition.fixed if isinstance(definition, FunctionAtom) else {}
+
+
+def bind_fixed(definition: Definition, fixed: Mapping[str, Any] | None) -> Definition:
+    """Return an atom with fixed values of a user; see `FunctionAtom.with_fixed`.
+
+    Raises
+    ------
+    TypeError
+        Where these are no mapping of names to values.
+    InvalidPayloadError
+        Where they do not fit the atom.
+    """
+    if fixed is None or (isinstance(fixed, Mapping) and not fixed):
+        return definition
+    if not isinstance(fixed, Mapping) or not all(isinstance(name, str) for name in fixed):
+        raise TypeError(
+            f"fixed must be a mapping of the atom's parameters to values, got {brief(fixed)}"
+        )
+    if not isinstance(definition, FunctionAtom):
+        raise InvalidPayloadError(
+            f"{definition.id} is an atom in class form, which has no parameters to fix: make them "
+            "attributes of an instance, and register that"
+        )
+    return definition.with_fixed(fixed)
+
+
+def _of_partial(partial: functools.partial[Any]) -> Definition | None:
+    """Return the atom of a `functools.partial`: that of its function, with fixed values."""
+    definition = as_definition(partial.func)
+    if not isinstance(definition, FunctionAtom):
+        return definition
+    names = [*definition.fields][: len(partial.args)]
+    return definition.with_fixed(dict(zip(names, partial.args, strict=True)) | partial.keywords)
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    return value
 
 
 def as_it_is_now(definition: Definition) -> Definition:
@@ -290,8 +377,12 @@ def as_it_is_now(definition: Definition) -> Definition:
     if "<" in name or found is made_of or getattr(definition, "instance", None) is not None:
         return definition
     today = as_definition(found) if _is_alike(found, definition) else None
-    is_other = today is not None and today.id == definition.id
-    return today if today is not None and is_other else definition
+    if today is None or today.id != definition.id:
+        return definition
+    fixed = fixed_of(definition)
+    if fixed and getattr(today, "function", None) is getattr(definition, "function", None):
+        return definition
+    return bind_fixed(today, fixed)
 
 
 def _is_alike(found: Any, definition: Definition) -> bool:

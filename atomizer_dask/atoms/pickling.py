@@ -20,7 +20,7 @@ import sys
 import typing
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
@@ -29,6 +29,7 @@ from fractions import Fraction
 from functools import lru_cache
 from inspect import Parameter
 from pathlib import PurePath
+from pickle import PickleBuffer
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -40,6 +41,7 @@ from atomizer_dask.atoms.cloudpickle_internals import globals_of, reduce_class
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.code.own_modules import is_installed
 from atomizer_dask.atoms.code.values import closure_of, defaults_of
+from atomizer_dask.atoms.culprits import culprit_of
 from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import GENERATORS, drawn_from, is_generator
 from atomizer_dask.atoms.namespaces import (
@@ -304,11 +306,18 @@ def dump_atom(definition: Definition) -> bytes:
     return dump_watched(definition)[0]
 
 
-def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
+def dump_watched(
+    definition: Definition, apart: list[memoryview] | None = None, least: int = 0
+) -> tuple[bytes, Watched]:
     """Return an atom as bytes, and a `Watched` that shows whether it has changed since.
 
     What the user wrote travels by value, so that workers need neither their files nor their
     notebook, and run it as it is now; installed packages go by reference.
+
+    Parameters
+    ----------
+    apart
+        Gets the buffers of at least `least` bytes, which are then not among the bytes.
 
     Raises
     ------
@@ -317,8 +326,15 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
     RegistrationError
         Where it draws from a generator that was made outside of it.
     """
-    file = io.BytesIO()
-    pickler = Pickler(file, exempt=definition.exempt)
+    file, buffers = io.BytesIO(), list[memoryview]()
+
+    def stays(buffer: PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes >= least:
+            buffers.append(raw)
+        return raw.nbytes < least
+
+    pickler = Pickler(file, None if apart is None else stays, exempt=definition.exempt)
     try:
         _dump_watched(definition, pickler)
     except (UnpicklableError, RegistrationError) as error:
@@ -327,10 +343,12 @@ def dump_watched(definition: Definition) -> tuple[bytes, Watched]:
         if exempt == (definition.exempt or Exempt()):
             raise
         definition.exempt = exempt
-        return dump_watched(definition)
+        return dump_watched(definition, apart, least)
     if pickler.drawn_from != definition.draws_from:
         definition.draws_from = frozenset(pickler.drawn_from)
-        return dump_watched(definition)
+        return dump_watched(definition, apart, least)
+    if apart is not None:
+        apart += buffers
     return file.getvalue(), pickler.watched
 
 
@@ -381,7 +399,7 @@ def _dump_watched(definition: Definition, pickler: Pickler) -> None:
     except BaseException as error:
         if is_interrupt(error):
             raise
-        culprit = _culprit(definition, can_travel) or "something it refers to"
+        culprit = culprit_of(definition, can_travel) or "something it refers to"
         raise UnpicklableError(
             f"{definition.id} cannot travel to a worker: {culprit} cannot be pickled; create it "
             "inside the atom, or pass it as an input",
@@ -392,7 +410,7 @@ def _dump_watched(definition: Definition, pickler: Pickler) -> None:
 
 
 def _refusal_of_generator(definition: Definition, generator: Any) -> RegistrationError:
-    culprit = _culprit(definition, _has_no_generator) or "something it refers to"
+    culprit = culprit_of(definition, _has_no_generator) or "something it refers to"
     kind = type(generator).__name__
     return RegistrationError(
         f"{definition.id} draws from a random generator that was made outside of it ({culprit} is "
@@ -424,9 +442,9 @@ def _has_no_generator(value: Any) -> bool:
     return not pickler.generators
 
 
-def load_atom(data: bytes, *, space: str = HOME) -> Definition:
-    """Return the atom that `dump_atom` wrote, unpickled into a space."""
-    definition: Definition = loads(data, space=space)
+def load_atom(data: Any, *, space: str = HOME, buffers: Sequence[Any] | None = None) -> Definition:
+    """Return the atom that `dump_atom` wrote, unpickled into a space, with its buffers apart."""
+    definition: Definition = loads(data, space=space, buffers=buffers)
     if definition.exempt is not None:
         refer(space, definition.exempt.modules)
     return definition
@@ -435,41 +453,6 @@ def load_atom(data: bytes, *, space: str = HOME) -> Definition:
 def _modules_of(definition: Definition) -> set[str]:
     target: Any = getattr(definition, "function", None) or getattr(definition, "cls", None)
     return {target.__module__, inspect.unwrap(target).__module__}
-
-
-# -- who is to blame ---------------------------------------------------------------------------
-
-
-def _culprit(definition: Definition, is_fine: Callable[[Any], bool]) -> str | None:
-    """Return which part of an atom is not fine, in the user's words; None where none is found."""
-    if isinstance(definition, ClassAtom) and definition.instance is not None:
-        for name, value in vars(definition.instance).items():
-            if not is_fine(value):
-                return f"its attribute {name!r} ({type(value).__name__})"
-    if not isinstance(definition, FunctionAtom):
-        return None
-    function = inspect.unwrap(definition.function)
-    if not inspect.isfunction(function):
-        return None
-    for where, values in _used_by(function, definition):
-        for name, value in values.items():
-            if not is_fine(value):
-                return f"{where.format(repr(name), type(value).__name__)}"
-    return None
-
-
-def _used_by(
-    function: FunctionType, definition: FunctionAtom
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    captured = inspect.getclosurevars(function)
-    yield "the variable {} ({}) it closes over", captured.nonlocals
-    yield "the global {} ({}) it closes over", captured.globals
-    defaults = {
-        name: parameter.default
-        for name, parameter in definition.parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    yield "the default of its parameter {} ({})", defaults
 
 
 def can_travel(value: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from atomizer_dask.atomizer import Atomizer
+from atomizer_dask.atoms.definition import bind_fixed
 from atomizer_dask.cli.atoms import load_atom
 from atomizer_dask.cli.clusters import ClusterOptions, check_free, cluster_options, conductor_at
 from atomizer_dask.cli.ending import (
@@ -34,6 +36,13 @@ if TYPE_CHECKING:
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The inputs: a .csv or .parquet file whose columns are the atom's parameters.",
+)
+@click.option(
+    "--fixed",
+    "pairs",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A parameter that is the same for all rows: JSON, or else a text. May be repeated.",
 )
 @click.option(
     "--out",
@@ -67,6 +76,7 @@ if TYPE_CHECKING:
 def map_(
     target: str,
     source: Path,
+    pairs: tuple[str, ...],
     out: Path | None,
     store: str | None,
     allow_pickle: bool,
@@ -94,7 +104,7 @@ def map_(
     _check_kept(out, store)
     with heeding_termination(), errors_as_text():
         how = _how(timeout, on_failure, max_attempts, backoff, allow_pickle, priority)
-        atom, sweep = load_atom(target), _read(source)
+        atom, sweep = bind_fixed(load_atom(target), _fixed(pairs)), _read(source)
         _check_writable(out)
         atom.check_fields(map(str, sweep.columns))
         check_free(store, place, takeover=takeover)
@@ -134,6 +144,20 @@ def _number_or_text(value: str | None) -> float | str | None:
         return None if value is None else float(value)
     except ValueError:
         return value
+
+
+def _fixed(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fixed values by name."""
+    fixed: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (equals and name.isidentifier()):
+            raise click.UsageError(f"--fixed takes NAME=VALUE, as in --fixed k=3, got {pair!r}")
+        try:
+            fixed[name] = json.loads(text)
+        except ValueError:
+            fixed[name] = text
+    return fixed
 
 
 def _read(source: Path) -> pd.DataFrame:

@@ -15,10 +15,12 @@ from weakref import WeakKeyDictionary
 
 import psutil
 
+from atomizer_dask.atoms.atom_code import dump_apart
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.pickling import dump_watched, watched_by
+from atomizer_dask.atoms.pickling import watched_by
 from atomizer_dask.atoms.random_streams import RandomStream
+from atomizer_dask.atoms.shared_files import SharedFile
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import ChildConductor
 from atomizer_dask.conductors.fair_share import task_priority
@@ -147,6 +149,7 @@ class _Code(NamedTuple):
     name: str
     data: bytes
     watched: Watched
+    files: list[SharedFile]
 
 
 class _MemorySite(IsolatingSite):
@@ -166,11 +169,12 @@ class _MemorySite(IsolatingSite):
     def code_of(self, batch: Batch) -> tuple[str, bytes]:
         known = self._codes.get(batch.version)
         if known is None or not (known.watched.is_fixed and known.watched.is_current()):
-            data, watched = dump_watched(batch.version)
+            dumped = dump_apart(batch.version)
+            data = dumped.code.to_bytes()
             name = blake2b(data, digest_size=16).hexdigest()
             if known is not None and known.name != name:
                 self.forget_in_children([known.name])
-            known = self._codes[batch.version] = _Code(name, data, watched)
+            known = self._codes[batch.version] = _Code(name, data, dumped.watched, dumped.share())
         return known.name, known.data
 
     def singleton(self, batch: Batch) -> SingletonSlot:

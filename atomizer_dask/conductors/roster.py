@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Protocol
 
-from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.definition import Definition, fixed_of
 from atomizer_dask.conductor import Conductor, Listener, Route
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.memory import MemoryConductor
@@ -104,7 +104,7 @@ class Roster:
             try:
                 if isinstance(conductor, BatchConductor) and definition is not None:
                     return conductor.send_as(electron, definition)
-                return _awaitable(conductor.send(electron))
+                return _awaitable(conductor.send(_with_fixed(electron, definition)))
             except ConductorError as error:
                 self._lost[conductor.id] = error
 
@@ -214,6 +214,16 @@ class Roster:
                 stack.callback(attached.detach, self._owner)
             for conductor in self._given.values():
                 stack.callback(conductor.close)
+
+
+def _with_fixed(electron: Electron, definition: Definition | None) -> Electron:
+    """Return an electron with the fixed values of its atom in its payload, for other programs."""
+    fixed = {} if definition is None else fixed_of(definition)
+    if not fixed:
+        return electron
+    own = object.__new__(type(electron))
+    own.__dict__.update(electron.__dict__, payload={**(electron.payload or {}), **fixed})
+    return own
 
 
 def _awaitable(future: Future[Properties]) -> ElectronFuture:

@@ -8,7 +8,7 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol
 
-from atomizer_dask.atoms.definition import as_it_is_now
+from atomizer_dask.atoms.definition import as_it_is_now, fixed_of
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import replay
 from atomizer_dask.electron import new_id
@@ -22,7 +22,7 @@ from atomizer_dask.runs.sources.make import source_of
 from atomizer_dask.runs.sources.source import RunSource
 from atomizer_dask.runs.sources.stored_source import StoredRunSource
 from atomizer_dask.runs.verification import Sample
-from atomizer_dask.store.provenance import surroundings
+from atomizer_dask.store.provenance import described_values, surroundings
 
 Drive = Callable[[Any, str, bytes, bytes, str], str]
 
@@ -181,7 +181,8 @@ class Driven:
         conductor.do(source.detach)
         if self._ledger.state == "detached":
             policy = plan.options.policy
-            conductor.detach_run(plan.run_id, plan.sink, plan.version, policy, self._drive)
+            version = conductor.version_of(plan.definition)  # the driver finds constants itself
+            conductor.detach_run(plan.run_id, plan.sink, version, policy, self._drive)
         else:
             self._raise_error()
 
@@ -221,15 +222,16 @@ class Driven:
         today = self._today()
         self.conductor.do(partial(self.source.retry, where, limit, today))
         if today is not None:
-            self.plan = replace(self.plan, definition=today.definition, version=today.version)
+            self.plan = self.plan.renewed(today)
 
     def _today(self) -> Today | None:
         """Return the atom as it is now; None where it has not changed since the plan was made."""
         conductor, plan = self.conductor, self.plan
         definition = as_it_is_now(plan.definition)
-        version = conductor.version_of(definition)
+        carried = plan.as_of(definition)
+        version = conductor.version_of(carried)
         is_same = version == plan.version
-        if is_same and (plan.sink is None or version is not definition):
+        if is_same and (plan.sink is None or version is not carried):
             return None
         code = conductor.code_of(definition)
         if is_same and plan.sink is not None and code.has(plan.sink.code):
@@ -252,7 +254,7 @@ class Driven:
         """Execute one electron in this thread, and return its result or raise."""
         only = range(electron, electron + 1)
         batch = self.source.batch(f"replay-{self.plan.run_id}", only, AttemptTerms(attempt), inf)
-        return replay(self.conductor, batch, self.plan.definition)
+        return replay(self.conductor, batch, self.plan.carried)
 
     def provenance(self) -> dict[str, Any]:
         """Return the provenance of a run without a store, as this process knows it."""
@@ -260,6 +262,7 @@ class Driven:
         return {
             "run_id": plan.run_id,
             "atom": plan.definition.id,
+            "fixed": described_values(fixed_of(plan.definition)),
             "seed": plan.seed,
             "store": None,
             "state": self._ledger.state,

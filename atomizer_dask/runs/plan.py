@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.atoms.code.fingerprint import Code
-from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.definition import Definition, FunctionAtom, bind_fixed
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event, Level
@@ -25,10 +26,17 @@ class Plan:
     ----------
     run_id
         Id of the run.
-    definition, version
-        The atom, and what a site needs to find it.
+    definition
+        The atom.
+    carried, version
+        The atom with the constants, and what a site needs to find that.
+    constants
+        Inputs that are the same large array for all electrons, by name: they travel with the atom,
+        as its fixed values do, and not with each batch.
     sweep
         The inputs.
+    sent
+        The inputs that travel with batches: `sweep` without the constants.
     seed
         Seed of the random streams.
     origin
@@ -43,18 +51,67 @@ class Plan:
 
     run_id: str
     definition: Definition
+    carried: Definition
     version: Any
+    constants: Mapping[str, Any]
     sweep: Sweep
+    sent: Sweep
     seed: int
     origin: Origin
     options: MapOptions
     sink: StoreTarget | None = None
     root: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        run_id: str,
+        definition: Definition,
+        version_of: Callable[[Definition], Any],
+        sweep: Sweep,
+        seed: int,
+        origin: Origin,
+        options: MapOptions,
+        sink: StoreTarget | None,
+    ) -> Plan:
+        """Return the plan; large constants of the sweep travel with the atom."""
+        constants: dict[str, Any] = {}
+        carried: Definition = definition
+        sent = sweep
+        if isinstance(definition, FunctionAtom) and not definition.vectorized:
+            constants = sweep.constants(LARGE_BYTES)
+            carried, sent = definition.with_fixed(constants), sweep.without(constants)
+        version = version_of(carried)
+        return cls(
+            run_id,
+            definition,
+            carried,
+            version,
+            constants,
+            sweep,
+            sent,
+            seed,
+            origin,
+            options,
+            sink,
+        )
+
+    def as_of(self, definition: Definition) -> Definition:
+        """Return the atom as it is now, with the constants."""
+        if definition is self.definition:
+            return self.carried
+        return bind_fixed(definition, self.constants)
+
     def renewed(self, today: Today) -> Plan:
         """Return the plan with the atom as it is now."""
         origin = self.origin._replace(catalog=today.catalog)
-        return replace(self, definition=today.definition, version=today.version, origin=origin)
+        return replace(
+            self,
+            definition=today.definition,
+            carried=self.as_of(today.definition),
+            version=today.version,
+            origin=origin,
+        )
 
     def event(self, message: str, level: Level = "info", **fields: Any) -> Event:
         """Return an event about the run as a whole."""
@@ -82,7 +139,7 @@ class Plan:
             key=key,
             atom_id=self.definition.id,
             version=self.version,
-            inputs=self.sweep.inputs_of(positions),
+            inputs=self.sent.inputs_of(positions),
             positions=positions,
             stream=stream,
             origin=self.origin,

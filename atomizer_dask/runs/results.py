@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from atomizer_dask.runs.frames.read import add_work, read_parts, to_dask, work_o
 from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.store.inputs.row_map import RowMap
+from atomizer_dask.store.provenance import described_values
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import Part, StoredPart
 from atomizer_dask.sweeps.columns import numpy_values
@@ -62,6 +63,11 @@ class Results:
         """Path or URL of the store of the run; None without a store."""
         return None if self._store is None else self._store.folder.url
 
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """The values of parameters that are the same for all electrons, as the store has them."""
+        return {} if self._store is None else self._store.manifest["atom"].get("fixed", {})
+
     def to_frame(
         self,
         metadata: bool = False,
@@ -90,7 +96,8 @@ class Results:
             A dict result has a column for each of its fields, any other one the column
             ``result``; an array stays one array per row. Where electrons failed, outputs are
             missing: integers and booleans are pandas' nullable ones then. An output with the name
-            of an input gets the prefix ``result_``. Its ``attrs`` name the run and its store.
+            of an input gets the prefix ``result_``. Its ``attrs`` name the run and its store, and
+            describe the fixed values, which have no columns.
 
         Raises
         ------
@@ -112,6 +119,8 @@ class Results:
         )
         frame = wanted.apply(frame)
         frame.attrs = {"run_id": self.id, "store": self.store}
+        if self.fixed:
+            frame.attrs["fixed"] = described_values(self.fixed)
         return frame
 
     def _parts(

@@ -9,8 +9,10 @@ from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from time import monotonic, sleep
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from atomizer_dask.atoms.definition import fixed_of
 from atomizer_dask.conductor import refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.config import setting
@@ -93,6 +95,16 @@ class Run(LiveDisplay, Pictures):
         self.interruption = ""
         self._control = control or Opened(run_id, "" if store is None else store.folder.url)
         self._last_failure: Failure | None = None
+
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """The values of parameters that are the same for all electrons, by name.
+
+        Of a run that was opened from its store, a text in place of what is no number or short text.
+        """
+        if self._control.is_driven:
+            return MappingProxyType(dict(fixed_of(self._driven.plan.definition)))
+        return super().fixed
 
     @classmethod
     def begin(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, inside, loads
-from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.dask.conductor import DaskConductor
@@ -36,6 +36,7 @@ from atomizer_dask.store.stored_run import (
     drop,
     resume,
     stored_atom,
+    with_stored_values,
 )
 from atomizer_dask.sweeps.make import as_sweep
 from atomizer_dask.sweeps.stream import Streamed
@@ -172,6 +173,7 @@ def go_on(
         definition = find(stored.atom_id)
         if definition is None:
             definition = stored_atom(stored, allow_pickle=allow_pickle)
+        definition = with_stored_values(stored, definition, allow_pickle=allow_pickle)
         verdict = check_code(stored.store, conductor.code_of(definition), accept=accept_changes)
         if drop_corrupted:
             for name in drop(stored.store):
@@ -210,7 +212,7 @@ def start_stored(
         ledger = Ledger(run_id, stored.atom_id)
         # Before the store is read: a batch that ends in between has written its results there.
         in_flight = conductor.in_flight(run_id)
-        journal = stored.journal(universe)
+        journal = stored.journal(plan.sent)
         seconds = stored.seconds_before  # before files are moved and written
         recover(store, ledger, journal, stored.view.mask())
         ledger.begin(seconds)
@@ -239,8 +241,7 @@ def _plan(
         priority=options.priority,
         space=conductor.space,
     )
-    version = conductor.version_of(definition)
-    return Plan(run_id, definition, version, sweep, seed, origin, options, sink)
+    return Plan.of(run_id, definition, conductor.version_of, sweep, seed, origin, options, sink)
 
 
 def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
@@ -267,7 +268,7 @@ def drive(client: Any, url: str, atom: bytes, policy: bytes, task: str) -> str:
         The state of the run; ``held`` where another process holds its store.
     """
     # A space of its own: the worker may have other versions of the atom's modules.
-    definition = load_atom(atom, space=task)
+    definition = AtomCode.of(atom).load(space=task)
     decides: Policy = loads(policy, space=task)
     conductor = DaskConductor(client)
     conductor.space = task

@@ -8,8 +8,12 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
+from math import isfinite
 from typing import Any
+
+from atomizer_dask.display.text import brief
 
 _PACKAGES = "atomizer_dask", "dask", "distributed", "numpy", "pandas", "pyarrow"
 _CARRIERS = {"dask", "distributed"}  # they carry electrons, and compute nothing
@@ -23,7 +27,24 @@ _WHERE_IMPORTED = {
     "xarray": "xarray",
     "cupy": "cupy",
 }
+_SHORT = 200  # characters
 _PATIENCE = 2  # seconds for git, which may be on a slow file system
+
+
+def described_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values ready for JSON: a text in place of what is no number and no short text.
+
+    >>> described_values({"k": 3, "model": [1.5]})
+    {'k': 3, 'model': '[1.5]'}
+    """
+    return {name: _described(value) for name, value in values.items()}
+
+
+def _described(value: Any) -> Any:
+    if value is None or type(value) in (bool, int):
+        return value
+    is_short = type(value) is str and len(value) <= _SHORT
+    return value if is_short or (type(value) is float and isfinite(value)) else brief(value, _SHORT)
 
 
 def surroundings() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atomizer_dask.atoms.code.fingerprint import Code
-from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.definition import Definition, bind_fixed, fixed_of
 from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.errors import RegistrationError, StoreChangedError, StoreError, UnstorableError
@@ -35,6 +35,7 @@ from atomizer_dask.store.layout import (
     PROPERTIES,
     State,
 )
+from atomizer_dask.store.provenance import described_values
 from atomizer_dask.store.signature import is_own
 from atomizer_dask.store.store import Store, now
 from atomizer_dask.store.writer import ResultWriter
@@ -265,6 +266,7 @@ def _create(
             "id": definition.id,
             "vectorized": definition.vectorized,
             "target": target_of(definition),
+            "fixed": described_values(fixed_of(definition)),
         },
         "seed": str(seed),
         "created": now(),
@@ -393,6 +395,30 @@ def stored_atom(stored: StoredRun, *, allow_pickle: bool) -> Definition:
     return load_atom(data)
 
 
+def with_stored_values(
+    stored: StoredRun, definition: Definition, *, allow_pickle: bool
+) -> Definition:
+    """Return an atom with the fixed values that a store has for it, where it has none of its own.
+
+    Raises
+    ------
+    RegistrationError
+        Where the copy of the atom in the store, a pickle with these values, must not be read.
+    """
+    names = stored.store.manifest["atom"].get("fixed")
+    if not names or fixed_of(definition):
+        return definition
+    data = stored.store.folder.read(ATOM)
+    signature = str(stored.store.manifest["atom"].get("signature", ""))
+    if not (allow_pickle or is_own(data, signature)):
+        raise RegistrationError(
+            f"{stored.store.folder.url} has fixed values of {', '.join(names)}, in a pickle that "
+            "this user has not signed: register functools.partial of the atom with them, or read "
+            "the pickle, which runs code of whoever wrote it, by attach(store, allow_pickle=True)"
+        )
+    return bind_fixed(definition, fixed_of(load_atom(data)))
+
+
 def stored_target(url: Any) -> str:
     """Return where the atom of a store was loaded from, ``FILE:NAME``; nothing if unknown."""
     return str(Store.existing(url).manifest["atom"].get("target", ""))
@@ -420,6 +446,7 @@ def described(store: Store) -> dict[str, Any]:
     return {
         "run_id": manifest["run"],
         "atom": manifest["atom"]["id"],
+        "fixed": manifest["atom"].get("fixed", {}),
         "seed": int(manifest["seed"]),
         "store": store.folder.url,
         "state": state_of(store),

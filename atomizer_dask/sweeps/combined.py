@@ -47,6 +47,12 @@ class SelectedRows(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return self._sweep.row_bytes
 
+    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+        return self._sweep.constants(least)
+
+    def without(self, names: Collection[str]) -> SelectedRows:  # noqa: D102
+        return SelectedRows(self._sweep.without(names), self._rows)
+
     def as_arrays(self) -> SelectedRows:  # noqa: D102
         return SelectedRows(self._sweep.as_arrays(), self._rows)
 
@@ -59,6 +65,11 @@ class SelectedRows(Sweep):
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         columns = self._sweep.columns(wanted)
         return {name: take(values, self._rows) for name, values in columns.items()}
+
+    def cells(  # noqa: D102
+        self, positions: np.ndarray | None, wanted: Collection[str] | None = None
+    ) -> dict[str, Values]:
+        return self._sweep.cells(self._rows if positions is None else self._rows[positions], wanted)
 
 
 class WithDefaults(Sweep):
@@ -88,6 +99,12 @@ class WithDefaults(Sweep):
     @property
     def row_bytes(self) -> float:  # noqa: D102
         return self._sweep.row_bytes
+
+    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+        return self._sweep.constants(least)
+
+    def without(self, names: Collection[str]) -> WithDefaults:  # noqa: D102
+        return WithDefaults(self._sweep.without(names), self._values)
 
     def as_arrays(self) -> WithDefaults:  # noqa: D102
         return WithDefaults(self._sweep.as_arrays(), self._values)
@@ -163,6 +180,18 @@ class Concatenated(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return max(sweep.row_bytes for sweep in self._sweeps)
 
+    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+        first, *others = (sweep.constants(least) for sweep in self._sweeps)
+        return {
+            name: value
+            for name, value in first.items()
+            if all(name in other and _is_same(value, other[name]) for other in others)
+        }
+
+    def without(self, names: Collection[str]) -> Concatenated:  # noqa: D102
+        sweeps = [sweep.without(names) for sweep in self._sweeps]
+        return Concatenated(sweeps, has_arrays=self._has_arrays)
+
     def as_arrays(self) -> Concatenated:  # noqa: D102
         return Concatenated([sweep.as_arrays() for sweep in self._sweeps], has_arrays=True)
 
@@ -220,3 +249,13 @@ class Concatenated(Sweep):
             name: concatenate([numpy_or_extension(part[name]) for part in parts])
             for name in parts[0]
         }
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays have the same bits."""
+    if one is other:
+        return True
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    a, b = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
+    return np.array_equal(a, b)

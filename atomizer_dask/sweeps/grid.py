@@ -47,6 +47,21 @@ class Grid(Sweep):
         """The number of values on each axis: reshape a result column with it."""
         return tuple(len(values) for values in self._axes.values())
 
+    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+        found = {}
+        for name, values in self._sent.items():
+            if len(values) == 1 and isinstance(values, np.ndarray):
+                value = values[0]
+                if isinstance(value, np.ndarray) and value.nbytes >= least:
+                    found[name] = value
+        return found if len(found) < len(self._axes) else {}
+
+    def without(self, names: Collection[str]) -> Grid:  # noqa: D102
+        return Grid(
+            {name: axis for name, axis in self.given.items() if name not in names},
+            is_as_given=self.is_as_given,
+        )
+
     @property
     def row_bytes(self) -> float:  # noqa: D102
         return sum(

@@ -29,21 +29,37 @@ def grid(**axes: Any) -> Grid:
     **axes
         For each parameter a sequence of values: a range, an array, a list, a pandas Series. An
         electron gets what a ``for`` loop over it would give, as a copy where it can be changed:
-        of ``np.linspace(0, 1)`` a ``np.float64``, of ``[0, 0.5]`` an int or a float.
+        of ``np.linspace(0, 1)`` a ``np.float64``, of ``[0, 0.5]`` an int or a float. A number, a
+        text or another single value is an axis of that value alone. An array of a megabyte or
+        more that is the only value of its axis, ``table=[T]``, is shared by all electrons,
+        read-only, and travels once to each host.
 
     Raises
     ------
     InvalidSweepError
-        Where an axis is empty or not a sequence.
+        Where an axis is empty, or neither a sequence nor a single value.
 
     Examples
     --------
     >>> grid(temperature=[1.0, 2.0], size=[32, 64], replica=range(50))
     <Grid: 200 electrons of temperature, size, replica>
+    >>> grid(size=range(10), method="exact")
+    <Grid: 10 electrons of size, method>
     """
     if not axes:
         raise InvalidSweepError("a grid needs at least one axis, as in grid(x=range(10))")
-    return Grid({name: given(name, values) for name, values in axes.items()})
+    return Grid({name: given(name, _as_axis(values)) for name, values in axes.items()})
+
+
+def _as_axis(values: Any) -> Any:
+    """Return the values of an axis; a single value as an axis of that value alone."""
+    if isinstance(values, np.ndarray) and values.ndim == 0:
+        return values.reshape(1)
+    is_text = isinstance(values, str | bytes)
+    if is_text or not (isinstance(values, Iterable) or callable(values)):
+        lazy_values.check_sweep(values)
+        return [values]
+    return values
 
 
 def zipped(**columns: Any) -> Table:

@@ -68,6 +68,18 @@ class Sweep(ABC):
         """
         return self
 
+    def constants(self, least: int) -> dict[str, np.ndarray]:
+        """Return the arrays of at least so many bytes that are an input of all electrons, by name.
+
+        Empty where there are no other inputs.
+        """
+        return {}
+
+    def without(self, names: Collection[str]) -> Sweep:
+        """Return the sweep without some of its constants; its electrons stay where they are."""
+        assert not names
+        return self
+
     @abstractmethod
     def take(self, start: int, stop: int) -> Inputs:
         """Return the inputs of electrons `start` to `stop`."""

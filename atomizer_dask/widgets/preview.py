@@ -23,7 +23,7 @@ ROWS = 5  # at each end of the frame
 COLUMNS = 12
 ALL_ROWS = 500_000  # up to here, the chart is of all rows; else of a sample
 SAMPLED = 20_000  # values
-SAMPLED = 200  # parts of a run in memory that a sample is drawn from
+IN_MEMORY = 200  # parts of a run in memory that a sample is drawn from
 READ = 6  # parts of a run with a store, which have to be read from it
 BINS = 24
 NARROW = 1e-13  # of the largest number: a smaller range cannot be divided into bins
@@ -99,7 +99,7 @@ def _caption(of: int, sampled: int, count: int, whole: bool, is_going: bool) -> 
 
 def _some(run: Run, pieces: Sequence[Part]) -> list[RunPart]:
     """Return all parts with outcomes, or a limited number of them at even distances."""
-    limit = READ if run.store is not None else SAMPLED
+    limit = READ if run.store is not None else IN_MEMORY
     if len(pieces) > limit:
         chosen = np.linspace(0, len(pieces) - 1, limit).round().astype(int)
         pieces = [pieces[index] for index in chosen.tolist()]

@@ -59,6 +59,24 @@ def test_map_writes_inputs_and_outputs_together(run, folder):
     assert "three is not allowed" in errors["traceback"][0]
 
 
+def test_fixed_values_are_the_same_for_all_rows(run, folder):
+    pd.DataFrame({"x": [1, 2]}).to_csv(folder / "in.csv", index=False)
+    target = f"{folder}/atoms_for_cli.py:add"
+    result = run(target, folder / "in.csv", "--fixed", "y=0.5")
+    assert result.exit_code == 0, result.output
+    frame = pd.read_parquet(folder / "out.parquet")
+    assert list(frame) == ["x", "result"]
+    assert frame["result"].tolist() == [1.5, 2.5]
+    for pair, message in {
+        "y": "--fixed takes NAME=VALUE",
+        "z=1": "unknown 'z'",
+        "x=1": "'x' is fixed",
+    }.items():
+        result = run(target, folder / "in.csv", "--fixed", pair)
+        assert result.exit_code not in (0, 3)
+        assert message in result.output
+
+
 def test_map_reads_parquet_and_writes_csv_with_metadata(run, folder):
     frame = pd.DataFrame({"x": [1.5, 2.5]})
     frame.to_parquet(folder / "in.parquet")

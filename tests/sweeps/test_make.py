@@ -1,4 +1,5 @@
 import itertools
+from decimal import Decimal
 from math import prod
 
 import numpy as np
@@ -96,11 +97,32 @@ def test_empty_axis_is_refused_by_name(make, axis):
         make(x=[1], y=axis)
 
 
-@pytest.mark.parametrize("values", [5, "text", b"b", {"a": 1}, {1, 2}, None, 1.5])
-@pytest.mark.parametrize("make", [grid, zipped])
+SCALARS = [5, "text", b"b", None, 1.5, np.float32(2.5), Decimal("0.1"), np.array(3)]
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        *((make, values) for make in (grid, zipped) for values in ({"a": 1}, {1, 2}, len)),
+        *((zipped, values) for values in SCALARS[:-1]),
+    ],
+)
 def test_axis_that_is_no_sequence_is_refused_by_name(make, values):
     with pytest.raises(InvalidSweepError, match=r"the values of 'x' are .*write x=\["):
         make(x=values)
+
+
+@pytest.mark.parametrize("value", SCALARS)
+def test_single_value_is_an_axis_of_a_grid(value):
+    sweep = grid(x=value, i=range(3))
+    assert sweep.shape == (1, 3)
+    given = [sweep.payload(i)["x"] for i in range(3)]
+    assert given == [value] * 3
+    assert {type(one) for one in given} == {type(value[()] if is_array(value) else value)}
+
+
+def is_array(value):
+    return isinstance(value, np.ndarray)
 
 
 @pytest.mark.parametrize("make", [grid, zipped])
@@ -111,7 +133,7 @@ def test_no_axis_at_all_is_refused(make):
 
 def test_zero_dimensional_array_is_refused():
     with pytest.raises(InvalidSweepError, match="0-dimensional"):
-        grid(x=np.array(3))
+        zipped(x=np.array(3))
 
 
 # -- columns -------------------------------------------------------------------------------------

@@ -302,6 +302,9 @@ class References:
         if isinstance(definition, FunctionAtom):
             if definition.vectorized:
                 self._named(f"{definition.id} (vectorized)", True, (id(definition), "vectorized"))
+            for name, value in sorted(definition.fixed.items()):
+                where = f"{definition.id} (fixed {name})"
+                self._named(where, value, (id(definition), "fixed", name))
             return self._named(definition.id, definition.function, id(definition))
         contents = [self._value(definition.cls)]
         for name, value in sorted(attributes_of(definition.instance).items()):

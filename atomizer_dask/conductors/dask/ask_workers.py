@@ -57,6 +57,13 @@ async def ask_workers(
     return {worker: _answer(answer) for worker, answer in answers.items()}
 
 
+def result_of(answer: Any) -> Any:
+    """Return the result in a worker's answer to ``run``; raises what the function raised."""
+    if answer["status"] != "OK":
+        raise clean_exception(**answer)[1]
+    return answer["result"]
+
+
 async def install(client: Client, plugin: WorkerPlugin | NannyPlugin) -> None:
     """Install a plugin on all workers; on those that do not answer now, once they do."""
     task = asyncio.ensure_future(_register(client, plugin))

@@ -8,9 +8,9 @@ from typing import Any
 
 from distributed import Client
 
+from atomizer_dask.atoms.atom_code import AtomCode, DumpedAtom
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget
-from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.required_modules import required_modules_of
 from atomizer_dask.conductors.dask.atom_versions import AtomVersions, Version
 from atomizer_dask.conductors.dask.messages import AtomsClaimed, as_event
@@ -69,7 +69,7 @@ class AtomTable:
         if not data:
             return None
         space = f"fetched {version}"
-        definition = load_atom(data, space=space)
+        definition = AtomCode.of(data).load(space=space)
         weakref.finalize(definition, forget, space).atexit = False
         return definition
 
@@ -78,12 +78,13 @@ class AtomTable:
         code: bytes = self._ask(self._client.get_metadata, [METADATA, version])
         return code
 
-    def _keep(self, digest: str, definition: Definition, data: bytes) -> None:
+    def _keep(self, digest: str, definition: Definition, dumped: DumpedAtom) -> None:
         fitness = self._placement.fitness
         if fitness is not None:
-            self._ask(fitness.require, definition.id, digest, required_modules_of(definition, data))
+            required = required_modules_of(definition, dumped.pickled)
+            self._ask(fitness.require, definition.id, digest, required)
         self._claim([digest], [])
-        self._ask(self._client.set_metadata, [METADATA, digest], data)
+        self._ask(self._client.set_metadata, [METADATA, digest], dumped.code.to_bytes())
 
     def _name(self, atom_id: str, version: str) -> None:
         self._ask(self._client.set_metadata, [METADATA, f"id:{atom_id}"], version)

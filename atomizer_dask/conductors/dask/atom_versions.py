@@ -18,16 +18,25 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from atomizer_dask.atoms.atom_code import DumpedAtom, dump_apart
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import ClassAtom, Definition
-from atomizer_dask.atoms.pickling import dump_watched
+from atomizer_dask.atoms.shared_files import SharedFile
 
 SUPERSEDED = 8  # versions of registered atoms that are kept after they have changed
 LARGE = 2**24  # bytes of all versions, above which collecting garbage pays
 
 
 class Version(str):
-    """The digest of an atom; it is kept while somebody refers to this very object."""
+    """The digest of an atom; it is kept while somebody refers to this very object.
+
+    Attributes
+    ----------
+    files
+        The files of this host with the atom's large buffers.
+    """
+
+    files: list[SharedFile]
 
     def __reduce__(self) -> Any:
         return str, (str(self),)
@@ -57,7 +66,7 @@ class AtomVersions:
 
     def __init__(
         self,
-        keep: Callable[[str, Definition, bytes], None],
+        keep: Callable[[str, Definition, DumpedAtom], None],
         name: Callable[[str, str], None],
         release: Callable[[list[str]], None],
     ) -> None:
@@ -84,7 +93,12 @@ class AtomVersions:
         """
         if _sends(definition):
             self._check_registered()
-        return self._of(definition)
+        version = self._of(definition)
+        is_registered = self._registered.get(definition.id) is definition
+        if is_registered and self.catalog.get(definition.id) != version:
+            with self._lock:
+                self._enter(definition)
+        return version
 
     def register(self, definition: Definition) -> None:
         """Publish an atom to every client of the scheduler, and to children of its electrons."""
@@ -98,10 +112,18 @@ class AtomVersions:
         Parameters
         ----------
         is_idle
-            Whether nothing is under way: only then garbage is collected.
+            Whether nothing is under way: only then garbage is collected, and no spawner is left
+            whose children could need a superseded version that is large.
         """
         with self._lock:
-            if is_idle and self._grown and sum(self._sizes.values()) > LARGE:
+            if is_idle:
+                small = [version for version in self._superseded if not version.files]
+                self._superseded = deque(small, maxlen=SUPERSEDED)
+            self._release_gone(may_collect=is_idle)
+
+    def _release_gone(self, *, may_collect: bool) -> None:
+        with self._lock:
+            if may_collect and self._grown and sum(self._sizes.values()) > LARGE:
                 collect()
                 self._grown = 0
             gone = {self._unneeded.popleft() for _ in range(len(self._unneeded))}
@@ -133,20 +155,22 @@ class AtomVersions:
         if known is not None and known.is_current:
             return known.version
         with self._lock:
-            data, watched = dump_watched(definition)
+            dumped = dump_apart(definition)
+            data = dumped.code.to_bytes()
             digest = blake2b(data, digest_size=16).hexdigest()
             if definition.singleton:  # the version alone must say so
                 digest = f"{definition.singleton}:{digest}"
             version = self._needed.get(digest)
             if version is None:
-                self.release_unneeded()  # first: this digest may be among the unneeded
+                self._release_gone(may_collect=True)  # first: this digest may be among the unneeded
                 version = Version(digest)
-                self._keep(digest, definition, data)
+                version.files = dumped.share()
+                self._keep(digest, definition, dumped)
                 self._sizes[digest] = len(data)
                 self._grown += len(data)
                 self._needed[digest] = version
                 weakref.finalize(version, self._unneeded.append, digest).atexit = False
-            self._known[definition] = _KnownVersion(version, watched)
+            self._known[definition] = _KnownVersion(version, dumped.watched)
         return version
 
 

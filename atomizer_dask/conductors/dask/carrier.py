@@ -18,12 +18,14 @@ from atomizer_dask.conductors.dask.ask_workers import ask_workers, successes
 from atomizer_dask.conductors.dask.atom_table import AtomTable
 from atomizer_dask.conductors.dask.atom_versions import Version
 from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
+from atomizer_dask.conductors.dask.large_buffers import provide
 from atomizer_dask.conductors.dask.messages import (
     BatchArrived,
     BatchExpiring,
     BatchGivenBack,
     BatchHandedOn,
     BatchPartly,
+    BufferMissing,
     DemandChanged,
     ElectronHandedOn,
     ErrorReported,
@@ -65,12 +67,15 @@ class WorkerCalls(NamedTuple):
         Counts the children that electrons of a channel have sent.
     wall_time
         Returns the seconds that electrons have left on a worker, and had at first.
+    take_piece
+        Gives a worker a piece of a large buffer that its host does not have.
     """
 
     run_batch: Callable[[Packed, str], Packed]
     stop: Callable[..., Any]
     census: Callable[..., Any]
     wall_time: Callable[..., Any]
+    take_piece: Callable[..., Any]
 
 
 class DaskCarrier(BatchConductor):
@@ -268,6 +273,10 @@ class DaskCarrier(BatchConductor):
         """Do what is due once a second."""
         self.post(self._announce_demand)
         self.post(self._release_unneeded)
+
+    def note_missing(self, missing: BufferMissing) -> None:
+        """Send a large buffer to a worker whose host does not have it, where it is here."""
+        self._client.loop.add_callback(provide, self._client, missing, self._calls.take_piece)
 
     def note_gone(self) -> ConductorError:
         """Note that the scheduler is gone, and return the error that says so."""

@@ -134,6 +134,14 @@ class WorkerLeaving(NamedTuple):
     number: int = 0
 
 
+class BufferMissing(NamedTuple):
+    """A worker needs a large buffer that its host does not have; see `large_buffers`."""
+
+    digest: str
+    nbytes: int
+    worker: str
+
+
 class WorkerIdle(NamedTuple):
     """A worker that is there does nothing, or is back, and what was done about it.
 
@@ -185,6 +193,7 @@ TaskMessage = (
     | TaskHandedOn
     | WorkerLeaving
     | WorkerIdle
+    | BufferMissing
 )
 TOPICS: dict[Any, str] = {
     TaskAdopted: "atomizer-adopted",
@@ -194,6 +203,7 @@ TOPICS: dict[Any, str] = {
     TaskHandedOn: "atomizer-handed",
     WorkerLeaving: "atomizer-leaving",
     WorkerIdle: "atomizer-idle",
+    BufferMissing: "atomizer-missing",
 }
 _TASK_MESSAGES = {topic: kind for kind, topic in TOPICS.items()}
 

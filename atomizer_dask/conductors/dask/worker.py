@@ -18,13 +18,15 @@ from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, se
 from distributed.utils import sync
 
 from atomizer_dask.atoms import namespaces
+from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.nested_processes import let_code_travel_on
-from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import RandomStream
+from atomizer_dask.atoms.shared_files import SharedFile
 from atomizer_dask.conductors.child_conductor import ChildConductor
 from atomizer_dask.conductors.dask.atom_versions import LARGE, collect
 from atomizer_dask.conductors.dask.carrier import WorkerCalls
+from atomizer_dask.conductors.dask.large_buffers import BufferPiece, BufferReceiver
 from atomizer_dask.conductors.dask.messages import (
     BatchArrived,
     BatchGivenBack,
@@ -117,6 +119,12 @@ async def unload(dask_worker: Worker) -> None:
     await DaskSite.of(dask_worker).leaving.unload()
 
 
+async def take_piece(piece: BufferPiece, dask_worker: Worker) -> bool:
+    """Do what `BufferReceiver.take` does on this worker."""
+    take = DaskSite.of(dask_worker).receiver.take
+    return await asyncio.get_running_loop().run_in_executor(None, take, piece)
+
+
 async def forget(versions: list[str], dask_worker: Worker) -> None:
     """Do what `DaskSite.forget` does on this worker."""
     DaskSite.of(dask_worker).forget(versions)
@@ -170,6 +178,7 @@ class DaskSite(IsolatingSite):
         self.memory_limit = worker.memory_manager.memory_limit or 0
         self._atoms: dict[str, Definition] = {}
         self._codes: dict[str, bytes] = {}
+        self._files: dict[str, list[SharedFile]] = {}  # with large buffers, by version
         self._recent: dict[str, None] = {}  # spaces of code among inputs, the latest is the last
         self._forgotten_bytes = 0  # since garbage was last collected
         self._channels: dict[str, str] = {}
@@ -177,6 +186,7 @@ class DaskSite(IsolatingSite):
         self._events: dict[str, list[Event]] = {}
         self._guard = threading.Lock()  # for the events
         self._opening = threading.Lock()  # for the conductor
+        self.receiver = BufferReceiver(worker, self.memory_limit)
         self.depository = WorkerWriter()
         self.leaving = WorkerShutdown(
             worker,
@@ -269,8 +279,10 @@ class DaskSite(IsolatingSite):
             )
             if data is None:
                 raise LookupError(f"the scheduler does not know the code of version {version}")
-            self._codes[version] = data
-            known = self._atoms[space] = load_atom(data, space=space)
+            atom = AtomCode.of(data)
+            files = self.receiver.obtain(atom.large)
+            known = self._atoms[space] = atom.load(space=space)
+            self._codes[version], self._files[version] = data, files
         return known
 
     def _forget_old_spaces(self) -> None:
@@ -294,6 +306,7 @@ class DaskSite(IsolatingSite):
         for version in versions:
             self._forgotten_bytes += len(self._codes.pop(version, b""))
             self._singletons.pop(version, None)
+            self._files.pop(version, None)
         self.forget_in_children(gone)
         if self._forgotten_bytes > LARGE:
             self._forgotten_bytes = 0
@@ -393,4 +406,4 @@ class DaskSite(IsolatingSite):
         self._worker.log_event(channel, to_topic(message))
 
 
-CALLS = WorkerCalls(run_batch, stop, census, wall_time)
+CALLS = WorkerCalls(run_batch, stop, census, wall_time, take_piece)

@@ -13,7 +13,7 @@ from distributed.deploy import Cluster
 
 from atomizer_dask.conductors.dask.batch_tasks import BatchTasks
 from atomizer_dask.conductors.dask.cluster.lost_workers import LostWorkers
-from atomizer_dask.conductors.dask.messages import TOPICS, WorkerIdle, WorkerLeaving
+from atomizer_dask.conductors.dask.messages import TOPICS, BufferMissing, WorkerIdle, WorkerLeaving
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
 from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event, Level
@@ -45,6 +45,9 @@ class WatchOwner(Protocol):
 
     def note_poll(self) -> None:
         """Do what is due after each look at the workers; on the client's event loop."""
+
+    def note_missing(self, missing: BufferMissing) -> None:
+        """Note that a worker needs a large buffer."""
 
     def note_gone(self) -> ConductorError:
         """Note that the scheduler is gone, and return the error that says so."""
@@ -155,6 +158,10 @@ class WorkerWatch:
             self._owner.announce(message.text, message.level, worker=message.worker)
         self._tasks.post_idle(message)
 
+    def note_missing(self, missing: BufferMissing) -> None:
+        """Note that a worker needs a large buffer."""
+        self._owner.note_missing(missing)
+
     def note_death(self, batch: Batch, worker: str) -> None:
         """Note that a worker died with a batch."""
         if worker in self.workers:
@@ -205,6 +212,11 @@ def _listen(watch: WorkerWatch) -> dict[str, str]:
             for each in list(watches):
                 each.note_idle(message)
 
+        def note_missing(event: tuple[float, Any]) -> None:
+            for each in list(watches)[:1]:  # they share their client
+                each.note_missing(BufferMissing(**event[1]))
+
+        client.subscribe_topic(TOPICS[BufferMissing], note_missing)
         client.subscribe_topic(TOPICS[WorkerLeaving], note_leaving)
         client.subscribe_topic(TOPICS[WorkerIdle], note_idle)
         _LISTENING[client] = leaving, watches

@@ -13,10 +13,10 @@ from queue import SimpleQueue
 from time import perf_counter
 
 from atomizer_dask.atoms import pickling
+from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, loads
 from atomizer_dask.atoms.nested_processes import let_code_travel_on
-from atomizer_dask.atoms.pickling import load_atom
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Conductor, check_electron
 from atomizer_dask.electron import Electron
@@ -97,7 +97,7 @@ class ChildSite(Site):
         space, self.name = piece.space, piece.worker
         try:
             if piece.code is not None:
-                self._atoms[space] = load_atom(piece.code, space=space)
+                self._atoms[space] = AtomCode.of(piece.code).load(space=space)
             batch: Batch = replace(Packed.of(piece.batch), space=space).load()
             outcome = self.execute(replace(batch, version=space))
         except Exception as error:  # noqa: BLE001 - the parent raises it

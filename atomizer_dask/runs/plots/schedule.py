@@ -12,7 +12,7 @@ from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.outcome import RunPart
 
 MOST_SPANS = 4_000  # to draw, in all lanes together
-MOST_SPANS = 200_000  # spans of a worker; of more, close neighbours are joined first
+MOST_EXACT = 200_000  # spans of a worker; of more, close neighbours are joined first
 LEAST_STEPS = 200  # of time, that a lane shows separately
 
 
@@ -137,7 +137,7 @@ def schedule(spans: Sequence[Spans]) -> Schedule:
 
 def _threads(spans: list[Spans], step: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the spans of a worker by thread: as few threads as suffice for none to overlap."""
-    many = sum(len(each.starts) for each in spans) > MOST_SPANS
+    many = sum(len(each.starts) for each in spans) > MOST_EXACT
     chained = [_chained(each.starts, each.ends, step if many else 0) for each in spans]
     starts, ends = (np.concatenate(each) for each in zip(*chained, strict=True))
     order = np.argsort(starts, kind="stable")

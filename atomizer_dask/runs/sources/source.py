@@ -80,7 +80,7 @@ class RunSource:
         self._listeners = listeners
         self._record = record
         self._stream = RandomStream(plan.seed)
-        self._queue = ElectronQueue(plan.sweep, plan.definition.vectorized, ledger.changed)
+        self._queue = ElectronQueue(plan.sent, plan.definition.vectorized, ledger.changed)
         self._first_terms = AttemptTerms(timeout=plan.options.timeout)
         self._epoch = 0
         # A new one for each retry after a cancel: workers still cancel batches of the old one.
@@ -90,7 +90,7 @@ class RunSource:
             self._feed = Feed(plan.sweep, plan.run_id, ledger, self)
         self.grows = self._feed is not None
         self.all_drawn = self._feed is None
-        self._driver: Driver = conductor.drive(self, plan.sweep.row_bytes)
+        self._driver: Driver = conductor.drive(self, plan.sent.row_bytes)
 
     @property
     def running(self) -> int:

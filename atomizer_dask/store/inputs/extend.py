@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.errors import InvalidSweepError, StoreError
 from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.inputs.row_matching import match
@@ -145,11 +146,14 @@ def _extend(
     universe = _filled(universe, sweep.names, defaults)
     given = _filled(sweep, universe.names, defaults)
     known = universe.length or 0
-    electrons = _matched(universe, given)
+    # Rows are not compared by what is the same in all of them.
+    constants = Concatenated([universe, given]).constants(LARGE_BYTES)
+    electrons = _matched(universe.without(constants), given.without(constants))
     new = electrons < 0
     electrons[new] = known + np.arange(int(new.sum()))
     before = np.arange(known) if last.electrons is None else last.electrons
-    if np.array_equal(electrons, before) and _looks_like(last.sweep, sweep):
+    rest = last.sweep.without(constants), sweep.without(constants)
+    if np.array_equal(electrons, before) and _looks_like(*rest):
         return universe, RowMap(sweep, last.electrons)
     number = len(store.manifest["sweeps"])
     described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)

@@ -1,0 +1,264 @@
+"""Values that are the same for all electrons: fixed ones, and axes of one large array."""
+
+import functools
+import json
+import resource
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atomizer_dask import (
+    Atom,
+    Atomizer,
+    InvalidPayloadError,
+    MemoryConductor,
+    RegistrationError,
+    Run,
+    StoreChangedError,
+    UnpicklableError,
+    atom,
+    grid,
+    zipped,
+)
+
+SECONDS = 60
+TABLE = np.arange(300_000.0).reshape(3, -1)  # 2.4 MB
+SMALL = np.arange(3.0)
+
+
+@atom(id="tests.looked.up")
+def looked_up(i, table, factor=1):
+    return float(table.flat[i]) * factor
+
+
+@atom(id="tests.vector.looked.up", vectorized=True)
+def looked_up_at_once(i, table):
+    return table.ravel()[i]
+
+
+@atom(id="tests.with.context")
+def with_context(i, table, *, context):
+    return table[0] + context.attempt + i
+
+
+@atom(id="tests.written.to")
+def written_to(i, table):
+    table[0] = i
+
+
+class Remembering(Atom):
+    def process(self, context, conductor, electron):
+        return 1
+
+
+@pytest.mark.parametrize("table", [TABLE, SMALL, TABLE.T], ids=["large", "small", "transposed"])
+def test_fixed_values_are_given_to_all_electrons(atomizer, table):
+    run = atomizer.map(looked_up, grid(i=range(3)), fixed={"table": table, "factor": 2})
+    frame = run.wait(SECONDS).to_frame()
+    assert list(frame) == ["i", "result"]
+    assert frame["result"].tolist() == [2 * each for each in table.flat[:3]]
+    assert run.fixed["table"] is table
+    assert run.fixed["factor"] == 2
+    described = {"table": frame.attrs["fixed"]["table"], "factor": 2}
+    assert "float64" in described["table"]
+    assert frame.attrs["fixed"] == run.provenance["fixed"] == described
+    json.dumps(run.provenance)
+    assert run.verify(2)["different"].tolist() == [0]
+    assert run.replay(f"{run.id}-2") == 2 * table.flat[2]
+
+
+def test_partial_means_the_same(atomizer):
+    for given in (
+        functools.partial(looked_up, table=TABLE),
+        functools.partial(functools.partial(looked_up.function, factor=1), table=TABLE),
+    ):
+        run = atomizer.map(given, grid(i=range(3))).wait(SECONDS)
+        assert run.to_frame()["result"].tolist() == [0.0, 1.0, 2.0]
+        assert run.fixed["table"] is TABLE
+    by_position = functools.partial(with_context, 5)
+    frame = atomizer.map(by_position, zipped(table=[SMALL])).wait(SECONDS).to_frame()
+    assert frame["result"].tolist() == [6.0]
+
+
+def test_vectorised_atoms_and_contexts_and_children_of_processes(atomizer):
+    fixed = {"table": TABLE}
+    frame = atomizer.map(looked_up_at_once, grid(i=range(5)), fixed=fixed).wait(SECONDS).to_frame()
+    assert frame["result"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    run = atomizer.map(with_context, grid(i=range(3)), fixed={"table": SMALL}, timeout=30)
+    assert run.wait(SECONDS).to_frame()["result"].tolist() == [1.0, 2.0, 3.0]
+    run = atomizer.map(looked_up, grid(i=range(3)), fixed=fixed, timeout=30)
+    assert run.wait(SECONDS).to_frame()["result"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_sent_electrons_have_them_too(atomizer):
+    sent = [atomizer.send(looked_up, {"i": i}, fixed={"table": TABLE}) for i in range(5)]
+    assert [future.result(SECONDS).value() for future in sent] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    changed = TABLE.copy()
+    one = atomizer.send(looked_up, {"i": 0}, fixed={"table": changed}).result(SECONDS)
+    changed[0, 0] = 7.0
+    other = atomizer.send(looked_up, {"i": 0}, fixed={"table": changed}).result(SECONDS)
+    assert [one.value(), other.value()] == [0.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("table", "way"),
+    [
+        *((table, way) for table in (TABLE, SMALL) for way in ("fixed", "partial", "child")),
+        (TABLE, "axis"),  # a small value of an axis is a copy for each electron
+    ],
+)
+def test_array_that_all_share_is_read_only(atomizer, table, way):
+    before = table.copy()
+    given, sweep, options = written_to, grid(i=range(1, 4)), {}
+    if way == "partial":
+        given = functools.partial(written_to, table=table)
+    elif way == "axis":
+        sweep = grid(i=range(1, 4), table=[table])
+    else:
+        options["fixed"] = {"table": table}
+    if way == "child":
+        options["timeout"] = 30
+    run = atomizer.map(given, sweep, **options).wait(SECONDS)
+    assert run.progress.failed == 3
+    assert set(run.errors["message"]) == {"assignment destination is read-only"}
+    assert (table == before).all()
+    assert table.flags.writeable
+
+
+def test_axis_of_one_large_array_is_one_object_in_the_frame(atomizer):
+    for sweep in (grid(i=range(50), table=[TABLE]), grid(table=[TABLE], i=range(50))):
+        frame = atomizer.map(looked_up, sweep).wait(SECONDS).to_frame()
+        assert list(frame) == [*sweep.names, "result"]
+        assert frame["result"].tolist() == [float(i) for i in range(50)]
+        assert len({id(table) for table in frame["table"]}) == 1
+        assert (frame["table"][0] == TABLE).all()
+    run = atomizer.map(looked_up, grid(i=range(3), table=[TABLE]), timeout=30).wait(SECONDS)
+    assert run.replay(f"{run.id}-2") == 2.0
+    assert run.verify(2)["different"].tolist() == [0]
+
+
+def test_failed_electrons_of_such_an_axis_are_tried_again(atomizer):
+    run = atomizer.map(looked_up, grid(i=[0, 10**9], table=[TABLE])).wait(SECONDS)
+    assert run.progress.failed == 1
+    assert run.retry().wait(SECONDS).progress.failed == 1
+    assert not [event for event in run.events if "not what it was" in event.message]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"tabel": 1}, r"unknown 'tabel' \(did you mean 'table'\?\)"),
+        ({"i": 1}, "'i' is fixed, with a value for all electrons"),
+        ([1], r"fixed must be a mapping of the atom's parameters to values, got \[1\]"),
+        ({1: 2}, "fixed must be a mapping"),
+    ],
+)
+def test_bad_fixed_values_are_an_error_at_once(local, fixed, message):
+    for call in (local.map, local.send):
+        with pytest.raises((InvalidPayloadError, TypeError), match=message):
+            call(looked_up, {"i": [1]}, fixed=fixed)
+
+
+def test_context_and_atoms_in_class_form_cannot_be_fixed(local):
+    with pytest.raises(InvalidPayloadError, match=r"'context' of .* is filled in"):
+        local.map(with_context, grid(i=[1]), fixed={"context": 1})
+    with pytest.raises(InvalidPayloadError, match="attributes of an instance"):
+        local.map(Remembering, grid(i=[1]), fixed={"table": 1})
+    with pytest.raises(RegistrationError, match="no atom 'unknown' is registered"):
+        local.send("unknown", {"i": 1}, fixed={"table": 1})
+
+
+@pytest.mark.dask
+def test_what_cannot_travel_is_named(dask):
+    with (
+        Atomizer(dask) as atomizer,
+        pytest.raises(UnpicklableError, match=r"the fixed value 'table' \(lock\)"),
+    ):
+        atomizer.map(looked_up, grid(i=[1]), fixed={"table": threading.Lock()})
+
+
+def test_store_has_fixed_values_once_and_goes_on_with_them(atomizer, tmp_path):
+    store, fixed = tmp_path / "store", {"table": TABLE, "factor": 3}
+    atomizer.map(looked_up, grid(i=range(200)), fixed=fixed, store=store).wait(SECONDS)
+    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    assert TABLE.nbytes < size < 1.2 * TABLE.nbytes
+    run = atomizer.map(looked_up, grid(i=range(300)), fixed=fixed, store=store).wait(SECONDS)
+    assert run.to_frame()["result"].tolist() == [3.0 * i for i in range(300)]
+    atomizer.register(looked_up)
+    attached = atomizer.attach(store).wait(SECONDS)
+    assert attached.fixed["factor"] == 3
+    assert (attached.fixed["table"] == TABLE).all()
+    opened = Run.open(store)
+    assert opened.fixed["factor"] == 3
+    assert opened.to_frame().attrs["fixed"] == opened.provenance["fixed"]
+    with pytest.raises(StoreChangedError, match=r"tests.looked.up \(fixed factor\): 3 -> 4"):
+        atomizer.map(looked_up, grid(i=[0]), fixed={**fixed, "factor": 4}, store=store)
+
+
+def test_fixed_values_in_a_pickle_of_somebody_else_are_not_read(local, tmp_path):
+    store = tmp_path / "store"
+    with Atomizer(MemoryConductor(2), looked_up) as atomizer:
+        atomizer.map(looked_up, grid(i=[1]), fixed={"table": TABLE}, store=store).wait(SECONDS)
+        manifest = json.loads((store / "run.json").read_text())
+        manifest["atom"]["signature"] = "of somebody else"
+        (store / "run.json").write_text(json.dumps(manifest))
+        with pytest.raises(RegistrationError, match="fixed values of table, in a pickle"):
+            atomizer.attach(store)
+        run = atomizer.attach(store, allow_pickle=True).wait(SECONDS)
+        assert (run.fixed["table"] == TABLE).all()
+
+
+def test_axis_of_one_large_array_is_in_the_store_once(atomizer, tmp_path):
+    store = tmp_path / "store"
+    atomizer.map(looked_up, grid(i=range(200), table=[TABLE]), store=store).wait(SECONDS)
+    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    assert TABLE.nbytes < size < 1.2 * TABLE.nbytes
+    for count in (300, 300, 250):
+        sweep = grid(i=range(count), table=[TABLE])
+        run = atomizer.map(looked_up, sweep, store=store).wait(SECONDS)
+        assert run.to_frame()["result"].tolist() == [float(i) for i in range(count)]
+    atomizer.register(looked_up)
+    other = atomizer.map(looked_up, grid(i=range(3), table=[-TABLE]), store=store).wait(SECONDS)
+    assert other.to_frame()["result"].tolist() == [0.0, -1.0, -2.0]
+    assert len(Run.open(store).to_frame()) == 3
+    attached = atomizer.attach(store).wait(SECONDS)
+    assert attached.to_frame()["result"].tolist() == [0.0, -1.0, -2.0]
+
+
+def test_memory_does_not_grow_with_electrons(tmp_path):
+    table = np.ones(10_000_000)  # 80 MB
+    with Atomizer(MemoryConductor(2), looked_up) as atomizer:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        store = tmp_path / "store"
+        for count in (100, 200):
+            sweep = grid(i=range(count), table=[table])
+            run = atomizer.map(looked_up, sweep, store=store).wait(SECONDS)
+            assert len(run.to_frame()) == count
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 10 * table.nbytes
+
+
+def test_explorer_has_no_control_for_them(local):
+    explorer = local.explore(looked_up, fixed={"table": TABLE}, i=(0, 5)).wait(SECONDS)
+    assert list(explorer.controls) == ["i", "factor"]
+    assert explorer.result == TABLE.flat[explorer.controls["i"].value]
+
+
+def test_parameter_that_is_called_fixed_has_a_control(local):
+    @atom(id="tests.fixed.parameter")
+    def with_fixed(fixed=3):
+        return fixed
+
+    assert local.explore(with_fixed, fixed=(1, 5)).wait(SECONDS).result == 3
+
+
+def test_frames_in_fixed_values_are_shared(atomizer):
+    @atom(id="tests.of.frame")
+    def of_frame(i, frame):
+        return float(frame["a"].iloc[i])
+
+    frame = pd.DataFrame({"a": np.arange(200_000.0)})
+    run = atomizer.map(of_frame, grid(i=range(3)), fixed={"frame": frame}).wait(SECONDS)
+    assert run.to_frame()["result"].tolist() == [0.0, 1.0, 2.0]
