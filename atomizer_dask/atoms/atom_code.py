@@ -29,6 +29,20 @@ class LargeBuffer(NamedTuple):
         """Return its file; None where this host has none."""
         return shared_files.find(self.digest, self.nbytes)
 
+    def map(self) -> memoryview:
+        """Return its bytes, mapped.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where this host does not have it.
+        """
+        if (file := self.find()) is None:
+            raise FileNotFoundError(
+                f"a value of {self.nbytes / 2**20:,.0f} MiB is not on this host any more"
+            )
+        return file.map()
+
 
 class AtomCode(NamedTuple):
     """An atom as bytes.

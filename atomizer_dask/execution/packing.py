@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atomizer_dask.atoms import pickling
+from atomizer_dask.atoms.atom_code import LARGE_BYTES, LargeBuffer
+from atomizer_dask.atoms.code.buffers import digest_of_buffer
 from atomizer_dask.atoms.namespaces import HOME, inside, loads
+from atomizer_dask.atoms.shared_files import SharedFile, share
 from atomizer_dask.errors import AtomizerError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import Failure
@@ -39,8 +42,37 @@ class Packed:
     """
 
     data: bytes
-    buffers: list[np.ndarray]
+    buffers: list[np.ndarray | LargeBuffer]
     space: str = HOME
+
+    @property
+    def large(self) -> list[LargeBuffer]:
+        """Those of the buffers that lie in files of each host; see `with_files`."""
+        return [buffer for buffer in self.buffers if isinstance(buffer, LargeBuffer)]
+
+    def with_files(self, least: int = LARGE_BYTES) -> tuple[Packed, list[SharedFile]]:
+        """Return it with its large buffers in files, and the files, which are there as long.
+
+        Parameters
+        ----------
+        least
+            How many bytes a buffer has that is large.
+
+        Raises
+        ------
+        OSError
+            Where there is no room for them.
+        """
+        buffers: list[np.ndarray | LargeBuffer] = []
+        files = []
+        for buffer in self.buffers:
+            if isinstance(buffer, np.ndarray) and buffer.nbytes >= least:
+                large = LargeBuffer(digest_of_buffer(buffer), buffer.nbytes)
+                files.append(share(large.digest, buffer))
+                buffers.append(large)
+            else:
+                buffers.append(buffer)
+        return replace(self, buffers=buffers), files
 
     @property
     def nbytes(self) -> int:
@@ -48,21 +80,32 @@ class Packed:
         return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
     def whole(self) -> bytes:
-        """Return it as bytes, the buffers included."""
-        return pickle.dumps((self.data, list(map(bytearray, self.buffers))))
+        """Return it as bytes, the buffers included, but those that lie in files."""
+        buffers = [b if isinstance(b, LargeBuffer) else bytearray(b) for b in self.buffers]
+        return pickle.dumps((self.data, buffers))
 
     @classmethod
     def of(cls, whole: bytes) -> Packed:
         """Return the pickle from the bytes that `whole` returned."""
         data, buffers = pickle.loads(whole)  # noqa: S301 - bytes of ours
-        return cls(data, [np.frombuffer(buffer, dtype=np.uint8) for buffer in buffers])
+        return cls(
+            data,
+            [b if isinstance(b, LargeBuffer) else np.frombuffer(b, np.uint8) for b in buffers],
+        )
 
     def __repr__(self) -> str:
         return f"<Packed: {self.nbytes:,} bytes>"
 
     def load(self) -> Any:
-        """Return what was packed."""
-        return loads(self.data, space=self.space, buffers=self.buffers)
+        """Return what was packed.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where this host does not have one of the large buffers.
+        """
+        buffers = [b.map() if isinstance(b, LargeBuffer) else b for b in self.buffers]
+        return loads(self.data, space=self.space, buffers=buffers)
 
 
 def pack(
@@ -81,7 +124,7 @@ def pack(
         Whether `value` has none of the user's code in it. Then plain pickle does it, ten times as
         fast for a small value.
     """
-    buffers: list[np.ndarray] = []
+    buffers: list[np.ndarray | LargeBuffer] = []
 
     def stays_inside(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()

@@ -6,13 +6,17 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import time
 from typing import Any, Protocol
 
+import dask
 from distributed import Client, Future, KilledWorker, wait
 from distributed.comm import CommClosedError
 
+from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.atoms.namespaces import HOME
+from atomizer_dask.atoms.shared_files import SharedFile
 from atomizer_dask.conductors.dask.cluster import internals
 from atomizer_dask.conductors.dask.messages import TaskAdopted, WorkerIdle, as_event
 from atomizer_dask.conductors.dask.placement import Placement, is_singleton
@@ -40,6 +44,7 @@ from atomizer_dask.execution.packing import Packed, pack, unpack_outcome
 
 logger = logging.getLogger(__name__)
 
+LARGE_GRAPH = 2**26  # bytes, besides those of the buffers
 MANY_TROUBLES = 5  # in a row, after which a run ends
 RELEASE_SECONDS, RELEASE_AT = 0.25, 100
 _TROUBLE = (
@@ -109,6 +114,7 @@ class BatchTasks:
         self._tasks: dict[str, Future] = {}
         self._spaces: dict[str, str] = {}  # in which a batch's outcome is unpickled, if not `HOME`
         self._pinned: dict[str, set[str]] = {}
+        self._files: dict[str, list[SharedFile]] = {}  # with large inputs, by key of the batch
         self._unplaced: set[str] = set()  # whose workers were missing at the last look
         self._dropping: set[str] = set()
         self._finished: list[Future] = []
@@ -311,22 +317,28 @@ class BatchTasks:
             )
         except BaseException as error:
             raise UnpicklableError(why_not_sent(batch, error)) from error
+        if batch.sink is None:  # else it may outlive this process, which has the files
+            with suppress(OSError):  # no room: it goes by way of the scheduler
+                # Values of an axis, which other batches have too, and no pieces of a long column.
+                least = LARGE_BYTES * len(batch)
+                packed, self._files[batch.key] = packed.with_files(least)
         workers = await self._placement.choose(batch, lambda: batch.key in self._posts)
         if batch.key not in self._posts:  # nobody waits for it any more
             raise CancelledError
         if workers and workers != {NEXT_WORKER}:
             self._pinned[batch.key] = workers
-        return self._client.submit(
-            self._run_batch,
-            packed,
-            self._owner.channel,
-            key=key_of(batch),
-            pure=False,
-            priority=task_priority(
-                batch.origin.priority, time() + self._clock_offset + batch.due_seconds
-            ),
-            workers=sorted(workers) or None,
-        )
+        with _without_warning(packed):
+            return self._client.submit(
+                self._run_batch,
+                packed,
+                self._owner.channel,
+                key=key_of(batch),
+                pure=False,
+                priority=task_priority(
+                    batch.origin.priority, time() + self._clock_offset + batch.due_seconds
+                ),
+                workers=sorted(workers) or None,
+            )
 
     async def _carry_half(self, batch: Batch) -> None:
         """Narrow down which input cannot be pickled: give one half back, carry the other half."""
@@ -392,8 +404,19 @@ class BatchTasks:
         self._tasks.pop(key, None)
         self._spaces.pop(key, None)
         self._pinned.pop(key, None)
+        self._files.pop(key, None)
         self._dropping.discard(key)
         self._arrived.discard(key)
+
+
+def _without_warning(packed: Packed) -> AbstractContextManager[Any]:
+    """Return a context in which Dask does not warn of a large graph: no user can do about ours."""
+    if packed.nbytes < LARGE_BYTES:
+        return nullcontext()
+    setting: AbstractContextManager[Any] = dask.config.set(
+        {"distributed.admin.large-graph-warning-threshold": packed.nbytes + LARGE_GRAPH}
+    )
+    return setting
 
 
 def _unpacked(packed: Packed, batch: Batch) -> Any:

@@ -75,11 +75,14 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     """
     site = DaskSite.of(get_worker())
     site.atom_of(packed.space)  # inputs may be of classes of the atom's code
+    files = site.receiver.obtain(packed.large)
     try:
         batch = replace(packed.load(), code=packed.space.partition("/")[2])
     except BaseException as error:  # Dask would end the worker for a SystemExit
         why = f"the input cannot be unpickled on the worker: {text_of(error)}"
         raise UnpicklableError(why) from error
+    finally:
+        del files  # what is mapped stays
     return site.carry_out(batch, channel)
 
 
