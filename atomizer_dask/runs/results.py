@@ -94,7 +94,8 @@ class Results:
         pandas.DataFrame
             On the index of the DataFrame that was swept over, else on the position in the sweep.
             A dict result has a column for each of its fields, any other one the column
-            ``result``; an array stays one array per row. Where electrons failed, outputs are
+            ``result``; an array stays one array per row, read-only where it has a megabyte or
+            more, for it is not copied. Where electrons failed, outputs are
             missing: integers and booleans are pandas' nullable ones then. An output with the name
             of an input gets the prefix ``result_``. Its ``attrs`` name the run and its store, and
             describe the fixed values, which have no columns.

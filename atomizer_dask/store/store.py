@@ -26,6 +26,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -315,6 +316,16 @@ class Store:
         """
         return self._reading(name, lambda file: _read(file, columns))
 
+    def read_rows(self, name: str, columns: Sequence[str], wanted: np.ndarray) -> pa.Table:
+        """Return some rows of a table; what has none of them is not read. Raises what `read` does.
+
+        Parameters
+        ----------
+        wanted
+            Mask over the rows.
+        """
+        return self._reading(name, lambda file: _read_rows(file, columns, wanted))
+
     def schema_of(self, name: str) -> pa.Schema:
         """Return the schema of a table; raises what `read` does."""
         return self._reading(name, lambda file: file.schema_arrow)
@@ -394,6 +405,20 @@ def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
         return file.read()
     here = set(file.schema_arrow.names)
     return file.read(columns=[name for name in columns if name in here])
+
+
+def _read_rows(file: pq.ParquetFile, columns: Sequence[str], wanted: np.ndarray) -> pa.Table:
+    here = [name for name in columns if name in set(file.schema_arrow.names)]
+    tables = []
+    start = 0
+    for number in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(number).num_rows
+        mask = wanted[start : start + count]
+        start += count
+        if mask.any():
+            table = file.read_row_group(number, columns=here)
+            tables.append(table if mask.all() else table.filter(pa.array(mask)))
+    return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(here)
 
 
 class _Writing:

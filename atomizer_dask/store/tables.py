@@ -39,6 +39,7 @@ from atomizer_dask.sweeps.inputs import numpy_or_extension
 # Our own columns: inputs and outputs have other names in a file.
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")
 REQUIRED = FACTS  # of which each file has these; one that came later is not in older files
+GROUP_ROWS, GROUP_BYTES = 2**20, 2**26  # of a row group: what is read at a time, at most
 _TIME = pa.timestamp("ns", "UTC")
 _NAME = pa.dictionary(pa.int32(), pa.string())
 OURS = b"atomizer"
@@ -294,7 +295,11 @@ def parts_of(table: pa.Table, *, metadata: bool, allow_pickle: bool) -> Iterator
         values = values.cast(pa.string()) if name != "attempts" else values
         encoded = values.combine_chunks().dictionary_encode()
         codes = codes * max(1, len(encoded.dictionary)) + encoded.indices.to_numpy()
-    for code in np.unique(codes).tolist():
+    distinct = np.unique(codes).tolist()
+    if len(distinct) <= 1:  # no copy of what may be large
+        yield _part(table, allow_pickle)
+        return
+    for code in distinct:
         yield _part(table.filter(pa.array(codes == code)), allow_pickle)
 
 
@@ -437,9 +442,11 @@ def write_table(table: pa.Table, where: Any) -> None:
         for field in table.schema
         if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type)
     ]
+    row_bytes = table.nbytes / max(1, len(table))
     pq.write_table(
         table,
         where,
+        row_group_size=max(1, min(GROUP_ROWS, int(GROUP_BYTES / max(1.0, row_bytes)))),
         compression="none",  # numbers hardly shrink, and compressing doubles the time
         use_dictionary=texts or False,
         write_statistics=["electron"],

@@ -39,6 +39,8 @@ from atomizer_dask.sweeps.inputs import Inputs, columns_of
 
 FLUSH_ROWS = 2**18
 MERGE_AT = 32  # small files, from which on they are merged
+SMALL_BYTES = 2**23  # a file of more is not merged with others, however few rows it has
+MERGED_BYTES = 2**26  # of files that are merged at a time
 
 
 class ResultWriter:
@@ -89,6 +91,7 @@ class ResultWriter:
         self._failed_files: list[str] = []
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="atomizer-merge")
         self._merging = False
+        self._sizes: dict[str, int] = {}  # bytes of files that have few rows
         self._small = setting("store.merge-rows")
 
     # -- what is done ------------------------------------------------------------------------
@@ -342,13 +345,27 @@ class ResultWriter:
             Number of small files from which on they are merged; `MERGE_AT` where None.
         """
         at = MERGE_AT if at is None else at
-        small = [name for name, those in self.files.items() if _rows(those) < self._small]
-        if self._merging or len(small) < at:
+        few = [name for name, those in self.files.items() if _rows(those) < self._small]
+        if self._merging or len(few) < at:
+            return False
+        small = self._small_in_bytes(few)
+        if len(small) < at:
             return False
         self._merging = True
         job = self._merger.submit(self._merge, small)
         job.add_done_callback(lambda job: post(lambda: self._end_merge(job)))
         return True
+
+    def _small_in_bytes(self, names: Iterable[str]) -> list[str]:
+        """Return those of these files that are small, and together not too large for memory."""
+        small, total = [], 0
+        for name in names:
+            if name not in self._sizes:
+                self._sizes[name] = self.store.folder.size(f"{PROPERTIES}/{name}")
+            if self._sizes[name] < SMALL_BYTES and total + self._sizes[name] <= MERGED_BYTES:
+                small.append(name)
+                total += self._sizes[name]
+        return small
 
     def _merge(self, names: list[str]) -> tuple[list[str], str]:
         # Columns stand in the order that those of the first electrons have.
@@ -370,6 +387,7 @@ class ResultWriter:
         finish_merge(self.store, names, merged)
         files, first = [], 0
         for name in names:
+            self._sizes.pop(name, None)
             for file in self.files.pop(name):
                 files.append(file)
                 file.first += first

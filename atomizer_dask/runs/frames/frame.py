@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import utc
 from atomizer_dask.execution.outcome import Column, RunPart
@@ -282,6 +283,8 @@ def _output(parts: Sequence[RunPart], name: str) -> Any:
     if not any(len(part.outcome.failed) for part in parts):
         whole = [column.values for column in columns if column and column.present is None]
         if len(whole) == len(parts):
+            if (cells := _cells(whole)) is not None:
+                return cells
             return _series(concatenate(whole), owned=len(whole) > 1)
     values, present = [], []
     for part in parts:
@@ -297,10 +300,31 @@ def _output(parts: Sequence[RunPart], name: str) -> Any:
         present.append(here)
     if not values:
         return np.full(sum(map(len, present)), None, dtype=object)
-    joined = concatenate(values)
+    joined = cells if (cells := _cells(values)) is not None else concatenate(values)
+    if cells is not None and len(cells) == sum(map(len, present)):
+        return cells
     if len(joined) == sum(map(len, present)):
         return _series(joined, owned=len(values) > 1)
     return _scatter(joined, np.concatenate(present))
+
+
+def _cells(columns: Sequence[Values]) -> np.ndarray | None:
+    """Return columns of large arrays as one of read-only arrays, nothing of which is copied.
+
+    None where they are small, or of several types, which have to become one.
+    """
+    arrays = [column for column in columns if isinstance(column, np.ndarray) and column.ndim > 1]
+    if len(arrays) < len(columns) or len({(each.dtype, each.shape[1:]) for each in arrays}) > 1:
+        return None
+    rows = sum(map(len, arrays))
+    if sum(each.nbytes for each in arrays) < LARGE_BYTES * max(1, rows):
+        return None
+    cells: list[Any] = []
+    for each in arrays:
+        shared = each.view()
+        shared.flags.writeable = False
+        cells += list(shared)
+    return as_objects(cells)
 
 
 def _series(values: Values, *, owned: bool) -> Any:

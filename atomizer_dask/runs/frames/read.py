@@ -49,10 +49,13 @@ def read_parts(
     read: list[RunPart] = []
     for name, part in known.items():
         columns = part.columns(metadata, outputs, filtered)
-        table = part.store.read(f"{PROPERTIES}/{name}", columns)
+        path = f"{PROPERTIES}/{name}"
         if where is not None and filtered:
-            column_of = partial(_series_of, table, part.allow_pickle)
-            table = table.filter(pa.array(where.mask(column_of, len(table))))
+            decisive = part.store.read(path, part.columns(False, filtered, filtered))
+            mask = where.mask(partial(_series_of, decisive, part.allow_pickle), len(decisive))
+            table = part.store.read_rows(path, columns, mask)
+        else:
+            table = part.store.read(path, columns)
         if len(table):
             read += parts_of(table, metadata=metadata, allow_pickle=part.allow_pickle)
     return read

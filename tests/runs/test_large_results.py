@@ -1,0 +1,116 @@
+"""Large results: counted in bytes, and not copied on their way into a frame."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from atomizer_dask import Atomizer, Run, atom, grid
+
+SECONDS = 60
+ITEMS = 200_000  # 1.6 MB of floats
+
+
+@atom(id="tests.large")
+def large(i):
+    if i == 7:
+        raise ValueError("seven")
+    return {"a": np.full(ITEMS, float(i)), "m": float(i)}
+
+
+@atom(id="tests.shapes")
+def shapes(i):
+    return np.full((ITEMS, 1 + i % 2), i, dtype="i4" if i < 2 else "f8")
+
+
+def test_large_arrays_in_a_frame_are_those_of_the_run_and_read_only(atomizer):
+    run = atomizer.map(large, grid(i=range(5))).wait(SECONDS)
+    one, other = run.to_frame(), run.to_frame()
+    assert [each[0] for each in one["a"]] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert all(np.shares_memory(a, b) for a, b in zip(one["a"], other["a"], strict=True))
+    with pytest.raises(ValueError, match="read-only"):
+        one["a"][0][0] = 1
+    assert one["m"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_small_arrays_in_a_frame_are_copies(atomizer):
+    small = atom(id="tests.small")(lambda i: np.full(10, i))
+    run = atomizer.map(small, grid(i=range(5))).wait(SECONDS)
+    frame = run.to_frame()
+    frame["result"][0][0] = 99
+    assert run.to_frame()["result"][0][0] == 0
+
+
+def test_failed_electrons_have_none_in_place_of_an_array(atomizer):
+    frame = atomizer.map(large, grid(i=range(10))).wait(SECONDS).to_frame()
+    assert frame["a"][7] is None
+    assert [each[-1] for n, each in enumerate(frame["a"]) if n != 7] == [
+        float(i) for i in range(10) if i != 7
+    ]
+
+
+def test_arrays_of_several_shapes_and_types_stay_what_they_are(atomizer):
+    frame = atomizer.map(shapes, grid(i=range(4))).wait(SECONDS).to_frame()
+    assert [each.shape for each in frame["result"]] == [(ITEMS, 1), (ITEMS, 2)] * 2
+    assert [each[0, 0] for each in frame["result"]] == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def stored(local, tmp_path, configure):
+    configure({"store.gather-bytes": "1 GiB", "store.gather-rows": 1000})
+    run = local.map(large, grid(i=range(60)), store=tmp_path / "store").wait(SECONDS)
+    return run, tmp_path / "store"
+
+
+def groups_of(store):
+    return [
+        pq.ParquetFile(path).metadata.row_group(number).num_rows
+        for path in sorted((store / "properties").glob("[!f]*.parquet"))
+        for number in range(pq.ParquetFile(path).num_row_groups)
+    ]
+
+
+def test_row_groups_are_cut_by_bytes(stored):
+    _, store = stored
+    groups = groups_of(store)
+    assert sum(groups) == 59
+    assert max(groups) * ITEMS * 8 <= 2**26
+
+
+def test_filter_reads_only_what_it_asks_for(stored, monkeypatch):
+    run, store = stored
+    read = []
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def noted(file, number, columns):
+        table = read_row_group(file, number, columns=columns)
+        read.append(len(table))
+        return table
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    for each in (run, Run.open(store)):
+        frame = each.to_frame(filters=[("i", "in", [3, 7, 40])])
+        assert frame["i"].tolist() == [3, 7, 40]
+        assert [None if a is None else a[5] for a in frame["a"]] == [3.0, None, 40.0]
+    assert len(read) <= 2 * 3
+    assert run.to_frame(filters=[("m", ">", 1e9)]).empty
+    assert len(read) <= 2 * 3
+
+
+def test_large_files_are_not_merged(local, tmp_path, configure):
+    configure({"store.gather-bytes": 1})
+    store = tmp_path / "store"
+    sweep = grid(i=range(40))
+    wide = atom(id="tests.wide")(lambda i: np.full(2**20 + 1, float(i)))  # 8 MiB and a little
+    run = local.map(wide, sweep, store=store).wait(SECONDS)
+    assert [each[0] for each in run.to_frame()["result"]] == [float(i) for i in range(40)]
+    sizes = [path.stat().st_size for path in (store / "properties").iterdir()]
+    assert min(sizes) > 2**23
+    assert not list((store / "merging").glob("*.parquet"))
+
+
+@pytest.mark.dask
+def test_worker_writes_large_results_and_the_client_none(dask, tmp_path):
+    with Atomizer(dask) as atomizer:
+        run = atomizer.map(large, grid(i=range(12)), store=tmp_path / "store").wait(SECONDS)
+        frame = run.to_frame(columns=["i", "m"])
+    assert frame["m"].dropna().tolist() == [float(i) for i in range(12) if i != 7]
