@@ -9,6 +9,7 @@ from typing import Any
 from atomizer_dask.atoms.definition import Definition, as_definition, bind_fixed
 from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import RegistrationError
+from atomizer_dask.sweeps import lazy_values
 
 
 class Registry:
@@ -116,6 +117,7 @@ class AtomLookup:
         if definition is None:
             raise self.unknown(atom_id)
         bound = bind_fixed(definition, fixed)
+        lazy_values.check_payload(fixed)  # a Future of Dask is for `map`
         if self._last_bound is None or self._last_bound.identity != bound.identity:
             self._last_bound = bound
         return atom_id, self._last_bound

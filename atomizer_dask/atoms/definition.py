@@ -19,6 +19,7 @@ from atomizer_dask.atoms.base import Atom, card, marks_of, state_of
 from atomizer_dask.display import markup
 from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
+from atomizer_dask.sweeps import lazy_values
 
 CONTEXT = "context"
 _ByKeyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
@@ -148,8 +149,13 @@ class FunctionAtom(Definition):
         """The function, with the fixed values; an array among them is read-only."""
         if not self.fixed:
             return self.function
-        values = {name: _read_only(value) for name, value in self.fixed.items()}
-        return functools.partial(self.function, **values)
+        return functools.partial(self.function, **read_only(self.fixed))
+
+    def without_fixed(self, names: Iterable[str]) -> FunctionAtom:
+        """Return the atom without the values of some fixed parameters: they come by another way."""
+        rest = copy.copy(self)
+        rest.fixed = {name: value for name, value in self.fixed.items() if name not in names}
+        return rest
 
     @property
     def defaults(self) -> Mapping[str, Any]:  # noqa: D102
@@ -339,6 +345,7 @@ def bind_fixed(definition: Definition, fixed: Mapping[str, Any] | None) -> Defin
         raise TypeError(
             f"fixed must be a mapping of the atom's parameters to values, got {brief(fixed)}"
         )
+    lazy_values.check_fixed(fixed)
     if not isinstance(definition, FunctionAtom):
         raise InvalidPayloadError(
             f"{definition.id} is an atom in class form, which has no parameters to fix: make them "
@@ -356,11 +363,14 @@ def _of_partial(partial: functools.partial[Any]) -> Definition | None:
     return definition.with_fixed(dict(zip(names, partial.args, strict=True)) | partial.keywords)
 
 
-def _read_only(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = value.view()
-        value.flags.writeable = False
-    return value
+def read_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by name, with read-only views of the arrays among them."""
+    found = dict(values)
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            found[name] = value.view()
+            found[name].flags.writeable = False
+    return found
 
 
 def as_it_is_now(definition: Definition) -> Definition:

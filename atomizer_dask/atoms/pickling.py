@@ -76,6 +76,7 @@ from atomizer_dask.atoms.reductions import (
 )
 from atomizer_dask.errors import RegistrationError, UnpicklableError
 from atomizer_dask.interruptible import is_interrupt
+from atomizer_dask.sweeps.lazy_values import is_dask_future
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         What does not travel by value.
     known
         Classes that are referred to by number.
+    references
+        Gets the Futures of Dask that are pickled, to which the pickle then refers by number, as to
+        classes: `loads` is to be given their values.
     by_name
         Whether functions that look up globals by name, as by `eval`, travel with all of them.
     """
@@ -143,10 +147,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         exempt: Exempt | None = None,
         known: Sequence[type] = (),
         by_name: bool = True,
+        references: list[Any] | None = None,
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self._exempt = exempt or Exempt()
         self._by_name = by_name
+        self._references = references
         self._known = {id(cls): number for number, cls in enumerate(known)}
         self.classes: list[type] = []
         self.things: list[Any] = []
@@ -179,6 +185,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if issubclass(kind, type):
             return self._class(thing)
         if kind not in self._own:
+            if self._references is not None and is_dask_future(thing):
+                self._reducers[kind] = self._future
+                return self._future(thing)
             if is_generator(thing) or id(thing) in GENERATORS:
                 return self._generator(thing)
             self.watched.is_fixed &= issubclass(kind, _FIXED) and has_fixed_members(kind)
@@ -187,6 +196,14 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
                 return NotImplemented
             self._own.add(kind)
         return reduce_instance(thing, kind)
+
+    def _future(self, future: Any) -> Any:
+        assert self._references is not None
+        keys = [each.key for each in self._references]
+        if future.key not in keys:
+            self._references.append(future)
+            keys.append(future.key)
+        return recall, (keys.index(future.key),)
 
     def _generator(self, generator: Any) -> Any:
         """Reduce the generator behind `numpy.random.normal` and such; others are as they are."""
@@ -401,8 +418,9 @@ def _dump_watched(definition: Definition, pickler: Pickler) -> None:
             raise
         culprit = culprit_of(definition, can_travel) or "something it refers to"
         raise UnpicklableError(
-            f"{definition.id} cannot travel to a worker: {culprit} cannot be pickled; create it "
-            "inside the atom, or pass it as an input",
+            f"{definition.id} cannot travel to a worker: {culprit} cannot be pickled; make it "
+            "inside the atom, or once in each process by a function that the atom calls, as in "
+            "@functools.cache def connection(): return connect(...)",
             error,
         ) from error
     if pickler.generators:

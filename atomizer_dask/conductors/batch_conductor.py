@@ -28,6 +28,7 @@ from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, StoreTarget
+from atomizer_dask.execution.input_checks import check_no_futures
 from atomizer_dask.future import ElectronFuture
 from atomizer_dask.policy import Policy
 from atomizer_dask.registry import registered
@@ -88,14 +89,17 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             f"a {type(self).__name__} cannot go on without this process; a DaskConductor can"
         )
 
-    def check_inputs(self, sweep: Sweep) -> None:
-        """Raise where inputs cannot be carried.
+    def check_inputs(self, sweep: Sweep, fixed: Mapping[str, Any]) -> None:
+        """Raise where inputs, or fixed values, cannot be carried.
 
         Raises
         ------
         UnpicklableError
             Where they cannot travel.
+        InvalidSweepError
+            Where they are Futures of Dask, and this conductor has no workers with their values.
         """
+        check_no_futures(sweep, fixed, f"and a {type(self).__name__} has no workers of Dask")
 
     def code_of(self, definition: Definition) -> Code:
         """Return the code that electrons of an atom execute, which may have changed since."""

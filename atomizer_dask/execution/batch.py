@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from atomizer_dask.atoms.definition import read_only
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Route
@@ -166,6 +168,8 @@ class Batch:
         Seconds until its turn among the batches of all sources; see `fair_share`.
     code
         A digest of the user's own code among its inputs, set by the worker that unpickles it.
+    shared
+        Fixed values that do not travel with the atom, by name: Futures of Dask, on their way.
     """
 
     key: str
@@ -189,6 +193,7 @@ class Batch:
     sink: StoreTarget | None = None
     due_seconds: float = 0.0
     code: str = ""
+    shared: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -257,6 +262,10 @@ class Batch:
     def failures(self, offset: int) -> tuple[ElectronError, ...]:
         """Return what the earlier attempts of the electron at `offset` failed with."""
         return () if self.earlier is None else self.earlier[offset]
+
+    def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function of the atom with the fixed values that travel with the batch."""
+        return partial(function, **read_only(self.shared)) if self.shared else function
 
     def payload(self, offset: int) -> Any:
         """Return the payload of the electron at `offset`, a copy for it alone."""

@@ -53,7 +53,7 @@ def bond(lease: Lease, definition: Definition) -> tuple[Callable[..., Any], Argu
         return _call_of_rows(lease, definition), lambda a, b: [payloads[a:b], range(a, b)]
     columns = inputs.shared_columns() if isinstance(inputs, GridSlice) else inputs.columns()
     by_position, by_keyword = definition.arrange(columns)
-    call = _with_keywords(definition.called, len(by_position), by_keyword)
+    call = _with_keywords(lease.batch.bound(definition.called), len(by_position), by_keyword)
     names = (*by_position, *by_keyword)
 
     changing = {name for name in columns if column_can_change(columns[name])}
@@ -74,7 +74,7 @@ def bond(lease: Lease, definition: Definition) -> tuple[Callable[..., Any], Argu
 
 
 def _call_of_rows(lease: Lease, definition: FunctionAtom) -> Callable[[Any, int], Any]:
-    function = definition.called
+    function = lease.batch.bound(definition.called)
     fitting: set[tuple[str, ...]] = set()
 
     def call(payload: Any, offset: int) -> Any:
@@ -103,7 +103,7 @@ def call_with_arrays_of_one(
     arguments: dict[str, Any] = dict(arrays)
     if definition.takes_context:
         arguments["context"] = Context(lease, offset, 1)
-    outputs = outputs_of_slice(definition.called(**arguments), 1)
+    outputs = outputs_of_slice(lease.batch.bound(definition.called)(**arguments), 1)
     row = {name: python_values(values)[0] for name, values in outputs.items()}
     return row["result"] if row.keys() == {"result"} else row
 

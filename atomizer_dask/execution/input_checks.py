@@ -14,6 +14,7 @@ from atomizer_dask.errors import InvalidSweepError, UnpicklableError, text_of
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.sweeps.grid import Grid
+from atomizer_dask.sweeps.lazy_values import is_dask_future
 from atomizer_dask.sweeps.sweep import Sweep
 
 _ALL_UP_TO = 1000  # objects of a column that are all tried; of more, the first of each type
@@ -41,6 +42,24 @@ def check_generators(sweep: Sweep) -> None:
                 "out, name a parameter context and draw from context.rng, which is each "
                 "electron's own and follows seed="
             )
+
+
+def check_no_futures(sweep: Sweep, fixed: Mapping[str, Any], why: str) -> None:
+    """Refuse Futures of Dask as inputs and fixed values.
+
+    Raises
+    ------
+    InvalidSweepError
+        Where there is one; `why` says what the matter is.
+    """
+    columns: list[tuple[str, Any]] = [*_objects(sweep), *((n, [v]) for n, v in fixed.items())]
+    for name, values in columns:
+        for position, value in enumerate(values):
+            if is_dask_future(value):
+                raise InvalidSweepError(
+                    f"value {position} of {name!r} is a Future of Dask, {why}: give what "
+                    "client.gather(...) of it returns"
+                )
 
 
 def check_picklable(sweep: Sweep) -> None:

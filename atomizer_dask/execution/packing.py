@@ -96,8 +96,13 @@ class Packed:
     def __repr__(self) -> str:
         return f"<Packed: {self.nbytes:,} bytes>"
 
-    def load(self) -> Any:
+    def load(self, known: Sequence[Any] = ()) -> Any:
         """Return what was packed.
+
+        Parameters
+        ----------
+        known
+            The values of the Futures in it.
 
         Raises
         ------
@@ -105,11 +110,16 @@ class Packed:
             Where this host does not have one of the large buffers.
         """
         buffers = [b.map() if isinstance(b, LargeBuffer) else b for b in self.buffers]
-        return loads(self.data, space=self.space, buffers=buffers)
+        return loads(self.data, space=self.space, buffers=buffers, known=known)
 
 
 def pack(
-    value: Any, *, is_plain: bool = False, space: str = HOME, brings_code: bool = False
+    value: Any,
+    *,
+    is_plain: bool = False,
+    space: str = HOME,
+    brings_code: bool = False,
+    references: list[Any] | None = None,
 ) -> Packed:
     """Return `value` packed; raises whatever its parts raise when they are pickled.
 
@@ -120,6 +130,8 @@ def pack(
     brings_code
         Whether functions and classes in `value` get a space of their own, ``space/digest``, so
         that they arrive as they are now, also where an earlier version has arrived before.
+    references
+        Gets the Futures of Dask in `value`; `load` is to be given their values.
     is_plain
         Whether `value` has none of the user's code in it. Then plain pickle does it, ten times as
         fast for a small value.
@@ -137,7 +149,7 @@ def pack(
         data = pickle.dumps(value, protocol=5, buffer_callback=stays_inside)
         return Packed(data, buffers, space)
     file = io.BytesIO()
-    pickler = pickling.Pickler(file, stays_inside)
+    pickler = pickling.Pickler(file, stays_inside, references=references)
     pickler.dump(value)
     if brings_code and pickler.things:
         code = blake2b(pickling.dumps(pickler.things), digest_size=8).hexdigest()

@@ -80,7 +80,7 @@ def _run_slice(
     arguments = arguments_of_slice(columns, offset, count)
     if definition.takes_context:
         arguments["context"] = Context(lease, offset, count)
-    function = definition.called
+    function = lease.batch.bound(definition.called)
     if definition.draws_from:
         function = seeded(lease, function, definition.draws_from, offset)
     if lease.watch is not None:
@@ -182,7 +182,8 @@ class _Examination:
             silent: Any = _Silent(self._lease)
             arguments["context"] = Context(silent, start, count)
         try:
-            result, errors = errors_of_slice(self._definition.called(**arguments), count)
+            function = self._lease.batch.bound(self._definition.called)
+            result, errors = errors_of_slice(function(**arguments), count)
             return None if errors else outputs_of_slice(result, count)
         except TimeIsUp:
             raise

@@ -13,8 +13,9 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.child_conductor import replay
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError, ElectronError, StoreError
-from atomizer_dask.execution.batch import AttemptTerms
+from atomizer_dask.execution.batch import AttemptTerms, Batch
 from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.packing import pack
 from atomizer_dask.runs.ledger import Ledger
 from atomizer_dask.runs.plan import Host, Listeners, Plan, Today
 from atomizer_dask.runs.progress import ProgressSource
@@ -23,6 +24,7 @@ from atomizer_dask.runs.sources.source import RunSource
 from atomizer_dask.runs.sources.stored_source import StoredRunSource
 from atomizer_dask.runs.verification import Sample
 from atomizer_dask.store.provenance import described_values, surroundings
+from atomizer_dask.sweeps.lazy_values import is_dask_future
 
 Drive = Callable[[Any, str, bytes, bytes, str], str]
 
@@ -254,7 +256,7 @@ class Driven:
         """Execute one electron in this thread, and return its result or raise."""
         only = range(electron, electron + 1)
         batch = self.source.batch(f"replay-{self.plan.run_id}", only, AttemptTerms(attempt), inf)
-        return replay(self.conductor, batch, self.plan.carried)
+        return replay(self.conductor, _with_values(batch), self.plan.carried)
 
     def provenance(self) -> dict[str, Any]:
         """Return the provenance of a run without a store, as this process knows it."""
@@ -271,6 +273,17 @@ class Driven:
             "codes": [{"fingerprint": self.conductor.code_of(plan.definition).fingerprint}],
             "sessions": [{**surroundings(), **self.conductor.whereabouts()}],
         }
+
+
+def _with_values(batch: Batch) -> Batch:
+    """Return a batch of one electron with the values of Futures of Dask in place of these."""
+    values = [*dict(batch.payload(0)).values(), *(batch.shared or {}).values()]
+    if not any(map(is_dask_future, values)):
+        return batch
+    futures: list[Any] = []
+    packed = pack(batch, references=futures)
+    resolved: Batch = packed.load([future.result() for future in futures])
+    return resolved
 
 
 def _ignore_failure(failure: Failure, position: int) -> None:

@@ -15,6 +15,7 @@ from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import AttemptTerms, Batch, Origin, Positions, StoreTarget
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import MapOptions
+from atomizer_dask.sweeps.lazy_values import is_dask_future
 from atomizer_dask.sweeps.sweep import Sweep
 
 
@@ -30,6 +31,8 @@ class Plan:
         The atom.
     carried, version
         The atom with the constants, and what a site needs to find that.
+    promised
+        Fixed values that are Futures of Dask, by name: they travel with each batch.
     constants
         Inputs that are the same large array for all electrons, by name: they travel with the atom,
         as its fixed values do, and not with each batch.
@@ -53,6 +56,7 @@ class Plan:
     definition: Definition
     carried: Definition
     version: Any
+    promised: Mapping[str, Any]
     constants: Mapping[str, Any]
     sweep: Sweep
     sent: Sweep
@@ -75,18 +79,21 @@ class Plan:
         sink: StoreTarget | None,
     ) -> Plan:
         """Return the plan; large constants of the sweep travel with the atom."""
-        constants: dict[str, Any] = {}
-        carried: Definition = definition
+        constants, promised = dict[str, Any](), dict[str, Any]()
         sent = sweep
         if isinstance(definition, FunctionAtom) and not definition.vectorized:
             constants = sweep.constants(LARGE_BYTES)
-            carried, sent = definition.with_fixed(constants), sweep.without(constants)
+            sent = sweep.without(constants)
+        if isinstance(definition, FunctionAtom):
+            promised = {n: v for n, v in definition.fixed.items() if is_dask_future(v)}
+        carried = _carried(definition, promised, constants)
         version = version_of(carried)
         return cls(
             run_id,
             definition,
             carried,
             version,
+            promised,
             constants,
             sweep,
             sent,
@@ -100,7 +107,7 @@ class Plan:
         """Return the atom as it is now, with the constants."""
         if definition is self.definition:
             return self.carried
-        return bind_fixed(definition, self.constants)
+        return _carried(definition, self.promised, self.constants)
 
     def renewed(self, today: Today) -> Plan:
         """Return the plan with the atom as it is now."""
@@ -151,7 +158,17 @@ class Plan:
             copy_state=self.options.copy_state,
             seconds=seconds,
             sink=self.sink,
+            shared=self.promised or None,
         )
+
+
+def _carried(
+    definition: Definition, promised: Mapping[str, Any], constants: Mapping[str, Any]
+) -> Definition:
+    """Return an atom with constants, and without the values that travel with batches."""
+    if promised and isinstance(definition, FunctionAtom):
+        definition = definition.without_fixed(promised)
+    return bind_fixed(definition, constants)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.atom_code import AtomCode
-from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.definition import Definition, fixed_of
 from atomizer_dask.atoms.namespaces import forget, inside, loads
 from atomizer_dask.atoms.random_streams import seed_of
 from atomizer_dask.conductors.batch_conductor import BatchConductor
@@ -18,7 +18,7 @@ from atomizer_dask.electron import new_id
 from atomizer_dask.errors import AtomizerError, StoreHeldError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Origin, StoreTarget
-from atomizer_dask.execution.input_checks import check_generators
+from atomizer_dask.execution.input_checks import check_generators, check_no_futures
 from atomizer_dask.execution.options import MapOptions
 from atomizer_dask.policy import OnFailure, Policy
 from atomizer_dask.registry import registered
@@ -59,7 +59,7 @@ def _check_inputs(
     """
     sweep.check_values()
     check_generators(sweep)
-    conductor.check_inputs(sweep)
+    conductor.check_inputs(sweep, fixed_of(definition))
     if not isinstance(sweep, Streamed):
         definition.check_fields(sweep.names)
         definition.check_outputs(sweep.names)
@@ -104,6 +104,8 @@ def start(
     """
     sweep = as_sweep(given)
     _check_inputs(sweep, definition, conductor, options)
+    if storing.store is not None:
+        check_no_futures(sweep, fixed_of(definition), "which a store cannot keep")
     run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
     if storing.store is not None:
         return _start_in_store(host, conductor, run_id, definition, sweep, seed, options, storing)

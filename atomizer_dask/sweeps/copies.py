@@ -18,6 +18,7 @@ import numpy as np
 
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.sweeps.columns import Values
+from atomizer_dask.sweeps.lazy_values import is_dask_future
 
 IMMUTABLE = {type(None), bool, int, float, complex, str, bytes, range, object, type(...)}
 IMMUTABLE |= {np.float64, np.float32, np.int64, np.int32, np.bool_, np.str_}
@@ -76,7 +77,7 @@ def own_copy(value: Any) -> Any:
             return _COPY[kind](value)
     elif not _is_mutable(kind) or (kind is tuple and not can_change(value)):
         return value
-    if is_sentinel(value):
+    if is_sentinel(value) or is_dask_future(value):  # of which Dask counts the references
         return value
     try:
         copied = copy.deepcopy(value)

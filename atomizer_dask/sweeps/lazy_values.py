@@ -59,10 +59,23 @@ def check_values(name: str, values: Iterable[Any]) -> None:
     if not suspects:
         return
     for position, value in enumerate(listed):
-        if type(value) in suspects and (what := _refused(value)) is not None:
+        if type(value) not in suspects or is_dask_future(value):  # a worker has its value
+            continue
+        if (what := _refused(value)) is not None:
             raise InvalidSweepError(
                 f"value {position} of {name!r} is {brief(value)}, a {_named(value)}: {what}"
             )
+
+
+def is_dask_future(value: Any) -> bool:
+    """Return whether a value is a Future of Dask: workers can resolve it to its value."""
+    return _is_of(value, "distributed", "Future")
+
+
+def check_fixed(values: Mapping[str, Any]) -> None:
+    """Raise where a fixed value can never be meant to be one; see `check_values`."""
+    for name, value in values.items():
+        check_values(name, (value,))
 
 
 def check_payload(payload: Any) -> None:
@@ -77,6 +90,8 @@ def check_payload(payload: Any) -> None:
         if not _VALUES.issuperset(map(type, payload.values())):
             for name, value in payload.items():
                 check_values(str(name), (value,))
+                if is_dask_future(value) and (what := _refused(value)) is not None:
+                    raise InvalidSweepError(f"the value of {name!r} is a {_named(value)}: {what}")
     elif type(payload) not in _VALUES and (what := _refused(payload)) is not None:
         raise InvalidSweepError(f"the payload is a {_named(payload)}: {what}")
 
@@ -116,7 +131,7 @@ def _to_be_computed(value: Any) -> str | None:
         return "it has no value yet; await it first"
     if isinstance(value, Future):
         return "it is a promise of a value; give its result(), of an electron .result().value()"
-    if _is_of(value, "distributed", "Future"):
+    if is_dask_future(value):
         return "it is a promise of a value; give what client.gather(...) of it returns"
     if _is_of(value, "polars", "LazyFrame"):
         return "it is a query; give what its collect() returns"

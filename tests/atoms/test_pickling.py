@@ -69,7 +69,7 @@ def test_what_cannot_be_pickled_is_named(value, says):
         dump_atom(definition)
     text = str(caught.value)
     assert definition.id in text
-    assert "create it inside the atom, or pass it as an input" in text
+    assert "make it inside the atom, or once in each process" in text
     assert isinstance(caught.value.internal, TypeError)
 
 

@@ -307,6 +307,7 @@ class BatchTasks:
     async def _submit(self, batch: Batch) -> Future:
         # A group of its own for each task: Dask would queue a large group on the scheduler, and
         # let workers idle for a round trip between any two of it.
+        futures: list[Future] = []  # among the inputs: Dask has their values where they are needed
         try:
             # Electrons that came along a route were JSON.
             packed = pack(
@@ -314,6 +315,7 @@ class BatchTasks:
                 is_plain=batch.origin.route is not None,
                 space=batch.version,
                 brings_code=not is_singleton(batch.version),  # a singleton keeps its instance
+                references=futures,
             )
         except BaseException as error:
             raise UnpicklableError(why_not_sent(batch, error)) from error
@@ -332,6 +334,7 @@ class BatchTasks:
                 self._run_batch,
                 packed,
                 self._owner.channel,
+                *futures,
                 key=key_of(batch),
                 pure=False,
                 priority=task_priority(

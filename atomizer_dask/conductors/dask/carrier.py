@@ -71,7 +71,7 @@ class WorkerCalls(NamedTuple):
         Gives a worker a piece of a large buffer that its host does not have.
     """
 
-    run_batch: Callable[[Packed, str], Packed]
+    run_batch: Callable[..., Packed]
     stop: Callable[..., Any]
     census: Callable[..., Any]
     wall_time: Callable[..., Any]
@@ -196,7 +196,7 @@ class DaskCarrier(BatchConductor):
         """Return the version that an atom has now, which the scheduler keeps as long as needed."""
         return self._atoms.version_of(definition)
 
-    def check_inputs(self, sweep: Sweep) -> None:
+    def check_inputs(self, sweep: Sweep, fixed: Mapping[str, Any]) -> None:
         """Raise where inputs cannot be pickled, with the column and the row."""
         check_picklable(sweep)
 

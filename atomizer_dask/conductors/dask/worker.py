@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin, get_client, get_worker, secede
 from distributed.utils import sync
@@ -58,7 +59,7 @@ SWITCH_SECONDS = 0.001
 _MAKING = threading.Lock()  # held while a worker's site is made
 
 
-def run_batch(packed: Packed, channel: str) -> Packed:
+def run_batch(packed: Packed, channel: str, *values: Any) -> Packed:
     """Execute a batch on the worker this runs on; the one task this package submits.
 
     Parameters
@@ -67,6 +68,8 @@ def run_batch(packed: Packed, channel: str) -> Packed:
         The batch to execute.
     channel
         The topic on which the conductor that sent the batch listens.
+    *values
+        The values of the Futures among the inputs.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def run_batch(packed: Packed, channel: str) -> Packed:
     site.atom_of(packed.space)  # inputs may be of classes of the atom's code
     files = site.receiver.obtain(packed.large)
     try:
-        batch = replace(packed.load(), code=packed.space.partition("/")[2])
+        batch = replace(packed.load(values), code=packed.space.partition("/")[2])
     except BaseException as error:  # Dask would end the worker for a SystemExit
         why = f"the input cannot be unpickled on the worker: {text_of(error)}"
         raise UnpicklableError(why) from error
