@@ -7,6 +7,7 @@ from statistics import median
 from benchmarks import (
     imports,
     isolation,
+    large,
     latency,
     memory,
     pages,
@@ -280,5 +281,47 @@ FIGURES = {
         "256 workers in this process, likewise",
         scale.threads,
         (Limit("of the threads' time, the lowest of four kinds", least=0.95),),
+    ),
+    "constant": Figure(
+        "25",
+        "a constant of 240 MB, 200 electrons of 1 ms, to the frame",
+        large.constant,
+        (
+            Limit("x client.scatter(broadcast=True) and client.map", most=1.3),
+            Limit("of its bytes sent on the host", most=1.1, key="of the bytes sent"),
+            Limit("s, the run after it", most=0.5, key="s again"),
+        ),
+    ),
+    "closure": Figure(
+        "26",
+        "an atom that closes over 800 MB, to its first result",
+        large.closure,
+        (
+            Limit("x client.scatter", most=1.5),
+            Limit("x the array, client's peak", most=1.3, key="x the array, client's peak"),
+        ),
+        fresh=True,
+    ),
+    "large-store": Figure(
+        "27",
+        "40 results of 50 MB with a store on local disk",
+        large.written,
+        (
+            Limit("x pyarrow.parquet.write_table by two processes", least=0.8),
+            Limit("MB that the client grew", most=200, key="MB that the client grew"),
+            Limit("s, a filter for one row", most=1.0, key="s of a filter for one row"),
+            Limit("MB of it", most=200, key="MB of it"),
+        ),
+        fresh=True,
+    ),
+    "large-results": Figure(
+        "28",
+        "1,000 results of 8 MB without a store, to the frame",
+        large.gathered,
+        (
+            Limit("x client.gather", most=1.3),
+            Limit("x the bytes, client's peak", most=1.2, key="x the bytes, client's peak"),
+        ),
+        fresh=True,
     ),
 }
