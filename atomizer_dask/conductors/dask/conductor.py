@@ -24,6 +24,7 @@ from distributed.deploy import Cluster
 from distributed.security import Security
 
 from atomizer_dask.atoms import pickling
+from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.conductor import Listener
 from atomizer_dask.conductors.batch_conductor import JOIN_SECONDS
 from atomizer_dask.conductors.dask.ask_workers import install
@@ -45,6 +46,7 @@ from atomizer_dask.conductors.dask.worker import (
     CALLS,
     Undisturbed,
     drive_detached,
+    hold_atom,
     release_finished,
     sees,
 )
@@ -209,6 +211,8 @@ class DaskConductor(DaskCarrier):
         seeing = [
             worker for worker, does in self._ask(self._ask_workers, sees, sink).items() if does
         ]
+        if AtomCode.of(code).large:  # this process, which has it, may end at once
+            self._ask(self._ask_workers, hold_atom, version, workers=seeing)
         name = f"drive-{new_id()}"
         future = self._client.submit(
             drive_detached,

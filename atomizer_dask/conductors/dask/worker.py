@@ -125,6 +125,12 @@ async def unload(dask_worker: Worker) -> None:
     await DaskSite.of(dask_worker).leaving.unload()
 
 
+async def hold_atom(version: str, dask_worker: Worker) -> None:
+    """Load a version of an atom on this worker, with what is large in it."""
+    site = DaskSite.of(dask_worker)
+    await asyncio.get_running_loop().run_in_executor(None, site.atom_of, version)
+
+
 async def take_piece(piece: BufferPiece, dask_worker: Worker) -> bool:
     """Do what `BufferReceiver.take` does on this worker."""
     take = DaskSite.of(dask_worker).receiver.take

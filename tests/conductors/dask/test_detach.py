@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
@@ -73,6 +74,26 @@ def test_detached_run_finishes_alone(cluster, tmp_path, sweep, expected):
     pd.testing.assert_frame_equal(Run.open(store).to_frame(), expected)
     assert executed(tmp_path) == ONCE
     assert not (store / "holder.json").exists()
+
+
+@pytest.mark.parametrize("way", ["fixed", "axis"])
+def test_detached_run_has_large_values_after_its_client_has_gone(cluster, tmp_path, way):
+    store, table = tmp_path / "store", np.arange(300_000.0)
+
+    @atom(id="tests.detach.large")
+    def looked_up(i, table):
+        time.sleep(0.005)
+        return float(table[i])
+
+    with Atomizer(DaskConductor(cluster.scheduler_address), looked_up) as atomizer:
+        axis = {"table": [table]} if way == "axis" else {}
+        fixed = {"table": table} if way == "fixed" else None
+        sweep = grid(i=range(ELECTRONS), **axis)
+        atomizer.map(looked_up, sweep, fixed=fixed, store=store, detached=True)
+    assert Run.open(store).state != "finished"
+    wait_until(lambda: Run.open(store).state == "finished")
+    frame = Run.open(store).to_frame(columns=["i", "result"])
+    assert frame["result"].tolist() == table[:ELECTRONS].tolist()
 
 
 def test_attaching_collects_a_run_that_was_detached_from_the_start(
