@@ -81,7 +81,10 @@ FIGURES = {
         "2",
         "three inputs of a DataFrame, a dict of two, 5 million",
         throughput.keywords,
-        (Limit("x figure 1", least=0.5),),
+        (
+            Limit("x figure 1", least=0.5),
+            Limit("x ProcessPoolExecutor(2) at its best chunk size", least=2.0, key="x the pool"),
+        ),
     ),
     "vectorised": Figure(
         "3",

@@ -22,9 +22,11 @@ from benchmarks.work import (
 )
 
 
-@atom
-def combine(a, b, c):
+def _combine(a, b, c):
     return {"total": a + b, "product": b * c}
+
+
+combine = atom(_combine)
 
 
 @atom(vectorized=True)
@@ -71,15 +73,29 @@ def _map_in_full(pool: Executor, electrons: int, chunk: int) -> pd.DataFrame:
 
 
 def keywords(scale: float, repeats: int) -> Iterator[Sample]:
-    """Figure 2, as a multiple of the electrons/s of figure 1."""
+    """Figure 2, as a multiple of the electrons/s of figure 1, and of a pool on the same work."""
     n = scaled(5e6, scale)
     inputs = pd.DataFrame({"a": np.arange(n), "b": np.linspace(0, 1, n), "c": np.arange(n) % 7})
-    with two_workers(combine) as atomizer:
+    with two_processes() as pool, two_workers(combine) as atomizer:
         _map(atomizer, combine, inputs.head(100_000))
+        chunk = best_chunk(lambda n, chunk: _combine_bare(pool, inputs.head(n), chunk), n)
         for _ in range(repeats):
             one = n / seconds(sweep, atomizer, n)
             three = n / seconds(_map, atomizer, combine, inputs)
-            yield {"value": three / one, "electrons/s": three, "with one input": one}
+            bare = n / seconds(_combine_bare, pool, inputs, chunk)
+            yield {
+                "value": three / one,
+                "x the pool": three / bare,
+                "electrons/s": three,
+                "with one input": one,
+                "pool's": bare,
+                "its best chunk": chunk,
+            }
+
+
+def _combine_bare(pool: Executor, inputs: pd.DataFrame, chunk: int) -> pd.DataFrame:
+    columns = (inputs[name].tolist() for name in inputs)
+    return inputs.join(pd.DataFrame(list(pool.map(_combine, *columns, chunksize=chunk))))
 
 
 def vectorised(scale: float, repeats: int) -> Iterator[Sample]:

@@ -183,7 +183,7 @@ class Driven:
         conductor.do(source.detach)
         if self._ledger.state == "detached":
             policy = plan.options.policy
-            version = conductor.version_of(plan.definition)  # the driver finds constants itself
+            version = plan.bare_version  # for the driver finds constants in the store
             conductor.detach_run(plan.run_id, plan.sink, version, policy, self._drive)
         else:
             self._raise_error()
@@ -238,7 +238,8 @@ class Driven:
         code = conductor.code_of(definition)
         if is_same and plan.sink is not None and code.has(plan.sink.code):
             return None
-        return Today(definition, version, conductor.catalog(), code)
+        bare = conductor.version_of(definition) if plan.constants else version
+        return Today(definition, version, bare, conductor.catalog(), code)
 
     def execute_again(self, sample: Sample) -> Ledger:
         """Execute a sample of electrons once more, apart from the run; return their outcomes."""

@@ -31,6 +31,8 @@ class Plan:
         The atom.
     carried, version
         The atom with the constants, and what a site needs to find that.
+    bare_version
+        What finds the atom without the constants, for a process that has them in its store.
     promised
         Fixed values that are Futures of Dask, by name: they travel with each batch.
     constants
@@ -56,6 +58,7 @@ class Plan:
     definition: Definition
     carried: Definition
     version: Any
+    bare_version: Any
     promised: Mapping[str, Any]
     constants: Mapping[str, Any]
     sweep: Sweep
@@ -93,6 +96,7 @@ class Plan:
             definition,
             carried,
             version,
+            version_of(definition) if constants else version,
             promised,
             constants,
             sweep,
@@ -117,6 +121,7 @@ class Plan:
             definition=today.definition,
             carried=self.as_of(today.definition),
             version=today.version,
+            bare_version=today.bare_version,
             origin=origin,
         )
 
@@ -177,7 +182,7 @@ class Today:
 
     Parameters
     ----------
-    definition, version
+    definition, version, bare_version
         As in `Plan`.
     catalog
         The version of each atom that its electrons may send to, by id.
@@ -187,6 +192,7 @@ class Today:
 
     definition: Definition
     version: Any
+    bare_version: Any
     catalog: Mapping[str, Any]
     code: Code
 

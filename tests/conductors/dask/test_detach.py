@@ -218,15 +218,18 @@ FACTOR = 2
 
 
 @atom(id="tests.detach.scaled")
-def scaled(x):
+def scaled(x, table=None):
     time.sleep(0.005)
     return FACTOR * x
 
 
-def test_detached_run_executes_the_code_that_it_was_begun_with(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("axes", [{}, {"table": [np.zeros(300_000)]}], ids=["", "large"])
+def test_detached_run_executes_the_code_that_it_was_begun_with(
+    cluster, tmp_path, monkeypatch, axes
+):
     store = tmp_path / "store"
     with Atomizer(DaskConductor(cluster.scheduler_address), scaled) as atomizer:
-        run = atomizer.map(scaled, grid(x=range(200)), store=store)
+        run = atomizer.map(scaled, grid(x=range(200), **axes), store=store)
         wait_until(lambda: run.progress.done > 5)
         monkeypatch.setitem(scaled.function.__globals__, "FACTOR", 3)
         run.detach()
