@@ -36,6 +36,7 @@ from atomizer_dask.atoms.random_streams import Positioned, RandomStream
 from atomizer_dask.conductors.dask.messages import (
     TOPICS,
     AtomsClaimed,
+    BufferMissing,
     DemandChanged,
     OutcomesStored,
     TaskAdopted,
@@ -1012,6 +1013,7 @@ asyncio.run(main())
         OutcomesStored("run", None),
         TaskHandedOn(("a", "run", ONCE), "channel"),
         WorkerLeaving("tcp://a", final=True),
+        BufferMissing("digest", 1, "tcp://a"),
     ]
     assert {type(message) for message in sent} == TOPICS.keys() - {WorkerIdle}
     brought = IdleWorkersByValue(patience=1.0, restart=None, is_own=False)
