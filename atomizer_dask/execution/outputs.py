@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from itertools import compress
 from typing import Any
 
 import numpy as np
 
+from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Column, Outcome
 from atomizer_dask.sweeps.columns import Values, as_objects, column, concatenate
@@ -15,6 +17,8 @@ from atomizer_dask.sweeps.columns import Values, as_objects, column, concatenate
 
 def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
     """Return the results of scalar atoms as output columns, and whether they came as scalars."""
+    if len(results) == 1 and (outputs := _taken_over(results)) is not None:
+        return outputs, type(results[0]) is not dict
     if results and type(results[0]) is dict and results[0]:
         names = list(results[0])
         try:
@@ -28,6 +32,115 @@ def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:
     if any(issubclass(kind, Mapping) for kind in set(map(type, results))):
         return _outputs_of_mixed(results)
     return {"result": _output(results)} if results else {}, True
+
+
+def _references(holder: Any, key: Any) -> int:
+    value = holder[key]
+    return sys.getrefcount(value)
+
+
+_CHANGEABLE = {np.ndarray, dict, list, set, bytearray}
+_ALONE = _references([np.empty(0)], 0)  # what is counted where nobody but the holder has a value
+
+
+def _count(value: Any) -> int:
+    return sys.getrefcount(value)
+
+
+_FRESH = _count(np.empty(0))  # what is counted of what a call returns, and nobody else has
+
+
+def references_to(value: Any) -> int:
+    """Return how often a value is referred to, where a loop has just got it, beyond that loop."""
+    return sys.getrefcount(value) - _IN_LOOP
+
+
+def _in_loop() -> int:
+    for value in map(np.empty, [0]):
+        return _count(value)
+    raise AssertionError
+
+
+_IN_LOOP = _in_loop()
+
+
+def is_shared(result: Any, references: int) -> bool:
+    """Return whether somebody else has what an atom has just returned, and may change it.
+
+    An atom may return the same buffer for each electron. Of what is returned, arrays and plain
+    containers are looked at, and what is directly in a dict.
+
+    Parameters
+    ----------
+    references
+        To the result, of others than the caller.
+    """
+    kind = type(result)
+    if kind not in _CHANGEABLE:
+        return False
+    if references > 0 or (kind is np.ndarray and not result.flags.owndata):
+        return True
+    return kind is dict and any(
+        type(value) in _CHANGEABLE and _references(result, name) > _ALONE
+        for name, value in result.items()
+    )
+
+
+def own_slice(result: Any) -> Any:
+    """Return what a vectorised atom returned, with copies of arrays that somebody else has.
+
+    To be called with the call of the atom as its argument, so that no variable refers to it.
+    """
+    count = sys.getrefcount(result) - _FRESH
+    if isinstance(result, tuple) and len(result) == 2:  # with marks of errors
+        return (_own_arrays(result[0], 0), result[1])
+    return _own_arrays(result, count)
+
+
+def _own_arrays(result: Any, count: int) -> Any:
+    if type(result) is np.ndarray:
+        return result.copy() if is_shared(result, count) else result
+    if type(result) is dict:
+        return {
+            name: value.copy()
+            if type(value) is np.ndarray
+            and (not value.flags.owndata or _references(result, name) > _ALONE)
+            else value
+            for name, value in result.items()
+        }
+    return result
+
+
+def _taken_over(results: list[Any]) -> dict[str, Column] | None:
+    """Return the only result as columns, with its large arrays as they are: a copy takes long.
+
+    None where it has no large array, or where the atom may change one later, because somebody else
+    still refers to it.
+    """
+    is_ours = _references(results, 0) <= _ALONE
+    row = results[0]
+    if type(row) is np.ndarray:
+        return {"result": Column(row[None])} if is_ours and _can_be_taken(row) else None
+    if type(row) is not dict or not is_ours or not all(type(name) is str for name in row):
+        return None
+    large = [name for name, value in row.items() if _can_be_taken(value)]
+    if not large or any(_references(row, name) > _ALONE for name in large):
+        return None
+    return {
+        name: Column(value[None]) if name in large else _output([value])
+        for name, value in row.items()
+    }
+
+
+def _can_be_taken(value: Any) -> bool:
+    """Return whether a value is a large array of numbers that has its memory to itself."""
+    return (
+        type(value) is np.ndarray
+        and value.nbytes >= LARGE_BYTES
+        and value.dtype.kind in "biufc"
+        and value.flags.owndata
+        and value.flags.c_contiguous
+    )
 
 
 def as_they_are(results: list[Any]) -> dict[str, Column]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from time import perf_counter, time_ns
 from typing import Any
 
@@ -12,9 +13,10 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.execution.calls import bond, seeded
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.execution.outputs import ResultCollector
+from atomizer_dask.execution.outputs import ResultCollector, is_shared, references_to
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.timeout import watched
+from atomizer_dask.sweeps.copies import own_copy
 
 _AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
 
@@ -68,10 +70,18 @@ def _execute_piece(
     ends: list[float],
 ) -> None:
     """Execute the electrons of a piece, which begins at an offset; keep results and stamp ends."""
-    keep, stamp, clock = results.append, ends.append, perf_counter
+    keep: Callable[[Any], None] = results.append
+    stamp, clock = ends.append, perf_counter
+    is_known = False  # whether results are the atom's own; the first one shows it
     while True:
         try:
-            for result in calls:
+            for result in islice(calls, 0 if is_known else 1):
+                is_known = True
+                if is_shared(result, references_to(result)):
+                    keep = _keeping_copies(results)
+                keep(result)
+                stamp(clock())
+            for result in calls if is_known else ():
                 keep(result)
                 stamp(clock())
         except BaseException as error:  # noqa: BLE001 - SystemExit is an atom's failure too
@@ -83,6 +93,11 @@ def _execute_piece(
         # `for` took a StopIteration that the atom raised for the end of its electrons.
         lease.fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
         stamp(clock())
+
+
+def _keeping_copies(results: list[Any]) -> Callable[[Any], None]:
+    """Return a function that keeps copies: the atom may give the same object for the next one."""
+    return lambda result: results.append(own_copy(result))
 
 
 def _concatenated(times: list[np.ndarray]) -> np.ndarray:

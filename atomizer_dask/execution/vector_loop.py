@@ -16,7 +16,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.calls import own_array, seeded
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import Column, Outcome
-from atomizer_dask.execution.outputs import errors_of_slice, join, outputs_of_slice
+from atomizer_dask.execution.outputs import errors_of_slice, join, outputs_of_slice, own_slice
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import fault_of, longest_stretch, warning_of
 from atomizer_dask.execution.timeout import TimeIsUp, watched
@@ -86,7 +86,7 @@ def _run_slice(
     if lease.watch is not None:
         function = watched(function, lease.watch, offset, count)
     try:
-        result = function(**arguments)
+        result = own_slice(function(**arguments))
     except BaseException as error:  # noqa: BLE001 - SystemExit in an atom is its failure too
         if count == 1:
             lease.fail(offset, error)
