@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atomizer_dask import atom, grid
-from atomizer_dask.execution.outputs import outputs_of
+from atomizer_dask.execution.outputs import outputs_of, own_slice
 
 SECONDS = 60
 ITEMS = 200_000
@@ -158,3 +158,17 @@ def test_vectorised_atom_that_reuses_its_buffer_has_all_its_results(atomizer, fo
     frame = atomizer.map(reusing, grid(i=range(9000))).wait(SECONDS).to_frame()
     assert frame["result"].tolist() == list(range(1, 9001))
     SHARED.clear()
+
+
+def test_fresh_result_of_a_vectorised_atom_is_not_copied():
+    addresses = []
+
+    def made(form):
+        array = np.arange(1000.0)
+        addresses.append(array.__array_interface__["data"][0])
+        return {"dict": {"result": array}, "array": array}[form]
+
+    for form in ("array", "dict"):
+        result = own_slice(made(form))
+        array = result if form == "array" else result["result"]
+        assert array.__array_interface__["data"][0] == addresses[-1]
