@@ -80,9 +80,14 @@ def is_shared(result: Any, references: int) -> bool:
         return False
     if references > 0 or (kind is np.ndarray and not result.flags.owndata):
         return True
-    return kind is dict and any(
-        type(value) in _CHANGEABLE and _references(result, name) > _ALONE
-        for name, value in result.items()
+    return kind is dict and any(_is_shared_in(result, name) for name in result)
+
+
+def _is_shared_in(row: dict[Any, Any], name: Any) -> bool:
+    # Without a variable for the value, which would count as a reference.
+    return type(row[name]) in _CHANGEABLE and (
+        _references(row, name) > _ALONE
+        or (type(row[name]) is np.ndarray and not row[name].flags.owndata)
     )
 
 
@@ -102,11 +107,8 @@ def _own_arrays(result: Any, count: int) -> Any:
         return result.copy() if is_shared(result, count) else result
     if type(result) is dict:
         return {
-            name: value.copy()
-            if type(value) is np.ndarray
-            and (not value.flags.owndata or _references(result, name) > _ALONE)
-            else value
-            for name, value in result.items()
+            name: result[name].copy() if _is_shared_in(result, name) else result[name]
+            for name in result
         }
     return result
 
