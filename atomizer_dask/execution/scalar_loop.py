@@ -77,7 +77,8 @@ def _execute_piece(
         try:
             for result in islice(calls, 0 if is_known else 1):
                 is_known = True
-                if is_shared(result, references_to(result)):
+                references = references_to(result)  # before it is an argument, which is one more
+                if is_shared(result, references):
                     keep = _keeping_copies(results)
                 keep(result)
                 stamp(clock())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from atomizer_dask import atom, grid
+from atomizer_dask.execution import scalar_loop
 from atomizer_dask.execution.outputs import outputs_of, own_slice
 
 SECONDS = 60
@@ -172,3 +173,16 @@ def test_fresh_result_of_a_vectorised_atom_is_not_copied():
         result = own_slice(made(form))
         array = result if form == "array" else result["result"]
         assert array.__array_interface__["data"][0] == addresses[-1]
+
+
+@pytest.mark.parametrize("form", ["array", "dict", "list"])
+def test_fresh_result_of_a_scalar_atom_is_not_copied(local, monkeypatch, form):
+    @atom(id="tests.fresh")
+    def fresh(i):
+        array = np.full(10, i)
+        return {"array": array, "dict": {"a": array}, "list": [i]}[form]
+
+    copied = []
+    monkeypatch.setattr(scalar_loop, "own_copy", copied.append)
+    local.map(fresh, grid(i=range(5))).wait(SECONDS)
+    assert copied == []
