@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
-from atomizer_dask.atoms.definition import Definition, as_definition, bind_fixed
+import numpy as np
+
+from atomizer_dask.atoms.definition import Definition, as_definition, bind_fixed, fixed_of
 from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import RegistrationError
 from atomizer_dask.sweeps import lazy_values
+from atomizer_dask.sweeps.combined import same_bits
 
 
 class Registry:
@@ -58,6 +61,28 @@ class Registry:
 registered = Registry()
 
 
+class _Bound(NamedTuple):
+    """An atom with fixed values, as it was last sent."""
+
+    definition: Definition
+    given: Mapping[str, Any]
+    bound: Definition
+
+    def is_of(self, definition: Definition, fixed: Any) -> bool:
+        """Return whether these values of an atom are the same objects, and have not changed."""
+        return (
+            definition.identity == self.definition.identity
+            and isinstance(fixed, Mapping)
+            and list(fixed) == list(self.given)
+            and all(value is self.given[name] for name, value in fixed.items())
+            and all(
+                same_bits(value, fixed_of(self.bound)[name])
+                for name, value in fixed.items()
+                if isinstance(value, np.ndarray)
+            )
+        )
+
+
 class AtomLookup:
     """Finds the atom that a user means: one of a registry, of all, or one that is not registered.
 
@@ -69,7 +94,7 @@ class AtomLookup:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._last_bound: Definition | None = None
+        self._last: _Bound | None = None  # of `resolve_for_send`
 
     def find(self, atom_id: str) -> Definition | None:
         """Return the atom that is registered under this id now; None where there is none."""
@@ -116,11 +141,12 @@ class AtomLookup:
             return atom_id, definition
         if definition is None:
             raise self.unknown(atom_id)
-        bound = bind_fixed(definition, fixed)
-        lazy_values.check_payload(fixed)  # a Future of Dask is for `map`
-        if self._last_bound is None or self._last_bound.identity != bound.identity:
-            self._last_bound = bound
-        return atom_id, self._last_bound
+        last = self._last  # read once: another thread may send too
+        if last is None or not last.is_of(definition, fixed):
+            bound = bind_fixed(definition, fixed)
+            lazy_values.check_payload(fixed)  # a Future of Dask is for `map`
+            last = self._last = _Bound(definition, dict(fixed), bound)
+        return atom_id, last.bound
 
     def definition_of(self, atom: Any, fetch: Callable[[str], Definition | None]) -> Definition:
         """Return an atom, also one that another client of the same scheduler registered.

@@ -351,16 +351,43 @@ def bind_fixed(definition: Definition, fixed: Mapping[str, Any] | None) -> Defin
             f"{definition.id} is an atom in class form, which has no parameters to fix: make them "
             "attributes of an instance, and register that"
         )
-    return definition.with_fixed(fixed)
+    return definition.with_fixed(_as_they_are_now(fixed))
+
+
+def _as_they_are_now(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fixed values with copies of arrays, which their user may change while a run goes on.
+
+    An array that is read-only, and has its memory to itself, is not copied.
+    """
+    return {
+        name: value.copy("K")
+        if isinstance(value, np.ndarray) and (value.flags.writeable or value.base is not None)
+        else value
+        for name, value in fixed.items()
+    }
 
 
 def _of_partial(partial: functools.partial[Any]) -> Definition | None:
     """Return the atom of a `functools.partial`: that of its function, with fixed values."""
     definition = as_definition(partial.func)
     if not isinstance(definition, FunctionAtom):
-        return definition
-    names = [*definition.fields][: len(partial.args)]
-    return definition.with_fixed(dict(zip(names, partial.args, strict=True)) | partial.keywords)
+        raise RegistrationError(
+            f"a partial of {brief(partial.func)} is no atom: only the parameters of a function can "
+            "be fixed; register an instance of an atom in class form"
+        )
+    by_position = [
+        name
+        for name, parameter in definition.parameters.items()
+        if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD and name not in definition.fixed
+    ]
+    names = by_position[: len(partial.args)]
+    if len(names) < len(partial.args) or CONTEXT in names:
+        raise RegistrationError(
+            f"the partial of {definition.id} gives {len(partial.args)} values by position, which "
+            f"do not fit {definition.id}{definition._signature()}: give them by name"
+        )
+    values = dict(zip(names, partial.args, strict=True)) | partial.keywords
+    return definition.with_fixed(_as_they_are_now(values))
 
 
 def read_only(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,14 @@ import itertools
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from time import time
 from typing import Any
 
 import dask
@@ -25,6 +27,7 @@ import dask
 from atomizer_dask.config import setting
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, of Linux
+NEW_SECONDS = 60.0
 _SPARE = 2  # times the size of a buffer that must be free in memory, or it goes to a disk
 _WRITE_BYTES = 2**26  # at a time
 _number = itertools.count()
@@ -166,6 +169,12 @@ class Turn:
             os.close(self._handle)
 
 
+def folder_settings() -> dict[str, str | None]:
+    """Return the settings of this process that say in which folders files are."""
+    names = "atomizer.large-values.folder", "temporary-directory"
+    return {name: dask.config.get(name, None) for name in names}
+
+
 def _folders() -> Iterator[Path]:
     """Yield the folders in which files may be: as configured, or in memory, then on disk."""
     configured = setting("large-values.folder")
@@ -174,8 +183,9 @@ def _folders() -> Iterator[Path]:
         folder = parent / f"atomizer-{os.getuid()}"
         with suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
-            facts = folder.stat()
-            if facts.st_uid == os.getuid() and not facts.st_mode & 0o077:  # nobody else writes here
+            facts = folder.lstat()  # of a link, which somebody else may have made, not its target
+            is_ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+            if is_ours and not facts.st_mode & 0o077:  # nobody else writes here
                 _sweep(folder)
                 yield folder
 
@@ -200,6 +210,8 @@ def _sweep(folder: Path) -> None:
     _swept.add(folder)
     for path in folder.iterdir():
         with suppress(OSError):  # somebody else did
+            if path.name.startswith(".") and time() - path.stat().st_mtime < NEW_SECONDS:
+                continue  # it may be opened just now, and not be locked yet
             _let_go(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), os.getpid())
 
 

@@ -111,6 +111,9 @@ class StoreTarget(NamedTuple):
         Whether results that have no Arrow type may be pickled.
     gather_rows, gather_bytes
         A batch with fewer rows and fewer bytes travels to the client, which stores it.
+    constants
+        Names of inputs that the files do not have, for they are the same for all electrons. Outputs
+        have no such names there all the same.
     """
 
     url: str
@@ -119,6 +122,7 @@ class StoreTarget(NamedTuple):
     allow_pickle: bool
     gather_rows: int
     gather_bytes: int
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # inputs may have an `__eq__` of the user's

@@ -52,14 +52,19 @@ def check_no_futures(sweep: Sweep, fixed: Mapping[str, Any], why: str) -> None:
     InvalidSweepError
         Where there is one; `why` says what the matter is.
     """
+    for where, _ in futures_in(sweep, fixed):
+        raise InvalidSweepError(
+            f"{where} is a Future of Dask, {why}: give what client.gather(...) of it returns"
+        )
+
+
+def futures_in(sweep: Sweep, fixed: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the Futures of Dask among inputs and fixed values, each with where it is, in words."""
     columns: list[tuple[str, Any]] = [*_objects(sweep), *((n, [v]) for n, v in fixed.items())]
     for name, values in columns:
         for position, value in enumerate(values):
             if is_dask_future(value):
-                raise InvalidSweepError(
-                    f"value {position} of {name!r} is a Future of Dask, {why}: give what "
-                    "client.gather(...) of it returns"
-                )
+                yield f"value {position} of {name!r}", value
 
 
 def check_picklable(sweep: Sweep) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import compress
 from typing import Any
 
@@ -52,38 +52,60 @@ _FRESH = _count(np.empty(0))  # what is counted of what a call returns, and nobo
 
 def references_to(value: Any) -> int:
     """Return how often a value is referred to, where a loop has just got it, beyond that loop."""
-    return sys.getrefcount(value) - _IN_LOOP
+    return sys.getrefcount(value) - IN_LOOP - 1
 
 
 def _in_loop() -> int:
     for value in map(np.empty, [0]):
-        return _count(value)
+        return sys.getrefcount(value)
     raise AssertionError
 
 
-_IN_LOOP = _in_loop()
+IN_LOOP = _in_loop()  # what is counted in a loop of what it has just got, and nobody else has
 
 
 def is_shared(result: Any, references: int) -> bool:
     """Return whether somebody else has what an atom has just returned, and may change it.
 
     An atom may return the same buffer for each electron. Of what is returned, arrays and plain
-    containers are looked at, and what is directly in a dict.
+    containers are looked at, and what is directly in a dict, a list or a tuple.
 
     Parameters
     ----------
     references
         To the result, of others than the caller.
     """
-    kind = type(result)
-    if kind not in _CHANGEABLE:
+    changeable = names_to_check(result)
+    if changeable is None:
         return False
-    if references > 0 or (kind is np.ndarray and not result.flags.owndata):
-        return True
-    return kind is dict and any(_is_shared_in(result, name) for name in result)
+    is_taken = type(result) is not tuple and references > 0
+    return is_taken or any_shared(result, changeable)
 
 
-def _is_shared_in(row: dict[Any, Any], name: Any) -> bool:
+def names_to_check(result: Any) -> Collection[Any] | None:
+    """Return the names, or indices, of what in a result can be changed; None where nothing can."""
+    kind = type(result)
+    if kind is dict:
+        return [name for name, value in result.items() if type(value) in _CHANGEABLE]
+    if kind in (list, tuple):
+        found = [index for index, value in enumerate(result) if type(value) in _CHANGEABLE]
+        return found if found or kind is list else None
+    return () if kind in _CHANGEABLE else None
+
+
+def any_shared(result: Any, names: Collection[Any]) -> bool:
+    """Return whether somebody else has a named value of a result, or the memory of an array."""
+    kind = type(result)
+    if kind is np.ndarray:
+        return not result.flags.owndata
+    if not names or kind not in (dict, list, tuple):
+        return False
+    if kind is dict:
+        return any(name in result and _is_shared_in(result, name) for name in names)
+    return any(_is_shared_in(result, index) for index in range(len(result)))
+
+
+def _is_shared_in(row: Any, name: Any) -> bool:
     # Without a variable for the value, which would count as a reference.
     return type(row[name]) in _CHANGEABLE and (
         _references(row, name) > _ALONE

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
+from sys import getrefcount
 from time import perf_counter, time_ns
 from typing import Any
 
@@ -13,7 +14,14 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.execution.calls import bond, seeded
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import Outcome
-from atomizer_dask.execution.outputs import ResultCollector, is_shared, references_to
+from atomizer_dask.execution.outputs import (
+    IN_LOOP,
+    ResultCollector,
+    any_shared,
+    is_shared,
+    names_to_check,
+    references_to,
+)
 from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.timeout import watched
 from atomizer_dask.sweeps.copies import own_copy
@@ -70,21 +78,27 @@ def _execute_piece(
     ends: list[float],
 ) -> None:
     """Execute the electrons of a piece, which begins at an offset; keep results and stamp ends."""
-    keep: Callable[[Any], None] = results.append
-    stamp, clock = ends.append, perf_counter
-    is_known = False  # whether results are the atom's own; the first one shows it
+    keep, stamp, clock = results.append, ends.append, perf_counter
+    refs, alone = getrefcount, IN_LOOP
+    is_known = False  # whether results may be changed later; the first one shows it
+    changeable: Collection[Any] | None = None
     while True:
         try:
             for result in islice(calls, 0 if is_known else 1):
                 is_known = True
                 references = references_to(result)  # before it is an argument, which is one more
-                if is_shared(result, references):
-                    keep = _keeping_copies(results)
-                keep(result)
+                keep(own_copy(result) if is_shared(result, references) else result)
                 stamp(clock())
-            for result in calls if is_known else ():
-                keep(result)
-                stamp(clock())
+                changeable = names_to_check(result)
+            if changeable is not None:
+                for result in calls:
+                    is_taken = refs(result) > alone
+                    keep(own_copy(result) if is_taken or any_shared(result, changeable) else result)
+                    stamp(clock())
+            elif is_known:
+                for result in calls:
+                    keep(result)
+                    stamp(clock())
         except BaseException as error:  # noqa: BLE001 - SystemExit is an atom's failure too
             lease.fail(offset + len(ends), error)
             stamp(clock())
@@ -94,11 +108,6 @@ def _execute_piece(
         # `for` took a StopIteration that the atom raised for the end of its electrons.
         lease.fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
         stamp(clock())
-
-
-def _keeping_copies(results: list[Any]) -> Callable[[Any], None]:
-    """Return a function that keeps copies: the atom may give the same object for the next one."""
-    return lambda result: results.append(own_copy(result))
 
 
 def _concatenated(times: list[np.ndarray]) -> np.ndarray:

@@ -89,6 +89,8 @@ class Plan:
             sent = sweep.without(constants)
         if isinstance(definition, FunctionAtom):
             promised = {n: v for n, v in definition.fixed.items() if is_dask_future(v)}
+        if sink is not None:
+            sink = sink._replace(constants=tuple(constants))
         carried = _carried(definition, promised, constants)
         version = version_of(carried)
         return cls(

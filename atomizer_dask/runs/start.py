@@ -214,7 +214,7 @@ def start_stored(
         ledger = Ledger(run_id, stored.atom_id)
         # Before the store is read: a batch that ends in between has written its results there.
         in_flight = conductor.in_flight(run_id)
-        journal = stored.journal(plan.sent)
+        journal = stored.journal(plan.sent, plan.constants)
         seconds = stored.seconds_before  # before files are moved and written
         recover(store, ledger, journal, stored.view.mask())
         ledger.begin(seconds)

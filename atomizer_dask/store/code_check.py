@@ -7,11 +7,11 @@ import os
 from typing import Any, Literal
 
 from atomizer_dask.atoms.code.fingerprint import Code
-from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.definition import Definition, fixed_of
 from atomizer_dask.atoms.pickling import dump_atom
 from atomizer_dask.errors import StoreChangedError
 from atomizer_dask.store.layout import ATOM
-from atomizer_dask.store.provenance import differences, versions
+from atomizer_dask.store.provenance import described_values, differences, versions
 from atomizer_dask.store.signature import sign
 from atomizer_dask.store.store import Store, now
 
@@ -32,7 +32,9 @@ def keep_atom(store: Store, definition: Definition) -> None:
     """Write the atom into a store as a pickle, and its signature into the manifest."""
     data = dump_atom(definition)
     store.write_bytes(ATOM, data)
-    store.manifest.setdefault("atom", {})["signature"] = sign(data)
+    atom = store.manifest.setdefault("atom", {})
+    atom["signature"] = sign(data)
+    atom["fixed"] = described_values(fixed_of(definition))
 
 
 def code_entry(code: Code) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
@@ -35,7 +36,6 @@ from atomizer_dask.store.layout import (
     PROPERTIES,
     State,
 )
-from atomizer_dask.store.provenance import described_values
 from atomizer_dask.store.signature import is_own
 from atomizer_dask.store.store import Store, now
 from atomizer_dask.store.writer import ResultWriter
@@ -154,14 +154,27 @@ class StoredRun:
         """The fingerprint of the latest code of the run."""
         return str(self.store.manifest["codes"][-1]["fingerprint"])
 
-    def journal(self, universe: Sweep) -> ResultWriter:
-        """Return the writer that writes the outcomes of electrons into the store."""
+    def journal(self, universe: Sweep, constants: Collection[str] = ()) -> ResultWriter:
+        """Return the writer that writes the outcomes of electrons into the store.
+
+        Parameters
+        ----------
+        universe
+            The inputs, without the constants.
+        constants
+            Names of these.
+        """
         allow_pickle = bool(self.store.manifest["options"]["allow_pickle"])
         writer = None
         if isinstance(universe, Streamed):
             writer = rows_writer(self.store, universe, allow_pickle=allow_pickle)
         journal = ResultWriter(
-            self.store, self.code, universe.inputs_of, allow_pickle=allow_pickle, write_rows=writer
+            self.store,
+            self.code,
+            universe.inputs_of,
+            allow_pickle=allow_pickle,
+            constants=constants,
+            write_rows=writer,
         )
         journal.unaccepted = self.unaccepted
         return journal
@@ -266,7 +279,6 @@ def _create(
             "id": definition.id,
             "vectorized": definition.vectorized,
             "target": target_of(definition),
-            "fixed": described_values(fixed_of(definition)),
         },
         "seed": str(seed),
         "created": now(),
@@ -405,8 +417,12 @@ def with_stored_values(
     RegistrationError
         Where the copy of the atom in the store, a pickle with these values, must not be read.
     """
-    names = stored.store.manifest["atom"].get("fixed")
-    if not names or fixed_of(definition):
+    names = [
+        name
+        for name in stored.store.manifest["atom"].get("fixed", {})
+        if name not in fixed_of(definition)
+    ]
+    if not names:
         return definition
     data = stored.store.folder.read(ATOM)
     signature = str(stored.store.manifest["atom"].get("signature", ""))
@@ -416,7 +432,8 @@ def with_stored_values(
             "this user has not signed: register functools.partial of the atom with them, or read "
             "the pickle, which runs code of whoever wrote it, by attach(store, allow_pickle=True)"
         )
-    return bind_fixed(definition, fixed_of(load_atom(data)))
+    values = fixed_of(load_atom(data))
+    return bind_fixed(definition, {name: values[name] for name in names})
 
 
 def stored_target(url: Any) -> str:

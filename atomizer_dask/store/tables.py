@@ -18,7 +18,7 @@ with its traceback.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -142,6 +142,7 @@ def table_of_good(
     code: str,
     *,
     allow_pickle: bool,
+    constants: Collection[str] = (),
 ) -> pa.Table:
     """Return a part in which no electron failed as a table of properties.
 
@@ -155,13 +156,20 @@ def table_of_good(
         The fingerprint of the code that ran.
     allow_pickle
         Whether inputs without an Arrow type may be pickled.
+    constants
+        Further inputs, which the table does not have.
     """
-    table = _table(part, inputs, outputs, code, None, allow_pickle)
+    table = _table(part, inputs, outputs, code, None, allow_pickle, constants)
     return table.replace_schema_metadata({OURS: json.dumps({"scalar": part.outcome.scalar})})
 
 
 def table_of_failed(
-    part: RunPart, inputs: Mapping[str, Values], code: str, *, allow_pickle: bool
+    part: RunPart,
+    inputs: Mapping[str, Values],
+    code: str,
+    *,
+    allow_pickle: bool,
+    constants: Collection[str] = (),
 ) -> pa.Table:
     """Return a part whose electrons all failed as a table of properties.
 
@@ -169,7 +177,7 @@ def table_of_failed(
     """
     texts = [_text_of(part.outcome.failures[failure]) for failure in part.outcome.codes]
     outputs = encode_unstored(part.outcome, allow_pickle=allow_pickle)
-    return _table(part, inputs, outputs, code, texts, allow_pickle)
+    return _table(part, inputs, outputs, code, texts, allow_pickle, constants)
 
 
 def _text_of(failure: Failure) -> str:
@@ -189,12 +197,13 @@ def _table(
     code: str,
     errors: list[str] | None,
     allow_pickle: bool,
+    constants: Collection[str],
 ) -> pa.Table:
     count = len(part)
     arrays = [pa.array(numpy_values(part.positions), pa.int64())]
     # Arrow does not search a column that is not nullable: a tenth of the time to write it.
     fields = [pa.field("electron", pa.int64(), nullable=False)]
-    names = physical_names(inputs, outputs)
+    names = physical_names([*inputs, *constants], outputs)
     columns = {
         ("input", name): codec.encode_inputs(f"the inputs {name!r}", v, allow_pickle=allow_pickle)
         for name, v in inputs.items()

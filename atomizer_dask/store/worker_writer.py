@@ -99,7 +99,14 @@ def _put(folder: Folder, batch: Batch, sink: StoreTarget, outcome: Outcome) -> S
         if bad.any():
             part = part.pick(~bad)
             inputs = {n: numpy_or_extension(values)[~bad] for n, values in inputs.items()}
-        table = table_of_good(part, inputs, outputs, sink.code, allow_pickle=sink.allow_pickle)
+        table = table_of_good(
+            part,
+            inputs,
+            outputs,
+            sink.code,
+            allow_pickle=sink.allow_pickle,
+            constants=sink.constants,
+        )
         name = f"{batch.key}-{outcome.first}.parquet"
         folder.write_with(f"{INCOMING}/{name}", partial(write_table, table))
     return StoredOutcome(

@@ -8,7 +8,7 @@ that attaches after a crash, even in the middle of a merge, finds every row once
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from itertools import takewhile
@@ -58,6 +58,8 @@ class ResultWriter:
         Returns the inputs of electrons.
     allow_pickle
         Whether values that have no Arrow type may be pickled.
+    constants
+        Names of inputs that are the same for all electrons; see `StoreTarget`.
     write_rows
         Writes the drawn rows of a streamed sweep that are not in the store yet.
 
@@ -74,6 +76,7 @@ class ResultWriter:
         inputs_of: Callable[[Positions], Inputs],
         *,
         allow_pickle: bool,
+        constants: Collection[str] = (),
         write_rows: Callable[[], None] | None = None,
     ) -> None:
         self.store = store
@@ -83,6 +86,7 @@ class ResultWriter:
         self.files: dict[str, list[File]] = {}
         self.code = code
         self._inputs_of = inputs_of
+        self._constants = constants
         self._done = np.zeros(0, dtype=bool)
         self._gathered: list[tuple[pa.Table, Callable[[StoredPart], None]]] = []
         self._gathered_rows = 0
@@ -230,6 +234,7 @@ class ResultWriter:
             outputs,
             part.code or self.code,
             allow_pickle=self.allow_pickle,
+            constants=self._constants,
         )
         self.mark_done(part.positions)
         self._gathered.append((table, written))
@@ -305,6 +310,7 @@ class ResultWriter:
                 columns_of(self._inputs_of(part.positions)),
                 part.code or self.code,
                 allow_pickle=self.allow_pickle,
+                constants=self._constants,
             )
             for part in parts
             if len(part)
@@ -348,24 +354,13 @@ class ResultWriter:
         few = [name for name, those in self.files.items() if _rows(those) < self._small]
         if self._merging or len(few) < at:
             return False
-        small = self._small_in_bytes(few)
+        small = small_in_bytes(self.store, few, self._sizes)
         if len(small) < at:
             return False
         self._merging = True
         job = self._merger.submit(self._merge, small)
         job.add_done_callback(lambda job: post(lambda: self._end_merge(job)))
         return True
-
-    def _small_in_bytes(self, names: Iterable[str]) -> list[str]:
-        """Return those of these files that are small, and together not too large for memory."""
-        small, total = [], 0
-        for name in names:
-            if name not in self._sizes:
-                self._sizes[name] = self.store.folder.size(f"{PROPERTIES}/{name}")
-            if self._sizes[name] < SMALL_BYTES and total + self._sizes[name] <= MERGED_BYTES:
-                small.append(name)
-                total += self._sizes[name]
-        return small
 
     def _merge(self, names: list[str]) -> tuple[list[str], str]:
         # Columns stand in the order that those of the first electrons have.
@@ -424,6 +419,24 @@ class ResultWriter:
                 electrons = self.store.read(path, ["electron"]).column(0).to_numpy()
                 if not len(self.not_done(electrons)):
                     self.store.folder.remove(path)
+
+
+def small_in_bytes(store: Store, names: Iterable[str], sizes: dict[str, int]) -> list[str]:
+    """Return those of these files that are small, and together not too large for memory.
+
+    Parameters
+    ----------
+    sizes
+        Bytes of files, by name; gets those that are not known yet.
+    """
+    small, total = [], 0
+    for name in names:
+        if name not in sizes:
+            sizes[name] = store.folder.size(f"{PROPERTIES}/{name}")
+        if sizes[name] < SMALL_BYTES and total + sizes[name] <= MERGED_BYTES:
+            small.append(name)
+            total += sizes[name]
+    return small
 
 
 def _nothing() -> None:

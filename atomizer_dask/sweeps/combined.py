@@ -185,7 +185,7 @@ class Concatenated(Sweep):
         return {
             name: value
             for name, value in first.items()
-            if all(name in other and _is_same(value, other[name]) for other in others)
+            if all(name in other and same_bits(value, other[name]) for other in others)
         }
 
     def without(self, names: Collection[str]) -> Concatenated:  # noqa: D102
@@ -251,11 +251,11 @@ class Concatenated(Sweep):
         }
 
 
-def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two arrays have the same bits."""
-    if one is other:
-        return True
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays, of anything but objects, have the same type, shape and bits."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if type(one) is not type(other) or one.dtype.hasobject:
         return False
     a, b = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
     return np.array_equal(a, b)

@@ -52,7 +52,12 @@ class Grid(Sweep):
         for name, values in self._sent.items():
             if len(values) == 1 and isinstance(values, np.ndarray):
                 value = values[0]
-                if isinstance(value, np.ndarray) and value.nbytes >= least:
+                # Not of a subclass, as masked arrays are, nor with objects, which can be changed.
+                if (
+                    type(value) is np.ndarray
+                    and not value.dtype.hasobject
+                    and value.nbytes >= least
+                ):
                     found[name] = value
         return found if len(found) < len(self._axes) else {}
 

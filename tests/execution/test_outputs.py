@@ -16,6 +16,12 @@ KEPT: list = []
 SHARED: dict = {}
 
 
+def first_of(value):
+    while isinstance(value, list | tuple | np.ndarray):
+        value = value[0]
+    return int(value)
+
+
 def large(value=0.0):
     return np.full(ITEMS, value)
 
@@ -130,10 +136,24 @@ def test_atom_that_changes_what_it_has_returned_has_all_its_results(atomizer, co
             raise StopIteration
         return same_array(i)
 
-    for number, function in enumerate((same_array, view, in_a_dict, same_dict, same_list)):
+    def sometimes(i):
+        return np.full(3, i) if i % 8 == 0 else same_array(i)
+
+    def in_a_tuple(i):
+        return same_array(i), i
+
+    def in_a_list(i):
+        return [same_array(i)]
+
+    alike = same_array, view, in_a_dict, same_dict, same_list, sometimes, in_a_tuple, in_a_list
+    for number, function in enumerate(alike):
         made = atom(id=f"tests.same.{number}")(function)
         frame = atomizer.map(made, grid(i=range(count))).wait(SECONDS).to_frame()
-        first = [int(np.ravel(value)[0]) for value in frame["result"]]
+        first = (
+            [int(np.ravel(value[0])[0]) for value in map(np.atleast_1d, frame["result"])]
+            if function not in (in_a_tuple, in_a_list)
+            else [int(value[0][0]) for value in frame["result"]]
+        )
         assert first == list(range(count)), function.__name__
         SHARED.clear()
     run = atomizer.map(atom(id="tests.stops")(stops_first), grid(i=range(count))).wait(SECONDS)

@@ -3,7 +3,9 @@
 import functools
 import json
 import resource
+import sys
 import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -59,7 +61,7 @@ def test_fixed_values_are_given_to_all_electrons(atomizer, table):
     frame = run.wait(SECONDS).to_frame()
     assert list(frame) == ["i", "result"]
     assert frame["result"].tolist() == [2 * each for each in table.flat[:3]]
-    assert run.fixed["table"] is table
+    assert (run.fixed["table"] == table).all()
     assert run.fixed["factor"] == 2
     described = {"table": frame.attrs["fixed"]["table"], "factor": 2}
     assert "float64" in described["table"]
@@ -76,7 +78,7 @@ def test_partial_means_the_same(atomizer):
     ):
         run = atomizer.map(given, grid(i=range(3))).wait(SECONDS)
         assert run.to_frame()["result"].tolist() == [0.0, 1.0, 2.0]
-        assert run.fixed["table"] is TABLE
+        assert (run.fixed["table"] == TABLE).all()
     by_position = functools.partial(with_context, 5)
     frame = atomizer.map(by_position, zipped(table=[SMALL])).wait(SECONDS).to_frame()
     assert frame["result"].tolist() == [6.0]
@@ -262,3 +264,136 @@ def test_frames_in_fixed_values_are_shared(atomizer):
     frame = pd.DataFrame({"a": np.arange(200_000.0)})
     run = atomizer.map(of_frame, grid(i=range(3)), fixed={"frame": frame}).wait(SECONDS)
     assert run.to_frame()["result"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_array_that_changes_after_map_is_what_it_was_then(atomizer):
+    table = np.zeros(300_000)
+    runs = []
+    for number in range(3):
+        table[:] = number
+        runs.append(atomizer.map(slowly, grid(i=range(4)), fixed={"table": table}))
+    table[:] = -1
+    for number, run in enumerate(runs):
+        assert run.wait(SECONDS).to_frame()["result"].tolist() == [number] * 4
+        assert run.replay(f"{run.id}-1") == number
+    sent = []
+    for number in range(3):
+        table[:] = number
+        sent.append(atomizer.send(slowly, {"i": 0}, fixed={"table": table}))
+    table[:] = -1
+    assert [future.result(SECONDS).value() for future in sent] == [0, 1, 2]
+
+
+@atom(id="tests.slowly")
+def slowly(i, table):
+    time.sleep(0.05)
+    return float(table[0])
+
+
+def test_threads_that_send_with_their_own_values_get_these(local):
+    @atom(id="tests.given")
+    def given(i, k):
+        return k
+
+    wrong = []
+
+    def send(k):
+        sent = [local.send(given, {"i": i}, fixed={"k": k}) for i in range(500)]
+        wrong.extend(f for f in sent if f.result(SECONDS).value() != k)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=send, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+def test_output_with_the_name_of_a_constant_is_never_lost(atomizer, tmp_path):
+    @atom(id="tests.named.alike")
+    def named_alike(i, table):
+        return {"table": float(table.flat[i]), "x": i}
+
+    store = tmp_path / "store"
+    for table, expected in ((TABLE, 0.0), (TABLE + 1, 1.0), (TABLE, 0.0)):
+        run = atomizer.map(named_alike, grid(i=range(4), table=[table]), store=store)
+        frame = run.wait(SECONDS).to_frame()
+        assert frame["result_table"].tolist() == [expected + i for i in range(4)]
+        opened = Run.open(store).to_frame()
+        assert opened["result_table"].tolist() == frame["result_table"].tolist()
+
+
+def test_masked_arrays_that_differ_in_their_masks_alone_are_different(local, tmp_path):
+    @atom(id="tests.filled")
+    def filled(i, table):
+        return float(np.ma.filled(table, -1)[i])
+
+    store = tmp_path / "store"
+    for masked, expected in ((0, [-1.0, 1.0, 2.0]), (1, [0.0, -1.0, 2.0])):
+        table = np.ma.masked_array(np.arange(200_000.0), np.arange(200_000) == masked)
+        sweep = grid(i=range(3), table=[table])
+        run = local.map(filled, sweep, store=store, allow_pickle=True).wait(SECONDS)
+        assert run.to_frame()["result"].tolist() == expected
+
+
+def test_store_of_a_constant_is_extended_by_other_kinds_of_sweeps(local, tmp_path):
+    store = tmp_path / "store"
+    for sweep in (
+        grid(i=range(9), table=[TABLE]),
+        zipped(i=[1, 2], table=[TABLE, TABLE]),
+        grid(i=range(9), table=[TABLE]),
+        zipped(i=[1, 20], table=[TABLE, -TABLE]),
+    ):
+        run = local.map(looked_up, sweep, store=store).wait(SECONDS)
+    assert run.to_frame()["result"].tolist() == [1.0, -20.0]
+    texts = np.array(["a", "b"] * 100_000, dtype=object)
+    picked = atom(id="tests.picked")(lambda i, table: table[i])
+    for count in (3, 4):
+        run = local.map(
+            picked, grid(i=range(count), table=[texts]), store=tmp_path / "texts", allow_pickle=True
+        ).wait(SECONDS)
+        assert run.to_frame()["result"].tolist() == ["a", "b", "a", "b"][:count]
+
+
+def test_store_says_which_fixed_values_it_has_now(local, tmp_path):
+    plain = atom(id="tests.plain")(lambda i, k=0: k)
+    for number, fixed in enumerate(({"k": 1}, {"k": 2}, None, {"k": 3})):
+        store = tmp_path / "store"
+        run = local.map(plain, grid(i=[number]), fixed=fixed, store=store, accept_changes=True)
+        run.wait(SECONDS)
+        opened = Run.open(store)
+        assert dict(opened.fixed) == opened.provenance["fixed"] == (fixed or {})
+        local.register(plain)
+        assert local.attach(store).wait(SECONDS).fixed == (fixed or {})
+    partly = functools.partial(looked_up, factor=3)
+    local.register(partly)
+    local.map(partly, grid(i=[1]), fixed={"table": TABLE}, store=tmp_path / "two").wait(SECONDS)
+    assert local.attach(tmp_path / "two").wait(SECONDS).fixed.keys() == {"factor", "table"}
+
+
+def test_partials_that_mean_nothing_are_refused(local):
+    class Scaled(Atom):
+        def process(self, context, conductor, electron):
+            return 1
+
+    def by_name(a, *, b):
+        return a
+
+    for partial, message in (
+        (functools.partial(Scaled, 3), "only the parameters of a function can be fixed"),
+        (functools.partial(by_name, 1, 2), "gives 2 values by position"),
+        (functools.partial(lambda context, x: x, 5), "gives 1 values by position"),
+    ):
+        with pytest.raises(RegistrationError, match=message):
+            local.map(partial, grid(b=[1]))
+
+
+def test_folder_that_is_set_in_this_process_is_that_of_children(local, tmp_path, configure):
+    configure({"large-values.folder": str(tmp_path)})
+    run = local.map(looked_up, grid(i=range(3)), fixed={"table": TABLE + 5}, timeout=30)
+    assert run.wait(SECONDS).to_frame()["result"].tolist() == [5.0, 6.0, 7.0]

@@ -78,7 +78,9 @@ def _contents_of_frame(frame: pd.DataFrame, in_full: bool) -> list[Any]:
         return [frame.shape, pd.util.hash_pandas_object(frame).to_numpy(), names]
     index = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
     columns = [frame.iloc[:, number] for number in range(frame.shape[1])]
-    return [frame.shape, names, *map(_contents_of_column, [*index, *columns])]
+    # A digest of its own says that there is one, however small the columns are.
+    whole = Digest("frame")
+    return [frame.shape, names, whole, *map(_contents_of_column, [*index, *columns])]
 
 
 def _contents_of_column(column: Any) -> Any:
@@ -91,9 +93,11 @@ def _contents_of_column(column: Any) -> Any:
         return column.to_numpy()
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return column.astype("int64").to_numpy()
+    if column.dtype == object:  # of which Arrow would give 1 and 1.0 one type
+        return pd.util.hash_pandas_object(column, index=False).to_numpy()
     try:
         return _contents_of_arrow(pa.array(column))
-    except (pa.ArrowException, TypeError, ValueError):  # objects of several kinds
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return pd.util.hash_pandas_object(column, index=False).to_numpy()
 
 

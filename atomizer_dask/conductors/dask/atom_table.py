@@ -16,6 +16,7 @@ from atomizer_dask.conductors.dask.atom_versions import AtomVersions, Version
 from atomizer_dask.conductors.dask.messages import AtomsClaimed, as_event
 from atomizer_dask.conductors.dask.placement import Placement
 from atomizer_dask.conductors.dask.plugins.scheduler_plugin import METADATA
+from atomizer_dask.errors import RegistrationError
 
 
 class AtomTable:
@@ -69,7 +70,13 @@ class AtomTable:
         if not data:
             return None
         space = f"fetched {version}"
-        definition = AtomCode.of(data).load(space=space)
+        try:
+            definition = AtomCode.of(data).load(space=space)
+        except FileNotFoundError as error:
+            raise RegistrationError(
+                f"the atom {atom_id!r} of another client uses large values, which are not on this "
+                "host: send to it, or register it here, to map it"
+            ) from error
         weakref.finalize(definition, forget, space).atexit = False
         return definition
 

@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
+from time import monotonic
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.atom_code import DumpedAtom, dump_apart
@@ -23,6 +24,7 @@ from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.definition import ClassAtom, Definition
 from atomizer_dask.atoms.shared_files import SharedFile
 
+IDLE_SECONDS = 60.0
 SUPERSEDED = 8  # versions of registered atoms that are kept after they have changed
 LARGE = 2**24  # bytes of all versions, above which collecting garbage pays
 
@@ -81,6 +83,7 @@ class AtomVersions:
         self._unneeded: deque[str] = deque()
         self._sizes: dict[str, int] = {}  # bytes of each version that the scheduler keeps
         self._grown = 0  # bytes since garbage was last collected
+        self._busy_at = monotonic()
         self._lock = threading.RLock()
 
     def of(self, definition: Definition) -> Version:
@@ -112,11 +115,14 @@ class AtomVersions:
         Parameters
         ----------
         is_idle
-            Whether nothing is under way: only then garbage is collected, and no spawner is left
-            whose children could need a superseded version that is large.
+            Whether nothing is under way: only then garbage is collected. After a while in which
+            nothing is, superseded versions that are large are not kept any more; until then
+            children of free spawners, which are not counted here, find them.
         """
         with self._lock:
-            if is_idle:
+            if not is_idle:
+                self._busy_at = monotonic()
+            elif monotonic() - self._busy_at > IDLE_SECONDS:
                 small = [version for version in self._superseded if not version.files]
                 self._superseded = deque(small, maxlen=SUPERSEDED)
             self._release_gone(may_collect=is_idle)

@@ -42,10 +42,10 @@ from atomizer_dask.conductors.electron_source import Handed, Sent
 from atomizer_dask.conductors.reports import Expiring, GivenBack, Report
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus, WorkerStatus
 from atomizer_dask.electron import new_id
-from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
+from atomizer_dask.errors import AtomizerError, ConductorError, InvalidSweepError, where_raised
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import Batch
-from atomizer_dask.execution.input_checks import check_picklable
+from atomizer_dask.execution.input_checks import check_picklable, futures_in
 from atomizer_dask.execution.packing import Packed
 from atomizer_dask.sweeps.sweep import Sweep
 
@@ -198,6 +198,14 @@ class DaskCarrier(BatchConductor):
 
     def check_inputs(self, sweep: Sweep, fixed: Mapping[str, Any]) -> None:
         """Raise where inputs cannot be pickled, with the column and the row."""
+        for where, future in futures_in(sweep, fixed):
+            if future.status in ("cancelled", "lost"):
+                raise InvalidSweepError(f"{where} is a Future of Dask that is {future.status}")
+            if future.client.scheduler.address != self._address:
+                raise InvalidSweepError(
+                    f"{where} is a Future of Dask of another scheduler than {self._address}: give "
+                    "what client.gather(...) of it returns"
+                )
         check_picklable(sweep)
 
     def publish(self, definition: Definition) -> None:

@@ -30,7 +30,8 @@ from atomizer_dask.atoms.shared_files import Incoming, SharedFile
 from atomizer_dask.conductors.dask.ask_workers import ask_workers, result_of
 from atomizer_dask.conductors.dask.messages import BufferMissing, as_event
 
-PIECE_BYTES = 2**25
+LEAST_PIECE, MOST_PIECE = 2**18, 2**25  # bytes
+PIECE_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 5.0  # while nothing comes
 GIVE_UP_SECONDS = 60.0  # without a further piece
 DIRECT_SECONDS = 3.0  # to reach a worker; then its pieces go by way of the scheduler
@@ -62,6 +63,7 @@ class _Receipt:
     def __init__(self, provider: str, incoming: Incoming) -> None:
         self.provider = provider
         self.incoming = incoming
+        self.offsets = set[int]()  # of pieces that have come: one may come twice
         self.received = 0
         self.at = monotonic()
 
@@ -180,7 +182,10 @@ class BufferReceiver:
                 self._receipts.pop(digest).incoming.__exit__()
                 return False
             receipt.at = monotonic()
-            receipt.received += len(piece.data)
+            if piece.offset not in receipt.offsets:
+                receipt.received += len(piece.data)
+            if piece.data:
+                receipt.offsets.add(piece.offset)
             if receipt.received < nbytes:
                 return True
             self._arrived[digest] = receipt.incoming.done()
@@ -220,11 +225,15 @@ async def _provide(
 ) -> None:
     view, route = file.map(), _Route(client, worker)
     wanted = await route.call(take, BufferPiece(buffer, client.id))
-    for offset in range(0, buffer.nbytes, PIECE_BYTES):
-        if not wanted:
-            return
-        data = bytes(view[offset : offset + PIECE_BYTES])
+    offset, size = 0, LEAST_PIECE
+    while wanted and offset < buffer.nbytes:
+        data = bytes(view[offset : offset + size])
+        before = monotonic()
         wanted = await route.call(take, BufferPiece(buffer, client.id, offset, data))
+        offset += len(data)
+        # A receiver whose pieces stay away asks again: each is to take about as long as it should.
+        rate = len(data) / max(monotonic() - before, 1e-3)
+        size = int(min(max(LEAST_PIECE, rate * PIECE_SECONDS), 2 * size, MOST_PIECE))
 
 
 class _Route:
@@ -234,11 +243,15 @@ class _Route:
         self._client = client
         self._worker = worker
         self._is_direct = True
+        self._is_reached = False
 
     async def call(self, function: Any, *args: Any) -> Any:
         if self._is_direct:
+            seconds = GIVE_UP_SECONDS if self._is_reached else DIRECT_SECONDS
             with suppress(OSError, TimeoutError):
-                return await asyncio.wait_for(self._call(function, args), DIRECT_SECONDS)
+                answer = await asyncio.wait_for(self._call(function, args), seconds)
+                self._is_reached = True
+                return answer
             self._is_direct = False
         answers = await ask_workers(self._client, function, *args, workers=[self._worker])
         answer = answers[self._worker]

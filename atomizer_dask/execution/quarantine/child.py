@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import perf_counter
 
+import dask
+
 from atomizer_dask.atoms import pickling
 from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.atoms.definition import Definition
@@ -95,6 +97,7 @@ class ChildSite(Site):
     def answer(self, piece: Piece) -> None:
         """Execute a piece, and send its outcome."""
         space, self.name = piece.space, piece.worker
+        dask.config.set(piece.folders)
         try:
             if piece.code is not None:
                 self._atoms[space] = AtomCode.of(piece.code).load(space=space)

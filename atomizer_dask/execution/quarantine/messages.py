@@ -31,12 +31,15 @@ class Piece(NamedTuple):
         The pickled atom; None where the child has it.
     worker
         The name of the worker, for the outcome.
+    folders
+        Settings of the worker that say where large values lie.
     """
 
     space: str
     batch: bytes
     code: bytes | None
     worker: str
+    folders: dict[str, str | None]
 
 
 class PieceCancelled(NamedTuple):

@@ -31,6 +31,7 @@ import numpy as np
 
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import loads
+from atomizer_dask.atoms.shared_files import folder_settings
 from atomizer_dask.config import setting
 from atomizer_dask.errors import text_of
 from atomizer_dask.events import Event
@@ -273,7 +274,7 @@ class IsolatedChild:
         # On a worker, code among the inputs has a space of its own already: ``version/digest``.
         packed = pack(piece, space=name, brings_code="/" not in name)
         new = None if packed.space in self._known else data
-        if not self._post(Piece(packed.space, packed.whole(), new, site.name)):
+        if not self._post(Piece(packed.space, packed.whole(), new, site.name, folder_settings())):
             return guard.fallen()
         self._note_known(packed.space)
         while True:

@@ -152,8 +152,10 @@ def _extend(
     new = electrons < 0
     electrons[new] = known + np.arange(int(new.sum()))
     before = np.arange(known) if last.electrons is None else last.electrons
-    rest = last.sweep.without(constants), sweep.without(constants)
-    if np.array_equal(electrons, before) and _looks_like(*rest):
+    one, other = last.sweep, sweep
+    if constants.keys() <= one.constants(LARGE_BYTES).keys():
+        one, other = one.without(constants), other.without(constants)
+    if np.array_equal(electrons, before) and _looks_like(one, other):
         return universe, RowMap(sweep, last.electrons)
     number = len(store.manifest["sweeps"])
     described = save_sweep(store, number, sweep, allow_pickle=allow_pickle)

@@ -495,6 +495,9 @@ LARGE = {
     "named": lambda one: pd.DataFrame({f"a{one}": np.arange(BIG)}),
     "index": lambda one: pd.Series(np.arange(BIG), index=np.arange(BIG) * one),
     "objects": lambda one: pd.Series([one, "x"] * BIG, dtype=object),
+    "integers": lambda one: pd.Series([2**100 + one] * BIG, dtype=object),
+    "mixed": lambda one: pd.Series([1 if one == 1 else 1.0, 2.5] * BIG, dtype=object),
+    "many columns": lambda one: pd.DataFrame(np.full((1000, 10), float(one))),
     "nullable": lambda one: pd.Series(np.arange(BIG) * one, dtype="Int64"),
     "zone": lambda one: pd.Series(pd.date_range("2020", periods=BIG, tz="UTC")[::one]),
     "categories": lambda one: pd.Series(["a", "b" * one] * BIG, dtype="category"),
@@ -543,6 +546,7 @@ def test_layout_and_chunks_of_large_values_do_not_matter():
         ("x" * 100_000, "dae67e0f08954826"),
         ([b"x" * 100_000], "a2c914a833f13d4a"),
         ({"a": np.arange(100_000.0)}, "46e2eb952cc599c8"),
+        (pd.DataFrame(np.zeros((1000, 10))), "b22d13e3f2c1ff98"),
     ],
 )
 def test_large_values_have_the_digest_that_they_had_before(value, before):

@@ -104,3 +104,18 @@ def test_what_must_be_computed_first_is_refused(atomizer, way):
     fixed = {"table": delayed} if way == "fixed" else None
     with pytest.raises(InvalidSweepError, match=r"compute it first, as by dask\.compute"):
         atomizer.map(summed, sweep, fixed=fixed)
+
+
+@pytest.mark.dask
+def test_future_of_another_scheduler_or_cancelled_is_refused(atomizer, client, empty):
+    empty.scale(1)
+    here = client.submit(np.full, 4, 1.0, key="same-key")
+    with Client(empty, set_as_default=False) as elsewhere:
+        there = elsewhere.submit(np.full, 4, 100.0, key="same-key")
+        with pytest.raises(InvalidSweepError, match="of another scheduler"):
+            atomizer.map(summed, grid(i=[3], table=[there]))
+    frame = atomizer.map(summed, grid(i=[3], table=[here])).wait(SECONDS).to_frame()
+    assert frame["result"].tolist() == [4.0]
+    here.cancel()
+    with pytest.raises(InvalidSweepError, match="that is cancelled"):
+        atomizer.map(summed, grid(i=[3]), fixed={"table": here})

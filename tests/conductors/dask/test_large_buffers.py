@@ -13,7 +13,7 @@ from distributed import Nanny, Scheduler, SpecCluster
 from atomizer_dask import Atomizer, DaskConductor, atom, grid
 from atomizer_dask.atoms import shared_files
 from atomizer_dask.atoms.atom_code import LargeBuffer
-from atomizer_dask.conductors.dask import large_buffers
+from atomizer_dask.conductors.dask import atom_versions, large_buffers
 from atomizer_dask.conductors.dask.large_buffers import BufferPiece, BufferReceiver
 from atomizer_dask.conductors.dask.messages import as_event, of_event
 
@@ -76,13 +76,16 @@ def test_large_value_travels_once_to_each_host_and_goes_with_its_last_use(hosts,
             frame = atomizer.map(looked_up, grid(i=range(300))).wait(SECONDS).to_frame()
             assert frame["result"].tolist() == TABLE[:300].tolist()
         assert [len(files_of(host)) for host in hosts.folders] == [1, 1]
-        assert len(sent) == 2
+        assert {worker for worker, _ in sent} == (workers := set(dict(sent)))
+        assert len(workers) == 2
+        pieces = len(sent)
 
         another = atom(id="tests.another")(lambda i: TABLE[-1 - i])
         frame = atomizer.map(another, grid(i=range(300))).wait(SECONDS).to_frame()
         assert frame["result"].tolist() == TABLE[::-1][:300].tolist()
-        assert len(sent) == 2
+        assert len(sent) == pieces
 
+        monkeypatch.setattr(atom_versions, "IDLE_SECONDS", 0.0)
         monkeypatch.setitem(globals(), "TABLE", np.zeros(3))
         atomizer.map(looked_up, grid(i=range(3))).wait(SECONDS)
         del another
@@ -194,3 +197,13 @@ def test_value_that_a_worker_has_no_memory_for_is_named(receiver):
     receiver._limit = 2**20
     with pytest.raises(OSError, match="a value of 2 MiB, and the worker may use 1 MiB"):
         receiver.obtain([BUFFER])
+
+
+def test_piece_that_comes_twice_counts_once(receiver):
+    thread, results = obtaining(receiver)
+    receiver.take(BufferPiece(BUFFER, "client"))
+    assert receiver.take(BufferPiece(BUFFER, "client", 0, DATA[: 2**20]))
+    assert receiver.take(BufferPiece(BUFFER, "client", 0, DATA[: 2**20]))
+    assert not receiver.take(BufferPiece(BUFFER, "client", 2**20, DATA[2**20 :]))
+    thread.join(SECONDS)
+    assert results[0].map() == DATA
