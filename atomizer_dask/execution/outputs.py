@@ -90,6 +90,8 @@ def names_to_check(result: Any) -> Collection[Any] | None:
     if kind in (list, tuple):
         found = [index for index, value in enumerate(result) if type(value) in _CHANGEABLE]
         return found if found or kind is list else None
+    if kind is np.ndarray:
+        return ("its memory",)
     return () if kind in _CHANGEABLE else None
 
 

@@ -80,20 +80,23 @@ def _execute_piece(
     """Execute the electrons of a piece, which begins at an offset; keep results and stamp ends."""
     keep, stamp, clock = results.append, ends.append, perf_counter
     refs, alone = getrefcount, IN_LOOP
-    is_known = False  # whether results may be changed later; the first one shows it
-    changeable: Collection[Any] | None = None
+    # Whether results may be changed later: the first one shows it.
+    is_known = is_checked = False
+    changeable: Collection[Any] = ()
     while True:
         try:
             for result in islice(calls, 0 if is_known else 1):
                 is_known = True
                 references = references_to(result)  # before it is an argument, which is one more
-                keep(own_copy(result) if is_shared(result, references) else result)
+                is_taken = is_shared(result, references)
+                keep(own_copy(result) if is_taken else result)
                 stamp(clock())
-                changeable = names_to_check(result)
-            if changeable is not None:
+                changeable = names_to_check(result) or ()
+                is_checked = is_taken or bool(changeable)
+            if is_checked:
                 for result in calls:
-                    is_taken = refs(result) > alone
-                    keep(own_copy(result) if is_taken or any_shared(result, changeable) else result)
+                    is_taken = refs(result) > alone or any_shared(result, changeable)
+                    keep(own_copy(result) if is_taken else result)
                     stamp(clock())
             elif is_known:
                 for result in calls:

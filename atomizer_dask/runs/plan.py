@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.atoms.code.fingerprint import Code
-from atomizer_dask.atoms.definition import Definition, FunctionAtom, bind_fixed
+from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event, Level
@@ -173,9 +173,11 @@ def _carried(
     definition: Definition, promised: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> Definition:
     """Return an atom with constants, and without the values that travel with batches."""
-    if promised and isinstance(definition, FunctionAtom):
+    if not isinstance(definition, FunctionAtom):
+        return definition
+    if promised:
         definition = definition.without_fixed(promised)
-    return bind_fixed(definition, constants)
+    return definition.with_fixed(constants)
 
 
 @dataclass(frozen=True, slots=True)
