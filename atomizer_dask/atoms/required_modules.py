@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
+
 from atomizer_dask.atoms.code.own_modules import file_of, home_of, is_installed
 from atomizer_dask.atoms.code.references import References
 from atomizer_dask.atoms.definition import Definition
@@ -70,6 +72,11 @@ class _Functions(References):
     def __init__(self, home: str, depth: int = 0) -> None:
         super().__init__(home, depth)
         self.functions: list[FunctionType] = []
+
+    def _digest_of(self, value: Any) -> str:
+        if type(value) is np.ndarray and not value.dtype.hasobject:
+            return "array"  # in which are no functions, and which may be large
+        return super()._digest_of(value)
 
     def _function(self, function: FunctionType) -> str:
         self.functions.append(function)
