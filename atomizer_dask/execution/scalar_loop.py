@@ -79,7 +79,6 @@ def _execute_piece(
 ) -> None:
     """Execute the electrons of a piece, which begins at an offset; keep results and stamp ends."""
     keep, stamp, clock = results.append, ends.append, perf_counter
-    refs, alone = getrefcount, IN_LOOP
     # Whether results may be changed later: the first one shows it.
     is_known = is_checked = False
     changeable: Collection[Any] = ()
@@ -95,7 +94,7 @@ def _execute_piece(
                 is_checked = is_taken or bool(changeable)
             if is_checked:
                 for result in calls:
-                    is_taken = refs(result) > alone or any_shared(result, changeable)
+                    is_taken = getrefcount(result) > IN_LOOP or any_shared(result, changeable)
                     keep(own_copy(result) if is_taken else result)
                     stamp(clock())
             elif is_known:
