@@ -18,12 +18,7 @@ from atomizer_dask.conductors.roster import Roster
 from atomizer_dask.config import check
 from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
 from atomizer_dask.electron import Electron
-from atomizer_dask.errors import (
-    AtomizerError,
-    ConductorError,
-    StoreError,
-    text_of,
-)
+from atomizer_dask.errors import AtomizerError, ConductorError, StoreError, text_of
 from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import MapOptions

@@ -29,8 +29,8 @@ class LargeBuffer(NamedTuple):
         """Return its file; None where this host has none."""
         return shared_files.find(self.digest, self.nbytes)
 
-    def map(self) -> memoryview:
-        """Return its bytes, mapped.
+    def open(self) -> SharedFile:
+        """Return its file.
 
         Raises
         ------
@@ -41,7 +41,7 @@ class LargeBuffer(NamedTuple):
             raise FileNotFoundError(
                 f"a value of {self.nbytes / 2**20:,.0f} MiB is not on this host any more"
             )
-        return file.map()
+        return file
 
 
 class AtomCode(NamedTuple):
@@ -72,11 +72,6 @@ class AtomCode(NamedTuple):
         data, large = pickle.loads(travelled[len(_MARK) :])  # noqa: S301 - of our own
         return cls(data, tuple(LargeBuffer(*each) for each in large))
 
-    @property
-    def missing(self) -> list[LargeBuffer]:
-        """The buffers that this host does not have."""
-        return [each for each in self.large if each.find() is None]
-
     def load(self, *, space: str = HOME) -> Definition:
         """Return the atom, unpickled into a space; its large buffers are mapped.
 
@@ -85,14 +80,7 @@ class AtomCode(NamedTuple):
         FileNotFoundError
             Where this host does not have one of its buffers.
         """
-        files = []
-        for each in self.large:
-            if (file := each.find()) is None:
-                raise FileNotFoundError(
-                    f"a value of {each.nbytes / 2**20:,.0f} MiB that the atom uses is not on this "
-                    "host any more"
-                )
-            files.append(file)
+        files = [each.open() for each in self.large]
         maps: list[Any] = [file.map() for file in files]
         data = self.data or maps.pop(0)
         definition = load_atom(data, space=space, buffers=maps if self.large else None)

@@ -109,7 +109,7 @@ class Packed:
         FileNotFoundError
             Where this host does not have one of the large buffers.
         """
-        buffers = [b.map() if isinstance(b, LargeBuffer) else b for b in self.buffers]
+        buffers = [b.open().map() if isinstance(b, LargeBuffer) else b for b in self.buffers]
         return loads(self.data, space=self.space, buffers=buffers, known=known)
 
 

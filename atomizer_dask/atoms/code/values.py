@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import io
+from contextlib import suppress
 from functools import cached_property
 from pickle import PickleBuffer
 from types import FunctionType
@@ -93,12 +94,10 @@ def _contents_of_column(column: Any) -> Any:
         return column.to_numpy()
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return column.astype("int64").to_numpy()
-    if column.dtype == object:  # of which Arrow would give 1 and 1.0 one type
-        return pd.util.hash_pandas_object(column, index=False).to_numpy()
-    try:
-        return _contents_of_arrow(pa.array(column))
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return pd.util.hash_pandas_object(column, index=False).to_numpy()
+    if column.dtype != object:  # of objects Arrow would give 1 and 1.0 one type
+        with suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
+            return _contents_of_arrow(pa.array(column))
+    return pd.util.hash_pandas_object(column, index=False).to_numpy()
 
 
 def _contents_of_arrow(value: Any) -> list[Any]:

@@ -61,7 +61,7 @@ def installed(packages: list[str], modules: list[str]) -> dict[str, object]:
 
 
 def question(modules: Iterable[str]) -> tuple[Any, ...]:
-    """Return the function and its arguments with which `ask_workers` has workers `look`."""
+    """Return function and arguments with which `ask_workers` has workers call `installed`."""
     source = f"from __future__ import annotations\n{inspect.getsource(installed)}"
     scope = {"source": source, "asked": (list(PACKAGES), sorted(modules))}
     return eval, "[exec(source, globals()), installed(*asked)][-1]", scope
