@@ -95,14 +95,23 @@ class Outcome:
 
     def times(self) -> tuple[np.ndarray, np.ndarray]:
         """Return start and end of every electron, in nanoseconds since the epoch."""
-        ends = self.start_ns + np.rint(self.ends * 1e9).astype(np.int64)
+        ends = self._nanoseconds(self.ends)
         if self.starts is not None:
-            starts = self.start_ns + np.rint(self.starts * 1e9).astype(np.int64)
+            starts = self._nanoseconds(self.starts)
         else:
-            starts = np.concatenate([[self.start_ns], ends[:-1]]).astype(np.int64)[: len(ends)]
+            starts = np.empty_like(ends)
+            starts[:1] = self.start_ns
+            starts[1:] = ends[:-1]
         if self.counts is None:
             return starts, ends
         return np.repeat(starts, self.counts), np.repeat(ends, self.counts)
+
+    def _nanoseconds(self, seconds: np.ndarray) -> np.ndarray:
+        # In place: of millions of electrons, each temporary array costs more than its arithmetic.
+        product = seconds * 1e9
+        since: np.ndarray = np.rint(product, out=product).astype(np.int64)
+        since += self.start_ns
+        return since
 
     def part(self, start: int, stop: int) -> Outcome:
         """Return the part about the electrons from one offset of the batch to another."""

@@ -45,7 +45,8 @@ from atomizer_dask.store.layout import (
     PROPERTIES,
     SWEEP,
 )
-from atomizer_dask.store.tables import REQUIRED, write_table
+from atomizer_dask.store.table_files import PIECE_BYTES, read_columns, read_rows, write_table
+from atomizer_dask.store.tables import REQUIRED
 
 FORMAT = 1
 CHECK_SECONDS = 0.05  # between two reads of a lock file on a remote file system
@@ -314,7 +315,7 @@ class Store:
         StoreCorruptedError
             Where the file is damaged.
         """
-        return self._reading(name, lambda file: _read(file, columns))
+        return self._reading(name, lambda file: read_columns(file, columns))
 
     def read_rows(self, name: str, columns: Sequence[str], wanted: np.ndarray) -> pa.Table:
         """Return some rows of a table; what has none of them is not read. Raises what `read` does.
@@ -324,7 +325,8 @@ class Store:
         wanted
             Mask over the rows.
         """
-        return self._reading(name, lambda file: _read_rows(file, columns, wanted))
+        options = {"buffer_size": PIECE_BYTES, "pre_buffer": False} if self.folder.is_local else {}
+        return self._reading(name, lambda file: read_rows(file, columns, wanted), **options)
 
     def schema_of(self, name: str) -> pa.Schema:
         """Return the schema of a table; raises what `read` does."""
@@ -344,9 +346,10 @@ class Store:
 
         return int(self._reading(name, smallest))
 
-    def _reading(self, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
+    def _reading(self, name: str, read: Callable[[pq.ParquetFile], Any], **options: Any) -> Any:
+        options["page_checksum_verification"] = True
         try:
-            with pq.ParquetFile(self.folder.open(name), page_checksum_verification=True) as file:
+            with pq.ParquetFile(self.folder.open(name), **options) as file:
                 return read(file)
         except FileNotFoundError:
             raise
@@ -398,27 +401,6 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.folder.url}>"
-
-
-def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
-    if columns is None:
-        return file.read()
-    here = set(file.schema_arrow.names)
-    return file.read(columns=[name for name in columns if name in here])
-
-
-def _read_rows(file: pq.ParquetFile, columns: Sequence[str], wanted: np.ndarray) -> pa.Table:
-    here = [name for name in columns if name in set(file.schema_arrow.names)]
-    tables = []
-    start = 0
-    for number in range(file.metadata.num_row_groups):
-        count = file.metadata.row_group(number).num_rows
-        mask = wanted[start : start + count]
-        start += count
-        if mask.any():
-            table = file.read_row_group(number, columns=here)
-            tables.append(table if mask.all() else table.filter(pa.array(mask)))
-    return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(here)
 
 
 class _Writing:

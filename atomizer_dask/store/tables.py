@@ -20,12 +20,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.batch import Positions
@@ -39,7 +39,6 @@ from atomizer_dask.sweeps.inputs import numpy_or_extension
 # Our own columns: inputs and outputs have other names in a file.
 FACTS = ("electron", "start", "end", "worker", "attempts", "code", "error")
 REQUIRED = FACTS  # of which each file has these; one that came later is not in older files
-GROUP_ROWS, GROUP_BYTES = 2**20, 2**26  # of a row group: what is read at a time, at most
 _TIME = pa.timestamp("ns", "UTC")
 _NAME = pa.dictionary(pa.int32(), pa.string())
 OURS = b"atomizer"
@@ -231,8 +230,16 @@ def _table(
 
 
 def _constant(text: str, count: int) -> Any:
-    indices = pa.array(np.zeros(count, dtype=np.int32))
+    indices = pa.array(_zeros(1 << max(0, count - 1).bit_length())[:count])
     return pa.DictionaryArray.from_arrays(indices, pa.array([text], pa.string()))
+
+
+@lru_cache(maxsize=4)
+def _zeros(count: int) -> np.ndarray:
+    """Return zeros that are shared: new memory for those of each file costs more than the rest."""
+    zeros = np.zeros(count, dtype=np.int32)
+    zeros.flags.writeable = False
+    return zeros
 
 
 def physical_names(inputs: Iterable[str], outputs: Iterable[str]) -> dict[tuple[str, str], str]:
@@ -442,22 +449,3 @@ def part_of_failed(those: Sequence[tuple[int, Failed]]) -> RunPart:
     )
     positions = np.array([position for position, _ in those], dtype=np.int64)
     return RunPart(positions, outcome, those[0][1].attempt)
-
-
-def write_table(table: pa.Table, where: Any) -> None:
-    """Write a table of properties as Parquet."""
-    texts = [
-        field.name
-        for field in table.schema
-        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type)
-    ]
-    row_bytes = table.nbytes / max(1, len(table))
-    pq.write_table(
-        table,
-        where,
-        row_group_size=max(1, min(GROUP_ROWS, int(GROUP_BYTES / max(1.0, row_bytes)))),
-        compression="none",  # numbers hardly shrink, and compressing doubles the time
-        use_dictionary=texts or False,
-        write_statistics=["electron"],
-        write_page_checksum=True,
-    )

@@ -13,7 +13,8 @@ from atomizer_dask.execution.outcome import BatchOutcome, Outcome, RunPart, Stor
 from atomizer_dask.execution.packing import is_sure_to_travel
 from atomizer_dask.store.filesystem.folder import Folder
 from atomizer_dask.store.layout import HOLDER, INCOMING
-from atomizer_dask.store.tables import encode_outputs, table_of_good, write_table
+from atomizer_dask.store.table_files import write_table
+from atomizer_dask.store.tables import encode_outputs, table_of_good
 from atomizer_dask.sweeps.columns import size_of
 from atomizer_dask.sweeps.inputs import columns_of, numpy_or_extension
 

@@ -30,6 +30,7 @@ from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any, ClassVar
 
+import dask
 from distributed import LocalCluster, Nanny
 from distributed.deploy import Cluster
 from distributed.nanny import WorkerProcess
@@ -40,6 +41,10 @@ from atomizer_dask.interruptible import SLICE_SECONDS
 
 GRACE = 0.6  # of the time that Dask gives a worker to end; Dask warns after 0.8 of it
 QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections log that they end
+TRIM, MMAP = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
+DASKS_TRIM_BYTES = "65536"  # of which Dask's allocator keeps no more
+KEPT_BYTES = 2**28
+MMAP_BYTES = 2**25  # the most that the C library takes; larger arrays have pages of their own
 POLL_SECONDS = 1.0  # how often a worker looks whether this process is still its parent
 
 
@@ -133,7 +138,14 @@ class _Quiet(logging.Filter):
 
 
 class OwnNanny(Nanny):  # type: ignore[misc]
-    """A nanny that starts its worker as an `_OwnWorkerProcess`, wherever Dask makes one."""
+    """A nanny that starts its worker as an `_OwnWorkerProcess`, wherever Dask makes one.
+
+    The worker keeps freed memory for the next array, up to `KEPT_BYTES`. As Dask sets the
+    allocator, each array has new pages from the kernel, which takes longer than to fill them.
+    """
+
+    def __init__(self, *args: Any, env: dict[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*args, env={**_allocator(), **(env or {})}, **options)
 
     @property
     def process(self) -> WorkerProcess | None:
@@ -145,6 +157,15 @@ class OwnNanny(Nanny):  # type: ignore[misc]
         if process is not None:
             process.__class__ = _OwnWorkerProcess
         self._process = process
+
+
+def _allocator() -> dict[str, str]:
+    """Return settings of the C library's allocator, where the user has made none."""
+    configured = dask.config.get("distributed.nanny.pre-spawn-environ")
+    theirs = {**configured, **os.environ}
+    if str(theirs.get(TRIM)) != DASKS_TRIM_BYTES or MMAP in theirs:
+        return {}
+    return {TRIM: str(KEPT_BYTES), MMAP: str(MMAP_BYTES)}
 
 
 class _OwnWorkerProcess(WorkerProcess):  # type: ignore[misc]

@@ -1,0 +1,100 @@
+"""How tables become Parquet files, and how as little as possible of these is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+GROUP_ROWS, GROUP_BYTES = 2**20, 2**26  # of a row group: what is read at a time, at most
+PIECE_BYTES = 2**20  # of a column that are in memory besides its values, where rows are selected
+
+
+def write_table(table: pa.Table, where: Any) -> None:
+    """Write a table of properties, failures or inputs as Parquet."""
+    texts = [
+        field.name
+        for field in table.schema
+        if pa.types.is_dictionary(field.type) or pa.types.is_string(field.type)
+    ]
+    here = set(table.column_names)
+    row_bytes = table.nbytes / max(1, len(table))
+    pq.write_table(
+        table,
+        where,
+        row_group_size=max(1, min(GROUP_ROWS, int(GROUP_BYTES / max(1.0, row_bytes)))),
+        compression="none",  # numbers hardly shrink, and compressing doubles the time
+        use_dictionary=[*texts, *here & {"attempts"}] or False,
+        column_encoding={"electron": "DELTA_BINARY_PACKED"} if "electron" in here else None,
+        sorting_columns=_order(table),
+        write_statistics=["electron"],
+        write_page_checksum=True,
+    )
+
+
+def _order(table: pa.Table) -> list[pq.SortingColumn] | None:
+    """Return that a table has its electrons in order, each once; None where it has not."""
+    if table.schema.names[:1] != ["electron"]:
+        return None
+    electrons = table.column("electron").to_numpy()
+    return [pq.SortingColumn(0)] if bool(np.all(electrons[1:] > electrons[:-1])) else None
+
+
+def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
+    """Return a table, or those of some columns that it has."""
+    if columns is None:
+        return file.read()
+    metadata = file.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    electrons = [_electrons_of(group) for group in groups] if "electron" in columns else [None]
+    known = [each for each in electrons if each is not None]
+    if not known or len(known) < len(electrons):
+        return file.read(columns=_those_of(file, columns))
+    array = np.concatenate([np.arange(each.start, each.stop) for each in known])
+    others = [name for name in _those_of(file, columns) if name != "electron"]
+    field = file.schema_arrow.field(0)
+    if not others:
+        schema = pa.schema([field], metadata=file.schema_arrow.metadata)
+        return pa.Table.from_arrays([pa.array(array)], schema=schema)
+    return file.read(columns=others).add_column(0, field, pa.array(array))
+
+
+def _electrons_of(group: pq.RowGroupMetaData) -> range | None:
+    """Return the electrons of a row group, which is not read, where they are known to be a range.
+
+    They are where each is there once, in order, and none between first and last is missing.
+    """
+    column = group.column(0)
+    if not (group.num_rows and group.sorting_columns and column.path_in_schema == "electron"):
+        return None
+    first, last = column.statistics.min, column.statistics.max
+    return range(first, last + 1) if last - first + 1 == group.num_rows else None
+
+
+def read_rows(file: pq.ParquetFile, columns: Sequence[str], wanted: np.ndarray) -> pa.Table:
+    """Return some columns of some rows; a row group that has none of them is not read.
+
+    Parameters
+    ----------
+    wanted
+        Mask over the rows.
+    """
+    here = _those_of(file, columns)
+    tables = []
+    start = 0
+    for number in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(number).num_rows
+        mask = wanted[start : start + count]
+        start += count
+        if mask.any():
+            table = file.read_row_group(number, columns=here)
+            tables.append(table if mask.all() else table.filter(pa.array(mask)))
+    return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(here)
+
+
+def _those_of(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    here = set(file.schema_arrow.names)
+    return [name for name in columns if name in here]
