@@ -107,6 +107,13 @@ def any_shared(result: Any, names: Collection[Any]) -> bool:
     return any(_is_shared_in(result, index) for index in range(len(result)))
 
 
+def bytes_of_arrays(result: Any) -> int:
+    """Return the bytes of the array that a result is, or of those that it has by name."""
+    if type(result) is dict:
+        return sum(value.nbytes for value in result.values() if type(value) is np.ndarray)
+    return result.nbytes if type(result) is np.ndarray else 0
+
+
 def _is_shared_in(row: Any, name: Any) -> bool:
     # Without a variable for the value, which would count as a reference.
     return type(row[name]) in _CHANGEABLE and (

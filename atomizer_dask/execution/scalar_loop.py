@@ -18,6 +18,7 @@ from atomizer_dask.execution.outputs import (
     IN_LOOP,
     ResultCollector,
     any_shared,
+    bytes_of_arrays,
     is_shared,
     names_to_check,
     references_to,
@@ -26,6 +27,7 @@ from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.timeout import watched
 from atomizer_dask.sweeps.copies import own_copy
 
+FILLS_A_BATCH = 2**24  # bytes of a result: with another one, each would be copied into a column
 _AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
 
 
@@ -92,6 +94,8 @@ def _execute_piece(
                 stamp(clock())
                 changeable = names_to_check(result) or ()
                 is_checked = is_taken or bool(changeable)
+                if bytes_of_arrays(result) >= FILLS_A_BATCH:
+                    lease.surrender()
             if is_checked:
                 for result in calls:
                     is_taken = getrefcount(result) > IN_LOOP or any_shared(result, changeable)

@@ -45,7 +45,7 @@ from atomizer_dask.store.layout import (
     PROPERTIES,
     SWEEP,
 )
-from atomizer_dask.store.table_files import PIECE_BYTES, read_columns, read_rows, write_table
+from atomizer_dask.store.table_files import read_columns, read_rows, write_table
 from atomizer_dask.store.tables import REQUIRED
 
 FORMAT = 1
@@ -325,8 +325,8 @@ class Store:
         wanted
             Mask over the rows.
         """
-        options = {"buffer_size": PIECE_BYTES, "pre_buffer": False} if self.folder.is_local else {}
-        return self._reading(name, lambda file: read_rows(file, columns, wanted), **options)
+        path = self.folder.path(name) if self.folder.is_local else None
+        return self._reading(name, lambda file: read_rows(file, columns, wanted, path))
 
     def schema_of(self, name: str) -> pa.Schema:
         """Return the schema of a table; raises what `read` does."""
@@ -346,10 +346,9 @@ class Store:
 
         return int(self._reading(name, smallest))
 
-    def _reading(self, name: str, read: Callable[[pq.ParquetFile], Any], **options: Any) -> Any:
-        options["page_checksum_verification"] = True
+    def _reading(self, name: str, read: Callable[[pq.ParquetFile], Any]) -> Any:
         try:
-            with pq.ParquetFile(self.folder.open(name), **options) as file:
+            with pq.ParquetFile(self.folder.open(name), page_checksum_verification=True) as file:
                 return read(file)
         except FileNotFoundError:
             raise

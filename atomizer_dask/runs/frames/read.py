@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ from atomizer_dask.store.layout import FAILED, PROPERTIES
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import StoredPart
 from atomizer_dask.store.tables import decode, fields_of, parts_of
+
+READERS = 4  # files that are read at a time, where all rows are wanted
 
 
 def read_parts(
@@ -45,9 +48,8 @@ def read_parts(
         Where a file has been merged in the meantime: take a new snapshot of the parts.
     """
     filtered = {name for name, _, _ in where.filters} if where is not None else set()
-    known = {part.name: part for part in parts}
-    read: list[RunPart] = []
-    for name, part in known.items():
+
+    def read(name: str, part: StoredPart) -> list[RunPart]:
         columns = part.columns(metadata, outputs, filtered)
         path = f"{PROPERTIES}/{name}"
         if where is not None and filtered:
@@ -56,9 +58,15 @@ def read_parts(
             table = part.store.read_rows(path, columns, mask)
         else:
             table = part.store.read(path, columns)
-        if len(table):
-            read += parts_of(table, metadata=metadata, allow_pickle=part.allow_pickle)
-    return read
+        if not len(table):
+            return []
+        return list(parts_of(table, metadata=metadata, allow_pickle=part.allow_pickle))
+
+    known = {part.name: part for part in parts}
+    if filtered:
+        return [each for name, part in known.items() for each in read(name, part)]
+    with ThreadPoolExecutor(READERS, "atomizer-read") as threads:
+        return [each for those in threads.map(read, known, known.values()) for each in those]
 
 
 def _series_of(table: pa.Table, allow_pickle: bool, name: str) -> Any:
