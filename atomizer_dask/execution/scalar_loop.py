@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from sys import getrefcount
 from time import perf_counter, time_ns
@@ -82,8 +82,7 @@ def _execute_piece(
     """Execute the electrons of a piece, which begins at an offset; keep results and stamp ends."""
     keep, stamp, clock = results.append, ends.append, perf_counter
     # Whether results may be changed later: the first one shows it.
-    is_known = is_checked = False
-    changeable: Collection[Any] = ()
+    is_known, changeable = False, None
     while True:
         try:
             for result in islice(calls, 0 if is_known else 1):
@@ -92,11 +91,10 @@ def _execute_piece(
                 is_taken = is_shared(result, references)
                 keep(own_copy(result) if is_taken else result)
                 stamp(clock())
-                changeable = names_to_check(result) or ()
-                is_checked = is_taken or bool(changeable)
+                changeable = names_to_check(result) or (() if is_taken else None)
                 if bytes_of_arrays(result) >= FILLS_A_BATCH:
                     lease.surrender()
-            if is_checked:
+            if changeable is not None:
                 for result in calls:
                     is_taken = getrefcount(result) > IN_LOOP or any_shared(result, changeable)
                     keep(own_copy(result) if is_taken else result)

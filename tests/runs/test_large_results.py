@@ -1,10 +1,13 @@
 """Large results: counted in bytes, and not copied on their way into a frame."""
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from atomizer_dask import Atomizer, Run, atom, grid
+from atomizer_dask.execution import scalar_loop
+from atomizer_dask.store import table_files
 
 SECONDS = 60
 ITEMS = 200_000  # 1.6 MB of floats
@@ -79,21 +82,22 @@ def test_row_groups_are_cut_by_bytes(stored):
 def test_filter_reads_only_what_it_asks_for(stored, monkeypatch):
     run, store = stored
     read = []
-    read_row_group = pq.ParquetFile.read_row_group
+    read_row_group = table_files._read_row_group
 
-    def noted(file, number, columns):
-        table = read_row_group(file, number, columns=columns)
+    def noted(path, number, columns):
+        table = read_row_group(path, number, columns)
         read.append(len(table))
         return table
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    monkeypatch.setattr(table_files, "_read_row_group", noted)
     for each in (run, Run.open(store)):
         frame = each.to_frame(filters=[("i", "in", [3, 7, 40])])
         assert frame["i"].tolist() == [3, 7, 40]
         assert [None if a is None else a[5] for a in frame["a"]] == [3.0, None, 40.0]
-    assert len(read) <= 2 * 3
+    assert 2 <= len(read) <= 2 * 3
+    before = len(read)
     assert run.to_frame(filters=[("m", ">", 1e9)]).empty
-    assert len(read) <= 2 * 3
+    assert len(read) == before
 
 
 def test_large_files_are_not_merged(local, tmp_path, configure):
@@ -106,6 +110,30 @@ def test_large_files_are_not_merged(local, tmp_path, configure):
     sizes = [path.stat().st_size for path in (store / "properties").iterdir()]
     assert min(sizes) > 2**23
     assert not list((store / "merging").glob("*.parquet"))
+
+
+@atom(id="tests.growing")
+def growing(i):
+    if i % 5 == 4:
+        raise ValueError(i)
+    return {"a": np.full(10 + 1000 * (i % 3), float(i)), "m": i} if i % 7 else None
+
+
+@pytest.mark.parametrize("in_store", [False, True])
+def test_a_result_that_fills_its_batch_loses_none(atomizer, tmp_path, monkeypatch, in_store):
+    monkeypatch.setattr(scalar_loop, "FILLS_A_BATCH", 8000)
+    store = tmp_path / "store" if in_store else None
+    run = atomizer.map(growing, grid(i=range(200)), store=store).wait(SECONDS)
+    frame = run.to_frame()
+    for i, (a, m) in enumerate(zip(frame["a"], frame["m"], strict=True)):
+        if i % 5 == 4 or i % 7 == 0:
+            assert a is None
+            assert pd.isna(m)
+        else:
+            assert a.tolist() == [float(i)] * (10 + 1000 * (i % 3))
+            assert m == i
+    assert run.progress.failed == 40
+    assert len(run.errors) == 40
 
 
 @pytest.mark.dask

@@ -8,6 +8,7 @@ import textwrap
 import time
 from contextlib import closing, contextmanager
 
+import dask
 import psutil
 import pytest
 
@@ -100,6 +101,33 @@ FORMS = """
         print(df["y"].tolist()[:2], df["same"].tolist()[:2], run.errors["type"].tolist())
 """
 SAYS = "main\n[2, 3] [True, True] ['Wrong']\n"
+
+
+@pytest.mark.parametrize(
+    ("configured", "variables", "expected"),
+    [
+        ({}, {}, {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "33554432"}),
+        ({}, {"MALLOC_TRIM_THRESHOLD_": "9"}, {"MALLOC_TRIM_THRESHOLD_": "9"}),
+        ({}, {"MALLOC_MMAP_THRESHOLD_": "9"}, {"MALLOC_TRIM_THRESHOLD_": "65536"}),
+        ({"MALLOC_TRIM_THRESHOLD_": 7}, {}, {"MALLOC_TRIM_THRESHOLD_": "7"}),
+        ({"MALLOC_TRIM_THRESHOLD_": None}, {}, {}),
+    ],
+)
+def test_workers_keep_freed_memory_unless_the_user_says_otherwise(
+    configured, variables, expected, monkeypatch
+):
+    names = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
+    for name in names:  # Dask's nannies leave theirs in the environment of their process
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    key = "distributed.nanny.pre-spawn-environ"
+    with (
+        dask.config.set({key: {**dask.config.get(key), **configured}}),
+        closing(DaskConductor(workers=1)) as conductor,
+    ):
+        (found,) = conductor.client.run(lambda: dict(os.environ)).values()
+    assert {n: found[n] for n in names if n in found} == {**variables, **expected}
 
 
 def test_a_script_needs_no_guard(tmp_path):
