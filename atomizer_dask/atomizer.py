@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from atomizer_dask.atoms.definition import Definition, bind_fixed
 from atomizer_dask.conductor import Conductor, Route, check_electron, refuse_annotations
@@ -16,6 +16,7 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.receiver import answered
 from atomizer_dask.conductors.roster import Roster
 from atomizer_dask.config import check
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError, StoreError, text_of
@@ -31,9 +32,18 @@ from atomizer_dask.runs.start import Storing, go_on, start
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.streams import Streams
 
+if TYPE_CHECKING:
+    AtomizerState: TypeAlias = Literal["open", "closed"]
+else:
+    AtomizerState = str  # see `State` in store/layout.py
+
 _CLOSE_SECONDS = 2.0  # for running electrons to heed that they are cancelled
 
 
+@offers(
+    "atoms attach close conductors errors events exec explore map recent register runs send "
+    "state wait watch"
+)
 class Atomizer(LiveDisplay):
     """The runtime: a registry of atoms and conductors, and the streams of what happens.
 
@@ -517,7 +527,7 @@ class Atomizer(LiveDisplay):
         return self._streams.recent
 
     @property
-    def state(self) -> Literal["open", "closed"]:
+    def state(self) -> AtomizerState:
         """Whether anything can be sent."""
         return "closed" if self._closed else "open"
 

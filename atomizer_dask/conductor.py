@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 import dask
 
 from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import brief
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError, text_of
@@ -21,6 +22,7 @@ from atomizer_dask.sweeps.lazy_values import check_payload
 T = TypeVar("T")
 
 
+@offers("close complete id receive send")
 class Conductor(ABC):
     """Carries electrons to where they are executed, and their properties back.
 

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import one_line
 from atomizer_dask.interruptible import wait_for
 
@@ -34,6 +35,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+@offers("atom_id concerns conductor_id electron_id fields level message run_id time")
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened, to which electron, atom and conductor.
@@ -140,6 +142,7 @@ def _finish(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+@offers("close dropped get subscribe")
 class Stream(Generic[T]):
     """A bounded queue of what happened, read by iterating.
 
@@ -293,6 +296,7 @@ class Stream(Generic[T]):
 KEPT = 500
 
 
+@offers("counts total")
 class EventLog:
     """The newest events, and how many there were of each level.
 

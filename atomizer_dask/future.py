@@ -19,6 +19,7 @@ from threading import Condition, RLock
 from typing import Any
 
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import one_line
 from atomizer_dask.events import log_problem
 from atomizer_dask.interruptible import blocking, wait_for
@@ -62,6 +63,7 @@ def _nothing() -> None:
     """Nobody needs to know."""
 
 
+@offers("add_done_callback cancel cancelled done exception result running")
 class ElectronFuture(Future[Properties]):
     """The future of one electron's `Properties`.
 

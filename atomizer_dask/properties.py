@@ -7,10 +7,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.errors import AtomizerError
 
 
+@offers("atom_id attempts duration electron_id end error failures result start value worker")
 @dataclass(frozen=True, repr=False)
 class Properties:
     """One outcome: what became of an electron, when and where.

@@ -33,7 +33,7 @@ OWNERS = {
     },
     r"futures\._base\b|_threads_queues\b|_threads_wakeups\b": {"future.py"},
     r"module\._inst\b|random\._inst\b|mtrand\._rand\b": {"atoms/global_generators.py"},
-    r"_extra_reducers\b": {"atoms/nested_processes.py"},
+    r"_extra_reducers\b": {"execution/quarantine/nested_processes.py"},
     r"_inheriting\b|\._Popen\b|self\._fds\b|\._config\[": {
         "conductors/dask/cluster/local_cluster.py"
     },

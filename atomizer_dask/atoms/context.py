@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from operator import index as as_index
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from atomizer_dask.atoms.random_streams import Positioned, RandomStream, uniform
+from atomizer_dask.atoms.random_streams import Positioned, RandomStream, seed_of, uniform
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import one_line
 from atomizer_dask.events import Event, Level
 
@@ -17,6 +24,17 @@ if TYPE_CHECKING:
     from atomizer_dask.electron import Electron
     from atomizer_dask.errors import ElectronError
     from atomizer_dask.future import ElectronFuture
+
+logger = logging.getLogger(__name__)
+
+
+class _Executing(threading.local):
+    """Whether this thread executes electrons of a run just now."""
+
+    here = False
+
+
+EXECUTING = _Executing()
 
 
 class Surrounded(Protocol):
@@ -88,8 +106,110 @@ class ChildSender(Protocol):
         """Have an electron executed, and return the future of its outcome."""
 
 
+class Alone:
+    """What surrounds an atom that its user calls: an electron by itself, in no run.
+
+    It stands for the lease and for the batch in it.
+
+    Parameters
+    ----------
+    seed
+        Of the random stream; a new one where None.
+    index
+        Of the electron on it.
+    """
+
+    run_id = ""
+    watch = None
+    terms = SimpleNamespace(attempt=1)
+
+    def __init__(self, seed: int | None, index: int) -> None:
+        self.rng = Positioned()
+        self.making = threading.Lock()
+        self.atom_id = ""
+        self._stream = RandomStream(seed_of(seed))
+        self._index = as_index(index)
+        self._payload: Mapping[str, Any] | None = None
+
+    def within(self, atom_id: str, payload: Mapping[str, Any]) -> Alone:
+        """Return the same for a call of an atom with these inputs; its stream begins anew."""
+        called = copy.copy(self)
+        called.rng = Positioned()
+        called.atom_id, called._payload = atom_id, payload
+        return called
+
+    @property
+    def batch(self) -> Alone:
+        """Itself."""
+        return self
+
+    def electron_id(self, offset: int) -> str:
+        """Return a text that says that there is no id."""
+        return f"called-{self._index + offset}"
+
+    def electron(self, offset: int) -> Electron:
+        """Return a request with the inputs of the call."""
+        from atomizer_dask.electron import Electron
+
+        payload = None if self._payload is None else dict(self._payload)
+        return Electron(self.atom_id or "called", payload, id=self.electron_id(offset))
+
+    def failures(self, offset: int) -> tuple[ElectronError, ...]:
+        """Return nothing: there was no earlier attempt."""
+        return ()
+
+    def address(self, offset: int) -> tuple[RandomStream, int]:
+        """Return the random stream, and the index of the electron on it."""
+        return self._stream, self._index + offset
+
+    def addresses_of(self, start: int, count: int) -> tuple[RandomStream, Any]:
+        """Return the random stream, and the indices of the electrons of a slice on it."""
+        first = self._index + start
+        return self._stream, np.arange(first, first + count, dtype=np.uint64)
+
+    def is_cancelled(self, offset: int) -> bool:
+        """Return False: whoever calls a function may interrupt it."""
+        return False
+
+    def conductor(self, offset: int) -> ChildSender:
+        """Raise: nothing carries electrons here."""
+        raise AttributeError(
+            f"{self.atom_id or 'an atom'} was called as a function, in no run, and there is no "
+            "conductor to send electrons: Atomizer(MemoryConductor(), ...).send(atom, payload) "
+            "executes it in this process, or give context= an object of your own with a conductor"
+        )
+
+    def emit(self, event: Event) -> None:
+        """Log an event: there is no stream of a run."""
+        logger.log(getattr(logging, event.level.upper()), "%s", event)
+
+
+@offers("attempt cancelled conductor deadline electron emit failures random rng")
 class Context:
     """The surroundings of one electron, or in a vectorised atom of one slice of them.
+
+    A run gives each of its electrons one. An atom that is called as the function it is has one too,
+    whose random stream differs each time; with ``context=Context(seed=7)`` it is that of the
+    first electron of a run with that seed.
+
+    Parameters
+    ----------
+    lease, offset, count
+        Given within runs.
+    seed
+        Of an atom that is called: the random numbers of runs with that seed; new ones where None.
+    electron
+        Which electron of such a run has these, from 0; in a vectorised atom the first of the slice.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where the seed is not an integer from 0 to 2**128 - 1.
+
+    Examples
+    --------
+    >>> Context(seed=7).rng.random() == Context(seed=7).rng.random()
+    True
 
     Attributes
     ----------
@@ -99,12 +219,32 @@ class Context:
 
     __slots__ = ("_children", "_count", "_drawn", "_lease", "_offset")
 
-    def __init__(self, lease: Surroundings, offset: int, count: int | None = None) -> None:
-        self._lease = lease
+    def __init__(
+        self,
+        lease: Surroundings | None = None,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        seed: int | None = None,
+        electron: int = 0,
+    ) -> None:
+        self._lease: Surroundings = Alone(seed, electron) if lease is None else lease
         self._offset = offset
         self._count = count  # of the slice; None for a single electron
         self._drawn = 0
         self._children: ChildSender | None = None
+
+    def for_call(self, atom_id: str, payload: Mapping[str, Any], count: int | None) -> Context:
+        """Return the context for a call of an atom by its user.
+
+        Parameters
+        ----------
+        count
+            Electrons in a call of a vectorised atom; None in one of an atom that is not.
+        """
+        if not isinstance(self._lease, Alone):
+            return self  # an atom that calls another one, and shares its own
+        return Context(self._lease.within(atom_id, payload), self._offset, count)
 
     @property
     def attempt(self) -> int:

@@ -29,7 +29,7 @@ def culprit_of(definition: Definition, is_fine: Callable[[Any], bool]) -> str | 
 
 
 def _used_by(
-    function: FunctionType, definition: FunctionAtom
+    function: FunctionType, definition: FunctionAtom[..., Any]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "the fixed value {} ({})", definition.fixed
     captured = inspect.getclosurevars(function)

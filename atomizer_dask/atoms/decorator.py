@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from atomizer_dask.atoms.base import Atom
-from atomizer_dask.atoms.definition import FunctionAtom, checked_options
+from atomizer_dask.atoms.definition import FunctionAtom, P, R
+from atomizer_dask.atoms.signature import checked_options
 from atomizer_dask.errors import RegistrationError
 
 C = TypeVar("C", bound=type[Atom])
 
 
+class _Decorator(Protocol):
+    """What ``atom`` with options is: a decorator of functions, and of subclasses of `Atom`."""
+
+    @overload
+    def __call__(self, function: C, /) -> C: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> FunctionAtom[P, R]: ...
+
+
 @overload
-def atom(function: C, /) -> C: ...
+def atom(function: C, /) -> C: ...  # type: ignore[overload-overlap]
 @overload
-def atom(function: Callable[..., Any], /) -> FunctionAtom: ...
+def atom(function: Callable[P, R], /) -> FunctionAtom[P, R]: ...
 @overload
 def atom(
     *,
@@ -24,7 +34,7 @@ def atom(
     vectorized: bool = False,
     isolation: str | None = None,
     singleton: str | None = None,
-) -> Any: ...
+) -> _Decorator: ...
 
 
 def atom(

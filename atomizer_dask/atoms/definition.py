@@ -11,17 +11,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import Parameter
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
 from atomizer_dask.atoms.base import Atom, card, marks_of, state_of
+from atomizer_dask.atoms.context import EXECUTING, Context
+from atomizer_dask.atoms.signature import checked_options, id_of, parameters_of, shown_parameter
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.errors import InvalidPayloadError, InvalidSweepError, RegistrationError
 from atomizer_dask.sweeps import lazy_values
 
 CONTEXT = "context"
+P = ParamSpec("P")
+R = TypeVar("R")
 _ByKeyword = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
@@ -67,7 +72,8 @@ class Definition(ABC):
         return card(self, None)
 
 
-class FunctionAtom(Definition):
+@offers("fixed function id isolation parameters singleton vectorized")
+class FunctionAtom(Definition, Generic[P, R]):
     """A function as an atom; calling it calls the function.
 
     Parameters
@@ -94,7 +100,7 @@ class FunctionAtom(Definition):
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Callable[P, R],
         *,
         id: str | None = None,
         vectorized: bool = False,
@@ -102,7 +108,7 @@ class FunctionAtom(Definition):
         singleton: str = "",
     ) -> None:
         self.function = function
-        self.id = id or _id_of(function)
+        self.id = id or id_of(function)
         self.vectorized = vectorized
         self.isolation, self.singleton = checked_options(self.id, isolation, singleton)
         if inspect.iscoroutinefunction(function):
@@ -113,7 +119,7 @@ class FunctionAtom(Definition):
             raise RegistrationError(
                 f"{self.id} is a generator function; an atom returns its result"
             )
-        self.parameters = _parameters_of(function, self.id)
+        self.parameters = parameters_of(function, self.id)
         self.takes_context = CONTEXT in self.parameters
         self.takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in self.parameters.values())
         self.fields = {
@@ -122,13 +128,15 @@ class FunctionAtom(Definition):
             if parameter.kind in _ByKeyword and name != CONTEXT
         }
         functools.update_wrapper(self, function, updated=())
+        if self.__doc__ is None:  # or `help` would describe this class
+            self.__doc__ = f"The atom {self.id}{self._signature()}; its function has no docstring."
 
     @property
     def identity(self) -> tuple[Hashable, ...]:  # noqa: D102
         fixed = tuple((name, id(value)) for name, value in self.fixed.items())
         return "function", id(self.function), self.vectorized, self.isolation, self.singleton, fixed
 
-    def with_fixed(self, fixed: Mapping[str, Any]) -> FunctionAtom:
+    def with_fixed(self, fixed: Mapping[str, Any]) -> FunctionAtom[P, R]:
         """Return the atom with values for some parameters, which all electrons share.
 
         Raises
@@ -145,13 +153,13 @@ class FunctionAtom(Definition):
         return bound
 
     @property
-    def called(self) -> Callable[..., Any]:
+    def called(self) -> Callable[..., R]:
         """The function, with the fixed values; an array among them is read-only."""
         if not self.fixed:
             return self.function
         return functools.partial(self.function, **read_only(self.fixed))
 
-    def without_fixed(self, names: Iterable[str]) -> FunctionAtom:
+    def without_fixed(self, names: Iterable[str]) -> FunctionAtom[P, R]:
         """Return the atom without the values of some fixed parameters: they come by another way."""
         rest = copy.copy(self)
         rest.fixed = {name: value for name, value in self.fixed.items() if name not in names}
@@ -165,9 +173,43 @@ class FunctionAtom(Definition):
             if not is_required
         }
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function, here and now."""
-        return self.function(*args, **kwargs)
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function, here and now.
+
+        Its context, where it takes one and none is given, is a `Context` of its own.
+        """
+        if not self.takes_context and not self.fixed:
+            return self.function(*args, **kwargs)
+        return self._called_by_hand(args, kwargs)
+
+    def _called_by_hand(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        if not self.takes_context:
+            return self.called(*args, **kwargs)
+        try:
+            inputs = inspect.signature(self.called).bind_partial(*args, **kwargs).arguments
+        except TypeError:
+            return self.called(*args, **kwargs)  # Python's own error says what does not fit
+        context = inputs.pop(CONTEXT, None)
+        if context is None and EXECUTING.here:  # or its random numbers would be new ones each time
+            raise TypeError(
+                f"{self.id} takes a context: an atom that calls it as a function gives its own, "
+                f"{getattr(self, '__name__', 'f')}(..., context=context)"
+            )
+        context = Context() if context is None else context
+        if isinstance(context, Context):
+            context = context.for_call(self.id, inputs, self._rows_of(inputs))
+        by_name = {name: value for name, value in kwargs.items() if name != CONTEXT}
+        before = list(self.parameters).index(CONTEXT)
+        # As the user called it, so that a missing argument is Python's own error.
+        if len(args) > before:
+            return self.called(*args[:before], context, *args[before + 1 :], **by_name)
+        return self.called(*args, **by_name, context=context)
+
+    def _rows_of(self, inputs: Mapping[str, Any]) -> int | None:
+        """Return for how many electrons inputs of a vectorised atom are; None for other atoms."""
+        if not self.vectorized:
+            return None
+        return max((len(value) for value in inputs.values() if np.ndim(value)), default=1)
 
     def check_fields(self, names: Iterable[str]) -> None:  # noqa: D102
         given = list(names)
@@ -230,7 +272,7 @@ class FunctionAtom(Definition):
 
     def _signature(self) -> str:
         hidden = {CONTEXT, *self.fixed}
-        shown = (_shown(p) for name, p in self.parameters.items() if name not in hidden)
+        shown = (shown_parameter(p) for name, p in self.parameters.items() if name not in hidden)
         return f"({', '.join(shown)})"
 
     def __repr__(self) -> str:
@@ -243,6 +285,7 @@ class FunctionAtom(Definition):
         return card(self, self.function, f"{name}{self._signature()}")
 
 
+@offers("cls id instance isolation singleton")
 class ClassAtom(Definition):
     """An `Atom` subclass, or an instance of one, as it is registered."""
 
@@ -300,15 +343,6 @@ class ClassAtom(Definition):
     @markup.safely
     def _repr_html_(self) -> markup.Html:
         return card(self, self.cls, state=state_of(self.instance) if self.instance else {})
-
-
-def checked_options(id: str, isolation: str, singleton: str) -> tuple[str, str]:
-    """Return two options of an atom, or raise `RegistrationError` where one makes no sense."""
-    if isolation not in ("", "process"):
-        raise RegistrationError(f"isolation of {id} must be 'process', got {isolation!r}")
-    if singleton not in ("", "node", "cluster"):
-        raise RegistrationError(f"singleton of {id} must be 'node' or 'cluster', got {singleton!r}")
-    return isolation, singleton
 
 
 def as_definition(value: Any) -> Definition | None:
@@ -429,39 +463,3 @@ def _is_alike(found: Any, definition: Definition) -> bool:
     if isinstance(definition, ClassAtom):
         return isinstance(found, type) and issubclass(found, Atom)
     return inspect.isfunction(found) and not definition.vectorized
-
-
-def _shown(parameter: Parameter) -> str:
-    """Return a parameter as in a signature, with a long default shortened."""
-    bare = one_line(str(parameter.replace(default=Parameter.empty)))
-    if parameter.default is Parameter.empty:
-        return bare
-    equals = "=" if parameter.annotation is Parameter.empty else " = "
-    return f"{bare}{equals}{brief(parameter.default, 40)}"
-
-
-def _id_of(function: Callable[..., Any]) -> str:
-    name = getattr(function, "__qualname__", None)
-    if name is None:
-        raise RegistrationError(f"{function!r} has no name of its own; give one: atom(id=...)")
-    return f"{function.__module__}.{name}"
-
-
-def _parameters_of(function: Callable[..., Any], id: str) -> dict[str, Parameter]:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (ValueError, TypeError):
-        raise RegistrationError(
-            f"the parameters of {id} cannot be read; wrap it in a function that names them"
-        ) from None
-    unnamed = [
-        str(parameter)
-        for parameter in parameters.values()
-        if parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL)
-    ]
-    if unnamed:
-        raise RegistrationError(
-            f"{id} takes {', '.join(unnamed)} by position only; electrons name their fields, so "
-            "wrap it in a function whose parameters have names"
-        )
-    return dict(parameters)

@@ -23,6 +23,7 @@ from atomizer_dask.conductors.electron_sender import ElectronSender
 from atomizer_dask.conductors.process_end import watch
 from atomizer_dask.conductors.status import ConductorState, ConductorStatus
 from atomizer_dask.config import check
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
@@ -42,6 +43,7 @@ HEED_SECONDS = 0.9  # for a running electron to heed that it is cancelled
 LEAVE_SECONDS = 10.0  # to wait for runs to be left when the interpreter ends
 
 
+@offers("state status watch")
 class BatchConductor(LiveDisplay, Conductor, Carrier):
     """A conductor of whole batches: it runs sweeps, and bundles electrons sent one by one."""
 

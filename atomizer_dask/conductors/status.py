@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-ConductorState = Literal["connected", "reconnecting", "closed", "gone"]
+if TYPE_CHECKING:
+    ConductorState: TypeAlias = Literal["connected", "reconnecting", "closed", "gone"]
+else:
+    ConductorState = str  # see `State` in store/layout.py
 
 
 @dataclass(frozen=True, slots=True)

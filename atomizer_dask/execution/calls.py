@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atomizer_dask.atoms.base import Atom
-from atomizer_dask.atoms.context import Context
+from atomizer_dask.atoms.context import EXECUTING, Context
 from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import TURN
 from atomizer_dask.conductor import Conductor
@@ -73,7 +73,7 @@ def bond(lease: Lease, definition: Definition) -> tuple[Callable[..., Any], Argu
     return lambda _, *values: call(*values), lambda a, b: [list(range(a, b)), *arguments(a, b)]
 
 
-def _call_of_rows(lease: Lease, definition: FunctionAtom) -> Callable[[Any, int], Any]:
+def _call_of_rows(lease: Lease, definition: FunctionAtom[..., Any]) -> Callable[[Any, int], Any]:
     function = lease.batch.bound(definition.called)
     fitting: set[tuple[str, ...]] = set()
 
@@ -97,7 +97,7 @@ def _call_of_rows(lease: Lease, definition: FunctionAtom) -> Callable[[Any, int]
 
 
 def call_with_arrays_of_one(
-    lease: Lease, definition: FunctionAtom, arrays: Mapping[str, np.ndarray], offset: int
+    lease: Lease, definition: FunctionAtom[..., Any], arrays: Mapping[str, np.ndarray], offset: int
 ) -> Any:
     """Call a vectorised atom for one electron, and return its result as a scalar atom gives it."""
     arguments: dict[str, Any] = dict(arrays)
@@ -216,7 +216,11 @@ def execute_first(batch: Batch, definition: Definition, site: LeaseSite) -> Any:
     Exception
         Whatever the atom raises.
     """
-    return call_first(Lease(batch, site), definition)
+    was_here, EXECUTING.here = EXECUTING.here, True
+    try:
+        return call_first(Lease(batch, site), definition)
+    finally:
+        EXECUTING.here = was_here
 
 
 class LateConductor:

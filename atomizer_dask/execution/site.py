@@ -6,6 +6,7 @@ import threading
 from math import inf
 from typing import Any
 
+from atomizer_dask.atoms.context import EXECUTING
 from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import TURN
 from atomizer_dask.execution.batch import Batch
@@ -96,9 +97,11 @@ def run(lease: Lease, definition: Definition) -> Outcome:
         timer.start()
     if definition.draws_from:
         TURN.begin()
+    was_here, EXECUTING.here = EXECUTING.here, True
     try:
         outcome = _run(lease, definition)
     finally:
+        EXECUTING.here = was_here
         if definition.draws_from:
             TURN.end()
         lease.ended()

@@ -26,7 +26,9 @@ from atomizer_dask.sweeps.inputs import Columns, GridSlice, numpy_or_extension
 _FIRST_SLICE = 1024
 
 
-def run_slices(lease: Lease, definition: FunctionAtom, inputs: Columns | GridSlice) -> Outcome:
+def run_slices(
+    lease: Lease, definition: FunctionAtom[..., Any], inputs: Columns | GridSlice
+) -> Outcome:
     """Execute slice after slice, and check that their rows do not depend on each other."""
     start = time_ns(), perf_counter()
     examination = _Examination(lease, definition)
@@ -75,7 +77,11 @@ def good_of(lease: Lease, offset: int, count: int) -> np.ndarray:
 
 
 def _run_slice(
-    lease: Lease, definition: FunctionAtom, columns: dict[str, np.ndarray], offset: int, count: int
+    lease: Lease,
+    definition: FunctionAtom[..., Any],
+    columns: dict[str, np.ndarray],
+    offset: int,
+    count: int,
 ) -> list[tuple[int, dict[str, Column]]]:
     arguments = arguments_of_slice(columns, offset, count)
     if definition.takes_context:
@@ -128,7 +134,7 @@ class _Silent:
 class _Examination:
     """Whether the rows of a vectorised atom depend on each other, as far as a batch shows."""
 
-    def __init__(self, lease: Lease, definition: FunctionAtom) -> None:
+    def __init__(self, lease: Lease, definition: FunctionAtom[..., Any]) -> None:
         batch = lease.batch
         self._lease = lease
         self._definition = definition

@@ -16,6 +16,7 @@ from atomizer_dask.atoms.definition import fixed_of
 from atomizer_dask.conductor import refuse_annotations
 from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.config import setting
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
 from atomizer_dask.events import Event, EventLog, Stream
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@offers(
+    "atom_id cancel conductor detach durations electron_id error errors events failures fixed "
+    "id interruption look_again open pause plot progress provenance recent replay resume "
+    "retry seconds seed state store suspend sweep timeline to_dask to_frame to_xarray verify "
+    "wait watch"
+)
 class Run(LiveDisplay, Pictures):
     """The handle of one map: many electrons of one atom over one sweep.
 

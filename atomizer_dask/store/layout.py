@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 MANIFEST = "run.json"
 CORRUPTED = "corrupted"
@@ -19,5 +19,10 @@ ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
 
 INCOMING = "incoming"
 
-State = Literal["running", "paused", "finished", "cancelled", "failed", "suspended", "detached"]
+if TYPE_CHECKING:
+    State: TypeAlias = Literal[
+        "running", "paused", "finished", "cancelled", "failed", "suspended", "detached"
+    ]
+else:
+    State = str  # jedi cannot complete a name after `run.` where a property returns a Literal
 GOING: tuple[State, ...] = ("running", "paused")

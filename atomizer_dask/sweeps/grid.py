@@ -8,12 +8,14 @@ from math import prod
 
 import numpy as np
 
+from atomizer_dask.display.completion import offers
 from atomizer_dask.sweeps.columns import Values, size_of
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, as_array, shared_cells, take
 from atomizer_dask.sweeps.received import Given
 from atomizer_dask.sweeps.sweep import Sweep
 
 
+@offers("axes shape")
 class Grid(Sweep):
     """All combinations of its axes' values, the last axis fastest; never materialised."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import one_line
 from atomizer_dask.sweeps import lazy_values, summary
 from atomizer_dask.sweeps.columns import Values
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@offers("columns frame index length names")
 class Sweep(ABC):
     """A table of inputs: named fields, one electron per row.
 

@@ -298,7 +298,7 @@ class References:
         taken += [*functions_within(function), *dict(vars(function).get("registry", {})).items()]
         return _digest(module, function.__code__.co_qualname, *map(self._value, taken))
 
-    def _definition(self, definition: FunctionAtom | ClassAtom) -> str:
+    def _definition(self, definition: FunctionAtom[..., Any] | ClassAtom) -> str:
         if isinstance(definition, FunctionAtom):
             if definition.vectorized:
                 self._named(f"{definition.id} (vectorized)", True, (id(definition), "vectorized"))

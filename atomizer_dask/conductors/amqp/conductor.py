@@ -32,6 +32,7 @@ from atomizer_dask.conductors.amqp.wire.message_members import Limits
 from atomizer_dask.conductors.status import ConductorState, QueueStatus
 from atomizer_dask.config import check, setting
 from atomizer_dask.display import markup
+from atomizer_dask.display.completion import offers
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import AtomizerError, ConductorError
 from atomizer_dask.events import Event
@@ -357,6 +358,7 @@ class QueueConductor(Conductor):
         )
 
 
+@offers("state status")
 class AmqpConductor(QueueConductor):
     """Carries electrons over RabbitMQ, from and to any peer of the library *atomizer*.
 

@@ -51,6 +51,7 @@ from atomizer_dask.conductors.dask.worker import (
     sees,
 )
 from atomizer_dask.config import setting
+from atomizer_dask.display.completion import offers
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
@@ -64,6 +65,7 @@ DRIVER_PRIORITY = 1e15  # over all batches
 DRIVER_RETRIES = 3  # of the task that drives a detached run, which has no client to retry it
 
 
+@offers("client error")
 class DaskConductor(DaskCarrier):
     """Carries electrons to the workers of a Dask cluster.
 

@@ -21,7 +21,6 @@ from distributed.utils import sync
 from atomizer_dask.atoms import namespaces
 from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.atoms.definition import Definition
-from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.atoms.shared_files import SharedFile
 from atomizer_dask.conductors.child_conductor import ChildConductor
@@ -45,6 +44,7 @@ from atomizer_dask.execution.batch import Batch, Origin, StoreTarget
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.outcome import BatchOutcome, Outcome
 from atomizer_dask.execution.packing import Packed, dump_events, pack_outcome, unpack_outcome
+from atomizer_dask.execution.quarantine.nested_processes import let_code_travel_on
 from atomizer_dask.execution.quarantine.parent import IsolatingSite
 from atomizer_dask.execution.quarantine.signals import heed_not
 from atomizer_dask.store.worker_writer import WorkerWriter

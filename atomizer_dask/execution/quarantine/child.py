@@ -18,7 +18,6 @@ from atomizer_dask.atoms import pickling
 from atomizer_dask.atoms.atom_code import AtomCode
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import forget, loads
-from atomizer_dask.atoms.nested_processes import let_code_travel_on
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Conductor, check_electron
 from atomizer_dask.electron import Electron
@@ -41,6 +40,7 @@ from atomizer_dask.execution.quarantine.messages import (
     ToChild,
     ToParent,
 )
+from atomizer_dask.execution.quarantine.nested_processes import let_code_travel_on
 from atomizer_dask.execution.site import Site
 from atomizer_dask.execution.timeout import OvertimeError, TimeIsUp
 from atomizer_dask.future import ElectronFuture

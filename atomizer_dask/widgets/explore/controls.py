@@ -147,7 +147,7 @@ def _fit(widget: Any, longest: int) -> None:
     widget.layout.min_width = "0"
 
 
-def _check_names(definition: FunctionAtom, ranges: Mapping[str, Any]) -> None:
+def _check_names(definition: FunctionAtom[..., Any], ranges: Mapping[str, Any]) -> None:
     required = [name for name, is_required in definition.fields.items() if is_required]
     for name in () if definition.takes_any else ranges.keys() - definition.fields.keys():
         nearest = get_close_matches(name, definition.fields, n=1)
