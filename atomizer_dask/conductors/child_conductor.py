@@ -85,6 +85,8 @@ class ChildConductor(Conductor):
 class _ReplaySite(Site):
     """The place where an electron is replayed: the calling thread."""
 
+    takes_back = False
+
     def __init__(self, conductor: BatchConductor) -> None:
         super().__init__()
         self.name = "replay"

@@ -23,6 +23,7 @@ from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import Cuts
 from atomizer_dask.execution.timeout import Watch
 
+FILLS_A_BATCH = 2**24  # bytes of results
 HAND_OVER_SECONDS = 0.1  # after so long, those that ended no longer wait for the running electron
 
 Pieces = Iterator[Outcome]
@@ -59,6 +60,7 @@ class LeaseSite(ABC):
     """
 
     name: str = ""
+    takes_back = True  # whether electrons of a batch that were not begun may return to the driver
     cuts: Cuts
 
     @abstractmethod
@@ -134,7 +136,9 @@ class Lease:
         self.failures = FailureLog()
 
     def surrender(self) -> None:
-        """Give back the electrons that have not been begun."""
+        """Give back the electrons that have not been begun, where the site takes any back."""
+        if not self.site.takes_back:
+            return
         self.surrendered = True
         with self.lock:
             rest = 0 if self._claims is None else self._claims.drain()
@@ -142,6 +146,14 @@ class Lease:
             stop = len(self.batch) - self._given
         if rest:
             self.site.give_back(self.batch, stop)
+
+    def fill(self, nbytes: int) -> None:
+        """End the batch early where results of so many bytes have been collected.
+
+        With those of further electrons, they would be copied into one column.
+        """
+        if nbytes >= FILLS_A_BATCH and self.batch.ids is None:
+            self.surrender()
 
     def surrender_from(self, stop: int) -> None:
         """Give back the electrons from offset `stop` on, which its own thread will not begin."""

@@ -27,7 +27,6 @@ from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.timeout import watched
 from atomizer_dask.sweeps.copies import own_copy
 
-FILLS_A_BATCH = 2**24  # bytes of a result: with another one, each would be copied into a column
 _AT_ONCE = 1024  # electrons whose arguments and results are Python objects at a time
 
 
@@ -92,8 +91,7 @@ def _execute_piece(
                 keep(own_copy(result) if is_taken else result)
                 stamp(clock())
                 changeable = names_to_check(result) or (() if is_taken else None)
-                if bytes_of_arrays(result) >= FILLS_A_BATCH:
-                    lease.surrender()
+                lease.fill(bytes_of_arrays(result))
             if changeable is not None:
                 for result in calls:
                     is_taken = getrefcount(result) > IN_LOOP or any_shared(result, changeable)

@@ -18,6 +18,7 @@ from atomizer_dask.execution.remaining import Remaining
 from atomizer_dask.execution.row_dependence import Cuts
 from atomizer_dask.execution.scalar_loop import run_each
 from atomizer_dask.execution.vector_loop import run_slices
+from atomizer_dask.sweeps.columns import size_of
 
 _REMEMBERED = 10_000  # runs that were stopped
 
@@ -133,4 +134,5 @@ def _run_pieces(lease: Lease, definition: Definition) -> Outcome:
     for piece in lease.site.execute_pieces(lease, definition, claims):
         with lease.lock:
             pieces.append(piece)
+        lease.fill(sum(size_of(column.values) for column in piece.results.values()))
     return so_far()

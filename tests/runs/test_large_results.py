@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atomizer_dask import Atomizer, Run, atom, grid
-from atomizer_dask.execution import scalar_loop
+from atomizer_dask.execution import lease
 from atomizer_dask.store import table_files
 
 SECONDS = 60
@@ -121,7 +121,7 @@ def growing(i):
 
 @pytest.mark.parametrize("in_store", [False, True])
 def test_a_result_that_fills_its_batch_loses_none(atomizer, tmp_path, monkeypatch, in_store):
-    monkeypatch.setattr(scalar_loop, "FILLS_A_BATCH", 8000)
+    monkeypatch.setattr(lease, "FILLS_A_BATCH", 8000)
     store = tmp_path / "store" if in_store else None
     run = atomizer.map(growing, grid(i=range(200)), store=store).wait(SECONDS)
     frame = run.to_frame()
@@ -134,6 +134,19 @@ def test_a_result_that_fills_its_batch_loses_none(atomizer, tmp_path, monkeypatc
             assert m == i
     assert run.progress.failed == 40
     assert len(run.errors) == 40
+
+
+@pytest.mark.parametrize(
+    "options", [{"isolation": "process"}, {"timeout": "60s"}, {"vectorized": True}]
+)
+def test_a_result_that_fills_its_batch_loses_none_in_a_child_process(
+    atomizer, monkeypatch, options
+):
+    monkeypatch.setattr(lease, "FILLS_A_BATCH", 0)
+    timeout = options.pop("timeout", None)
+    rows = atom(id="tests.rows", **options)(lambda i: np.zeros(1000) + np.asarray(i)[..., None])
+    run = atomizer.map(rows, grid(i=range(300)), timeout=timeout).wait(SECONDS)
+    assert [each[0] for each in run.to_frame()["result"]] == list(range(300))
 
 
 @pytest.mark.dask

@@ -62,6 +62,8 @@ def serve(connection: Connection, cursor: memoryview[float]) -> None:
 class ChildSite(Site):
     """The place where pieces are executed: the main thread of a child process."""
 
+    takes_back = False
+
     def __init__(self, connection: Connection, cursor: memoryview[float]) -> None:
         super().__init__()
         self.pieces: SimpleQueue[Piece | None] = SimpleQueue()
@@ -123,7 +125,7 @@ class ChildSite(Site):
         return self._atoms[batch.version]
 
     def give_back(self, batch: Batch, stop: int) -> None:  # noqa: D102
-        raise AssertionError("a piece is executed whole")
+        raise AssertionError("a piece is executed whole")  # `takes_back` is False
 
     def emit(self, channel: str, event: Event) -> None:  # noqa: D102
         self.post(EventEmitted(dumps(event) or pickle.dumps(event.as_text())))
