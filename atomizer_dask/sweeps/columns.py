@@ -133,7 +133,9 @@ def concatenate(parts: Sequence[Any]) -> Any:
         return parts[0]
     if all(isinstance(part, np.ndarray) for part in parts):
         dtype = common_dtype(part.dtype for part in parts)
-        if dtype == _OBJECT or len({part.shape[1:] for part in parts}) > 1:
+        # Rows that are arrays stay what they are, as `column` leaves them in one batch.
+        differ = parts[0].ndim > 1 and len({part.dtype for part in parts}) > 1
+        if dtype == _OBJECT or differ or len({part.shape[1:] for part in parts}) > 1:
             return column([value for part in parts for value in objects_of(part)])
         joined = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=dtype)
         return np.concatenate(parts, out=joined, casting="unsafe")

@@ -59,7 +59,7 @@ def contents_of(value: Any, *, in_full: bool = False) -> list[Any]:
         return [str(value.dtype), value.shape, _items_of(value, in_full)]
     if isinstance(value, pd.DataFrame | pd.Series | pd.Index):
         frame = value if isinstance(value, pd.DataFrame) else value.to_frame()
-        return _contents_of_frame(frame, in_full)
+        return _contents_of_frame(frame, in_full, getattr(value, "attrs", {}))
     if not in_full and kind.__module__ == "pyarrow.lib" and hasattr(value, "nbytes"):
         return _contents_of_arrow(value)
     return functions_within(value) or _contents_of_object(value, in_full)
@@ -73,15 +73,16 @@ def _items_of(array: np.ndarray, in_full: bool) -> list[Any] | bytes | Digest:
     return Digest(digest_of_array(array))
 
 
-def _contents_of_frame(frame: pd.DataFrame, in_full: bool) -> list[Any]:
+def _contents_of_frame(frame: pd.DataFrame, in_full: bool, attrs: dict[Any, Any]) -> list[Any]:
     names = [*frame.columns, *frame.columns.names, *frame.index.names, *frame.dtypes.map(str)]
-    if in_full or frame.memory_usage().sum() < LARGE_BUFFER:
+    if in_full:  # as stores of 0.1.0 have it: pandas takes 1 for "1", and shortens arrays in cells
         return [frame.shape, pd.util.hash_pandas_object(frame).to_numpy(), names]
     index = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
     columns = [frame.iloc[:, number] for number in range(frame.shape[1])]
     # A digest of its own says that there is one, however small the columns are.
     whole = Digest("frame")
-    return [frame.shape, names, whole, *map(_contents_of_column, [*index, *columns])]
+    contents = [frame.shape, names, whole, *map(_contents_of_column, [*index, *columns])]
+    return [*contents, attrs] if attrs else contents
 
 
 def _contents_of_column(column: Any) -> Any:
@@ -94,10 +95,11 @@ def _contents_of_column(column: Any) -> Any:
         return column.to_numpy()
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return column.astype("int64").to_numpy()
-    if column.dtype != object:  # of objects Arrow would give 1 and 1.0 one type
+    # Of objects of several kinds Arrow would give 1 and 1.0 one type.
+    if column.dtype != object or set(map(type, column)) <= {str, type(None)}:
         with suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
             return _contents_of_arrow(pa.array(column))
-    return pd.util.hash_pandas_object(column, index=False).to_numpy()
+    return column.tolist()
 
 
 def _contents_of_arrow(value: Any) -> list[Any]:

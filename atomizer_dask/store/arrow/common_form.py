@@ -64,6 +64,8 @@ def _common(a: Form, b: Form) -> Form:
     one, other = _leaf(a), _leaf(b)
     dtypes = {_dtype_of(one), _dtype_of(other)}
     dtype = common_dtype(dtypes)
+    if shape is not None and len(dtypes) > 1:  # each array keeps its dtype
+        return _common_of_objects(a, b)
     if dtype != _OBJECT:
         array, note = numpy_columns.encode(np.zeros(1, dtype))
         has_ticks = dtype.kind in "mM" and pa.int64() in (one[0], other[0])
