@@ -618,6 +618,7 @@ class Atomizer(LiveDisplay):
             self._roster.close()
         finally:
             self._streams.close()
+            self._lookup.forget()
             self._refresh_panel()
 
     def __enter__(self) -> Self:

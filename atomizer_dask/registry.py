@@ -76,7 +76,8 @@ class _Bound(NamedTuple):
             and list(fixed) == list(self.given)
             and all(value is self.given[name] for name, value in fixed.items())
             and all(
-                same_bits(value, fixed_of(self.bound)[name])
+                # A masked array, say, has more than its bits, and is bound anew.
+                type(value) is np.ndarray and same_bits(value, fixed_of(self.bound)[name])
                 for name, value in fixed.items()
                 if isinstance(value, np.ndarray)
             )
@@ -147,6 +148,10 @@ class AtomLookup:
             lazy_values.check_payload(fixed)  # a Future of Dask is for `map`
             last = self._last = _Bound(definition, dict(fixed), bound)
         return atom_id, last.bound
+
+    def forget(self) -> None:
+        """Keep no fixed values of what was sent, nor their files in memory."""
+        self._last = None
 
     def definition_of(self, atom: Any, fetch: Callable[[str], Definition | None]) -> Definition:
         """Return an atom, also one that another client of the same scheduler registered.

@@ -421,6 +421,7 @@ def _of_partial(partial: functools.partial[Any]) -> Definition | None:
             f"do not fit {definition.id}{definition._signature()}: give them by name"
         )
     values = dict(zip(names, partial.args, strict=True)) | partial.keywords
+    lazy_values.check_fixed(values)
     return definition.with_fixed(_as_they_are_now(values))
 
 

@@ -13,7 +13,7 @@ from atomizer_dask.errors import StoreError
 from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.interruptible import wait_for
 from atomizer_dask.properties import Properties
-from atomizer_dask.runs.frames.frame import errors_frame, failures_frame, to_frame
+from atomizer_dask.runs.frames.frame import errors_frame, failures_frame, output_names, to_frame
 from atomizer_dask.runs.frames.read import add_work, read_parts, to_dask, work_of
 from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.runs.ledger import Ledger
@@ -117,6 +117,7 @@ class Results:
             metadata=wanted.metadata,
             electrons=self._view.electrons,
             columns=wanted.columns,
+            outputs=output_names(parts),
         )
         frame = wanted.apply(frame)
         frame.attrs = {"run_id": self.id, "store": self.store}

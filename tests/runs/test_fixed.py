@@ -1,5 +1,6 @@
 """Values that are the same for all electrons: fixed ones, and axes of one large array."""
 
+import copy
 import functools
 import json
 import resource
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from atomizer_dask import (
     Atom,
     Atomizer,
     InvalidPayloadError,
+    InvalidSweepError,
     MemoryConductor,
     RegistrationError,
     Run,
@@ -397,3 +400,72 @@ def test_folder_that_is_set_in_this_process_is_that_of_children(local, tmp_path,
     configure({"large-values.folder": str(tmp_path)})
     run = local.map(looked_up, grid(i=range(3)), fixed={"table": TABLE + 5}, timeout=30)
     assert run.wait(SECONDS).to_frame()["result"].tolist() == [5.0, 6.0, 7.0]
+
+
+def cell(number):
+    cells = [np.zeros(5000) for _ in range(3)]
+    cells[1][2500] = number
+    return pd.DataFrame({"a": cells})
+
+
+def with_unit(unit):
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["unit"] = unit
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (cell(1.0), cell(7.0)),
+        (pd.DataFrame({"a": [1, "x"]}), pd.DataFrame({"a": ["1", "x"]})),
+        (pd.DataFrame({"a": [1, True]}, dtype=object), pd.DataFrame({"a": [1, 1]}, dtype=object)),
+        (pd.DataFrame({"a": [[1.0]]}), pd.DataFrame({"a": [[np.float64(1.0)]]})),
+        (pd.Series([1, "x"]), pd.Series(["1", "x"])),
+        (pd.Index([1, "x"]), pd.Index(["1", "x"])),
+        (pd.DataFrame({"a": [1]}, index=[(1, "x")]), pd.DataFrame({"a": [1]}, index=[(1, "y")])),
+        (with_unit("m"), with_unit("km")),
+        (pd.Series(["a"], dtype="category"), pd.Series(pd.Categorical(["a"], ["a", "b"]))),
+        (
+            pd.Series(pd.Categorical(["a"], ["a", "b"])),
+            pd.Series(pd.Categorical(["a"], ["a", "b"], ordered=True)),
+        ),
+        (pd.Series([0.0]), pd.Series([-0.0])),
+        (pd.Series([0], dtype="Sparse[int]"), pd.Series([1], dtype="Sparse[int]")),
+        (pd.Series(pd.period_range("2020", periods=2, freq="D")),) * 2,
+    ],
+    ids=str,
+)
+def test_a_changed_table_is_another_atom_for_a_store(local, tmp_path, one, other):
+    def kind(i, table):
+        return type(table).__name__
+
+    local.map(kind, grid(i=[1]), fixed={"table": one}, store=tmp_path / "s").wait(SECONDS)
+    same = copy.deepcopy(one)
+    local.map(kind, grid(i=[1, 2]), fixed={"table": same}, store=tmp_path / "s").wait(SECONDS)
+    if one is not other:
+        with pytest.raises(StoreChangedError):
+            local.map(kind, grid(i=[1]), fixed={"table": other}, store=tmp_path / "s")
+
+
+def test_partials_of_what_must_be_computed_first_are_refused(local, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("text")
+    with path.open() as file:
+        for value, message in ((dask.delayed(1), "graph"), (file, "give its path")):
+            with pytest.raises(InvalidSweepError, match=message):
+                local.map(functools.partial(double_of, table=value), grid(i=[1]))
+
+
+def double_of(i, table):
+    return 2 * i
+
+
+def test_a_mask_that_changed_between_two_sends_counts(local):
+    def total(i, table):
+        return float(table.sum())
+
+    table = np.ma.masked_array(np.ones(10), mask=np.zeros(10, bool))
+    assert local.send(total, {"i": 0}, fixed={"table": table}).result(SECONDS).value() == 10
+    table[0] = np.ma.masked
+    assert local.send(total, {"i": 0}, fixed={"table": table}).result(SECONDS).value() == 9

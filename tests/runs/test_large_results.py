@@ -155,3 +155,51 @@ def test_worker_writes_large_results_and_the_client_none(dask, tmp_path):
         run = atomizer.map(large, grid(i=range(12)), store=tmp_path / "store").wait(SECONDS)
         frame = run.to_frame(columns=["i", "m"])
     assert frame["m"].dropna().tolist() == [float(i) for i in range(12) if i != 7]
+
+
+EXACT = 2**53 + 1  # which no float is
+
+
+def arrays_of_two_dtypes(i):
+    return np.full(3, EXACT) if i < 5 else np.full(3, 0.5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("in_store", [False, True])
+def test_arrays_keep_their_dtype_however_they_were_cut_into_batches(
+    atomizer, tmp_path, monkeypatch, size, in_store
+):
+    monkeypatch.setattr(lease, "FILLS_A_BATCH", 0 if size == 1 else 2**24)
+    store = tmp_path / "store" if in_store else None
+    two = atom(id="tests.two_dtypes")(arrays_of_two_dtypes)
+    for count in (size, 10):  # which a store extends
+        frame = atomizer.map(two, grid(i=range(count)), store=store).wait(SECONDS).to_frame()
+    assert [str(each.dtype) for each in frame["result"]] == ["int64"] * 5 + ["float64"] * 5
+    assert [each[0] for each in frame["result"]] == [EXACT] * 5 + [0.5] * 5
+
+
+@atom(id="tests.uneven")
+def uneven(i):
+    if i == 7:
+        raise ValueError("seven")
+    return {"a": i, "e": i + 100} if i % 7 != 3 else {"a": i}
+
+
+def test_filtered_frames_have_the_columns_of_the_whole_one(atomizer, tmp_path):
+    store = tmp_path / "store"
+    in_memory = atomizer.map(uneven, grid(i=range(30))).wait(SECONDS)
+    stored = atomizer.map(uneven, grid(i=range(20)), store=store).wait(SECONDS)
+    extended = atomizer.map(uneven, grid(i=range(30)), store=store).wait(SECONDS)
+    for run in (in_memory, stored, extended, Run.open(store)):
+        failed = run.to_frame(filters=[("i", "==", 7)])
+        assert list(failed.columns) == ["i", "a", "e"]
+        assert failed["i"].tolist() == [7]
+        assert failed[["a", "e"]].isna().all(axis=None)
+        nothing = run.to_frame(filters=[("e", "==", 110)])
+        assert list(nothing.columns) == ["i", "a", "e"]
+        assert nothing.empty
+        only = run.to_frame(filters=[("i", "==", 7)], columns=["e"])
+        assert only["e"].isna().tolist() == [True]
+        assert run.to_frame(filters=[("e", "==", 111)])["a"].tolist() == [11]
+        with pytest.raises(KeyError, match="no column 'f'"):
+            run.to_frame(filters=[("f", "==", 1)])

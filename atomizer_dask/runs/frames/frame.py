@@ -40,6 +40,7 @@ def to_frame(
     metadata: bool = False,
     electrons: np.ndarray | None = None,
     columns: Collection[str] | None = None,
+    outputs: Iterable[str] = (),
 ) -> pd.DataFrame:
     """Return inputs and outputs of the finished electrons, a row each, in sweep order.
 
@@ -57,6 +58,8 @@ def to_frame(
         The electron of each row of the sweep; None where electron i stands for row i.
     columns
         Only those of these columns that there are; None for all.
+    outputs
+        Outputs that have a column even where none of the electrons has them.
 
     Notes
     -----
@@ -71,24 +74,25 @@ def to_frame(
     positions, order = _positions(parts)
     count = sweep.length
     whole = _is_whole(positions, count)
-    names = renamed({name: name for name in _output_names(parts)}, OUTPUT_PREFIX, sweep.names)
+    there = dict.fromkeys([*output_names(parts), *outputs])
+    names = renamed({name: name for name in there}, OUTPUT_PREFIX, sweep.names)
     wanted = {new: name for new, name in names.items() if columns is None or new in columns}
-    outputs = _ordered({new: _output(parts, name) for new, name in wanted.items()}, order)
+    found = _ordered({new: _output(parts, name) for new, name in wanted.items()}, order)
     if metadata:
         taken = (*sweep.names, *names)
         named = positions if electrons is None else electrons[numpy_values(positions)]
         facts = {"id": _ids(run_id, named), **_ordered(_metadata(parts), order)}
-        outputs |= renamed(facts, METADATA_PREFIX, taken)
-        outputs = {n: v for n, v in outputs.items() if columns is None or n in columns}
+        found |= renamed(facts, METADATA_PREFIX, taken)
+        found = {n: v for n, v in found.items() if columns is None or n in columns}
     if sweep.frame is not None and whole and columns is None:
         given = sweep.frame.copy(deep=not _COPY_ON_WRITE)
-        return pd.concat([given, _framed(outputs, given.index)], axis=1)
+        return pd.concat([given, _framed(found, given.index)], axis=1)
     index = sweep.index
     if index is None:
         index = pd.RangeIndex(count or 0) if whole else pd.Index(positions)
     elif not whole:
         index = index.take(positions)
-    return _framed({**_inputs(sweep, positions, columns), **outputs}, index)
+    return _framed({**_inputs(sweep, positions, columns), **found}, index)
 
 
 def errors_frame(
@@ -271,7 +275,8 @@ def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None)
     return {name: _series(values, owned=True) for name, values in columns}
 
 
-def _output_names(parts: Sequence[RunPart]) -> list[str]:
+def output_names(parts: Sequence[RunPart]) -> list[str]:
+    """Return the names of the outputs of parts, also of those that have no rows."""
     names = dict.fromkeys(name for part in parts for name in part.outcome.results)
     for part in parts:  # outputs that a store cannot hold still have their columns
         names |= dict.fromkeys(part.outcome.unstored or ())

@@ -58,8 +58,7 @@ def read_parts(
             table = part.store.read_rows(path, columns, mask)
         else:
             table = part.store.read(path, columns)
-        if not len(table):
-            return []
+        # A part without rows says which outputs there are.
         return list(parts_of(table, metadata=metadata, allow_pickle=part.allow_pickle))
 
     known = {part.name: part for part in parts}
