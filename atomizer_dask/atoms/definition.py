@@ -8,7 +8,7 @@ import inspect
 import sys
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import Parameter
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -17,7 +17,13 @@ import numpy as np
 
 from atomizer_dask.atoms.base import Atom, card, marks_of, state_of
 from atomizer_dask.atoms.context import EXECUTING, Context
-from atomizer_dask.atoms.signature import checked_options, id_of, parameters_of, shown_parameter
+from atomizer_dask.atoms.signature import (
+    checked_options,
+    id_of,
+    parameters_of,
+    shown_parameter,
+    with_values,
+)
 from atomizer_dask.display import markup
 from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import brief, one_line
@@ -89,6 +95,8 @@ class FunctionAtom(Definition, Generic[P, R]):
     ----------
     fixed
         The values of parameters that are the same for all electrons, by name; see `with_fixed`.
+    copied
+        Those of them of which each electron is given a copy of its own, as of an input.
 
     Raises
     ------
@@ -97,6 +105,7 @@ class FunctionAtom(Definition, Generic[P, R]):
     """
 
     fixed: Mapping[str, Any] = {}
+    copied: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -136,8 +145,15 @@ class FunctionAtom(Definition, Generic[P, R]):
         fixed = tuple((name, id(value)) for name, value in self.fixed.items())
         return "function", id(self.function), self.vectorized, self.isolation, self.singleton, fixed
 
-    def with_fixed(self, fixed: Mapping[str, Any]) -> FunctionAtom[P, R]:
+    def with_fixed(
+        self, fixed: Mapping[str, Any], copied: Collection[str] = ()
+    ) -> FunctionAtom[P, R]:
         """Return the atom with values for some parameters, which all electrons share.
+
+        Parameters
+        ----------
+        copied
+            Those of which each electron is given a copy.
 
         Raises
         ------
@@ -149,6 +165,7 @@ class FunctionAtom(Definition, Generic[P, R]):
         self._check_names([*fixed], "the fixed values")
         bound = copy.copy(self)
         bound.fixed = {**self.fixed, **fixed}
+        bound.copied = self.copied | {*copied}
         bound.fields = {name: needed for name, needed in self.fields.items() if name not in fixed}
         return bound
 
@@ -157,7 +174,7 @@ class FunctionAtom(Definition, Generic[P, R]):
         """The function, with the fixed values; an array among them is read-only."""
         if not self.fixed:
             return self.function
-        return functools.partial(self.function, **read_only(self.fixed))
+        return with_values(self.function, self.fixed, self.copied)
 
     def without_fixed(self, names: Iterable[str]) -> FunctionAtom[P, R]:
         """Return the atom without the values of some fixed parameters: they come by another way."""
@@ -423,16 +440,6 @@ def _of_partial(partial: functools.partial[Any]) -> Definition | None:
     values = dict(zip(names, partial.args, strict=True)) | partial.keywords
     lazy_values.check_fixed(values)
     return definition.with_fixed(_as_they_are_now(values))
-
-
-def read_only(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by name, with read-only views of the arrays among them."""
-    found = dict(values)
-    for name, value in values.items():
-        if isinstance(value, np.ndarray):
-            found[name] = value.view()
-            found[name].flags.writeable = False
-    return found
 
 
 def as_it_is_now(definition: Definition) -> Definition:

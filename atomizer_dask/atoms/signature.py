@@ -1,14 +1,20 @@
-"""What the signature of a function says about its atom."""
+"""What the signature of a function says about its atom, and values for its parameters."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from atomizer_dask.display.text import brief, one_line
 from atomizer_dask.errors import RegistrationError
+from atomizer_dask.sweeps.copies import own_copy
+
+R = TypeVar("R")
 
 
 def checked_options(id: str, isolation: str, singleton: str) -> tuple[str, str]:
@@ -62,3 +68,35 @@ def shown_parameter(parameter: Parameter) -> str:
         return bare
     equals = "=" if parameter.annotation is Parameter.empty else " = "
     return f"{bare}{equals}{brief(parameter.default, 40)}"
+
+
+def with_values(
+    function: Callable[..., R], values: Mapping[str, Any], copied: Collection[str] = ()
+) -> Callable[..., R]:
+    """Return a function with values for some of its parameters; arrays are read-only in it.
+
+    Parameters
+    ----------
+    copied
+        Names of the values of which each call is given a copy.
+    """
+    own = {name: value for name, value in values.items() if name in copied}
+    shared = {name: value for name, value in values.items() if name not in own}
+    bound: Callable[..., R] = functools.partial(function, **_read_only(shared))
+    if not own:
+        return bound
+
+    def called(*args: Any, **kwargs: Any) -> R:
+        return bound(*args, **{name: own_copy(value) for name, value in own.items()}, **kwargs)
+
+    return called
+
+
+def _read_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by name, with read-only views of the arrays among them."""
+    found = dict(values)
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            found[name] = value.view()
+            found[name].flags.writeable = False
+    return found

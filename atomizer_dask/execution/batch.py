@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from atomizer_dask.atoms.definition import read_only
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import RandomStream
+from atomizer_dask.atoms.signature import with_values
 from atomizer_dask.conductor import Route
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
@@ -269,7 +268,7 @@ class Batch:
 
     def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function of the atom with the fixed values that travel with the batch."""
-        return partial(function, **read_only(self.shared)) if self.shared else function
+        return with_values(function, self.shared) if self.shared else function
 
     def payload(self, offset: int) -> Any:
         """Return the payload of the electron at `offset`, a copy for it alone."""

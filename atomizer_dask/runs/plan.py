@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition, FunctionAtom
@@ -177,7 +179,13 @@ def _carried(
         return definition
     if promised:
         definition = definition.without_fixed(promised)
-    return definition.with_fixed(constants)
+    # Those in `fixed` are shared; those of an axis are inputs, of which each electron has its own.
+    return definition.with_fixed(constants, [n for n, v in constants.items() if not _is_shared(v)])
+
+
+def _is_shared(constant: Any) -> bool:
+    """Return whether electrons may share a constant: an array is read-only in the atom."""
+    return type(constant) is np.ndarray and not constant.dtype.hasobject
 
 
 @dataclass(frozen=True, slots=True)

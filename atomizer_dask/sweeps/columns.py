@@ -7,6 +7,7 @@ its values were cut into batches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -230,6 +231,31 @@ def _size_of_object(value: Any) -> int:
         return _USUAL_BYTES
     is_size = isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0
     return int(size) if is_size else _USUAL_BYTES  # type: ignore[arg-type]
+
+
+_SAMPLED = 100  # values of a container, of which the sizes are looked at
+
+
+def bytes_within(value: Any, levels: int = 4) -> int:
+    """Return about how many bytes an array, a text, a table or a container of these has.
+
+    >>> bytes_within("text"), bytes_within({"a": np.zeros(10)}), bytes_within([1] * 1000)
+    (4, 80, 8000)
+    """
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        value = value.ravel().tolist()
+    if isinstance(value, list | tuple | dict | set | frozenset):
+        those = value.values() if isinstance(value, dict) else value
+        # A list may hold itself.
+        inner = islice(those, _SAMPLED if levels else 0)
+        sampled = [max(8, bytes_within(one, levels - 1)) for one in inner]
+        return sum(sampled) * len(value) // max(1, len(sampled))
+    is_of_pandas = type(value).__module__.partition(".")[0] == "pandas"
+    if is_of_pandas and hasattr(value, "memory_usage"):
+        return int(np.sum(value.memory_usage()))
+    return _size_of_object(value) if hasattr(value, "nbytes") else 0
 
 
 OUTPUT_PREFIX = "result_"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from atomizer_dask.sweeps.columns import Values, as_objects, concatenate, loop_values
+from atomizer_dask.sweeps.equality import alike
 from atomizer_dask.sweeps.inputs import (
     Columns,
     Inputs,
@@ -47,7 +49,7 @@ class SelectedRows(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return self._sweep.row_bytes
 
-    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+    def constants(self, least: int) -> dict[str, Any]:  # noqa: D102
         return self._sweep.constants(least)
 
     def without(self, names: Collection[str]) -> SelectedRows:  # noqa: D102
@@ -70,6 +72,12 @@ class SelectedRows(Sweep):
         self, positions: np.ndarray | None, wanted: Collection[str] | None = None
     ) -> dict[str, Values]:
         return self._sweep.cells(self._rows if positions is None else self._rows[positions], wanted)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is np.ndarray and type(other) is np.ndarray and not one.dtype.hasobject:
+        return same_bits(one, other)
+    return alike(one, other)
 
 
 class WithDefaults(Sweep):
@@ -100,7 +108,7 @@ class WithDefaults(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return self._sweep.row_bytes
 
-    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+    def constants(self, least: int) -> dict[str, Any]:  # noqa: D102
         return self._sweep.constants(least)
 
     def without(self, names: Collection[str]) -> WithDefaults:  # noqa: D102
@@ -180,12 +188,12 @@ class Concatenated(Sweep):
     def row_bytes(self) -> float:  # noqa: D102
         return max(sweep.row_bytes for sweep in self._sweeps)
 
-    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+    def constants(self, least: int) -> dict[str, Any]:  # noqa: D102
         first, *others = (sweep.constants(least) for sweep in self._sweeps)
         return {
             name: value
             for name, value in first.items()
-            if all(name in other and same_bits(value, other[name]) for other in others)
+            if all(name in other and _same(value, other[name]) for other in others)
         }
 
     def without(self, names: Collection[str]) -> Concatenated:  # noqa: D102

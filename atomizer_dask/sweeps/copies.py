@@ -140,5 +140,7 @@ def _is_flat(value: Any) -> bool:
     kind = type(value)
     if kind is np.ndarray or kind is np.void:
         return not value.dtype.hasobject
+    if kind is bytearray:
+        return True
     held = value.values() if kind is dict else value
     return IMMUTABLE.issuperset(map(type, held)) or not can_change(held)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from copy import copy
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from atomizer_dask.display.completion import offers
-from atomizer_dask.sweeps.columns import Values, size_of
+from atomizer_dask.sweeps.columns import Values, bytes_within, loop_values, size_of
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, as_array, shared_cells, take
 from atomizer_dask.sweeps.received import Given
 from atomizer_dask.sweeps.sweep import Sweep
@@ -49,17 +50,12 @@ class Grid(Sweep):
         """The number of values on each axis: reshape a result column with it."""
         return tuple(len(values) for values in self._axes.values())
 
-    def constants(self, least: int) -> dict[str, np.ndarray]:  # noqa: D102
+    def constants(self, least: int) -> dict[str, Any]:  # noqa: D102
         found = {}
         for name, values in self._sent.items():
-            if len(values) == 1 and isinstance(values, np.ndarray):
-                value = values[0]
-                # Not of a subclass, as masked arrays are, nor with objects, which can be changed.
-                if (
-                    type(value) is np.ndarray
-                    and not value.dtype.hasobject
-                    and value.nbytes >= least
-                ):
+            if len(values) == 1 and not isinstance(values, range):
+                (value,) = loop_values(values, scalars=name in self._scalars)
+                if bytes_within(value) >= least:
                     found[name] = value
         return found if len(found) < len(self._axes) else {}
 

@@ -70,8 +70,8 @@ class Sweep(ABC):
         """
         return self
 
-    def constants(self, least: int) -> dict[str, np.ndarray]:
-        """Return the arrays of at least so many bytes that are an input of all electrons, by name.
+    def constants(self, least: int) -> dict[str, Any]:
+        """Return the values of at least so many bytes that are an input of all electrons, by name.
 
         Empty where there are no other inputs.
         """

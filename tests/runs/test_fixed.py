@@ -11,6 +11,7 @@ import time
 import dask
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from atomizer_dask import (
@@ -27,6 +28,7 @@ from atomizer_dask import (
     grid,
     zipped,
 )
+from atomizer_dask.sweeps.columns import bytes_within
 
 SECONDS = 60
 TABLE = np.arange(300_000.0).reshape(3, -1)  # 2.4 MB
@@ -469,3 +471,74 @@ def test_a_mask_that_changed_between_two_sends_counts(local):
     assert local.send(total, {"i": 0}, fixed={"table": table}).result(SECONDS).value() == 10
     table[0] = np.ma.masked
     assert local.send(total, {"i": 0}, fixed={"table": table}).result(SECONDS).value() == 9
+
+
+MIB = 2**20
+LARGE = {
+    "masked": np.ma.masked_less(np.arange(MIB / 4), 3),
+    "record": np.rec.array(np.zeros(MIB // 4, dtype=[("a", "f8")])),
+    "objects": np.array([np.zeros(MIB // 4), None], dtype=object),
+    "frame": pd.DataFrame({"a": np.zeros(MIB // 4)}),
+    "series": pd.Series(np.zeros(MIB // 4)),
+    "arrow": pa.table({"a": np.zeros(MIB // 4)}),
+    "text": "e" * (2 * MIB),
+    "bytes": bytes(2 * MIB),
+    "bytearray": bytearray(2 * MIB),
+    "list": [0.0] * (MIB // 4),
+    "dict": {"a": np.zeros(MIB // 4)},
+}
+
+
+@atom(id="tests.change")
+def change(i, t):
+    """Change an input as one can, and return how it was."""
+    before = brief_of(t)
+    if isinstance(t, list):
+        t.append(1)
+    elif isinstance(t, bytearray):
+        t[0] = 7
+    elif isinstance(t, dict):
+        t["a"] = None
+    elif isinstance(t, pd.DataFrame):
+        t["b"] = 1
+    elif isinstance(t, np.ndarray) and t.flags.writeable:
+        t[0] = t[1]
+    return before
+
+
+def brief_of(t):
+    if isinstance(t, pa.Table):
+        part = t.column_names
+    else:
+        part = list(t) if isinstance(t, dict | pd.DataFrame) else t[:1]
+    return f"{type(t).__name__} {len(t)} {part!r}"[:80]
+
+
+@pytest.mark.parametrize("isolation", ["", "process"])
+@pytest.mark.parametrize("kind", LARGE)
+def test_axis_of_one_large_value_is_an_input_of_which_each_electron_has_its_own(
+    atomizer, kind, isolation
+):
+    value = LARGE[kind]
+    before = brief_of(value)
+    changing = atom(id="tests.change", isolation=isolation)(change.function)
+    run = atomizer.map(changing, grid(i=range(20), t=[value])).wait(SECONDS)
+    assert run.sweep.constants(MIB).keys() == {"t"}
+    frame = run.to_frame()
+    assert set(frame["result"]) == {before}
+    assert len({id(each) for each in frame["t"]}) == 1
+    assert brief_of(value) == before
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes", "list"])
+def test_axis_of_one_large_value_is_in_the_store_once_and_can_be_extended(local, tmp_path, kind):
+    def number(i, t):
+        return i + len(t)
+
+    value, store = LARGE[kind], tmp_path / "store"
+    local.map(number, grid(i=range(3), t=[value]), store=store).wait(SECONDS)
+    run = local.map(number, grid(i=range(6), t=[value]), store=store).wait(SECONDS)
+    assert run.to_frame()["result"].tolist() == [i + len(value) for i in range(6)]
+    size = sum(path.stat().st_size for path in store.rglob("*.parquet"))
+    assert size < 2.5 * bytes_within(value)
+    assert Run.open(store).to_frame()["t"].iloc[5] == value

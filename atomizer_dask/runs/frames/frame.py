@@ -346,9 +346,14 @@ def _series(values: Values, *, owned: bool) -> Any:
 
 
 def _inferred(values: list[Any]) -> Any:
-    """Return objects as a column, texts and times typed as pandas users expect."""
+    """Return objects as a column, texts and times typed as pandas users expect.
+
+    Texts of a megabyte or more stay the objects that they are: typed, each would be a copy.
+    """
     import pandas as pd
 
+    if values and type(values[0]) is str and len(values[0]) >= LARGE_BYTES:
+        return pd.Series(values, dtype=object)
     try:
         inferred = pd.Series(values)
     except (ValueError, TypeError):  # times whose units have nothing in common, say
