@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pickle
 import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms import shared_files
 from atomizer_dask.atoms.code.buffers import digest_of_buffer
 from atomizer_dask.atoms.code.changes import Watched
-from atomizer_dask.atoms.definition import Definition
+from atomizer_dask.atoms.definition import Definition, fixed_of
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.pickling import dump_watched, load_atom
 from atomizer_dask.atoms.shared_files import SharedFile, share
+from atomizer_dask.sweeps.columns import bytes_within
 
 LARGE_BYTES = 2**20  # from which a buffer, or all else of an atom, lies once on each host
 _MARK = b"atomizer\n"  # no pickle begins so
@@ -24,6 +26,8 @@ class LargeBuffer(NamedTuple):
 
     digest: str
     nbytes: int
+    what: str = "a value"  # for messages
+    copies: int = 1  # that a process has of it: two of a pickle, which is mapped and then read
 
     def find(self) -> SharedFile | None:
         """Return its file; None where this host has none."""
@@ -38,10 +42,11 @@ class LargeBuffer(NamedTuple):
             Where this host does not have it.
         """
         if (file := self.find()) is None:
-            raise FileNotFoundError(
-                f"a value of {self.nbytes / 2**20:,.0f} MiB is not on this host any more"
-            )
+            raise FileNotFoundError(f"{self} is not on this host any more")
         return file
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.nbytes / 2**20:,.0f} MiB)"
 
 
 class AtomCode(NamedTuple):
@@ -128,5 +133,18 @@ def dump_apart(definition: Definition) -> DumpedAtom:
     if len(data) >= LARGE_BYTES:
         buffers.insert(0, memoryview(data))
         inline = b""
-    large = tuple(LargeBuffer(digest_of_buffer(each), each.nbytes) for each in buffers)
+    sizes = {name: bytes_within(value) for name, value in fixed_of(definition).items()}
+    copies = [1 if inline else 2, *[1] * len(buffers)]
+    large = tuple(
+        LargeBuffer(digest_of_buffer(each), each.nbytes, _named(each.nbytes, sizes), number)
+        for each, number in zip(buffers, copies, strict=False)
+    )
     return DumpedAtom(AtomCode(inline, large), data, buffers, watched)
+
+
+def _named(nbytes: int, sizes: Mapping[str, int]) -> str:
+    """Return what a buffer is, for messages: which of the values of these sizes, by name."""
+    large = {name: size for name, size in sizes.items() if size >= LARGE_BYTES}
+    exact = [name for name, size in large.items() if size == nbytes]
+    names = " or ".join(map(repr, exact or large))
+    return f"the value of {names}" if names else "a value that the atom uses"

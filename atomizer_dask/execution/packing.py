@@ -67,7 +67,7 @@ class Packed:
         files = []
         for buffer in self.buffers:
             if isinstance(buffer, np.ndarray) and buffer.nbytes >= least:
-                large = LargeBuffer(digest_of_buffer(buffer), buffer.nbytes)
+                large = LargeBuffer(digest_of_buffer(buffer), buffer.nbytes, "an input")
                 files.append(share(large.digest, buffer))
                 buffers.append(large)
             else:

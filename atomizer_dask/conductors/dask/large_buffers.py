@@ -101,12 +101,13 @@ class BufferReceiver:
             Where nobody sends one that is missing.
         """
         buffers = list(buffers)
-        for buffer in buffers:
-            if 0 < self._limit < buffer.nbytes:
-                raise OSError(
-                    f"out of memory: the atom uses a value of {_size(buffer)}, and the worker "
-                    f"may use {self._limit / 2**20:,.0f} MiB"
-                )
+        needed = sum(buffer.nbytes * buffer.copies for buffer in buffers)
+        if 0 < self._limit < needed:
+            raise OSError(
+                f"out of memory: an electron needs {' and '.join(map(str, buffers))}, and the "
+                f"worker may use {self._limit / 2**20:,.0f} MiB, of which that would take "
+                f"{needed / 2**20:,.0f}"
+            )
         return [self._obtain(buffer) for buffer in buffers]
 
     def _obtain(self, buffer: LargeBuffer) -> SharedFile:
@@ -142,13 +143,13 @@ class BufferReceiver:
                 elif now - heard > GIVE_UP_SECONDS:
                     self._drop(buffer.digest)
                     raise TimeoutError(
-                        f"a value of {_size(buffer)} that the atom uses is not on this host, and "
+                        f"{buffer} is not on this host, and "
                         f"nobody has sent it for {GIVE_UP_SECONDS:g} s"
                     )
                 elif now - max(asked, heard if receipt else asked) > ASK_AGAIN_SECONDS:
                     asked = now
                     self._drop(buffer.digest)
-                    message = BufferMissing(*buffer, self._worker.address)
+                    message = BufferMissing(buffer.digest, buffer.nbytes, self._worker.address)
                     self._worker.log_event(**as_event(message))
                 threading.Event().wait(POLL_SECONDS)
         return file
@@ -161,7 +162,7 @@ class BufferReceiver:
 
     def take(self, piece: BufferPiece) -> bool:
         """Write a piece, and return whether more are wanted from its provider."""
-        digest, nbytes = piece.buffer
+        digest, nbytes = piece.buffer[:2]
         with self._guard:
             receipt = self._receipts.get(digest)
             if receipt is None:
@@ -262,7 +263,3 @@ class _Route:
     async def _call(self, function: Any, args: Any) -> Any:
         worker = self._client.rpc(self._worker)
         return result_of(await worker.run(function=dumps(function), args=dumps(args)))
-
-
-def _size(buffer: LargeBuffer) -> str:
-    return f"{buffer.nbytes / 2**20:,.0f} MiB"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from distributed import Nanny, Scheduler, SpecCluster
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
 from atomizer_dask import Atomizer, DaskConductor, atom, grid
 from atomizer_dask.atoms import shared_files
@@ -18,6 +18,7 @@ from atomizer_dask.conductors.dask.large_buffers import BufferPiece, BufferRecei
 from atomizer_dask.conductors.dask.messages import as_event, of_event
 
 SECONDS = 60
+MIB = 2**20
 TABLE = np.arange(300_000.0)  # 2.4 MB
 
 
@@ -158,14 +159,14 @@ def test_what_is_missing_is_asked_for_and_taken_in_any_order(receiver):
 
 
 def as_event_of(buffer):
-    return as_event(large_buffers.BufferMissing(*buffer, "tcp://here"))
+    return as_event(large_buffers.BufferMissing(*buffer[:2], "tcp://here"))
 
 
 def test_nobody_who_has_it_is_an_error_in_time(receiver, monkeypatch):
     monkeypatch.setattr(large_buffers, "GIVE_UP_SECONDS", 0.2)
     thread, results = obtaining(receiver)
     thread.join(SECONDS)
-    assert "a value of 2 MiB that the atom uses is not on this host" in str(results[0])
+    assert "a value (2 MiB) is not on this host" in str(results[0])
     assert shared_files.find("digest", len(DATA)) is None
 
 
@@ -195,7 +196,7 @@ def test_no_room_is_the_error_of_who_waits(receiver, monkeypatch):
 
 def test_value_that_a_worker_has_no_memory_for_is_named(receiver):
     receiver._limit = 2**20
-    with pytest.raises(OSError, match="a value of 2 MiB, and the worker may use 1 MiB"):
+    with pytest.raises(OSError, match=r"a value \(2 MiB\), and the worker may use 1 MiB"):
         receiver.obtain([BUFFER])
 
 
@@ -207,3 +208,27 @@ def test_piece_that_comes_twice_counts_once(receiver):
     assert not receiver.take(BufferPiece(BUFFER, "client", 2**20, DATA[2**20 :]))
     thread.join(SECONDS)
     assert results[0].map() == DATA
+
+
+@pytest.mark.dask
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"a": np.zeros(60 * MIB), "b": 1}, r"needs the value of 'a' \(480 MiB\)"),
+        ({"a": bytes(300 * MIB)}, r"the value of 'a' \(300 MiB\).*400 MiB.*take 600"),
+        ({"a": np.zeros(30 * MIB), "b": np.ones(31 * MIB)}, r"'a' \(240 MiB\) and .*'b' \(248"),
+    ],
+    ids=["array", "bytes", "two"],
+)
+def test_what_does_not_fit_into_memory_is_named_with_its_size(fixed, message):
+    def total(i, a, b=0):
+        return len(a)
+
+    with (
+        LocalCluster(n_workers=1, memory_limit="400MiB", dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        Atomizer(DaskConductor(client)) as atomizer,
+    ):
+        run = atomizer.map(total, grid(i=range(3)), fixed=fixed).wait(SECONDS)
+        assert set(run.errors["kind"]) == {"rejected"}
+        assert run.errors["message"].str.contains(message).all()

@@ -60,5 +60,5 @@ def test_packed_values_lie_in_files_once():
     assert loaded["b"][0] == 1
     assert again.load()["a"][0] == 1
     del files, loaded
-    with pytest.raises(FileNotFoundError, match="a value of 2 MiB is not on this host any more"):
+    with pytest.raises(FileNotFoundError, match=r"an input \(2 MiB\) is not on this host any more"):
         again.load()
