@@ -30,6 +30,8 @@ from importlib.util import resolve_name
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from atomizer_dask.atoms.code.source_lines import SourceLines, with_lines
+
 HOME = ""
 _PACKAGE = __name__.partition(".")[0]
 _ARRIVED = "__arrived__"  # in globals that have arrived: their name
@@ -394,6 +396,8 @@ def fill_function(function: FunctionType, state: tuple[dict[str, Any], dict[str,
     attributes, slots = state
     vars(function).update(attributes)
     del slots["_cloudpickle_submodules"]  # they were imported by being unpickled
+    if (source := slots.pop("__source__", None)) is not None:
+        function.__code__ = with_lines(function.__code__, SourceLines(*source))
     given = slots.pop("__globals__")
     if have_arrived(function.__globals__):  # else they are those of a module of this process
         fill_globals(function.__globals__, given)

@@ -40,6 +40,7 @@ from cloudpickle import cloudpickle
 from atomizer_dask.atoms.cloudpickle_internals import globals_of, reduce_class
 from atomizer_dask.atoms.code.changes import Watched
 from atomizer_dask.atoms.code.own_modules import is_installed
+from atomizer_dask.atoms.code.source_lines import lines_of
 from atomizer_dask.atoms.code.values import closure_of, defaults_of
 from atomizer_dask.atoms.culprits import culprit_of
 from atomizer_dask.atoms.definition import ClassAtom, Definition, FunctionAtom
@@ -237,6 +238,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.names.update(names_in(function.__code__))
         _, (code, facts, _, _, closure), state, *_ = self._dynamic_function_reduce(function)
         scope = function.__globals__
+        source = lines_of(function.__code__, scope)
+        state[1]["__source__"] = source and tuple(source)  # a store keeps it for other versions
         self.watched.add_function(function, globals_of(code))
         names = ChainMap(closure_of(function), defaults_of(function), scope)
         self.drawn_from |= drawn_from(code, names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from datetime import UTC, datetime
 from time import time_ns
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from atomizer_dask.atoms.namespaces import HOME, loads
@@ -14,6 +15,8 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.timeout import OvertimeError
 from atomizer_dask.interruptible import is_interrupt
 from atomizer_dask.properties import Properties
+
+_OURS = __name__.partition(".")[0]
 
 
 class Failure(NamedTuple):
@@ -158,7 +161,7 @@ class FailureLog:
         if isinstance(error, OvertimeError) and error.__cause__ is not None:
             error = error.__cause__  # where the atom was when its time was up
         inner = error.__traceback__
-        while inner is not None and _is_of_caller(inner.tb_frame.f_globals.get("__name__")):
+        while inner is not None and _is_of(__package__, inner):
             inner = inner.tb_next
         if error.__cause__ is not None or error.__context__ is not None:
             return "".join(traceback.format_exception(type(error), error, inner))
@@ -170,6 +173,17 @@ class FailureLog:
         return head + self._stacks[lines] + "".join(traceback.format_exception_only(error))
 
 
-def _is_of_caller(module: Any) -> bool:
-    """Return whether a module is one of those that call atoms: the files of this folder."""
-    return str(module).startswith(f"{__package__}.")
+def within_atom(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of this package that lead to the atom.
+
+    All of it where there is no other frame: then the fault is not the atom's.
+    """
+    inner = trace
+    while inner is not None and _is_of(_OURS, inner):
+        inner = inner.tb_next
+    return inner or trace
+
+
+def _is_of(package: str, trace: TracebackType) -> bool:
+    """Return whether the outermost frame of a traceback is of a module of a package."""
+    return str(trace.tb_frame.f_globals.get("__name__")).startswith(f"{package}.")

@@ -21,7 +21,7 @@ from atomizer_dask.display.live import LiveDisplay
 from atomizer_dask.errors import AtomizerError, ElectronError, StoreError
 from atomizer_dask.events import Event, EventLog, Stream
 from atomizer_dask.execution.batch import Batch, Positions
-from atomizer_dask.execution.failure import Failure
+from atomizer_dask.execution.failure import Failure, within_atom
 from atomizer_dask.policy import seconds_of
 from atomizer_dask.runs.driving import Drive, Driven, Opened, RunControl
 from atomizer_dask.runs.ledger import Ledger
@@ -507,7 +507,12 @@ class Run(LiveDisplay, Pictures):
         """
         position = self._view.find(electron, self.id)
         attempt = 1 + len(self._ledger.history.get(position, ()))
-        return self._driven.replay(position, attempt)
+        try:
+            return self._driven.replay(position, attempt)
+        except Exception as error:
+            # A debugger, and who reads the traceback, begin in the atom.
+            error.__traceback__ = within_atom(error.__traceback__)
+            raise
 
     def __await__(self) -> Generator[Any, None, Run]:
         return self._until_ended().__await__()
