@@ -134,10 +134,14 @@ def dump_apart(definition: Definition) -> DumpedAtom:
         buffers.insert(0, memoryview(data))
         inline = b""
     sizes = {name: bytes_within(value) for name, value in fixed_of(definition).items()}
-    copies = [1 if inline else 2, *[1] * len(buffers)]
     large = tuple(
-        LargeBuffer(digest_of_buffer(each), each.nbytes, _named(each.nbytes, sizes), number)
-        for each, number in zip(buffers, copies, strict=False)
+        LargeBuffer(
+            digest_of_buffer(each),
+            each.nbytes,
+            _named(each.nbytes, sizes),
+            copies=2 if each.obj is data else 1,
+        )
+        for each in buffers
     )
     return DumpedAtom(AtomCode(inline, large), data, buffers, watched)
 

@@ -18,10 +18,10 @@ from atomizer_dask.atoms.random_streams import Positioned, RandomStream, seed_of
 from atomizer_dask.display import markup
 from atomizer_dask.display.completion import offers
 from atomizer_dask.display.text import one_line
+from atomizer_dask.electron import Electron
 from atomizer_dask.events import Event, Level
 
 if TYPE_CHECKING:
-    from atomizer_dask.electron import Electron
     from atomizer_dask.errors import ElectronError
     from atomizer_dask.future import ElectronFuture
 
@@ -29,9 +29,15 @@ logger = logging.getLogger(__name__)
 
 
 class _Executing(threading.local):
-    """Whether this thread executes electrons of a run just now."""
+    """Within it, this thread executes electrons of a run; one may execute others meanwhile."""
 
-    here = False
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
 
 
 EXECUTING = _Executing()
@@ -149,8 +155,6 @@ class Alone:
 
     def electron(self, offset: int) -> Electron:
         """Return a request with the inputs of the call."""
-        from atomizer_dask.electron import Electron
-
         payload = None if self._payload is None else dict(self._payload)
         return Electron(self.atom_id or "called", payload, id=self.electron_id(offset))
 

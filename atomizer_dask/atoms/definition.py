@@ -200,14 +200,15 @@ class FunctionAtom(Definition, Generic[P, R]):
         return self._called_by_hand(args, kwargs)
 
     def _called_by_hand(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        called = self.called
         if not self.takes_context:
-            return self.called(*args, **kwargs)
+            return called(*args, **kwargs)
         try:
-            inputs = inspect.signature(self.called).bind_partial(*args, **kwargs).arguments
+            inputs = inspect.signature(called).bind_partial(*args, **kwargs).arguments
         except TypeError:
-            return self.called(*args, **kwargs)  # Python's own error says what does not fit
+            return called(*args, **kwargs)  # Python's own error says what does not fit
         context = inputs.pop(CONTEXT, None)
-        if context is None and EXECUTING.here:  # or its random numbers would be new ones each time
+        if context is None and EXECUTING.depth:  # or its random numbers would be new ones each time
             raise TypeError(
                 f"{self.id} takes a context: an atom that calls it as a function gives its own, "
                 f"{getattr(self, '__name__', 'f')}(..., context=context)"
@@ -219,8 +220,8 @@ class FunctionAtom(Definition, Generic[P, R]):
         before = list(self.parameters).index(CONTEXT)
         # As the user called it, so that a missing argument is Python's own error.
         if len(args) > before:
-            return self.called(*args[:before], context, *args[before + 1 :], **by_name)
-        return self.called(*args, **by_name, context=context)
+            return called(*args[:before], context, *args[before + 1 :], **by_name)
+        return called(*args, **by_name, context=context)
 
     def _rows_of(self, inputs: Mapping[str, Any]) -> int | None:
         """Return for how many electrons inputs of a vectorised atom are; None for other atoms."""

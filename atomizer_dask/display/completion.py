@@ -35,6 +35,6 @@ def _names_of(self: Any) -> list[str]:
     ours = [each for each in kind.__mro__ if each.__module__.partition(".")[0] == _PACKAGE]
     internal = {name for each in ours for name in vars(each)} - kind._offered
     if ours[0] is kind:
-        internal |= vars(self).keys() - kind._offered if hasattr(self, "__dict__") else set()
+        internal |= getattr(self, "__dict__", {}).keys() - kind._offered
     everything = object.__dir__(self)
     return [name for name in everything if name.startswith("_") or name not in internal]

@@ -216,11 +216,8 @@ def execute_first(batch: Batch, definition: Definition, site: LeaseSite) -> Any:
     Exception
         Whatever the atom raises.
     """
-    was_here, EXECUTING.here = EXECUTING.here, True
-    try:
+    with EXECUTING:
         return call_first(Lease(batch, site), definition)
-    finally:
-        EXECUTING.here = was_here
 
 
 class LateConductor:

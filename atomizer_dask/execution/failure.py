@@ -160,9 +160,7 @@ class FailureLog:
         """Return the traceback of an atom's error, without the frames of its callers here."""
         if isinstance(error, OvertimeError) and error.__cause__ is not None:
             error = error.__cause__  # where the atom was when its time was up
-        inner = error.__traceback__
-        while inner is not None and _is_of(__package__, inner):
-            inner = inner.tb_next
+        inner = _beyond(__package__, error.__traceback__)  # callers are the files of this folder
         if error.__cause__ is not None or error.__context__ is not None:
             return "".join(traceback.format_exception(type(error), error, inner))
         # Formatting costs 50 microseconds, and failures of a run mostly share their stack.
@@ -178,12 +176,12 @@ def within_atom(trace: TracebackType | None) -> TracebackType | None:
 
     All of it where there is no other frame: then the fault is not the atom's.
     """
-    inner = trace
-    while inner is not None and _is_of(_OURS, inner):
-        inner = inner.tb_next
-    return inner or trace
+    return _beyond(_OURS, trace) or trace
 
 
-def _is_of(package: str, trace: TracebackType) -> bool:
-    """Return whether the outermost frame of a traceback is of a module of a package."""
-    return str(trace.tb_frame.f_globals.get("__name__")).startswith(f"{package}.")
+def _beyond(package: str, trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without its outermost frames, as far as they are of a package."""
+    ours = f"{package}."
+    while trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(ours):
+        trace = trace.tb_next
+    return trace

@@ -98,11 +98,10 @@ def run(lease: Lease, definition: Definition) -> Outcome:
         timer.start()
     if definition.draws_from:
         TURN.begin()
-    was_here, EXECUTING.here = EXECUTING.here, True
     try:
-        outcome = _run(lease, definition)
+        with EXECUTING:
+            outcome = _run(lease, definition)
     finally:
-        EXECUTING.here = was_here
         if definition.draws_from:
             TURN.end()
         lease.ended()

@@ -48,19 +48,24 @@ def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Tabl
     """Return a table, or those of some columns that it has."""
     if columns is None:
         return file.read()
-    metadata = file.metadata
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    electrons = [_electrons_of(group) for group in groups] if "electron" in columns else [None]
-    known = [each for each in electrons if each is not None]
-    if not known or len(known) < len(electrons):
-        return file.read(columns=_those_of(file, columns))
-    array = np.concatenate([np.arange(each.start, each.stop) for each in known])
-    others = [name for name in _those_of(file, columns) if name != "electron"]
+    here = _those_of(file, columns)
+    electrons = _known_electrons(file) if "electron" in here else None
+    if electrons is None:
+        return file.read(columns=here)
+    others = [name for name in here if name != "electron"]
     field = file.schema_arrow.field(0)
     if not others:
         schema = pa.schema([field], metadata=file.schema_arrow.metadata)
-        return pa.Table.from_arrays([pa.array(array)], schema=schema)
-    return file.read(columns=others).add_column(0, field, pa.array(array))
+        return pa.Table.from_arrays([electrons], schema=schema)
+    return file.read(columns=others).add_column(0, field, electrons)
+
+
+def _known_electrons(file: pq.ParquetFile) -> pa.Array | None:
+    """Return the electrons of a file, none of which is read; None where that takes reading."""
+    metadata = file.metadata
+    ranges = [_electrons_of(metadata.row_group(n)) for n in range(metadata.num_row_groups)]
+    known = [np.arange(each.start, each.stop) for each in ranges if each is not None]
+    return pa.array(np.concatenate(known)) if known and len(known) == len(ranges) else None
 
 
 def _electrons_of(group: pq.RowGroupMetaData) -> range | None:

@@ -70,7 +70,7 @@ def _common(a: Form, b: Form) -> Form:
         array, note = numpy_columns.encode(np.zeros(1, dtype))
         has_ticks = dtype.kind in "mM" and pa.int64() in (one[0], other[0])
         leaf = (pa.int64() if has_ticks else array.type), note
-    elif shape is None or dtypes != {_OBJECT}:
+    elif shape is None:
         return _common_of_objects(a, b)
     else:
         leaf = _common_of_objects(one, other)
