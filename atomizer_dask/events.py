@@ -207,12 +207,16 @@ class Stream(Generic[T]):
         EOFError
             When the stream is closed and empty.
         """
-        with self._changed:
-            if not wait_for(self._changed, lambda: self._items or self._closed, timeout):
-                raise TimeoutError(f"nothing was put on the stream within {timeout} s")
-            if not self._items:
+
+        def take() -> list[T] | None:
+            if not self._items and self._closed:
                 raise EOFError("the stream is closed and has been read to its end")
-            return self._items.popleft()
+            return [self._items.popleft()] if self._items else None
+
+        taken = wait_for(self._changed, take, timeout)
+        if taken is None:
+            raise TimeoutError(f"nothing was put on the stream within {timeout} s")
+        return taken[0]
 
     def subscribe(self, function: Callable[[T], object]) -> Stream[T]:
         """Have a function called with each item, in a thread of its own, and return the stream.

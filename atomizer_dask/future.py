@@ -242,7 +242,7 @@ class ElectronFuture(Future[Properties]):
         if self.done():
             return
         self._about_to_wait()
-        with blocking(), self._condition:
+        with blocking():
             if not wait_for(self._condition, self.done, timeout):
                 raise TimeoutError(f"no answer within {timeout:g} s; the electron goes on")
 

@@ -1,9 +1,13 @@
-"""Waiting that Ctrl-C always ends.
+"""Waiting that Ctrl-C always ends, and never breaks.
 
-Python runs the handler of a signal in the main thread, and the kernel may give the signal to any
-thread. A main thread that waits for a lock without an end is not woken by a signal that another
-thread got, and would take no notice of it until the wait is over: so no wait is longer than
-`SLICE_SECONDS`, between which the handler runs.
+Python runs the handler of a signal in the main thread, between any two of its instructions, and
+the kernel may give the signal to any thread. So a wait has two dangers:
+
+- a main thread that waits for a lock without an end is not woken by a signal that another thread
+  got, and takes no notice of it until the wait is over: no wait is longer than `SLICE_SECONDS`;
+- a handler that raises while `threading.Condition` releases or takes its lock leaves the lock
+  held for ever, or not held where ``with`` is about to release it. During a slice the handlers
+  only take a note; the signal is raised again after it, when no lock is held.
 """
 
 from __future__ import annotations
@@ -11,11 +15,20 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from contextlib import contextmanager
 from threading import Condition, Event
 from time import monotonic
+from types import FrameType
+from typing import TypeVar
 
-SLICE_SECONDS = 0.5
+T = TypeVar("T")
+
+SLICE_SECONDS = 0.1
+# Signals whose handlers raise in Python programs: Ctrl-C, an end by a batch system, a time limit.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")  # Windows has the first two
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 # Called before this thread waits for others; each returns a function to call afterwards, or None.
 PAUSES: list[Callable[[], Callable[[], None] | None]] = []
 
@@ -41,28 +54,101 @@ def blocking() -> Iterator[None]:
                 resume()
 
 
-def wait_for(
-    condition: Condition, predicate: Callable[[], object], timeout: float | None = None
-) -> bool:
-    """Wait on a condition, whose lock is held, until `predicate` is true; return whether it is."""
+@contextmanager
+def holding_signals() -> Iterator[None]:
+    """Have handlers of signals run only at the end, where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    all_handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: handler for number, handler in all_handlers.items() if callable(handler)}
+    noted: dict[int, None] = {}
+    is_over = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if is_over:  # a handler raised before this one was put back
+            signal.signal(number, handlers[number])
+            handlers[number](number, frame)
+        else:
+            noted[number] = None
+
+    try:
+        for number in handlers:
+            signal.signal(number, note)
+        yield
+    finally:
+        is_over = True
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        _raise_again(list(noted))
+
+
+def _raise_again(signals: list[int]) -> None:
+    if signals:
+        try:
+            signal.raise_signal(signals[0])
+        finally:
+            _raise_again(signals[1:])
+
+
+def in_slices(look: Callable[[float], T], timeout: float | None = None) -> T:
+    """Call `look` until it returns something true, or the time is up; return what it returned.
+
+    Parameters
+    ----------
+    look
+        Takes how many seconds it may wait.
+    timeout
+        In seconds; None for no limit.
+    """
     until = None if timeout is None else monotonic() + timeout
-    while not predicate():
-        left = SLICE_SECONDS if until is None else until - monotonic()
-        if left <= 0:
-            return False
-        condition.wait(min(left, SLICE_SECONDS))
-    return True
+    while True:
+        left = SLICE_SECONDS if until is None else max(0.0, until - monotonic())
+        with holding_signals():
+            found = look(min(left, SLICE_SECONDS))
+        if found or (until is not None and monotonic() >= until):
+            return found
+
+
+def wait_for(condition: Condition, take: Callable[[], T], timeout: float | None = None) -> T:
+    """Wait until `take`, called with the lock held, returns something true; return that.
+
+    The lock must not be held before: it is not while a signal is handled.
+    """
+
+    def look(seconds: float) -> T:
+        with condition:
+            found = take()
+            if not found and condition.wait(seconds):
+                found = take()
+            return found
+
+    return in_slices(look, timeout)
 
 
 def wait(event: Event, timeout: float | None = None) -> bool:
     """Wait until an event is set; return whether it is."""
-    until = None if timeout is None else monotonic() + timeout
-    while not event.is_set():
-        left = SLICE_SECONDS if until is None else until - monotonic()
-        if left <= 0:
-            return False
-        event.wait(min(left, SLICE_SECONDS))
-    return True
+    return in_slices(event.wait, timeout)
+
+
+def has_ended(future: Future[T], timeout: float | None = None) -> bool:
+    """Wait until a future of a thread has ended; return whether it has."""
+    return in_slices(lambda seconds: bool(wait_for_futures([future], seconds).done), timeout)
+
+
+def result_of(future: Future[T], timeout: float | None = None) -> T:
+    """Return what a future of a thread returned.
+
+    Raises
+    ------
+    TimeoutError
+        When it has not ended in time.
+    Exception
+        Whatever it raised.
+    """
+    if has_ended(future, timeout):
+        return future.result()
+    raise TimeoutError(f"no answer within {timeout:g} s")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.conductor import Conductor, Listener, Route, check_electron
-from atomizer_dask.conductors.dispatcher import SLICE_SECONDS, Dispatcher, as_error
+from atomizer_dask.conductors.dispatcher import Dispatcher, as_error
 from atomizer_dask.conductors.driver import Carrier, Driver, Source
 from atomizer_dask.conductors.electron_sender import ElectronSender
 from atomizer_dask.conductors.process_end import watch
@@ -31,6 +31,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin, StoreTarget
 from atomizer_dask.execution.input_checks import check_no_futures
 from atomizer_dask.future import ElectronFuture
+from atomizer_dask.interruptible import SLICE_SECONDS, has_ended, wait
 from atomizer_dask.policy import Policy
 from atomizer_dask.registry import registered
 from atomizer_dask.sweeps.sweep import Sweep
@@ -212,13 +213,13 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
             if until is not None and monotonic() > until:
                 return False
             if alive:
-                self._pause.wait(JOIN_SECONDS)
+                wait(self._pause, JOIN_SECONDS)
         return True
 
     def count_all(self) -> tuple[int, int]:
         """Return the census of the conductor's own channel, over all processes."""
         counted = self.ask(lambda: self.census(self.channel))
-        while not wait([counted], SLICE_SECONDS).done:  # however long the action before takes
+        while not has_ended(counted, SLICE_SECONDS):  # however long the action before takes
             if not self._dispatch().is_alive:
                 return 0, self._sender.count
         return counted.result()
@@ -377,7 +378,7 @@ class BatchConductor(LiveDisplay, Conductor, Carrier):
         self.do(lambda: left.extend(d.leave(error) for d in list(self._drivers)))
         until = monotonic() + LEAVE_SECONDS
         while not all(has_ended() for has_ended in left) and monotonic() < until:
-            self._pause.wait(JOIN_SECONDS)
+            wait(self._pause, JOIN_SECONDS)
         self.close()
 
     def disown(self) -> None:

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from heapq import heappop, heappush
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 from atomizer_dask.errors import AtomizerError, ConductorError, where_raised
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import SLICE_SECONDS, has_ended
 
 logger = logging.getLogger(__name__)
 STUCK_SECONDS = 5.0  # in one action, after which nobody waits for the dispatcher's thread
 STORING_SECONDS = 20.0  # likewise where the action writes to a store
 STORING = "atomizer_dask.store."  # prefix of the names of modules that do so
-SLICE_SECONDS = 0.1  # between two looks at the thread
 ACT_SECONDS = 60.0  # for an action that somebody waits for; it takes milliseconds
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Dispatcher:
             self.post(action)
             return
         answer, until = self.ask(action), monotonic() + ACT_SECONDS
-        while not wait([answer], SLICE_SECONDS).done:
+        while not has_ended(answer, SLICE_SECONDS):
             if not self.is_alive:
                 raise ConductorError(
                     Event("the conductor is closed", conductor_id=self._conductor_id)

@@ -98,7 +98,7 @@ class Ledger:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the run has ended, and return whether it has."""
-        with blocking(), self.changed:
+        with blocking():
             return wait_for(self.changed, lambda: self.ended, timeout)
 
     def snapshot(self) -> list[Part]:

@@ -242,9 +242,8 @@ class Results:
         """Yield the Properties of every electron, as they complete."""
         ledger, position = self._ledger, 0
         while True:
-            with ledger.changed:
-                wait_for(ledger.changed, lambda: len(ledger.parts) > position or ledger.ended)
-                parts = ledger.parts[position:]
+            wait_for(ledger.changed, lambda: len(ledger.parts) > position or ledger.ended)
+            parts = ledger.parts[position:]
             if not parts:
                 if ledger.error is not None:
                     raise ledger.error

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -181,6 +182,61 @@ def test_an_interrupt_that_another_thread_got_ends_the_wait(wait):
         with interrupted_elsewhere():
             wait(run)
         run.cancel()
+
+
+class Interrupted:
+    """Presses Ctrl-C when so many instructions of Python have been executed."""
+
+    def __init__(self, instructions):
+        self.left = instructions
+
+    def __call__(self, frame, event, argument):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+    def during(self, function):
+        """Call a function; return whether it was interrupted."""
+        sys.settrace(self)
+        try:
+            function()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return self.left <= 0  # pressed, and heard by nobody
+
+
+def wait_for_condition():
+    condition, answers = threading.Condition(), iter([False, True])
+    free = lambda: condition.acquire(blocking=False)  # noqa: E731
+    return lambda: interruptible.wait_for(condition, lambda: next(answers)), free
+
+
+def wait_for_event():
+    event = threading.Event()
+    return lambda: interruptible.wait(event, 0.002), lambda: event.set() is None
+
+
+@pytest.mark.parametrize("make", [wait_for_condition, wait_for_event])
+def test_no_interrupt_breaks_a_wait_or_leaves_a_lock_held(make, monkeypatch):
+    monkeypatch.setattr(interruptible, "SLICE_SECONDS", 1e-4)
+    instructions = 0
+    while True:
+        instructions += 1
+        press = Interrupted(instructions)
+        wait, is_free = make()
+        interrupted = press.during(wait)
+        if press.left > 0:
+            break
+        assert interrupted
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(is_free).result(10)
+    assert instructions > 100
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Terminal(io.TextIOWrapper):

@@ -291,7 +291,7 @@ class QueueConductor(Conductor):
         if self._connection.state == "connected" and not self._connection.is_current:
             flushed = threading.Event()
             self._connection.call(partial(self._wind_up, flushed, monotonic() + CLOSE_SECONDS))
-            flushed.wait(CLOSE_SECONDS + 1)
+            wait(flushed, CLOSE_SECONDS + 1)
         self._connection.abandon()
         self._publisher.fail(
             ConductorError(Event("the conductor was closed", conductor_id=self.id))

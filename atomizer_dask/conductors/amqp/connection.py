@@ -23,6 +23,7 @@ from atomizer_dask.conductors.status import ConductorState
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError, text_of
 from atomizer_dask.events import Event
+from atomizer_dask.interruptible import result_of
 
 if TYPE_CHECKING:
     from atomizer_dask.conductors.amqp.pika_connection import OnMessage
@@ -129,7 +130,7 @@ class BrokerConnection:
         self._patient_until = monotonic() + patience
         self.call(self._connect)
         try:
-            self._first.result(patience + setting("amqp.connect-timeout") + 1)
+            result_of(self._first, patience + setting("amqp.connect-timeout") + 1)
         except TimeoutError:
             self.abandon()
             raise _unreachable(self.address, "no answer in time") from None
@@ -163,7 +164,7 @@ class BrokerConnection:
                 answer.set_exception(error)
 
         self.call(act)
-        return answer.result(ANSWER_SECONDS)
+        return result_of(answer, ANSWER_SECONDS)
 
     def abandon(self) -> None:
         """Close the connection and end the thread; unconfirmed messages are given up."""

@@ -57,6 +57,7 @@ from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, StoreTarget
 from atomizer_dask.execution.packing import Packed
+from atomizer_dask.interruptible import wait
 from atomizer_dask.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ class DaskConductor(DaskCarrier):
         )
         # This process may end as soon as the scheduler has it.
         while not (future.done() or self._ask(self._client.run_on_scheduler, knows, future.key)):
-            self._pause.wait(JOIN_SECONDS)
+            wait(self._pause, JOIN_SECONDS)
 
     def whereabouts(self) -> dict[str, Any]:
         """Return type, threads, scheduler and workers, as the store of a run records them."""

@@ -16,6 +16,7 @@ from typing import Any
 from atomizer_dask.config import setting
 from atomizer_dask.electron import new_id
 from atomizer_dask.errors import StoreError
+from atomizer_dask.interruptible import has_ended
 from atomizer_dask.store.filesystem.urls import file_system_of
 
 _ABOUT_FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -109,12 +110,12 @@ class Folder:
 
         Thread(target=ask, name="atomizer-reach", daemon=True).start()
         seconds = setting("store.connect-timeout")
+        if not has_ended(answer, seconds):
+            raise unreachable(self.url, f"no answer within {seconds:g} s")
         try:
-            answer.result(seconds)
+            answer.result()
         except TimeoutError as error:
-            if answer.done():
-                raise unreachable(self.url, error) from error
-            raise unreachable(self.url, f"no answer within {seconds:g} s") from error
+            raise unreachable(self.url, error) from error
 
     def exists(self, name: str = "") -> bool:
         """Return whether there is such a file or folder."""

@@ -83,10 +83,9 @@ class Latest:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the latest request has an outcome, or `close`; return False on timeout."""
-        with self._changed:
-            return wait_for(
-                self._changed, lambda: self._answered == self._asked or self._closed, timeout
-            )
+        return wait_for(
+            self._changed, lambda: self._answered == self._asked or self._closed, timeout
+        )
 
     def close(self) -> None:
         """Cancel the electron under way, and end the thread."""

@@ -29,7 +29,7 @@ from atomizer_dask.conductors.dask.cluster.scheduler_file import NoSchedulerFile
 from atomizer_dask.config import setting
 from atomizer_dask.errors import ConductorError
 from atomizer_dask.events import Event
-from atomizer_dask.interruptible import SLICE_SECONDS
+from atomizer_dask.interruptible import has_ended
 from atomizer_dask.policy import seconds_of
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
@@ -308,14 +308,6 @@ def _client_within(seconds: float, where: Any, security: Any) -> Client:
 
 
 def _await(made: ThreadFuture[Client], seconds: float) -> Client:
-    """Wait in slices, between which Ctrl-C is heeded; see `interruptible`."""
-    until = monotonic() + seconds
-    while (left := until - monotonic()) > 0:
-        try:
-            return made.result(min(left, SLICE_SECONDS))
-        except TimeoutError:
-            if made.done():  # Dask raised it
-                raise
-    if made.cancel():
+    if not has_ended(made, seconds) and made.cancel():
         raise TimeoutError("no answer within that time")
     return made.result()

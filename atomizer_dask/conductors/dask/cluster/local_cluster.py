@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
@@ -37,7 +37,7 @@ from distributed.nanny import WorkerProcess
 from distributed.process import AsyncProcess
 
 from atomizer_dask.execution.quarantine.signals import blocked, end_group, heed_not
-from atomizer_dask.interruptible import SLICE_SECONDS
+from atomizer_dask.interruptible import result_of
 
 GRACE = 0.6  # of the time that Dask gives a worker to end; Dask warns after 0.8 of it
 QUIET_SECONDS = 5.0  # after a cluster has closed, in which its connections log that they end
@@ -73,9 +73,7 @@ def start_cluster(**options: Any) -> OwnCluster:
     with ThreadPoolExecutor(1, "atomizer-start") as thread:
         starting = thread.submit(OwnCluster, **options)
         try:
-            while not starting.done():
-                wait([starting], SLICE_SECONDS)
-            return starting.result()
+            return result_of(starting)
         except BaseException:
             if starting.exception() is None:
                 starting.result().close()
