@@ -12,7 +12,7 @@ from atomizer_dask.atoms.definition import Definition, as_definition, bind_fixed
 from atomizer_dask.conductor import Conductor
 from atomizer_dask.errors import RegistrationError
 from atomizer_dask.sweeps import lazy_values
-from atomizer_dask.sweeps.combined import same_bits
+from atomizer_dask.sweeps.equality import same_bits
 
 
 class Registry:

@@ -14,9 +14,8 @@ from atomizer_dask.atoms.definition import Definition, fixed_of
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.pickling import dump_watched, load_atom
 from atomizer_dask.atoms.shared_files import SharedFile, share
-from atomizer_dask.sweeps.columns import bytes_within
+from atomizer_dask.sweeps.columns import LARGE_BYTES, bytes_within
 
-LARGE_BYTES = 2**20  # from which a buffer, or all else of an atom, lies once on each host
 _MARK = b"atomizer\n"  # no pickle begins so
 _files: weakref.WeakKeyDictionary[Definition, list[SharedFile]] = weakref.WeakKeyDictionary()
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Column, Outcome
-from atomizer_dask.sweeps.columns import Values, as_objects, column, concatenate
+from atomizer_dask.sweeps.columns import LARGE_BYTES, Values, as_objects, column, concatenate
 
 
 def outputs_of(results: list[Any]) -> tuple[dict[str, Column], bool]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from atomizer_dask.atoms import pickling
-from atomizer_dask.atoms.atom_code import LARGE_BYTES, LargeBuffer
+from atomizer_dask.atoms.atom_code import LargeBuffer
 from atomizer_dask.atoms.code.buffers import digest_of_buffer
 from atomizer_dask.atoms.namespaces import HOME, inside, loads
 from atomizer_dask.atoms.shared_files import SharedFile, share
@@ -26,7 +26,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import BatchOutcome, Column, Outcome, StoredOutcome
 from atomizer_dask.interruptible import is_interrupt
-from atomizer_dask.sweeps.columns import Values
+from atomizer_dask.sweeps.columns import LARGE_BYTES, Values
 
 LARGE_BUFFER = 4096  # bytes; a smaller buffer costs less to copy than to send by itself
 _SAMPLE = 3  # results of a batch that are searched for classes

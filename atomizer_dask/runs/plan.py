@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import numpy as np
-
-from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.atoms.random_streams import RandomStream
@@ -17,6 +14,7 @@ from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import AttemptTerms, Batch, Origin, Positions, StoreTarget
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.options import MapOptions
+from atomizer_dask.sweeps.columns import LARGE_BYTES, is_plain_array
 from atomizer_dask.sweeps.lazy_values import is_dask_future
 from atomizer_dask.sweeps.sweep import Sweep
 
@@ -179,13 +177,11 @@ def _carried(
         return definition
     if promised:
         definition = definition.without_fixed(promised)
-    # Those in `fixed` are shared; those of an axis are inputs, of which each electron has its own.
-    return definition.with_fixed(constants, [n for n, v in constants.items() if not _is_shared(v)])
-
-
-def _is_shared(constant: Any) -> bool:
-    """Return whether electrons may share a constant: an array is read-only in the atom."""
-    return type(constant) is np.ndarray and not constant.dtype.hasobject
+    # Those in `fixed` are shared; those of an axis are inputs, of which each electron has its own
+    # unless it is an array, which is read-only in the atom.
+    return definition.with_fixed(
+        constants, [n for n, v in constants.items() if not is_plain_array(v)]
+    )
 
 
 @dataclass(frozen=True, slots=True)

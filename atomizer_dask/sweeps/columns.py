@@ -27,6 +27,7 @@ _DTYPES: dict[type, np.dtype[Any]] = {
 }
 _OBJECT = np.dtype(object)
 _OF_ONE_DTYPE = (np.number, np.bool_)  # np.timedelta64 is a number, and has many
+LARGE_BYTES = 2**20  # of a value that is not copied along with others, and lies once on each host
 _USUAL_BYTES = 64  # of an object without `nbytes`
 
 
@@ -54,6 +55,11 @@ def common_dtype(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
         except TypeError:  # days and years, say, have no unit in common
             return _OBJECT
     return _OBJECT
+
+
+def is_plain_array(value: Any) -> bool:
+    """Return whether a value is an array of NumPy's own that holds no Python objects."""
+    return type(value) is np.ndarray and not value.dtype.hasobject
 
 
 def as_objects(values: Sequence[Any]) -> np.ndarray:

@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from atomizer_dask.sweeps.columns import Values, as_objects, concatenate, loop_values
-from atomizer_dask.sweeps.equality import alike
+from atomizer_dask.sweeps.columns import (
+    Values,
+    as_objects,
+    concatenate,
+    is_plain_array,
+    loop_values,
+)
+from atomizer_dask.sweeps.equality import alike, same_bits
 from atomizer_dask.sweeps.inputs import (
     Columns,
     Inputs,
@@ -75,7 +81,7 @@ class SelectedRows(Sweep):
 
 
 def _same(one: Any, other: Any) -> bool:
-    if type(one) is np.ndarray and type(other) is np.ndarray and not one.dtype.hasobject:
+    if is_plain_array(one) and is_plain_array(other):
         return same_bits(one, other)
     return alike(one, other)
 
@@ -257,13 +263,3 @@ class Concatenated(Sweep):
             name: concatenate([numpy_or_extension(part[name]) for part in parts])
             for name in parts[0]
         }
-
-
-def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two arrays, of anything but objects, have the same type, shape and bits."""
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    if type(one) is not type(other) or one.dtype.hasobject:
-        return False
-    a, b = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
-    return np.array_equal(a, b)

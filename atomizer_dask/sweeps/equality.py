@@ -37,6 +37,16 @@ def alike(one: Any, other: Any) -> bool:
     return key_of(one) == key_of(other)
 
 
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays, of anything but objects, have the same type, shape and bits."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if type(one) is not type(other) or one.dtype.hasobject:
+        return False
+    a, b = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
+    return np.array_equal(a, b)
+
+
 def same_columns(one: Values, other: Values, *, scalars: tuple[bool, bool]) -> bool:
     """Whether loops over two columns, given as arrays or not, give the same inputs."""
     if isinstance(one, range) and isinstance(other, range):

@@ -11,7 +11,7 @@ import numpy as np
 
 from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError
-from atomizer_dask.sweeps.columns import Values, as_objects, column
+from atomizer_dask.sweeps.columns import LARGE_BYTES, Values, as_objects, column
 from atomizer_dask.sweeps.copies import can_change, own_copies
 from atomizer_dask.sweeps.lazy_values import check_sweep
 
@@ -32,11 +32,15 @@ class Given:
         The values that a frame shows and a vectorised atom is given: of one dtype if possible.
     scalars
         Whether a ``for`` loop over it gives NumPy's scalars; see `columns.loop_values`.
+    repeats
+        Whether its values are large arrays of one shape and dtype, some of them the same object,
+        so that they are stacked for a vectorised atom alone, batch by batch.
     """
 
     values: Values
     shown: Values
     scalars: bool = False
+    repeats: bool = False
 
     @property
     def form(self) -> Form:
@@ -66,6 +70,11 @@ def of_list(values: list[Any]) -> Given:
     """Return a column given as a list, or as anything else that can be iterated."""
     kinds = set(map(type, values))
     only = kinds.pop() if len(kinds) == 1 else object
+    if only is np.ndarray and _repeats(values):
+        shared = own_copies(values)
+        for value in shared:  # frames show these very objects
+            value.flags.writeable = False
+        return Given(as_objects(shared), as_objects(shared), repeats=True)
     if only in _PLAIN or only is np.ndarray or issubclass(only, np.generic):
         array = column(values, {only})
         has_units = array.dtype.kind in "mM" and len({v.dtype for v in values}) > 1
@@ -74,6 +83,15 @@ def of_list(values: list[Any]) -> Given:
     held = as_objects(own_copies(values) if can_change(values) else values)
     shown = _typed(values)
     return Given(held, held if shown.dtype == object else shown)
+
+
+def _repeats(arrays: list[np.ndarray]) -> bool:
+    first = arrays[0]
+    return (
+        first.nbytes >= LARGE_BYTES
+        and len(set(map(id, arrays))) < len(arrays)
+        and len({(each.shape, each.dtype) for each in arrays}) == 1
+    )
 
 
 def of_series(series: Any) -> Given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from atomizer_dask.display import markup
 from atomizer_dask.display.text import brief
 from atomizer_dask.errors import InvalidSweepError
 from atomizer_dask.sweeps import lazy_values, summary
-from atomizer_dask.sweeps.columns import Values, as_objects
-from atomizer_dask.sweeps.copies import own_payload
-from atomizer_dask.sweeps.equality import alike
+from atomizer_dask.sweeps.columns import LARGE_BYTES, Values, as_objects, is_plain_array
+from atomizer_dask.sweeps.copies import own_copy, own_payload
+from atomizer_dask.sweeps.equality import alike, same_bits
 from atomizer_dask.sweeps.inputs import Rows
 from atomizer_dask.sweeps.received import of_list
 from atomizer_dask.sweeps.sweep import Sweep
@@ -27,6 +28,8 @@ class Streamed(Sweep):
         self._drawn: list[Mapping[str, Any]] = []
         self._length: int | None = None
         self._expected: list[Mapping[str, Any]] = []
+        # Of each field the latest large array, and the copy of it.
+        self._latest: dict[str, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}
         self.is_read = False
 
     @property
@@ -108,8 +111,28 @@ class Streamed(Sweep):
                     "parameter names to values"
                 )
             lazy_values.check_payload(row)
-            self._drawn.append(own_payload(row))  # the iterator may reuse the mapping
+            self._drawn.append(self._own(row))  # the iterator may reuse the mapping
             yield len(self._drawn)
+
+    def _own(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a copy of a row, which shares large arrays with that of the row before."""
+        if not any(map(_is_large, row.values())):
+            owned: dict[str, Any] = own_payload(row)
+            return owned
+        return {
+            name: self._own_array(name, value) if _is_large(value) else own_copy(value)
+            for name, value in row.items()
+        }
+
+    def _own_array(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name in self._latest:
+            original, copied = self._latest[name]
+            if original() is value and same_bits(value, copied):  # it may have changed since
+                return copied
+        copied = value.copy("K")
+        copied.flags.writeable = False  # frames show this very array
+        self._latest[name] = weakref.ref(value), copied
+        return copied
 
     def end(self) -> int:
         """Set the length to the number of rows drawn so far, unless it is set, and return it."""
@@ -128,4 +151,12 @@ class Streamed(Sweep):
         names = dict.fromkeys(
             name for row in rows for name in row if wanted is None or name in wanted
         )
-        return {name: of_list([row.get(name) for row in rows]).shown for name in names}
+        return {name: _shown([row.get(name) for row in rows]) for name in names}
+
+
+def _is_large(value: Any) -> bool:
+    return is_plain_array(value) and value.nbytes >= LARGE_BYTES
+
+
+def _shown(values: list[Any]) -> Values:
+    return as_objects(values) if all(map(_is_large, values)) else of_list(values).shown

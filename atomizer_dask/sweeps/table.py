@@ -33,6 +33,7 @@ class Table(Sweep):
         self._columns = {name: column.shown for name, column in columns.items()}
         self._sent = {name: column.values for name, column in columns.items()}
         self._scalars = frozenset(name for name, column in columns.items() if column.scalars)
+        self._stacked = frozenset[str]()
         self._frame = frame
         lengths = {name: len(values) for name, values in self._columns.items()}
         if len(set(lengths.values())) > 1:
@@ -74,15 +75,20 @@ class Table(Sweep):
         converted = copy(self)
         converted._sent = {name: as_array(values) for name, values in self._columns.items()}
         converted._scalars = frozenset()
+        converted._stacked = frozenset(n for n, column in self.given.items() if column.repeats)
         return converted
 
     def take(self, start: int, stop: int) -> Columns:  # noqa: D102
         data = {name: values[start:stop] for name, values in self._sent.items()}
-        return Columns(data, stop - start, self._scalars)
+        return self._inputs(data, stop - start)
 
     def pick(self, positions: np.ndarray) -> Columns:  # noqa: D102
         data = {name: take(values, positions) for name, values in self._sent.items()}
-        return Columns(data, len(positions), self._scalars)
+        return self._inputs(data, len(positions))
+
+    def _inputs(self, data: dict[str, Values], length: int) -> Columns:
+        stacks: dict[str, Values] = {name: np.stack(list(data[name])) for name in self._stacked}
+        return Columns(data | stacks, length, self._scalars)
 
     def columns(self, wanted: Collection[str] | None = None) -> dict[str, Values]:  # noqa: D102
         return {n: v for n, v in self._columns.items() if wanted is None or n in wanted}

@@ -14,7 +14,6 @@ import dask
 from distributed import Client, Future, KilledWorker, wait
 from distributed.comm import CommClosedError
 
-from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.shared_files import SharedFile
 from atomizer_dask.conductors.dask.cluster import internals
@@ -41,6 +40,7 @@ from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.input_checks import why_not_sent
 from atomizer_dask.execution.outcome import Outcome
 from atomizer_dask.execution.packing import Packed, pack, unpack_outcome
+from atomizer_dask.sweeps.columns import LARGE_BYTES
 
 logger = logging.getLogger(__name__)
 

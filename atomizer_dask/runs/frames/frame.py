@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.failure import utc
 from atomizer_dask.execution.outcome import Column, RunPart
 from atomizer_dask.sweeps.columns import (
+    LARGE_BYTES,
     METADATA_PREFIX,
     OUTPUT_PREFIX,
     Values,
@@ -270,9 +270,13 @@ def _is_whole(positions: Any, count: int | None) -> bool:
 def _inputs(sweep: Sweep, positions: Any, wanted: Collection[str] | None = None) -> dict[str, Any]:
     if _is_whole(positions, sweep.length):
         columns = sweep.cells(None, wanted).items()
-        return {name: _series(v, owned=isinstance(v, range)) for name, v in columns}
+        return {name: _input(v, owned=isinstance(v, range)) for name, v in columns}
     columns = sweep.cells(numpy_values(positions), wanted).items()
-    return {name: _series(values, owned=True) for name, values in columns}
+    return {name: _input(values, owned=True) for name, values in columns}
+
+
+def _input(values: Values, *, owned: bool) -> Any:
+    return cells if (cells := _cells([values])) is not None else _series(values, owned=owned)
 
 
 def output_names(parts: Sequence[RunPart]) -> list[str]:

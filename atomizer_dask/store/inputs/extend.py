@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from atomizer_dask.atoms.atom_code import LARGE_BYTES
 from atomizer_dask.errors import InvalidSweepError, StoreError
 from atomizer_dask.store.inputs.row_map import RowMap
 from atomizer_dask.store.inputs.row_matching import match
@@ -22,7 +21,7 @@ from atomizer_dask.store.inputs.sweep_files import (
 )
 from atomizer_dask.store.layout import SWEEP
 from atomizer_dask.store.store import Store
-from atomizer_dask.sweeps.columns import Values
+from atomizer_dask.sweeps.columns import LARGE_BYTES, Values
 from atomizer_dask.sweeps.combined import Concatenated, SelectedRows, WithDefaults
 from atomizer_dask.sweeps.equality import same_columns
 from atomizer_dask.sweeps.grid import Grid

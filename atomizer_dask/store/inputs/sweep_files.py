@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -155,20 +157,30 @@ def load_sweep(store: Store, described: Mapping[str, Any], *, allow_pickle: bool
         if described["kind"] == "stream":
             return Streamed.read(described["electrons"])
         forms = described.get("given", {})  # early versions did not say
+        loaded = _load_columns(store, f"{SWEEP}/{described['file']}", allow_pickle)
         columns = {
-            name: restored(values, forms.get(name, "series"))
-            for name, values in _load_columns(
-                store, f"{SWEEP}/{described['file']}", allow_pickle
-            ).items()
+            name: restored(values, forms.get(name, "series")) for name, values in loaded.items()
         }
         frame = None
         if "index" in described:
             index = store.read(f"{SWEEP}/{described['index']}").to_pandas().index
+            columns = {name: _in_frame(column) for name, column in columns.items()}
             shown = {name: column.shown for name, column in columns.items()}
             frame = pd.DataFrame(shown, index=index)
         return Table(columns, frame, is_as_given="given" in described)
     except FileNotFoundError as error:
         raise StoreError(f"{store.folder.url} lacks a file of its sweep: {error}", error) from error
+
+
+def _in_frame(column: Given) -> Given:
+    """Return a column as a Series holds it: arrays are objects, also those of one shape."""
+    return replace(column, values=_cells(column.values), shown=_cells(column.shown))
+
+
+def _cells(values: Values) -> Values:
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        return as_objects(list(values))
+    return values
 
 
 def _load_axis(store: Store, axis: Mapping[str, Any], allow_pickle: bool) -> Given:
