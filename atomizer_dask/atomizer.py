@@ -16,6 +16,7 @@ from atomizer_dask.conductors.batch_conductor import BatchConductor
 from atomizer_dask.conductors.receiver import answered
 from atomizer_dask.conductors.roster import Roster
 from atomizer_dask.config import check
+from atomizer_dask.console.recorder import PRINTED
 from atomizer_dask.display.completion import offers
 from atomizer_dask.display.live import ExplorerWidget, LiveDisplay, widgets
 from atomizer_dask.electron import Electron
@@ -212,6 +213,7 @@ class Atomizer(LiveDisplay):
         name: str | None = None,
         copy_state: bool = False,
         priority: int = 0,
+        output: str = "keep",
     ) -> Run:
         """Have one electron executed for each row of a sweep.
 
@@ -277,6 +279,10 @@ class Atomizer(LiveDisplay):
             A whole number from -1000 to 1000. Runs of a higher priority, and what their electrons
             send, go first wherever they share threads with other runs or with other clients of the
             scheduler; runs of the same priority share equally.
+        output
+            What becomes of what the atom prints, logs and warns of. ``"keep"``: `Run.output` has
+            it, and the store. ``"stream"``: it is shown here too, as it comes, each line with the
+            label of its electron. ``"drop"``: nothing is kept.
 
         Returns
         -------
@@ -307,6 +313,7 @@ class Atomizer(LiveDisplay):
             copy_state=copy_state,
             allow_pickle=allow_pickle,
             priority=priority,
+            output=output,
         )
         if detached and store is None:
             raise StoreError("a detached run needs a store, or nobody could find it: give store=")
@@ -488,6 +495,10 @@ class Atomizer(LiveDisplay):
     def emit(self, event: Event) -> None:
         """Note an event: on the atomizer's streams, and on those of its run."""
         run = self._runs.get(event.run_id)
+        if PRINTED in event.fields:  # no event: it is shown as it comes
+            if run is not None:
+                run.show_printed(event.fields[PRINTED])
+            return
         if run is not None:
             run.note(event)
         elif event.conductor_id and not event.run_id:  # a worker is lost: it concerns all of them

@@ -302,7 +302,7 @@ def told(plan, capsys):
         counts = ", ".join(f"{count} {name}" for name, count in plan.counts.items() if count)
         seconds = time.perf_counter() - began
         with capsys.disabled():
-            print(f"\nchaos: {plan}: {counts or 'undisturbed'}; {seconds:.1f} s, {ended}")  # noqa: T201
+            print(f"\nchaos: {plan}: {counts or 'undisturbed'}; {seconds:.1f} s, {ended}")
 
 
 def start(plan, atomizer):

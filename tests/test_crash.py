@@ -536,7 +536,7 @@ def told(crash, seed, capsys):
         kills = Counter(kill.kind for kill in crash.kills)
         leased = sum(kill.leased for kill in crash.kills)
         with capsys.disabled():
-            print(  # noqa: T201
+            print(
                 f"\ncrash: seed {seed}, {crash.name}, {crash.electrons:,} electrons, "
                 f"killed {dict(kills)}, executed twice {dict(twice[0]) if twice else '?'} of "
                 f"{leased:,} in flight; {time.perf_counter() - began:.1f} s, {ended}"

@@ -12,6 +12,7 @@ from atomizer_dask.atoms.namespaces import HOME
 from atomizer_dask.atoms.random_streams import RandomStream
 from atomizer_dask.atoms.signature import with_values
 from atomizer_dask.conductor import Route
+from atomizer_dask.console.recorder import Allowance
 from atomizer_dask.electron import Electron
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, Inputs, Rows, payload_of
@@ -171,6 +172,8 @@ class Batch:
         Seconds until its turn among the batches of all sources; see `fair_share`.
     code
         A digest of the user's own code among its inputs, set by the worker that unpickles it.
+    allowance
+        How much is kept of what they print; None where that goes where prints of the process go.
     shared
         Fixed values that do not travel with the atom, by name: Futures of Dask, on their way.
     """
@@ -197,6 +200,7 @@ class Batch:
     due_seconds: float = 0.0
     code: str = ""
     shared: Mapping[str, Any] | None = None
+    allowance: Allowance | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

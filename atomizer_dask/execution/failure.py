@@ -134,6 +134,10 @@ class FailureLog:
         self.offsets.append(offset)
         self.codes.append(self._known[alike])
 
+    def has(self, offset: int) -> bool:
+        """Return whether the electron at an offset has failed, one of the latest."""
+        return offset in self.offsets[-2:]
+
     def drop_from(self, offset: int) -> None:
         """Forget the failures from an offset on: these electrons fail with something else."""
         known = self.count_before(offset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -15,6 +15,7 @@ from atomizer_dask.atoms.base import Atom
 from atomizer_dask.atoms.context import ChildSender
 from atomizer_dask.atoms.definition import Definition
 from atomizer_dask.atoms.random_streams import Positioned, RandomStream
+from atomizer_dask.console.recorder import PRINTED, Piece, Recorder
 from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.failure import FailureLog
@@ -134,6 +135,21 @@ class Lease:
         self._reported = 0
         self._so_far: Callable[[], Outcome] | None = None
         self.failures = FailureLog()
+        self.recorder: Recorder | None = None
+        if batch.allowance is not None:
+            self.recorder = Recorder(batch.allowance, self._show)
+            self.recorder.has_failed = self.failures.has
+
+    def _show(self, pieces: list[Piece]) -> None:
+        """Have the client show what running electrons print."""
+        batch = self.batch
+        shown = [(int(batch.positions[offset]), *rest) for offset, *rest in pieces]
+        self.emit(Event("", atom_id=batch.atom_id, run_id=batch.run_id, fields={PRINTED: shown}))
+
+    def runs(self, offset: Callable[[], int], ended: Sized) -> None:
+        """Note how to find out which electron runs; see `Recorder.runs`."""
+        if self.recorder is not None:
+            self.recorder.runs(offset, ended)
 
     def surrender(self) -> None:
         """Give back the electrons that have not been begun, where the site takes any back."""
@@ -304,6 +320,7 @@ class Lease:
             counts=counts,
             worker=self.site.name,
             scalar=scalar,
+            printed=None if self.recorder is None else self.recorder.until(stop),
         )
 
     def fail(self, offset: int, error: BaseException) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from atomizer_dask.config import setting
 from atomizer_dask.policy import OnFailure, Policy, priority_of, seconds_of
 
+OUTPUTS = ("keep", "stream", "drop")
+
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
@@ -27,6 +29,8 @@ class MapOptions:
         Whether a store may keep values that have no Arrow type as pickles.
     priority
         A run of a higher priority goes first.
+    output
+        What becomes of what atoms print: ``keep``, ``stream`` or ``drop``.
     """
 
     timeout: float | None
@@ -34,6 +38,7 @@ class MapOptions:
     copy_state: bool = False
     allow_pickle: bool = False
     priority: int = 0
+    output: str = "keep"
 
     @classmethod
     def of(
@@ -46,6 +51,7 @@ class MapOptions:
         copy_state: bool = False,
         allow_pickle: bool = False,
         priority: int = 0,
+        output: str = "keep",
     ) -> MapOptions:
         """Return the options that a user gave, and what is configured for the rest.
 
@@ -61,7 +67,11 @@ class MapOptions:
         )
         limit = setting("map.timeout") if timeout is None else seconds_of(timeout, "timeout")
         limit = None if limit == inf else limit
-        return cls(limit, policy, copy_state, allow_pickle, priority_of(priority))
+        if output not in OUTPUTS:
+            raise ValueError(
+                f"output is {output!r}, expected one of {', '.join(map(repr, OUTPUTS))}"
+            )
+        return cls(limit, policy, copy_state, allow_pickle, priority_of(priority), output)
 
     def to_json(self) -> dict[str, Any]:
         """Return them as they stand in a manifest; a function as policy is not kept."""
@@ -73,6 +83,7 @@ class MapOptions:
             "backoff": self.policy.backoff,
             "copy_state": self.copy_state,
             "priority": self.priority,
+            "output": self.output,
             "allow_pickle": self.allow_pickle,
         }
 
@@ -86,6 +97,7 @@ class MapOptions:
             kept["copy_state"],
             kept["allow_pickle"],
             kept.get("priority", 0),
+            kept.get("output", "keep"),
         )
 
     def with_priority(self, priority: int | None) -> MapOptions:

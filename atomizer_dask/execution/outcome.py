@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from atomizer_dask.console.printed import Printed
 from atomizer_dask.errors import ElectronError
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.failure import Failure, utc
@@ -59,6 +60,8 @@ class Outcome:
         some of it; None where there are none.
     is_whole
         Whether `unstored` has everything that they returned.
+    printed
+        What the electrons have printed, by offset in the batch.
     """
 
     stop: int
@@ -75,6 +78,7 @@ class Outcome:
     first: int = 0
     unstored: dict[str, Column] | None = None
     is_whole: bool = True
+    printed: Printed | None = None
 
     def __len__(self) -> int:
         return self.stop - self.first
@@ -134,6 +138,7 @@ class Outcome:
             ends=(ends[a:b] - self.start_ns) / 1e9,
             counts=None,
             unstored=self._unstored_of(_between(len(failed), low, high)),
+            printed=None if self.printed is None else self.printed.of_offsets(start, stop),
         )
 
     def _unstored_of(self, wanted: np.ndarray) -> dict[str, Column] | None:
@@ -143,7 +148,10 @@ class Outcome:
         return {name: _pick(output, wanted) for name, output in self.unstored.items()}
 
     def pick(self, wanted: np.ndarray) -> Outcome:
-        """Return the part about the electrons where the mask `wanted` is True."""
+        """Return the part about the electrons where the mask `wanted` is True.
+
+        Without what they have printed, whose offsets would be others.
+        """
         failed = np.asarray(self.failed, dtype=np.int64)
         bad = np.zeros(len(self), dtype=bool)
         bad[failed] = True
@@ -160,6 +168,7 @@ class Outcome:
             ends=(ends[wanted] - self.start_ns) / 1e9,
             counts=None,
             unstored=self._unstored_of(stays),
+            printed=None,
         )
 
     def failed_mask(self) -> np.ndarray:
@@ -319,6 +328,8 @@ class StoredOutcome:
         Offsets in the batch of the failed electrons.
     failed
         The outcome of the failed electrons alone.
+    printed
+        What the electrons have printed, by offset in the batch.
     """
 
     first: int
@@ -328,6 +339,7 @@ class StoredOutcome:
     name: str
     offsets: np.ndarray
     failed: Outcome
+    printed: Printed | None = None
 
     def __len__(self) -> int:
         return self.stop - self.first

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from atomizer_dask.console.printed import join_printed
 from atomizer_dask.execution.failure import Failure
 from atomizer_dask.execution.outcome import Column, Outcome
 from atomizer_dask.sweeps.columns import LARGE_BYTES, Values, as_objects, column, concatenate
@@ -360,4 +361,5 @@ def join_outcomes(pieces: list[Outcome], worker: str, *, exact: bool) -> Outcome
         counts=None,
         worker=worker,
         scalar=exact or all(piece.scalar for piece in pieces if len(piece) > len(piece.failed)),
+        printed=join_printed(piece.printed for piece in pieces),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from sys import getrefcount
 from time import perf_counter, time_ns
@@ -58,6 +59,7 @@ def run_each(lease: Lease, definition: Definition) -> Outcome:
     # before they are millions of objects.
     while count := claims.draw():
         first, *others = arguments(offset, offset + count)
+        lease.runs(partial(_running, offset, ends), ends)
         calls = map(call, claims.each_of(first), *others)
         _execute_piece(calls, lease, claims, offset, results, ends)
         offset += len(ends)
@@ -110,6 +112,11 @@ def _execute_piece(
         # `for` took a StopIteration that the atom raised for the end of its electrons.
         lease.fail(offset + len(ends), RuntimeError("the atom raised StopIteration"))
         stamp(clock())
+
+
+def _running(offset: int, ends: list[float]) -> int:
+    """Return the offset of the running electron of a piece that begins at an offset."""
+    return offset + len(ends)
 
 
 def _concatenated(times: list[np.ndarray]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 from atomizer_dask.atoms.context import EXECUTING
 from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.atoms.global_generators import TURN
+from atomizer_dask.console.capture import recording
 from atomizer_dask.execution.batch import Batch
 from atomizer_dask.execution.calls import inputs_as_columns
 from atomizer_dask.execution.lease import HAND_OVER_SECONDS, Lease, LeaseSite, SingletonSlot
@@ -114,10 +115,11 @@ def _run(lease: Lease, definition: Definition) -> Outcome:
     if lease.site.isolates(lease.batch, definition):
         return _run_pieces(lease, definition)
     inputs = inputs_as_columns(definition, lease.batch)
-    if inputs is not None:
-        assert isinstance(definition, FunctionAtom)
-        return run_slices(lease, definition, inputs)
-    return run_each(lease, definition)
+    with recording(lease.recorder):
+        if inputs is not None:
+            assert isinstance(definition, FunctionAtom)
+            return run_slices(lease, definition, inputs)
+        return run_each(lease, definition)
 
 
 def _run_pieces(lease: Lease, definition: Definition) -> Outcome:

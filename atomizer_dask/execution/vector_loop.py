@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter, time_ns
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from atomizer_dask.atoms.context import Context
 from atomizer_dask.atoms.definition import FunctionAtom
+from atomizer_dask.console.recorder import muted
 from atomizer_dask.errors import DependentRowsError
 from atomizer_dask.events import Event
 from atomizer_dask.execution.calls import own_array, seeded
@@ -86,11 +87,7 @@ def _run_slice(
     arguments = arguments_of_slice(columns, offset, count)
     if definition.takes_context:
         arguments["context"] = Context(lease, offset, count)
-    function = lease.batch.bound(definition.called)
-    if definition.draws_from:
-        function = seeded(lease, function, definition.draws_from, offset)
-    if lease.watch is not None:
-        function = watched(function, lease.watch, offset, count)
+    function = _function_of_slice(lease, definition, offset, count)
     try:
         result = own_slice(function(**arguments))
     except BaseException as error:  # noqa: BLE001 - SystemExit in an atom is its failure too
@@ -116,6 +113,18 @@ def _run_slice(
             lease.fail(offset + position, mark)
     columns_out = {name: Column(values) for name, values in outputs.items()}
     return [(count - len(errors), columns_out)]
+
+
+def _function_of_slice(
+    lease: Lease, definition: FunctionAtom[..., Any], offset: int, count: int
+) -> Callable[..., Any]:
+    lease.runs(lambda: offset, ())
+    function = lease.batch.bound(definition.called)
+    if definition.draws_from:
+        function = seeded(lease, function, definition.draws_from, offset)
+    if lease.watch is not None:
+        function = watched(function, lease.watch, offset, count)
+    return function
 
 
 class _Silent:
@@ -189,7 +198,8 @@ class _Examination:
             arguments["context"] = Context(silent, start, count)
         try:
             function = self._lease.batch.bound(self._definition.called)
-            result, errors = errors_of_slice(function(**arguments), count)
+            with muted(self._lease.recorder):
+                result, errors = errors_of_slice(function(**arguments), count)
             return None if errors else outputs_of_slice(result, count)
         except TimeIsUp:
             raise

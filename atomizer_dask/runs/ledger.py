@@ -19,6 +19,7 @@ from atomizer_dask.execution.batch import AttemptTerms, Batch, Origin
 from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.interruptible import blocking, wait_for
 from atomizer_dask.properties import Properties
+from atomizer_dask.runs.output_log import OutputLog
 from atomizer_dask.store.layout import State
 from atomizer_dask.store.stored_part import Part, StoredPart
 from atomizer_dask.store.tables import Failed
@@ -43,6 +44,8 @@ class Ledger:
     parts
         Outcomes of the electrons, in the order of arrival. Where an electron is in two parts, the
         later one counts.
+    output
+        What the electrons have printed.
     history
         Errors of the superseded attempts of an electron, by position.
     done, failed, cancelled
@@ -56,6 +59,7 @@ class Ledger:
         self.error: AtomizerError | None = None
         self.parts: list[Part] = []
         self.history: dict[int, tuple[ElectronError, ...]] = {}
+        self.output = OutputLog()
         self.done = 0
         self.failed = 0
         self.cancelled = 0

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from atomizer_dask.atoms.code.fingerprint import Code
 from atomizer_dask.atoms.definition import Definition, FunctionAtom
 from atomizer_dask.atoms.random_streams import RandomStream
+from atomizer_dask.console.recorder import Allowance
 from atomizer_dask.errors import AtomizerError, ElectronError
 from atomizer_dask.events import Event, Level
 from atomizer_dask.execution.batch import AttemptTerms, Batch, Origin, Positions, StoreTarget
@@ -147,8 +148,12 @@ class Plan:
         earlier: list[tuple[ElectronError, ...]] | None,
         epoch: int,
         root: str,
+        allowance: Callable[[str], Allowance],
     ) -> Batch:
-        """Return the electrons at `positions` as a batch; see `Batch` for the parameters."""
+        """Return the electrons at `positions` as a batch; see `Batch` for the parameters.
+
+        `allowance` returns how much is kept of what they print, by the option of `map`.
+        """
         return Batch(
             key=key,
             atom_id=self.definition.id,
@@ -166,6 +171,7 @@ class Plan:
             seconds=seconds,
             sink=self.sink,
             shared=self.promised or None,
+            allowance=allowance(self.options.output),
         )
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from atomizer_dask.console.printed import Line
+from atomizer_dask.console.recorder import Piece
 from atomizer_dask.errors import StoreError
 from atomizer_dask.execution.outcome import RunPart
 from atomizer_dask.interruptible import wait_for
@@ -17,7 +29,9 @@ from atomizer_dask.runs.frames.frame import errors_frame, failures_frame, output
 from atomizer_dask.runs.frames.read import add_work, read_parts, to_dask, work_of
 from atomizer_dask.runs.frames.selection import Selection
 from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.output_log import output_frame, show
 from atomizer_dask.store.inputs.row_map import RowMap
+from atomizer_dask.store.output_files import read_printed
 from atomizer_dask.store.provenance import described_values
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import Part, StoredPart
@@ -26,7 +40,7 @@ from atomizer_dask.sweeps.columns import numpy_values
 if TYPE_CHECKING:
     import pandas as pd
 
-
+LAST_LINES = 10  # of what a failed electron has printed, which stand beside its failure
 T = TypeVar("T")
 
 
@@ -225,9 +239,14 @@ class Results:
 
     @property
     def errors(self) -> pd.DataFrame:
-        """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker."""
+        """The failed electrons so far: inputs, kind, type, message, traceback, attempts, worker.
+
+        Also ``tier``, ``seconds``, ``printed`` (the last lines of the electron) and ``history``.
+        """
         history = self._ledger.history
-        return errors_frame(self.sweep, self.failed_rows(), self._view.as_keys(history))
+        failed = self.failed_rows()
+        printed = self.last_lines({row for part in failed for row in part.failed_positions()})
+        return errors_frame(self.sweep, failed, self._view.as_keys(history), printed)
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -237,6 +256,78 @@ class Results:
         `replay`), ``message`` (of the first one) and ``hint`` (what to do).
         """
         return failures_frame(self.sweep, self.failed_rows())
+
+    @property
+    def output(self) -> pd.DataFrame:
+        """What electrons have printed so far: a row per line, in the order of the electrons.
+
+        Columns ``row`` (the label of the electron in the index of the frame), ``time`` (UTC),
+        ``stream`` (``stdout``, ``stderr``, ``logging`` or ``warnings``; ``left out`` where more
+        was printed than is kept), ``level`` of records and warnings, ``text``, ``attempt``.
+        """
+        known = self._labelled(self._printed_lines())
+        return output_frame([line for _, line in known], [label for label, _ in known])
+
+    def _labelled(self, lines: Iterable[Line]) -> list[tuple[Any, Line]]:
+        label_of, known = self._view.labels(), []
+        for line in lines:
+            with suppress(LookupError):  # of a row of an earlier sweep
+                known.append((label_of(line.electron), line))
+        return known
+
+    def output_of(self, electron: Any) -> str:
+        """Return what an electron has printed, in all its attempts.
+
+        Parameters
+        ----------
+        electron
+            Its label in the index of the frame, or its id.
+
+        Raises
+        ------
+        KeyError
+            Where the run has no such electron, or several.
+        """
+        position = self._view.find(electron, self.id)
+        lines = self._printed_lines({position})
+        return "".join(f"{line.text}\n" for line in lines)
+
+    @property
+    def printed_count(self) -> int:
+        """How many pieces of text, about as many as lines, have been printed under this process."""
+        return self._ledger.output.count
+
+    def latest_lines(self, count: int) -> tuple[list[tuple[Any, Line]], int]:
+        """Return the newest lines, each with the label of its electron, and how many there are."""
+        log = self._ledger.output
+        lines, total = log.latest(count), log.count
+        if not total:  # another process has the run, or had it
+            lines = self._printed_lines()
+            total = len(lines)
+        newest = sorted(lines, key=lambda line: line.time_ns)[-count:]
+        return self._labelled(newest), total
+
+    def last_lines(self, rows: Collection[int]) -> dict[int, str]:
+        """Return the last lines that the electrons of some rows of the sweep have printed."""
+        electrons = {self._view.electron(row): row for row in rows}
+        latest: dict[int, deque[str]] = {}
+        for line in self._printed_lines(electrons.keys()) if electrons else ():
+            those = latest.setdefault(electrons[line.electron], deque(maxlen=LAST_LINES))
+            those.append(line.text)
+        return {row: "\n".join(texts) for row, texts in latest.items()}
+
+    def show_printed(self, pieces: list[Piece]) -> None:
+        """Print here what electrons of the run are printing."""
+        show(pieces, self._view.labels())
+
+    def _printed_lines(self, electrons: Collection[int] | None = None) -> list[Line]:
+        """Return the lines of all electrons, or of some, by electron, attempt and time."""
+        log = self._ledger.output
+        lines = log.lines(electrons)
+        if self._store is not None:  # other processes may have gone on with the run, or begun it
+            others = read_printed(self._store, but=log.written)
+            lines += (each for each in others if electrons is None or each.electron in electrons)
+        return sorted(lines, key=lambda line: (line.electron, line.attempt, line.time_ns))
 
     def __iter__(self) -> Iterator[Properties]:
         """Yield the Properties of every electron, as they complete."""

@@ -18,6 +18,7 @@ ATOM = "atom.pickle"
 ROWS = "rows-"  # begins the names of files with rows of a streamed sweep
 
 INCOMING = "incoming"
+OUTPUT = "output"
 
 if TYPE_CHECKING:
     State: TypeAlias = Literal[

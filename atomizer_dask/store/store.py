@@ -42,6 +42,7 @@ from atomizer_dask.store.layout import (
     LOCK_FILES,
     MANIFEST,
     MERGING,
+    OUTPUT,
     PROPERTIES,
     SWEEP,
 )
@@ -50,7 +51,8 @@ from atomizer_dask.store.tables import REQUIRED
 
 FORMAT = 1
 CHECK_SECONDS = 0.05  # between two reads of a lock file on a remote file system
-_OURS = {MANIFEST, "holder.json", "atom.pickle", PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING}
+_OURS = {MANIFEST, "holder.json", "atom.pickle"}
+_OURS |= {PROPERTIES, FAILURES, MERGING, SWEEP, INCOMING, OUTPUT}
 _OURS |= {CORRUPTED}
 _KEYS = {"run", "atom", "seed", "state", "options", "codes", "sweeps", "sessions"}
 

@@ -118,4 +118,5 @@ def _put(folder: Folder, batch: Batch, sink: StoreTarget, outcome: Outcome) -> S
         name=name,
         offsets=np.flatnonzero(bad) + outcome.first,
         failed=outcome.pick(bad) if bad.any() else Outcome.none(),
+        printed=outcome.printed,
     )

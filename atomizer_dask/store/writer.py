@@ -25,6 +25,7 @@ from atomizer_dask.execution.outcome import Outcome, RunPart, StoredOutcome
 from atomizer_dask.store.arrow.encoded import EncodedColumn
 from atomizer_dask.store.common_schema import common_schema, joined, recoded, with_notes
 from atomizer_dask.store.layout import FAILED, FAILURES, INCOMING, MERGING, PROPERTIES
+from atomizer_dask.store.output_files import PrintedWriter
 from atomizer_dask.store.store import Store
 from atomizer_dask.store.stored_part import File, StoredPart
 from atomizer_dask.store.tables import (
@@ -67,6 +68,8 @@ class ResultWriter:
     ----------
     code
         The fingerprint of the code that is executed now.
+    printed
+        Writes down what electrons print.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class ResultWriter:
         self._failed: list[RunPart] = []
         self._errors: list[tuple[int, ElectronError]] = []
         self._failed_files: list[str] = []
+        self.printed = PrintedWriter(store)
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="atomizer-merge")
         self._merging = False
         self._sizes: dict[str, int] = {}  # bytes of files that have few rows
@@ -257,7 +261,8 @@ class ResultWriter:
     @property
     def is_empty(self) -> bool:
         """Whether everything is written."""
-        return not (self._gathered or self._failed or self._errors)
+        gathered = self._gathered or self._failed or self._errors
+        return not gathered and self.printed.is_empty
 
     def flush(self) -> None:
         """Write what has been gathered.
@@ -272,6 +277,7 @@ class ResultWriter:
         self.store.check_held()
         self._write_rows()
         self._write_gathered()
+        self.printed.flush()
         # After a crash, an electron whose attempt is written, and not that it failed for good, is
         # tried again. So its row waits in ``merging`` until its attempts are in ``failures``.
         name = f"{new_id()}.parquet"

@@ -16,13 +16,15 @@ EXAMPLES = 5
 TRACEBACK = 4000  # characters, from the end, which names the error
 DETAILS = 8_000  # characters of tracebacks and examples in all: every change sends them again
 INPUTS = 240  # characters
+PRINTED = 1000  # characters of the last lines of an electron
 
 
 def failure_groups(run: Run) -> list[dict[str, Any]]:
     """Return the failed electrons of a run by kind and type of exception, the most frequent first.
 
     Each group has ``kind``, ``type``, ``count``, ``message``, ``traceback`` and ``hint``, and of
-    the first few electrons ``inputs``, ``attempt``, ``worker`` and the line that replays it.
+    the first few electrons ``inputs``, ``attempt``, ``worker``, what it ``printed`` last, and the
+    line that replays it.
     """
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for part in run.failed_rows():
@@ -35,10 +37,13 @@ def failure_groups(run: Run) -> list[dict[str, Any]]:
             wanted = EXAMPLES - len(group["rows"])
             group["rows"] += [(int(row), part) for row in rows[:wanted]]
     ordered = sorted(groups.values(), key=lambda group: -group["count"])[:GROUPS]
-    return [_described(run, group, DETAILS // len(ordered)) for group in ordered]
+    printed = run.last_lines([row for group in ordered for row, _ in group["rows"]])
+    return [_described(run, group, printed, DETAILS // len(ordered)) for group in ordered]
 
 
-def _described(run: Run, group: dict[str, Any], room: int) -> dict[str, Any]:
+def _described(
+    run: Run, group: dict[str, Any], printed: dict[int, str], room: int
+) -> dict[str, Any]:
     """Return a group of failures with as much of the traceback and as many examples as fit."""
     failure: Failure = group["failure"]
     traceback, longest = failure.traceback, min(TRACEBACK, room // 2)
@@ -48,7 +53,7 @@ def _described(run: Run, group: dict[str, Any], room: int) -> dict[str, Any]:
     examples: list[dict[str, Any]] = []
     left = room - len(traceback)
     for row, part in group["rows"]:
-        example = _example(run, row, part)
+        example = _example(run, row, part, printed.get(row, ""))
         left -= sum(len(str(value)) for value in example.values())
         if examples and left < 0:
             break
@@ -69,11 +74,12 @@ def type_text(type: str) -> str:
     return cell(type, 120)
 
 
-def _example(run: Run, row: int, part: RunPart) -> dict[str, Any]:
+def _example(run: Run, row: int, part: RunPart, printed: str) -> dict[str, Any]:
     inputs = "  ".join(f"{name}={cell(v)}" for name, v in run.sweep.payload(row).items())
     return {
         "inputs": shorten(plain(inputs), INPUTS),
         "attempt": part.attempt,
         "worker": plain(part.outcome.worker),
+        "printed": plain(printed)[-PRINTED:],
         "replay": f"run.replay({run.electron_id(row)!r})",
     }

@@ -69,6 +69,7 @@ class Panel(anywidget.AnyWidget):
     state: Any = traitlets.Dict().tag(sync=True)
     news: Any = traitlets.Dict().tag(sync=True)
     failures: Any = traitlets.List().tag(sync=True)
+    output: Any = traitlets.Dict().tag(sync=True)
     workers: Any = traitlets.List().tag(sync=True)
     results: Any = traitlets.Dict().tag(sync=True)
     still: Any = traitlets.Unicode().tag(sync=True)

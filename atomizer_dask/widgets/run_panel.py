@@ -14,6 +14,7 @@ from atomizer_dask.events import EventLog
 from atomizer_dask.runs.run import Run
 from atomizer_dask.store.layout import GOING
 from atomizer_dask.widgets.failures import failure_groups, type_text
+from atomizer_dask.widgets.output import output_rows
 from atomizer_dask.widgets.panel import Panel, described
 from atomizer_dask.widgets.preview import preview
 from atomizer_dask.widgets.rate_history import RateHistory
@@ -113,6 +114,7 @@ class RunPanel(Panel):
         run: Run = self.thing
         looks: dict[str, Callable[[], Any]] = {
             "failures": lambda: failure_groups(run),
+            "output": lambda: output_rows(run),
             "workers": lambda: self._worker_rows(run),
             "results": lambda: preview(run, self._column),
         }

@@ -51,6 +51,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "running": progress.running,
         "pending": progress.pending,
         "retried": run.retried,
+        "printed": run.printed_count,
         "rate": 0.0 if idle else rounded(progress.rate),
         "eta": None if idle or progress.eta is None else rounded(progress.eta),
         "store": run.store and plain(run.store),

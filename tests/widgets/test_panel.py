@@ -19,8 +19,8 @@ from atomizer_dask.widgets import run_panel as run_panel_module
 from atomizer_dask.widgets.panel import BYTES_PER_SECOND, refresher
 
 SECONDS = 30
-TRAITS = ("state", "news", "failures", "workers", "results")
-TABS = ["events", "failures", "workers", "results"]
+TRAITS = ("state", "news", "failures", "output", "workers", "results")
+TABS = ["events", "failures", "output", "workers", "results"]
 IMG = "<img src=x onerror=alert(1)>"
 
 

@@ -23,6 +23,8 @@ def measure(place, *, context):
     '''Return a signal and a colour.'''
     while place >= 40 and not GATE.exists() and not context.cancelled:
         time.sleep(0.005)
+    if place % 10 == 0 or place in (3, 5):
+        print("a lamp at", place, "burns with a steady light, as far as anybody can tell from here")
     if place in (3, 5) and context.attempt == 1:
         raise RuntimeError("no light, on purpose")
     if place % 10 == 0:
@@ -42,6 +44,7 @@ EVIL = "<img src=x onerror=window.hacked=1>"
 @atom(id=EVIL)
 def evil(text, number, *, context):
     context.emit(EVIL, field=EVIL)
+    print(EVIL)
     if number == 0:
         raise ValueError(EVIL)
     return {EVIL: number, "echo": EVIL}
@@ -343,12 +346,12 @@ def test_hostile_texts_stay_texts(open_notebook):
     run, atomizer = Panel(notebook), Panel(notebook, number=1)
     run.says(re.compile("finished, 1 failed"))
     for panel, tabs in (
-        (run, ["Events", "Failures", "Workers", "Results"]),
+        (run, ["Events", "Failures", "Output", "Workers", "Results"]),
         (atomizer, ["Runs", "Events", "Atoms", "Conductors"]),
     ):
         for tab in tabs:
             panel.open(tab)
-            if tab in ("Events", "Failures", "Results", "Atoms"):
+            if tab in ("Events", "Failures", "Output", "Results", "Atoms"):
                 panel.says(re.compile("<img src=x"))
     run.open("Failures").locator("summary").first.click()
     run.open("Results").get_by_role("combobox").select_option("echo")
@@ -367,7 +370,7 @@ def test_nothing_overflows_a_narrow_cell(open_notebook, setup, theme):
     notebook.run_all()
     panel = Panel(notebook)
     panel.is_at(40)
-    for tab in ("Events", "Failures", "Workers", "Results"):
+    for tab in ("Events", "Failures", "Output", "Workers", "Results"):
         shown = panel.open(tab)
         if tab == "Failures":
             shown.locator("summary").first.click()

@@ -171,7 +171,8 @@ class _IsolatedBatch:
                 continue
             ended = self._execute(a, b, fresh=alone)
             if isinstance(ended, Outcome):
-                yield replace(ended, first=a, stop=b)
+                printed = ended.printed and ended.printed.moved(a)
+                yield replace(ended, first=a, stop=b, printed=printed)
                 continue
             self._inmate = None
             # Where it died between two electrons, all of the piece are suspects.

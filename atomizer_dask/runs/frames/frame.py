@@ -99,6 +99,7 @@ def errors_frame(
     sweep: Sweep,
     parts: Sequence[RunPart],
     history: Mapping[int, tuple[ElectronError, ...]],
+    printed: Mapping[int, str],
 ) -> pd.DataFrame:
     """Return inputs and failures of the failed electrons, on the index of the frame.
 
@@ -110,6 +111,8 @@ def errors_frame(
         The outcomes.
     history
         Errors of superseded attempts, by position.
+    printed
+        The last lines that electrons have printed, by position.
     """
     import pandas as pd
 
@@ -124,6 +127,8 @@ def errors_frame(
     for name in ("worker", "tier"):
         more[name] = pd.Series([row[name] for _, row in rows], dtype="str").array
     more["seconds"] = np.array([row["seconds"] for _, row in rows], dtype=np.float64)
+    last_lines = [_encodable(printed.get(position, "")) for position in positions.tolist()]
+    more["printed"] = pd.Series(last_lines, dtype="str").array
     more["history"] = as_objects([row["history"] for _, row in rows])
     columns |= renamed(more, METADATA_PREFIX, sweep.names)
     index = pd.Index(positions) if sweep.index is None else sweep.index.take(positions)

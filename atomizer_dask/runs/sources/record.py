@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from atomizer_dask.execution.batch import AttemptTerms, Positions
+from atomizer_dask.execution.batch import AttemptTerms, Batch, Positions
 from atomizer_dask.execution.outcome import BatchOutcome, Outcome, RunPart
 from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.output_log import printed_in
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
 from atomizer_dask.runs.sources.in_flight import spans
@@ -51,6 +52,9 @@ class Record(Protocol):
         is_final
             Whether the run is being cancelled: no failure is tried again, none is reported.
         """
+
+    def take_printed(self, batch: Batch, outcome: BatchOutcome) -> None:
+        """Take down what electrons of a batch have printed, before their outcome."""
 
     def salvage(self, key: str) -> None:
         """Take in what a worker wrote of a batch before it died."""
@@ -121,6 +125,11 @@ class MemoryRecord:
         if not is_final:
             report_failures(part, self._listeners)
         return lots
+
+    def take_printed(self, batch: Batch, outcome: BatchOutcome) -> None:
+        """Take down what electrons of a batch have printed."""
+        if (printed := printed_in(batch, outcome, self.open_of)) is not None:
+            self._ledger.output.add(printed)
 
     def salvage(self, key: str) -> None:
         """Do nothing: workers write no results."""

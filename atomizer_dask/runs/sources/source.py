@@ -151,8 +151,8 @@ class RunSource:
         if terms.attempt > 1:
             history = self._ledger.history
             earlier = [history.get(position, ()) for position in map(int, positions)]
-        more = earlier, self._epoch, self._root
-        return self._plan.batch(key, positions, terms, seconds, self._stream, *more)
+        more = self._stream, earlier, self._epoch, self._root, self._ledger.output.allowance
+        return self._plan.batch(key, positions, terms, seconds, *more)
 
     def give_back(self, batch: Batch, start: int, stop: int, terms: AttemptTerms) -> None:  # noqa: D102
         lot = Lot(batch.positions[start:stop], terms)
@@ -162,13 +162,12 @@ class RunSource:
         """Take in what a worker wrote of a batch before it died."""
         self._record.salvage(batch.key)
 
-    def deliver(  # noqa: D102
-        self, batch: Batch, outcome: BatchOutcome, *, last: bool
-    ) -> None:
+    def deliver(self, batch: Batch, outcome: BatchOutcome, *, last: bool) -> None:  # noqa: D102
         # Another process may have sent it, in another version of the atom.
         code = "" if batch.sink is None else batch.sink.code
-        positions = batch.positions[outcome.first : outcome.stop]
-        self._take_down(positions, outcome, batch.terms, code)
+        self._record.take_printed(batch, outcome)
+        executed = slice(outcome.first, outcome.stop)
+        self._take_down(batch.positions[executed], outcome, batch.terms, code)
         if last:
             self._check_end()
 
@@ -308,7 +307,7 @@ class RunSource:
 
     def add(self, positions: Positions) -> None:
         """Put electrons at the end of the queue."""
-        if not self.is_over and len(positions):
+        if len(positions) and not self.is_over:
             self._queue.put_last(Lot(positions, self._first_terms))
             self._driver.pump()
 

@@ -16,6 +16,7 @@ from atomizer_dask.errors import AtomizerError, StoreError
 from atomizer_dask.execution.batch import AttemptTerms, Batch, Positions
 from atomizer_dask.execution.outcome import BatchOutcome, RunPart, StoredOutcome
 from atomizer_dask.runs.ledger import Ledger
+from atomizer_dask.runs.output_log import printed_in
 from atomizer_dask.runs.plan import Listeners, Plan, Today
 from atomizer_dask.runs.sources.electron_queue import Lot
 from atomizer_dask.runs.sources.in_flight import adopt, spans
@@ -83,6 +84,7 @@ class StoreRecord:
         in_flight: Sequence[Batch],
     ) -> None:
         self.journal = journal
+        ledger.output.written = journal.printed.files
         self.refusal = ""
         self.settled: list[str] = []
         self._ledger = ledger
@@ -242,6 +244,12 @@ class StoreRecord:
         if self._unstorable_count >= at_most:
             self.refusal = why
             self.owner.note_unstorable(why, is_refused=True)
+
+    def take_printed(self, batch: Batch, outcome: BatchOutcome) -> None:
+        """Take down what electrons of a batch have printed."""
+        if (printed := printed_in(batch, outcome, self.open_of)) is not None:
+            self._ledger.output.add(printed)
+            self.journal.printed.gather(printed)
 
     def salvage(self, key: str) -> None:
         """Take in what a worker wrote of a batch before it died."""

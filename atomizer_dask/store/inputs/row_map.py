@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeVar
@@ -49,6 +49,17 @@ class RowMap:
         if self.electrons is None:
             return electron < self.count
         return bool((self.electrons == electron).any())
+
+    def labels(self) -> Callable[[int], Any]:
+        """Return what gives the label of an electron in the index of the frame.
+
+        It raises `LookupError` for an electron that stands for no row.
+        """
+        index = self.sweep.index
+        rows: Callable[[int], int] = range(self.count).__getitem__
+        if self.electrons is not None:
+            rows = {int(electron): row for row, electron in enumerate(self.electrons)}.__getitem__
+        return rows if index is None else lambda electron: index[rows(electron)]
 
     def find(self, label: Any, run_id: str) -> int:
         """Return the electron that a label of the sweep's index, or an id, stands for.

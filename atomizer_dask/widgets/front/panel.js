@@ -9,7 +9,7 @@ const PATIENCE = 10000; // milliseconds
 const KINDS_SHOWN = 10; // of failures
 const WORKERS_SHOWN = 100;
 const TABS = {
-  run: ["events", "failures", "workers", "results"],
+  run: ["events", "failures", "output", "workers", "results"],
   atomizer: ["runs", "events", "atoms", "conductors"],
   conductor: ["workers"],
 };
@@ -248,18 +248,20 @@ function drawSpark(spark, rates) {
 
 // -- the tabs --------------------------------------------------------------------------------
 
-function eventsTab(rows) {
-  const filter = h("input", { type: "search", placeholder: "Filter events",
-    "aria-label": "Show only events with this text", oninput: () => draw() });
-  const level = h("select", { "aria-label": "Show only events of this level and above",
-    onchange: () => draw() },
-    ...[["", "All levels"], ["info", "Info +"], ["warning", "Warning +"],
-      ["error", "Error"]].map(([value, text]) => h("option", { value }, text)));
+const LEVELS = [["", "All levels"], ["info", "Info +"], ["warning", "Warning +"],
+  ["error", "Error"]];
+
+// The newest of what has happened, with filters: `what` is the noun for one row.
+function logTab(rows, what) {
+  const filter = h("input", { type: "search", placeholder: `Filter ${what}s`,
+    "aria-label": `Show only ${what}s with this text`, oninput: () => draw() });
+  const level = h("select", { "aria-label": `Show only ${what}s of this level and above`,
+    onchange: () => draw() }, ...LEVELS.map(([value, text]) => h("option", { value }, text)));
   const shown = h("span", { class: "faint small" });
   const hold = button("Hold", () => (held ? release() : holdOn()),
     { title: "Hold the list still, or follow what is new" });
   const list = h("div", { class: "events", role: "log", "aria-live": "off", tabindex: "0",
-    "aria-label": "events, the newest first" });
+    "aria-label": `${what}s, the newest first` });
   const drawn = new Map();
   let held = null;
   let total = 0;
@@ -270,14 +272,14 @@ function eventsTab(rows) {
   list.addEventListener("scroll", () => { if (!held && list.scrollTop > 8) holdOn(); });
 
   function matches([, , its, message, atom, electron]) {
-    const ranks = ["debug", "info", "warning", "error"];
+    const ranks = ["debug", "info", "warning", "error", "critical"];
     if (level.value && ranks.indexOf(its) < ranks.indexOf(level.value)) return false;
     const text = filter.value.toLowerCase();
     return !text || `${message} ${atom} ${electron}`.toLowerCase().includes(text);
   }
 
   function make([, ms, its, message, atom, electron]) {
-    const kind = { error: "err", warning: "warn" }[its] || "mute";
+    const kind = { critical: "err", error: "err", warning: "warn" }[its] || "mute";
     return h("div", { class: "ev" },
       h("span", { class: "mono faint", title: new Date(ms).toISOString() }, clock(ms)),
       h("span", { class: `lv ${kind}` }, its),
@@ -304,7 +306,7 @@ function eventsTab(rows) {
     }
     const filtered = wanted.length < from.length ? `${count(wanted.length)} of ` : "";
     say(shown, from.length < total || filtered
-      ? `${filtered}newest ${count(from.length)} of ${count(total)}` : plural(total, "event"));
+      ? `${filtered}newest ${count(from.length)} of ${count(total)}` : plural(total, what));
     const latest = held ? Math.max(-1, ...held.map((row) => row[0])) : 0;
     const fresh = held ? rows.list.filter((row) => row[0] > latest).length : 0;
     say(hold, held ? (fresh ? `Follow, ${count(fresh)} new` : "Follow") : "Hold");
@@ -314,8 +316,30 @@ function eventsTab(rows) {
   return {
     element: h("div", {}, h("div", { class: "tools" }, filter, level,
       h("span", { class: "grow" }), shown, hold), list),
-    update({ news }) { total = (news && news.total) || 0; draw(); },
+    draw(all) { total = all; draw(); },
+  };
+}
+
+function eventsTab(rows) {
+  const tab = logTab(rows, "event");
+  return {
+    ...tab,
+    update: ({ news }) => tab.draw((news && news.total) || 0),
     badge: ({ news }) => [news && news.total, false],
+  };
+}
+
+// What atoms print: stdout and stderr stand where events have their level.
+function outputTab() {
+  const rows = { list: [] };
+  const tab = logTab(rows, "line");
+  return {
+    ...tab,
+    update({ output }) {
+      rows.list = (output && output.rows) || [];
+      tab.draw((output && output.total) || 0);
+    },
+    badge: ({ state }) => [state.printed, false],
   };
 }
 
@@ -362,7 +386,7 @@ function failuresTab(send) {
     return made;
   }
 
-  function example({ inputs, attempt, worker, replay }) {
+  function example({ inputs, attempt, worker, replay, printed }) {
     const line = h("code", {}, replay);
     const copy = button("Copy", async () => {
       try {
@@ -376,6 +400,7 @@ function failuresTab(send) {
     return [h("div", { class: "example" },
       h("div", { class: "mono mute" }, inputs, h("span", { class: "faint" },
         `  ·  attempt ${attempt}${worker ? ` on ${worker}` : ""}`)),
+      ...(printed ? [h("pre", { tabindex: "0", title: "what it printed last" }, printed)] : []),
       h("div", { class: "mono faint" }, line, " ", copy))];
   }
 
@@ -593,7 +618,7 @@ const KINDS = {
   run: {
     head: runHead,
     tab: { events: (send, rows) => eventsTab(rows), failures: failuresTab,
-      workers: () => workersTab(true), results: resultsTab },
+      output: outputTab, workers: () => workersTab(true), results: resultsTab },
   },
   atomizer: {
     head: atomizerHead,
@@ -653,7 +678,7 @@ function makeView(model, rows, send, onTab) {
   }
 
   function update(renewed) {
-    const facts = Object.fromEntries(["news", "failures", "workers", "results"].map(
+    const facts = Object.fromEntries(["news", "failures", "output", "workers", "results"].map(
       (name) => [name, model.get(name)]));
     facts.state = { ...model.get("state"), lost: rows.lost || rows.silent };
     if (rows.lost) facts.state.can = [];
@@ -717,7 +742,9 @@ export default () => {
       take(model.get("news"));
       model.on("change:news", () => { take(model.get("news")); drawSoon(); });
       model.on("change:state", () => { renewed = true; rows.silent = ""; drawSoon(); });
-      for (const name of ["failures", "workers", "results"]) model.on(`change:${name}`, drawSoon);
+      for (const name of ["failures", "output", "workers", "results"]) {
+        model.on(`change:${name}`, drawSoon);
+      }
       model.on("change:still", () => hideStill(model.get("still")));
       model.on("comm_live_update", () => { rows.lost = "the kernel is gone"; drawSoon(); });
       // What a notebook was saved with looks alive too.

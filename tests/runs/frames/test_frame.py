@@ -312,6 +312,7 @@ def test_errors_have_these_columns(atomizer):
         "worker",
         "tier",
         "seconds",
+        "printed",
         "history",
     ]
     assert errors.index.tolist() == errors["x"].tolist() == [3, 8]

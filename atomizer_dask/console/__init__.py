@@ -1,0 +1,1 @@
+"""What atoms print, log and warn of: caught where they run, electron by electron."""
