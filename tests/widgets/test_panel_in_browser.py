@@ -130,8 +130,8 @@ class Panel:
 
 
 def events(panel):
-    """Return what the rows of events that are shown say."""
-    return panel.az.locator(".ev .what").all_inner_texts()
+    """Return what the rows of events, or lines, that are shown say."""
+    return panel.az.locator(".ev .what").locator("visible=true").all_inner_texts()
 
 
 def check(view):
@@ -182,6 +182,7 @@ def test_a_run_is_watched_and_steered(open_notebook, setup, gate, theme):
     gate.open()
     panel.says("finished")
     panel.is_at(200)
+    look_at_output(panel, theme)
     look_at_results(panel, theme)
     check(notebook)
 
@@ -217,7 +218,8 @@ def look_at_failures(panel, theme):
     shown = panel.open("Failures")
     shown.get_by_text("no light, on purpose").first.click()
     shown.locator("pre", has_text="Traceback").wait_for()
-    assert "RuntimeError: no light, on purpose" in shown.locator("pre").inner_text()
+    assert "RuntimeError: no light, on purpose" in shown.locator("pre").first.inner_text()
+    shown.locator("pre", has_text="a lamp at 3 burns").wait_for()
     assert "place=3" in shown.inner_text()
     line = shown.locator("code").first.inner_text()
     assert re.fullmatch(r"run\.replay\('lamps-.*-3'\)", line)
@@ -228,6 +230,18 @@ def look_at_failures(panel, theme):
     panel.picture(f"failures-{theme}")
     shown.get_by_role("button", name="Retry exception RuntimeError").click()
     panel.says("failed, 2 retried")
+
+
+def look_at_output(panel, theme):
+    shown = panel.open("Output")
+    shown.get_by_text("a lamp at 30 burns").wait_for()
+    lines = events(panel)
+    assert len(lines) == 24  # of electrons that were tried again, of both attempts
+    shown.get_by_role("searchbox").fill("at 30 ")
+    assert len(events(panel)) == 1
+    panel.picture(f"output-{theme}")
+    check(panel.view)
+    shown.get_by_role("searchbox").fill("")
 
 
 def look_at_results(panel, theme):
