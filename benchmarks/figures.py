@@ -13,6 +13,7 @@ from benchmarks import (
     pages,
     panels,
     policy,
+    printing,
     queueing,
     scale,
     scheduling,
@@ -76,6 +77,18 @@ FIGURES = {
         "x + 1, scalar, 5 million electrons",
         throughput.scalar,
         (Limit("x ProcessPoolExecutor(2) at its best chunk size", least=1.2),),
+    ),
+    "silent": Figure(
+        "1a",
+        "the same, prints kept: there are none",
+        printing.silent,
+        (Limit("x its time where none are kept", most=1.01),),
+    ),
+    "printing": Figure(
+        "1b",
+        "100,000 electrons that print a line each",
+        printing.a_line_each,
+        (Limit("x its time where none are kept", most=1.3),),
     ),
     "keywords": Figure(
         "2",

@@ -107,8 +107,9 @@ class _Capture:
             if sys.stderr is not None and not isinstance(sys.stderr, _Caught):
                 sys.stderr = _Caught(sys.stderr, STDERR)
             if self._count == 1:
-                self._call_handlers = logging.Logger.callHandlers
-                logging.Logger.callHandlers = _handle(self._call_handlers)  # type: ignore[method-assign]
+                original = logging.Logger.callHandlers
+                self._call_handlers = original, _handle(original)
+                logging.Logger.callHandlers = self._call_handlers[1]  # type: ignore[method-assign]
                 self._showwarning = warnings.showwarning, _show(warnings.showwarning)
                 warnings.showwarning = self._showwarning[1]
 
@@ -126,7 +127,10 @@ class _Capture:
                 sys.stdout = sys.stdout.target
             if isinstance(sys.stderr, _Caught):
                 sys.stderr = sys.stderr.target
-            logging.Logger.callHandlers = self._call_handlers  # type: ignore[method-assign]
+            # Where an atom has imported something that replaces them too, that stays.
+            original, ours = self._call_handlers
+            if logging.Logger.callHandlers is ours:
+                logging.Logger.callHandlers = original  # type: ignore[method-assign]
             original, ours = self._showwarning
             if warnings.showwarning is ours:
                 warnings.showwarning = original

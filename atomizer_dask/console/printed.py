@@ -160,15 +160,24 @@ class Printed:
                 text = begun + text
             *whole, rest = text.split("\n")
             for line in whole:
-                yield Line(electron, self.attempt, time, source, line)
+                yield Line(electron, self.attempt, time, source, _as_shown(line))
             if rest:
                 unfinished[source] = time, rest
         yield from self._ends_of(latest, unfinished)
 
     def _ends_of(self, electron: int, unfinished: dict[int, tuple[int, str]]) -> Iterator[Line]:
         for source, (time, rest) in unfinished.items():
-            yield Line(electron, self.attempt, time, source, rest)
+            yield Line(electron, self.attempt, time, source, _as_shown(rest))
         unfinished.clear()
+
+
+def _as_shown(line: str) -> str:
+    r"""Return what a terminal shows of a line that a progress bar has drawn again and again.
+
+    >>> _as_shown("10 %\r20 %\r30 %"), _as_shown("of Windows\r")
+    ('30 %', 'of Windows')
+    """
+    return line.removesuffix("\r").rpartition("\r")[2]
 
 
 def join_printed(those: Iterable[Printed | None]) -> Printed | None:

@@ -67,6 +67,15 @@ def test_streams_that_take_turns_make_whole_lines():
     ]
 
 
+def test_of_a_progress_bar_the_last_state_is_shown():
+    batch = Batch()
+    for done in range(100):
+        batch.stdout(f"\r{done} %")
+    batch.stdout("\n")
+    batch.end()
+    assert batch.texts() == [(0, "99 %")]
+
+
 def test_levels_of_records():
     batch = Batch()
     batch.recorder.write(LOGGED + 30, "careful\n")

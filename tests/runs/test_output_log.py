@@ -110,6 +110,21 @@ def test_other_threads_print_as_before(capsys):
     assert sys.stdout is before
 
 
+def test_what_an_atom_puts_in_place_of_the_handling_of_records_stays(monkeypatch):
+    monkeypatch.setattr(logging.Logger, "callHandlers", before := logging.Logger.callHandlers)
+
+    @atom(id="tests.replaces")
+    def replaces(i):
+        logging.Logger.callHandlers = theirs
+
+    def theirs(self, record):
+        before(self, record)
+
+    with Atomizer(MemoryConductor(1)) as atomizer:
+        atomizer.map(replaces, grid(i=[1])).wait(SECONDS)
+    assert logging.Logger.callHandlers is theirs
+
+
 def test_an_atom_may_redirect_what_it_prints_itself():
     @atom(id="tests.redirects")
     def redirects(i):
