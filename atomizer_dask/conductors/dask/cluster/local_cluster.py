@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 
 import dask
 from distributed import LocalCluster, Nanny
+from distributed.comm import CommClosedError
 from distributed.deploy import Cluster
 from distributed.nanny import WorkerProcess
 from distributed.process import AsyncProcess
@@ -295,6 +296,8 @@ def is_news(record: logging.LogRecord) -> bool:
     if record.levelno < logging.WARNING or str(error) == "ConnectionPool is closed":
         return False
     message = record.getMessage()
+    if message.startswith("Failed to communicate with scheduler during heartbeat"):
+        return not isinstance(error, CommClosedError)  # the client closes, with the scheduler in it
     if message.startswith("Async instruction for <Task cancelled"):
         return not message.endswith("ended with CancelledError")
     return message not in (

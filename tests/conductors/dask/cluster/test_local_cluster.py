@@ -1,5 +1,6 @@
 """The workers of a cluster that a conductor started: what they import, heed, may start, outlive."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from contextlib import closing, contextmanager
 import dask
 import psutil
 import pytest
+from distributed.comm import CommClosedError
 
 from atomizer_dask import Atomizer, DaskConductor, atom
+from atomizer_dask.conductors.dask.cluster.local_cluster import is_news
 
 pytestmark = pytest.mark.dask
 
@@ -453,6 +456,17 @@ QUIET = {
     "endless": "run.wait(); atomizer.map(endless, grid(i=[1])); time.sleep(1); atomizer.close()",
     "two": "other = DaskConductor(workers=1); atomizer.close(); other.close()",
 }
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"), [(CommClosedError("in <TCP>: closed"), False), (OSError("disk"), True)]
+)
+def test_a_heartbeat_that_meets_a_closed_scheduler_is_no_news(error, is_told):
+    message = "Failed to communicate with scheduler during heartbeat."
+    record = logging.LogRecord(
+        "distributed.worker", logging.ERROR, "", 1, message, (), (type(error), error, None)
+    )
+    assert is_news(record) is is_told
 
 
 def test_an_ordinary_end_prints_nothing(tmp_path):
