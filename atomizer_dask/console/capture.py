@@ -93,6 +93,7 @@ class _Capture:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
+        self._streams: dict[int, _Caught] = {}
         self._call_handlers: Any = None
         self._showwarning: Any = None
 
@@ -102,16 +103,23 @@ class _Capture:
             self._count += 1
             _forget_in_forks()
             # Also where another batch has replaced them: somebody may have put in his own since.
-            if sys.stdout is not None and not isinstance(sys.stdout, _Caught):
-                sys.stdout = _Caught(sys.stdout, STDOUT)
-            if sys.stderr is not None and not isinstance(sys.stderr, _Caught):
-                sys.stderr = _Caught(sys.stderr, STDERR)
+            sys.stdout = self._caught(sys.stdout, STDOUT)
+            sys.stderr = self._caught(sys.stderr, STDERR)
             if self._count == 1:
                 original = logging.Logger.callHandlers
                 self._call_handlers = original, _handle(original)
                 logging.Logger.callHandlers = self._call_handlers[1]  # type: ignore[method-assign]
                 self._showwarning = warnings.showwarning, _show(warnings.showwarning)
                 warnings.showwarning = self._showwarning[1]
+
+    def _caught(self, stream: Any, source: int) -> Any:
+        """Return what stands for a stream, the same each time: a handler of a log may keep it."""
+        if stream is None or isinstance(stream, _Caught):
+            return stream
+        known = self._streams.get(source)
+        if known is None or known.target is not stream:
+            known = self._streams[source] = _Caught(stream, source)
+        return known
 
     def unlock(self) -> None:
         """Make a new lock, in a forked process: the thread that held it is not here."""
@@ -201,9 +209,9 @@ _FORMATTER = logging.Formatter("%(name)s: %(message)s")
 
 def _is_console(handler: logging.Handler) -> bool:
     stream = getattr(handler, "stream", None)
-    consoles = sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__
-    targets = [getattr(each, "target", None) for each in consoles[:2]]
-    return stream is not None and any(stream is each for each in (*consoles, *targets))
+    targets = [getattr(each, "target", None) for each in (sys.stdout, sys.stderr)]
+    consoles = sys.__stdout__, sys.__stderr__, *targets
+    return isinstance(stream, _Caught) or (stream is not None and stream in consoles)
 
 
 def _show(original: Callable[..., None]) -> Callable[..., None]:

@@ -125,6 +125,25 @@ def test_what_an_atom_puts_in_place_of_the_handling_of_records_stays(monkeypatch
     assert logging.Logger.callHandlers is theirs
 
 
+def test_a_handler_that_an_atom_adds_prints_nothing_here_later_either(capsys):
+    logger = logging.getLogger("tests.added")
+
+    @atom(id="tests.adds")
+    def adds(i):
+        if not logger.handlers:
+            logger.addHandler(logging.StreamHandler())
+        logger.warning("number %d", i)
+
+    try:
+        with Atomizer(MemoryConductor(1)) as atomizer:
+            runs = [atomizer.map(adds, grid(i=range(2))).wait(SECONDS) for _ in range(2)]
+    finally:
+        logger.handlers.clear()
+    for run in runs:
+        assert run.output["text"].tolist() == ["tests.added: number 0", "tests.added: number 1"]
+    assert "number" not in capsys.readouterr().err
+
+
 def test_an_atom_may_redirect_what_it_prints_itself():
     @atom(id="tests.redirects")
     def redirects(i):
