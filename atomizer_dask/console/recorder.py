@@ -68,12 +68,15 @@ class Recorder:
         Returns whether the electron at an offset has failed.
     is_muted
         Whether nothing is recorded for now.
+    mirror
+        Called with pieces as soon as they are printed, in the same thread; None for none.
     """
 
     def __init__(
         self, allowance: Allowance, show: Callable[[list[Piece]], None] | None = None
     ) -> None:
         self.has_failed: Callable[[int], bool] = bool
+        self.mirror: Callable[[list[Piece]], None] | None = None
         self.is_muted = self._is_deaf = not allowance.of_electron
         self._thread = threading.get_ident()
         self._running: Callable[[], int] = int
@@ -107,7 +110,7 @@ class Recorder:
             return len
         parts, mark = self._parts, self._mark
         keep = parts.append
-        most = 0 if self._is_live else _MOST_PARTS
+        most = 0 if self._waits_for_none else _MOST_PARTS
         ended, latest, is_new = self._ended, 0, True
 
         def write(text: str) -> int:
@@ -132,8 +135,12 @@ class Recorder:
         if self._mark(source):
             self._parts.append(text)
             self._source = _NOBODY
-            if self._is_live:
+            if self._waits_for_none:
                 self._sort_out()
+
+    @property
+    def _waits_for_none(self) -> bool:
+        return self._is_live or self.mirror is not None
 
     def _mark(self, source: int) -> bool:
         """Note where a line begins; return whether it is recorded."""
@@ -160,6 +167,8 @@ class Recorder:
             self._marks.clear()
             self._source = _NOBODY
             self._keeper.take(pieces)
+        if self.mirror is not None:
+            self.mirror(pieces)
         if self._is_live:
             self._show_soon(pieces)
 

@@ -225,7 +225,7 @@ def size_of(values: Values) -> int:
         return 0
     if isinstance(values, np.ndarray) and values.dtype == _OBJECT:
         sample = values[:: max(1, len(values) // 10)]
-        return sum(map(_size_of_object, sample)) * len(values) // len(sample)
+        return sum(map(_size_of_object, sample)) * len(values) // max(1, len(sample))
     return int(values.nbytes)
 
 

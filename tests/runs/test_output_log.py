@@ -3,9 +3,12 @@
 import contextlib
 import io
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pandas as pd
@@ -169,6 +172,35 @@ def test_child_processes(atomizer):
     run = atomizer.map(child, grid(i=range(4))).wait(SECONDS)
     assert run.output["text"].tolist() == [f"from a child {i}" for i in range(4)]
     assert run.output["row"].tolist() == [0, 1, 2, 3]
+
+
+@atom(id="tests.dies", isolation="process")
+def dies(i):
+    print("alive", i)
+    print("ünd auch 漢字", i)
+    if i == 3:
+        os._exit(1)
+    return i
+
+
+def test_the_last_words_of_an_electron_that_kills_its_process(atomizer):
+    run = atomizer.map(dies, grid(i=range(6))).wait(SECONDS)
+    assert run.errors["kind"].tolist() == ["killed"]
+    assert run.errors["printed"][3] == "alive 3\nünd auch 漢字 3"
+    assert run.output["row"].tolist() == [each for row in range(6) for each in (row, row)]
+
+
+def test_the_last_words_of_an_electron_whose_time_is_up(atomizer):
+    @atom(id="tests.hangs")
+    def hangs(i):
+        print("hanging", i)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        while i == 1:
+            time.sleep(60)  # no exception can be raised in it
+
+    run = atomizer.map(hangs, grid(i=range(3)), timeout=0.5).wait(SECONDS)
+    assert run.errors["printed"].tolist() == ["hanging 1"]
+    assert run.output["text"].tolist() == ["hanging 0", "hanging 1", "hanging 2"]
 
 
 def test_all_attempts(atomizer):

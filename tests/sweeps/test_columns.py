@@ -145,6 +145,7 @@ def test_numpy_values_of_a_range_are_its_numbers():
 
 
 def test_size_is_about_the_bytes_that_travel():
+    assert size_of(np.empty(0, dtype=object)) == 0
     assert size_of(range(10**9)) == 0
     assert size_of(np.zeros(1000)) == 8000
     assert size_of(column([np.zeros(10**6), np.zeros(10)])) >= 8 * 10**6

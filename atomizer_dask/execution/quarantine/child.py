@@ -25,6 +25,7 @@ from atomizer_dask.events import Event
 from atomizer_dask.execution.batch import Batch, Origin
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.packing import Packed, dumps, pack_outcome
+from atomizer_dask.execution.quarantine.last_words import LastWords
 from atomizer_dask.execution.quarantine.messages import (
     AtomsForgotten,
     ElectronCancelled,
@@ -70,6 +71,7 @@ class ChildSite(Site):
         self._connection = connection
         self._sending = threading.Lock()
         self._watch = ChildWatch(cursor, self._cancel_sent)
+        self._last_words = LastWords(cursor)
         self._atoms: dict[str, Definition] = {}
         self._futures: dict[int, ElectronFuture] = {}
         self._spaces: dict[int, str] = {}  # by token: into which the outcome is unpickled
@@ -119,6 +121,8 @@ class ChildSite(Site):
     def lease(self, batch: Batch) -> Lease:  # noqa: D102
         self._watch.watch(batch.terms.timeout)
         self._lease = Lease(batch, self, self._watch)
+        if self._lease.recorder is not None:
+            self._lease.recorder.mirror = self._last_words.note
         return self._lease
 
     def find_atom(self, batch: Batch) -> Definition:  # noqa: D102

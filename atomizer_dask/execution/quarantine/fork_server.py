@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Link = Connection[Any, Any]
 
 
-_CURSOR_BYTES = 32  # four doubles
+_CURSOR_BYTES = 2**14  # a few doubles, and a text: see `last_words`
 _CHILD_SECONDS = 1.0  # for a child to return once its connection is closed
 _SERVER_SECONDS = 5.0  # for the server to reap its children
 _BOOT = (

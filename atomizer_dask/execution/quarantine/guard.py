@@ -10,10 +10,12 @@ from time import perf_counter
 
 import psutil
 
+from atomizer_dask.console.printed import Printed
 from atomizer_dask.execution.failure import CANCELLED, Failure
 from atomizer_dask.execution.lease import Lease
 from atomizer_dask.execution.quarantine.child import BEGAN, COUNT, OFFSET, POLL_SECONDS
 from atomizer_dask.execution.quarantine.fork_server import ChildProcess
+from atomizer_dask.execution.quarantine.last_words import last_words
 from atomizer_dask.execution.quarantine.messages import PieceCancelled, ToChild
 
 KILL_AFTER = 1.5  # seconds beyond its deadline
@@ -35,6 +37,8 @@ class ChildDeath:
     verdict
         Whether the running electron certainly fails: the parent killed the child because it was
         late or cancelled. Otherwise the child died by itself, had too much memory, or ran nothing.
+    printed
+        What the first of these electrons printed last, by offset in the batch.
     """
 
     offset: int
@@ -43,6 +47,7 @@ class ChildDeath:
     ended: float
     failure: Failure
     verdict: bool
+    printed: Printed | None = None
 
 
 class ChildGuard:
@@ -100,10 +105,11 @@ class ChildGuard:
     def _fallen(self, failure: Failure, *, verdict: bool) -> ChildDeath:
         offset, count, began = (self._child.cursor[i] for i in (OFFSET, COUNT, BEGAN))
         now = perf_counter()
+        printed = last_words(self._child.cursor, int(offset), self._first)
         self._child.close()
         if offset < 0:
             return ChildDeath(0, 0, now, now, failure, verdict=False)
-        return ChildDeath(int(offset), int(count), began, now, failure, verdict)
+        return ChildDeath(int(offset), int(count), began, now, failure, verdict, printed)
 
 
 @cache

@@ -43,6 +43,7 @@ from atomizer_dask.execution.packing import dumps, pack, unpack_outcome
 from atomizer_dask.execution.quarantine.child import OFFSET, POLL_SECONDS
 from atomizer_dask.execution.quarantine.fork_server import ChildProcess, ForkServer
 from atomizer_dask.execution.quarantine.guard import ChildDeath, ChildGuard, machine_memory
+from atomizer_dask.execution.quarantine.last_words import LENGTH
 from atomizer_dask.execution.quarantine.messages import (
     AtomsForgotten,
     ElectronCancelled,
@@ -185,7 +186,8 @@ class _IsolatedBatch:
                 # In order: those before it are executed again first.
                 if a < c:
                     yield from self.settle(a, c)
-                yield self._failed(c, c + 1, ended.began, ended.ended, ended.failure)
+                died = self._failed(c, c + 1, ended.began, ended.ended, ended.failure)
+                yield replace(died, printed=ended.printed)
                 if self._lease.surrendered:  # its time box is over: the rest returns
                     self._lease.surrender_from(c + 1)
                     return
@@ -269,6 +271,7 @@ class IsolatedChild:
         """Execute a piece, which begins at offset `first` of its batch."""
         name, data = code
         self._child.cursor[OFFSET] = -1.0
+        self._child.cursor[LENGTH] = 0.0
         piece = replace(piece, version=name, code="", seconds=float("inf"))
         memory = self._share * (site.memory_limit or machine_memory())
         guard = ChildGuard(self._child, lease, first, piece.terms.timeout, memory)
