@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
+from time import monotonic
 from typing import Any, Generic, Literal, TypeVar
 
 from atomizer_dask.display import markup
@@ -207,16 +208,17 @@ class Stream(Generic[T]):
         EOFError
             When the stream is closed and empty.
         """
-
-        def take() -> list[T] | None:
-            if not self._items and self._closed:
-                raise EOFError("the stream is closed and has been read to its end")
-            return [self._items.popleft()] if self._items else None
-
-        taken = wait_for(self._changed, take, timeout)
-        if taken is None:
-            raise TimeoutError(f"nothing was put on the stream within {timeout} s")
-        return taken[0]
+        until = None if timeout is None else monotonic() + timeout
+        while True:
+            left = None if until is None else max(0.0, until - monotonic())
+            # Taken afterwards: a handler of a signal that raises at the end of the wait loses none.
+            if not wait_for(self._changed, lambda: self._items or self._closed, left):
+                raise TimeoutError(f"nothing was put on the stream within {timeout} s")
+            with self._changed:
+                if self._items:
+                    return self._items.popleft()
+                if self._closed:
+                    raise EOFError("the stream is closed and has been read to its end")
 
     def subscribe(self, function: Callable[[T], object]) -> Stream[T]:
         """Have a function called with each item, in a thread of its own, and return the stream.

@@ -12,6 +12,7 @@ the kernel may give the signal to any thread. So a wait has two dangers:
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -63,10 +64,13 @@ def holding_signals() -> Iterator[None]:
     all_handlers = {number: signal.getsignal(number) for number in SIGNALS}
     handlers = {number: handler for number, handler in all_handlers.items() if callable(handler)}
     noted: dict[int, None] = {}
+    process = os.getpid()
     is_over = False
 
     def note(number: int, frame: FrameType | None) -> None:
-        if is_over:  # a handler raised before this one was put back
+        # A handler raised before this one was put back; or a thread has forked, as a pool of
+        # processes does, which is ended by a signal: this thread goes on in the parent alone.
+        if is_over or os.getpid() != process:
             signal.signal(number, handlers[number])
             handlers[number](number, frame)
         else:
@@ -79,7 +83,8 @@ def holding_signals() -> Iterator[None]:
     finally:
         is_over = True
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is note:  # else a handler has put in one of its own
+                signal.signal(number, handler)
         _raise_again(list(noted))
 
 

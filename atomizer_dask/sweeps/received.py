@@ -89,6 +89,7 @@ def _repeats(arrays: list[np.ndarray]) -> bool:
     first = arrays[0]
     return (
         first.nbytes >= LARGE_BYTES
+        and not first.dtype.hasobject
         and len(set(map(id, arrays))) < len(arrays)
         and len({(each.shape, each.dtype) for each in arrays}) == 1
     )

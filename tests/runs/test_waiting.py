@@ -12,11 +12,12 @@ import threading
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from atomizer_dask import Atomizer, MemoryConductor, Run, atom, grid, interruptible
+from atomizer_dask.events import Stream
 
 SCRIPT = """
     import sys, time
@@ -237,6 +238,76 @@ def test_no_interrupt_breaks_a_wait_or_leaves_a_lock_held(make, monkeypatch):
             assert thread.submit(is_free).result(10)
     assert instructions > 100
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@contextmanager
+def handled(number, handler):
+    """Have a signal handled meanwhile."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def test_processes_forked_during_a_wait_heed_signals():
+    """As a pool of processes does, which is ended by SIGTERM."""
+
+    def forked():
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with handled(signal.SIGTERM, lambda *_: os._exit(7)), interruptible.holding_signals():
+        assert forked() == 7
+
+
+def test_what_a_handler_puts_in_place_of_another_stays():
+    def theirs(*_):
+        pass
+
+    with handled(signal.SIGALRM, signal.default_int_handler):
+        with interruptible.holding_signals():
+            signal.signal(signal.SIGALRM, theirs)
+        assert signal.getsignal(signal.SIGALRM) is theirs
+
+
+def test_a_handler_that_raises_at_the_end_of_a_wait_loses_nothing_of_a_stream():
+    class LateError(Exception):
+        pass
+
+    def late(*_):
+        raise LateError
+
+    stream, seen = Stream(10), []
+    stream.put("item")
+    stream._changed = Raising(stream._changed)
+    with handled(signal.SIGALRM, late):
+        while not seen:
+            with suppress(LateError):
+                seen.append(stream.get(1))
+    assert seen == ["item"]
+
+
+class Raising:
+    """A condition, during whose first use an alarm goes off."""
+
+    def __init__(self, condition):
+        self.condition, self.is_first = condition, True
+
+    def __enter__(self):
+        if self.is_first:
+            self.is_first = False
+            signal.raise_signal(signal.SIGALRM)
+        return self.condition.__enter__()
+
+    def __exit__(self, *error):
+        return self.condition.__exit__(*error)
+
+    def __getattr__(self, name):
+        return getattr(self.condition, name)
 
 
 class Terminal(io.TextIOWrapper):

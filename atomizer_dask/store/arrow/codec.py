@@ -84,12 +84,7 @@ def _encode(values: Any, allow_pickle: bool) -> EncodedColumn:
     if values.ndim > 1:
         return _encode_rows(values, allow_pickle)
     if dtype.kind == "O":
-        if (records := _records(values)) is not None:
-            array, note = encode(records)
-            return EncodedColumn(array, {**note, "cells": True})
         return object_columns.encode(values.tolist(), allow_pickle=allow_pickle)
-    if dtype.kind == "V" and dtype.itemsize and not dtype.hasobject:
-        return numpy_columns.encode_records(values)
     if dtype.kind == "T" or (dtype.kind == "V" and not allow_pickle):
         raise refusal(range(len(values)), list(values[:1]), repr(dtype))
     if dtype.kind == "V":
@@ -97,14 +92,6 @@ def _encode(values: Any, allow_pickle: bool) -> EncodedColumn:
             object_columns.pickled(list(values)), {**object_columns.PICKLE, "stack": str(dtype)}
         )
     return numpy_columns.encode(values)
-
-
-def _records(values: np.ndarray) -> np.ndarray | None:
-    """Return objects that all are elements of structured arrays of one dtype as one array."""
-    if set(map(type, values)) != {np.void} or len({value.dtype for value in values}) > 1:
-        return None
-    dtype = values[0].dtype
-    return np.array(list(values), dtype) if dtype.itemsize and not dtype.hasobject else None
 
 
 def _encode_rows(values: np.ndarray, allow_pickle: bool) -> EncodedColumn:
@@ -166,9 +153,6 @@ def decode(array: Array, note: Mapping[str, Any], *, allow_pickle: bool = False)
         return cast(Values, pandas_columns.decode(array, note, allow_pickle=allow_pickle))
     if "shape" in note:
         return _decode_rows(array, dict(note), allow_pickle)
-    if "fields" in note:
-        records = numpy_columns.decode_records(array, note["fields"])
-        return as_objects(list(records)) if note.get("cells") else records
     if "form" not in note and "dtype" in note:
         return numpy_columns.decode(array, np.dtype(note["dtype"]))
     if "form" not in note and np.dtype(array.type.to_pandas_dtype()) != object:

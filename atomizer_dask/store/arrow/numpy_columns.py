@@ -55,53 +55,10 @@ def _array(values: np.ndarray) -> pa.Array:
             ) from None
     if kind in "mM":
         return _array_of_times(values)
-    return _array_of_bytes(values)  # long doubles: Arrow has none
-
-
-def _array_of_bytes(values: np.ndarray) -> pa.Array:
-    buffer = pa.py_buffer(values.view(np.uint8))
-    return pa.Array.from_buffers(pa.binary(values.itemsize), len(values), [None, buffer])
-
-
-def encode_records(values: np.ndarray) -> EncodedColumn:
-    """Return a column of a structured dtype as bytes."""
-    return EncodedColumn(
-        _array_of_bytes(np.ascontiguousarray(values)), {"fields": _description(values.dtype)}
+    # Long doubles: Arrow has none.
+    return pa.Array.from_buffers(
+        pa.binary(size), len(values), [None, pa.py_buffer(values.tobytes())]
     )
-
-
-def decode_records(array: Array, fields: Any) -> np.ndarray:
-    """Return the column that `encode_records` was given."""
-    return decode(array, _described(fields))
-
-
-def _description(dtype: np.dtype[Any]) -> Any:
-    """Return a dtype for JSON; NumPy's own `descr` lacks the order and alignment of fields."""
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return [_description(base), list(shape)]
-    if dtype.names is None:
-        return dtype.str
-    fields: list[Any] = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
-    return {
-        "names": list(dtype.names),
-        "formats": [_description(field[0]) for field in fields],
-        "offsets": [field[1] for field in fields],
-        "titles": [field[2] if len(field) > 2 else None for field in fields],
-        "itemsize": dtype.itemsize,
-        "aligned": dtype.isalignedstruct,
-    }
-
-
-def _described(fields: Any) -> np.dtype[Any]:
-    if isinstance(fields, str):
-        return np.dtype(fields)
-    if isinstance(fields, list):
-        base, shape = fields
-        return np.dtype((_described(base), tuple(shape)))
-    spec: Any = {**fields, "formats": [_described(field) for field in fields["formats"]]}
-    found: np.dtype[Any] = np.dtype(spec)
-    return found
 
 
 def _array_of_times(values: np.ndarray) -> pa.Array:
@@ -132,8 +89,7 @@ def decode(array: Array, dtype: np.dtype[Any] | None = None) -> np.ndarray:
     if pa.types.is_fixed_size_list(array.type):
         return decode(array.flatten()).view(dtype)
     if pa.types.is_fixed_size_binary(array.type):
-        data, begin = array.buffers()[1], array.offset * dtype.itemsize
-        return np.frombuffer(data, dtype, len(array), begin) if data else np.empty(0, dtype)
+        return np.frombuffer(b"".join(array.to_pylist()), dtype)
     if dtype.kind in "US":
         return np.array(array.to_pylist(), dtype)
     if pa.types.is_integer(array.type):
