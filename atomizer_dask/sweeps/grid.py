@@ -80,7 +80,10 @@ class Grid(Sweep):
 
     def as_arrays(self) -> Grid:  # noqa: D102
         converted = copy(self)
-        converted._sent = {name: as_array(values) for name, values in self._axes.items()}
+        converted._sent = {
+            name: np.stack(list(axis.shown)) if axis.repeats else as_array(axis.shown)
+            for name, axis in self.given.items()
+        }
         converted._scalars = frozenset()
         return converted
 

@@ -159,4 +159,6 @@ def _is_large(value: Any) -> bool:
 
 
 def _shown(values: list[Any]) -> Values:
-    return as_objects(values) if all(map(_is_large, values)) else of_list(values).shown
+    # Those that another process has drawn can be changed: the frame is given copies.
+    is_shared = all(_is_large(value) and not value.flags.writeable for value in values)
+    return as_objects(values) if is_shared else of_list(values).shown

@@ -70,6 +70,11 @@ def test_vectorised_atoms_are_given_a_stack(make, table, atomizer):
     assert frame["result"].tolist() == [0.5 + i for i in range(ROWS)]
 
 
+def test_vectorised_atoms_are_given_a_stack_of_an_axis_too(table, atomizer):
+    run = atomizer.map(first_of, grid(i=range(2), table=[table, table])).wait(SECONDS)
+    assert run.to_frame()["result"].tolist() == [0.5, 0.5, 1.5, 1.5]
+
+
 def test_several_arrays_each_lie_once_in_the_frame(atomizer):
     one, other = np.zeros(ITEMS), np.ones(ITEMS)
     run = atomizer.map(writes, zipped(i=range(6), table=[one, other] * 3)).wait(SECONDS)
