@@ -108,6 +108,7 @@ def start(
         check_no_futures(sweep, fixed_of(definition), "which a store cannot keep")
     run_id = f"{name or definition.id.rpartition('.')[2]}-{new_id()}"
     if storing.store is not None:
+        sweep = sweep.for_store()
         return _start_in_store(host, conductor, run_id, definition, sweep, seed, options, storing)
     if definition.vectorized:
         sweep = sweep.as_arrays()

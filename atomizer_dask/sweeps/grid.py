@@ -12,7 +12,7 @@ import numpy as np
 from atomizer_dask.display.completion import offers
 from atomizer_dask.sweeps.columns import Values, bytes_within, loop_values, size_of
 from atomizer_dask.sweeps.inputs import Columns, GridSlice, as_array, shared_cells, take
-from atomizer_dask.sweeps.received import Given
+from atomizer_dask.sweeps.received import Given, stacked
 from atomizer_dask.sweeps.sweep import Sweep
 
 
@@ -77,6 +77,10 @@ class Grid(Sweep):
 
     def _shape_text(self) -> str:
         return " x ".join(f"{size:,}" for size in self.shape) if len(self.shape) > 1 else ""
+
+    def for_store(self) -> Grid:  # noqa: D102
+        columns = {name: stacked(column) for name, column in self.given.items()}
+        return Grid(columns, is_as_given=self.is_as_given)
 
     def as_arrays(self) -> Grid:  # noqa: D102
         converted = copy(self)

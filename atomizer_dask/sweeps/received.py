@@ -50,6 +50,11 @@ class Given:
         return "series" if self.shown is self.values else "list"
 
 
+def stacked(column: Given) -> Given:
+    """Return a column with repeated arrays in one array, as a store holds and compares it."""
+    return of_array(np.stack(list(column.values))) if column.repeats else column
+
+
 def restored(values: Values, form: Form) -> Given:
     """Return a column from the values and the form that a store kept."""
     if form == "array":

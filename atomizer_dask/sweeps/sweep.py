@@ -70,6 +70,10 @@ class Sweep(ABC):
         """
         return self
 
+    def for_store(self) -> Sweep:
+        """Return it with columns as a store holds them."""
+        return self
+
     def constants(self, least: int) -> dict[str, Any]:
         """Return the values of at least so many bytes that are an input of all electrons, by name.
 

@@ -11,7 +11,7 @@ import numpy as np
 from atomizer_dask.errors import InvalidSweepError
 from atomizer_dask.sweeps.columns import Values, size_of
 from atomizer_dask.sweeps.inputs import Columns, as_array, take
-from atomizer_dask.sweeps.received import Given
+from atomizer_dask.sweeps.received import Given, stacked
 from atomizer_dask.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ class Table(Sweep):
     def _shape_text(self) -> str:
         index = self.index
         return "" if index is None else f"with an index of {index.dtype}"
+
+    def for_store(self) -> Table:  # noqa: D102
+        columns = {name: stacked(column) for name, column in self.given.items()}
+        return Table(columns, self._frame, is_as_given=self.is_as_given)
 
     def as_arrays(self) -> Table:  # noqa: D102
         converted = copy(self)

@@ -104,6 +104,15 @@ def test_a_store_gives_the_same_sweep_back(make, table, atomizer, tmp_path):
     assert all(np.array_equal(one, table) for one in stored["table"])
 
 
+def test_the_same_sweep_again_writes_no_file(table, atomizer, tmp_path):
+    def files():
+        run = atomizer.map(writes, as_zipped(table), store=tmp_path / "run").wait(SECONDS)
+        assert run.state == "finished"
+        return sorted(path.name for path in (tmp_path / "run" / "sweep").iterdir())
+
+    assert files() == files() == files()
+
+
 def test_large_inputs_that_differ_are_not_copied_for_the_frame(atomizer):
     arrays = [np.full(ITEMS, float(i)) for i in range(4)]
     run = atomizer.map(writes, grid(i=[1], table=arrays)).wait(SECONDS)
